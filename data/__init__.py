@@ -1,0 +1,1 @@
+"""Reading WebDataset shards into training batches; imports nothing from `ldm`."""

@@ -1,0 +1,56 @@
+"""What can be wrong with data: a whole shard (an error), or one sample (skipped, counted and named)."""
+
+from math import ceil
+from typing import Any
+
+
+class ShardError(ValueError):
+    """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason."""
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used. `kind` is a short constant phrase to count by; the message says what was seen."""
+
+    def __init__(self, kind: str, detail: str = ""):
+        super().__init__(detail or kind)
+        self.kind = kind
+
+
+class TooManyBadSamples(ValueError):
+    """More of the data is unusable than `data.max_bad_fraction` allows."""
+
+
+class SkipLog:
+    """The distinct samples that were skipped, and the limit on their number (a share of the data set, rounded up).
+
+    Each process of a run keeps its own and sees only what its ranks' batches bring; nothing is exchanged.
+    """
+
+    def __init__(self, num_samples: int, max_bad_fraction: float):
+        self.allowed = ceil(max_bad_fraction * num_samples)
+        self.num_samples = num_samples
+        self.max_bad_fraction = max_bad_fraction
+        self._by_index: dict[int, dict[str, Any]] = {}
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One row per distinct bad sample: kind, shard, key, index, reason."""
+        return list(self._by_index.values())
+
+    def add(self, records: list[dict[str, Any]]) -> None:
+        """Count new rows; raises TooManyBadSamples beyond the limit."""
+        for record in records:
+            self._by_index.setdefault(record["index"], record)
+        if len(self._by_index) > self.allowed:
+            raise too_many(self.records, self.num_samples, self.max_bad_fraction)
+
+
+def too_many(records: list[dict[str, Any]], num_samples: int, max_bad_fraction: float) -> TooManyBadSamples:
+    """The error with its list (the first 20)."""
+    rows = [f"  {row['kind']}: {row['shard']} {row['key']} ({row['reason']})" for row in records[:20]]
+    more = [f"  ... and {len(records) - 20} more"] if len(records) > 20 else []
+    head = (
+        f"{len(records)} of {num_samples} samples are bad, more than data.max_bad_fraction={max_bad_fraction} allows; "
+        "repair the shards, or raise it to skip them:"
+    )
+    return TooManyBadSamples("\n".join([head, *rows, *more]))

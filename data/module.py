@@ -1,0 +1,207 @@
+"""ShardData: the LightningDataModule that turns shards into batches under a plan; the one place in `data` that knows
+Lightning. A batch is described at `Samples.batch`; its order needs no saved state, only `start(number)`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from data.errors import SkipLog
+from data.fields import Field
+from data.paths import expand
+from data.plan import BatchPlan, Plan, permute
+from data.samples import Samples
+from data.shards import ShardSet
+from data.streams import PassStream, TrainStream
+from data.transforms import Augmentation
+
+
+class ShardData(pl.LightningDataModule):
+    """WebDataset shards as training, validation and statistics batches.
+
+    `batch_size` counts the samples of one optimizer step over all ranks and `accumulation` micro-batches. `fields` maps
+    keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
+    `max_samples` and `validation_samples` keep the first so many. More than ten arguments: each is a key of the YAML.
+    """
+
+    def __init__(
+        self,
+        train: str | Sequence[str],
+        image_size: int,
+        batch_size: int,
+        validation: str | Sequence[str] | None = None,
+        fields: Mapping[str, Field] | None = None,
+        accumulation: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        horizontal_flip_prob: float = 0.0,
+        random_crop: bool = False,
+        max_bad_fraction: float = 0.01,
+        max_samples: int | None = None,
+        validation_samples: int | None = None,
+        memo_samples: int = 0,
+    ):
+        super().__init__()
+        for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
+            if value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1")
+        if not 0 <= horizontal_flip_prob <= 1:
+            raise ValueError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
+        reserved = {"image", "key", "number", "index", "skipped"} & set(fields or {})
+        if reserved:
+            raise ValueError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
+        self.train = train
+        self.validation = validation
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.fields = dict(fields or {})
+        self.accumulation = accumulation
+        self.seed = seed
+        self.num_workers = num_workers
+        self.augmentation = Augmentation(seed, horizontal_flip_prob, random_crop)
+        self.max_bad_fraction = max_bad_fraction
+        self.max_samples = max_samples
+        self.validation_samples = validation_samples
+        self.memo_samples = memo_samples
+        self.start_number = 0
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the shards' headers now, so that a missing or cut shard stops the run before it starts."""
+        self._parts()
+
+    def _parts(self) -> list[Samples]:
+        return [self._train_samples] if self.validation is None else [self._train_samples, self._validation_samples]
+
+    @cached_property
+    def _train_samples(self) -> Samples:
+        return self._open(self.train, "data.train")
+
+    @cached_property
+    def _validation_samples(self) -> Samples:
+        if self.validation is None:
+            raise ValueError("data.validation names no shards; give some, or switch validation off")
+        return self._open(self.validation, "data.validation")
+
+    def _open(self, shards: str | Sequence[str], key: str) -> Samples:
+        return Samples(ShardSet.open(expand(shards, key)), self.image_size, self.fields, self.memo_samples)
+
+    @property
+    def num_train(self) -> int:
+        """Samples in one epoch."""
+        total = len(self._train_samples.shards)
+        return total if self.max_samples is None else min(total, self.max_samples)
+
+    @property
+    def num_validation(self) -> int:
+        """Samples in one validation pass; 0 without validation shards."""
+        if self.validation is None:
+            return 0
+        total = len(self._validation_samples.shards)
+        return total if self.validation_samples is None else min(total, self.validation_samples)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content of all shards."""
+        return sha256("\n".join(part.shards.fingerprint() for part in self._parts()).encode()).hexdigest()
+
+    @property
+    def batch_spec(self) -> dict[str, str]:
+        """What a batch holds, by key, in words."""
+        size = self.image_size
+        own = {"image": f"float32 [B, 3, {size}, {size}]", "key": "list[str]", "number": "int64 [B]"}
+        return {**own, "index": "int64 [B]", **{name: field.yields for name, field in self.fields.items()}}
+
+    @cached_property
+    def _train_skips(self) -> SkipLog:
+        return SkipLog(self.num_train, self.max_bad_fraction)
+
+    @cached_property
+    def _validation_skips(self) -> SkipLog:
+        return SkipLog(self.num_validation, self.max_bad_fraction)
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """The distinct bad samples that this process has met: kind, shard, key, index, reason."""
+        return self._train_skips.records + self._validation_skips.records
+
+    # -- what is read --------------------------------------------------------------------------------------------
+
+    def start(self, number: int) -> None:
+        """Let the next training loader begin with sample `number` of the run; nothing before it is read."""
+        self.start_number = number
+
+    def train_dataloader(self) -> "Batches":
+        """Endless micro-batches for the attached trainer's rank (or for a single process)."""
+        rank, world_size = self._place()
+        return self.train_loader(self.start_number, rank, world_size)
+
+    def train_loader(self, start: int = 0, rank: int = 0, world_size: int = 1) -> "Batches":
+        """Endless micro-batches of one rank from sample number `start` on."""
+        plan = Plan(self.num_train, self.seed)
+        share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
+        stream = TrainStream(self._train_samples, plan, share, self.augmentation, self.max_bad_fraction)
+        return Batches(stream, self.num_workers, self._train_skips)
+
+    def validation_loader(self, rank: int = 0, world_size: int = 1, batch_size: int | None = None) -> "Batches":
+        """Each validation sample once over all ranks, in index order; ranks may differ by one sample.
+
+        `batch_size` is the rank's own; by default that of its micro-batches in training.
+        """
+        indices = np.arange(self.num_validation)[rank::world_size]
+        return self._pass(self._validation_samples, indices, batch_size, world_size, self._validation_skips)
+
+    def statistics_loader(
+        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None
+    ) -> "Batches":
+        """Each training sample once over all ranks, unaugmented, in a fixed random order (of which the first
+        `num_samples` are a fair sample).
+        """
+        count = self.num_train if num_samples is None else min(num_samples, self.num_train)
+        indices = permute(np.arange(count), self.num_train, "statistics")[rank::world_size]
+        return self._pass(self._train_samples, indices, batch_size, world_size, self._train_skips)
+
+    def _pass(
+        self, samples: Samples, indices: np.ndarray, batch_size: int | None, world_size: int, skips: SkipLog
+    ) -> "Batches":
+        if batch_size is None:
+            batch_size = max(1, self.batch_size // (world_size * self.accumulation))
+        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips)
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class Batches:
+    """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
+
+    def __init__(self, stream: TrainStream | PassStream, num_workers: int, skips: SkipLog):
+        # a generator of its own: a loader that starts would otherwise advance torch's global one
+        generator = torch.Generator()
+        self.loader = DataLoader(
+            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator
+        )
+        self.skips = skips
+
+    def __len__(self) -> int:
+        """Number of batches of a pass; TypeError for an endless stream, as torch's loaders do."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            self.skips.add(batch["skipped"])
+            yield batch
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The stream's batches are tensors already."""
+    return batch

@@ -1,0 +1,47 @@
+"""Writing shards: byte-for-byte reproducible tars by webdataset's writer, and the manifest that lists them.
+
+Does not choose what goes into a shard, and never leaves a half-written file under its final name.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import webdataset as wds
+
+MANIFEST = "manifest.json"
+
+
+def write_shard(path: Path, samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write samples (`__key__` and bytes per extension) to one tar; returns its row of the manifest.
+
+    Owner, mode and time are fixed, so the same samples give the same bytes.
+    """
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with open(partial, "wb") as file:
+        # an open file, not a name: webdataset would run a name that begins with "pipe:"
+        with wds.TarWriter(file, encoder=False, user="ldm", group="ldm", mtime=0) as tar:
+            for sample in samples:
+                tar.write(sample)
+                count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return {"name": path.name, "samples": count, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `manifest.json` beside its shards."""
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Latent diffusion: autoencoders, diffusion models in their latent space, and expert denoisers."""

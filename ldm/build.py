@@ -1,0 +1,110 @@
+"""The one page where parts meet: a resolved tree becomes objects, joined by the names of their constructor arguments.
+
+A part is built the first time something asks for it. ``Eps(schedule)`` gets the tree's schedule, a network gets the
+widths of the conditions it will see: facts are derived here or stated once at the tree's root, never written twice.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.conditioners.base import Conditioners, check_network
+from ldm.checkpoint import weights
+from ldm.config import instantiate, load_tree
+from ldm.diffusion.denoiser import Denoiser
+from ldm.first_stage.first_stage import FirstStage, Identity
+from ldm.generate import Sampling
+
+# One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
+GROUPS = (
+    "task autoencoder regularizer reconstruction discriminator network precond schedule noise weighting "
+    "sigmas sampler guidance expert ema data optimizer lr logger"
+).split()
+ROOT_FACTS = ("image_size", "seed", "accumulation", "max_steps")
+
+
+class Parts:
+    """The objects of one resolved tree, built on demand.
+
+    ``parts["denoiser"]`` builds the network, its preconditioning and whatever those ask for.
+    """
+
+    def __init__(self, tree: dict[str, Any], **given: Any):
+        self.tree = tree
+        self._built: dict[str, Any] = dict(given)
+
+    def __getitem__(self, name: str) -> Any:
+        """The part or fact called `name`. Raises KeyError for a name that is neither."""
+        if name not in self._built:
+            self._built[name] = self._build(name)
+        return self._built[name]
+
+    def _build(self, name: str) -> Any:
+        if name in GROUPS:
+            return instantiate(self.tree.get(name), self.__getitem__, name)
+        if name in ROOT_FACTS:
+            return self.tree[name]
+        if name in FACTS:
+            return FACTS[name](self)
+        raise KeyError(name)
+
+    @cached_property
+    def callbacks(self) -> list[Any]:
+        """The callbacks of the tree, in its order."""
+        return list(instantiate(self.tree["callback"], self.__getitem__, "callback").values())
+
+
+def _conditioner(parts: Parts) -> Conditioners:
+    return Conditioners(instantiate(parts.tree.get("conditioner") or {}, parts.__getitem__, "conditioner"))
+
+
+def _first_stage(parts: Parts) -> Any:
+    path = parts.tree.get("first_stage")
+    return load_first_stage(Path(path)) if path else Identity()
+
+
+def load_first_stage(path: Path) -> FirstStage:
+    """The frozen first stage of an autoencoder's run (or one of its weights files), with its latent statistics.
+
+    Raises ValueError if the run is of another kind, or has not finished and so has no statistics yet.
+    """
+    found = weights.load(path)
+    parts = Parts(load_tree(found.run / "config.yaml"))
+    if not parts.tree.get("autoencoder"):
+        raise ValueError(f"first_stage={path}: not an autoencoder's run")
+    if "latent" not in found.metadata:
+        raise ValueError(
+            f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)"
+        )
+    model = nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
+    weights.load_strict(model, found.state, str(found.path))
+    mean, std = (torch.tensor(found.metadata["latent"][name]) for name in ("mean", "std"))
+    return FirstStage(parts["autoencoder"], parts["regularizer"], mean, std, found.digest)
+
+
+def _sampling(parts: Parts) -> Sampling:
+    return Sampling(parts["sampler"], parts["sigmas"], parts["guidance"], parts["schedule"])
+
+
+def _denoiser(parts: Parts) -> Denoiser:
+    network = parts["network"]
+    check_network(network, parts["conditioner"])
+    return Denoiser(network, parts["precond"])
+
+
+FACTS = {
+    "conditioner": _conditioner,
+    "first_stage": _first_stage,
+    "denoiser": _denoiser,
+    "sampling": _sampling,
+    "in_channels": lambda parts: parts["first_stage"].spec.channels,
+    "out_channels": lambda parts: parts["first_stage"].spec.channels,
+    "tokens_width": lambda parts: parts["conditioner"].widths()["tokens_width"],
+    "vector_width": lambda parts: parts["conditioner"].widths()["vector_width"],
+    "concat_channels": lambda parts: parts["conditioner"].widths()["concat_channels"],
+    "moment_channels": lambda parts: parts["regularizer"].moment_channels,
+    "latent_channels": lambda parts: parts["regularizer"].latent_channels,
+}

@@ -1,0 +1,101 @@
+"""Weights for use: ``weights/step_00001000.{ema,raw}.safetensors`` and a JSON beside them with what they are.
+
+The JSON carries the sha256 of each file and, for a first stage, its latent statistics, so that weights never travel
+without the numbers needed to use them.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ldm.files import replace, sha256, write_json
+
+PATTERN = re.compile(r"step_(\d{8,})\.json")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One state dict with the run it belongs to. `digest` is the file's sha256, `metadata` the JSON beside it."""
+
+    run: Path
+    path: Path
+    state: dict[str, torch.Tensor]
+    digest: str
+    metadata: dict[str, Any]
+
+
+def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:
+    """Write one safetensors file per kind (``ema``, ``raw``), then the JSON that makes them a set."""
+    digests = {}
+    for kind, state in states.items():
+        path = folder / f"step_{step:08d}.{kind}.safetensors"
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        replace(path, lambda temporary, plain=plain: save_file(plain, temporary))
+        digests[kind] = sha256(path)
+    write_json(folder / f"step_{step:08d}.json", {"step": step, "sha256": digests, **metadata})
+
+
+def amend(folder: Path, metadata: dict[str, Any]) -> None:
+    """Add facts to the newest set's JSON."""
+    description = _sets(folder)[0]
+    write_json(description, {**json.loads(description.read_text()), **metadata})
+
+
+def retain(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` sets of weights."""
+    for description in _sets(folder)[keep:]:
+        description.unlink()
+        for path in folder.glob(f"{description.stem}.*.safetensors"):
+            path.unlink()
+
+
+def load(path: Path, kind: str = "ema") -> Weights:
+    """Newest weights of a run folder, or one given ``.safetensors`` file; EMA by default, raw where there is no EMA.
+
+    Raises ValueError if there are none or the file's hash is not the one recorded.
+    """
+    if path.suffix == ".safetensors":
+        file, description = path, path.with_name(f"{path.name.split('.')[0]}.json")
+        run = path.parent.parent
+    else:
+        run = path
+        found = _sets(path / "weights")
+        if not found:
+            hint = (
+                "it has not finished a checkpoint yet"
+                if (path / "config.yaml").exists()
+                else "it is not a run's folder"
+            )
+            raise ValueError(f"{path}: no weights found; {hint}")
+        description = found[0]
+        file = description.with_suffix(f".{kind}.safetensors")
+        file = file if file.exists() else description.with_suffix(".raw.safetensors")
+    if not file.exists() or not description.exists():
+        raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
+    metadata = json.loads(description.read_text())
+    digest = sha256(file)
+    if metadata["sha256"].get(file.name.split(".")[1]) != digest:
+        raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
+    return Weights(run, file, load_file(file), digest, metadata)
+
+
+def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load `state` into `module`, every key and shape. Raises ValueError naming what does not fit."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in own.keys() & state.keys()
+              if own[n].shape != state[n].shape]  # fmt: skip
+    problems = [f"{len(names)} {what} (first: {names[0]})" for names, what in
+                ((missing, "keys missing"), (extra, "keys too many"), (sorted(shapes), "wrong shapes")) if names]  # fmt: skip
+    if problems:
+        raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
+    module.load_state_dict(state)
+
+
+def _sets(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step_*.json") if PATTERN.fullmatch(p.name)), reverse=True)

@@ -1,0 +1,112 @@
+"""What a conditioner is, and how several become the keywords of one network.
+
+A conditioner turns fields of the batch into one slot: "vector" [B, V], "tokens" [B, N, D] with their mask, or
+"concat" [B, K, h, w]. A dropped sample gets the conditioner's null. Draws are addressed by sample number.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.draws import uniform
+
+Batch = Mapping[str, Any]
+SLOTS = ("vector", "tokens", "concat")
+
+
+class Conditioner(nn.Module, ABC):
+    """Fields of a batch -> one slot of the network, `width` channels wide; dropped in training with `drop_prob`."""
+
+    def __init__(self, slot: str, width: int, drop_prob: float):
+        super().__init__()
+        if slot not in SLOTS:
+            raise ValueError(f"conditioner slot {slot!r}: must be one of {', '.join(SLOTS)}")
+        if not 0 <= drop_prob <= 1:
+            raise ValueError(f"conditioner drop_prob={drop_prob}: must lie in [0, 1]")
+        self.slot = slot
+        self.width = width
+        self.drop_prob = drop_prob
+
+    @abstractmethod
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        """{slot: tensor} for the batch, the null where drop [B] (bool); tokens may come with "tokens_mask" [B, N].
+
+        A batch whose samples are all dropped need not hold the field.
+        """
+
+
+class Conditioners(nn.Module):
+    """Named conditioners merged by slot: vectors along the last dimension, tokens in length, concats along channels."""
+
+    def __init__(self, conditioners: Mapping[str, Conditioner] | None = None):
+        super().__init__()
+        self.parts = nn.ModuleDict(conditioners)
+        self.register_buffer("_where", torch.empty(0), persistent=False)  # follows .to(device)
+        by_width = {conditioner.width: name for name, conditioner in self.parts.items() if conditioner.slot == "tokens"}
+        if len(by_width) > 1:
+            named = ", ".join(f"{name} has {width}" for width, name in by_width.items())
+            raise ValueError(f"conditioner: tokens are joined along their length and must be of equal width; {named}")
+
+    def widths(self) -> dict[str, int]:
+        """What the network must take: tokens_width, vector_width, concat_channels; 0 where there is none."""
+        widths = {slot: [c.width for c in self.parts.values() if c.slot == slot] for slot in SLOTS}
+        return {
+            "tokens_width": max(widths["tokens"], default=0),
+            "vector_width": sum(widths["vector"]),
+            "concat_channels": sum(widths["concat"]),
+        }
+
+    def draw_drop(self, seed: int, numbers: Tensor) -> dict[str, Tensor]:
+        """Which samples lose which condition, addressed by sample numbers [B] -> {name: bool [B]}."""
+        return {
+            name: uniform(seed, f"drop {name}", numbers)[:, 0] < conditioner.drop_prob
+            for name, conditioner in self.parts.items()
+        }
+
+    def drop_none(self, num_samples: int) -> dict[str, Tensor]:
+        """Every condition kept."""
+        return {name: torch.zeros(num_samples, dtype=torch.bool, device=self._where.device) for name in self.parts}
+
+    def drop_all(self, num_samples: int) -> dict[str, Tensor]:
+        """Every condition replaced by its null."""
+        return {name: ~kept for name, kept in self.drop_none(num_samples).items()}
+
+    def forward(self, batch: Batch, *, drop: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The network's keywords for a batch; `drop` as given by draw_drop, drop_none or drop_all."""
+        parts: dict[str, list[Tensor]] = {}
+        for name, conditioner in self.parts.items():
+            given = conditioner(batch, drop[name])
+            if conditioner.slot == "tokens":
+                given = {"tokens_mask": _all_real(given["tokens"]), **given}
+            for key, value in given.items():
+                parts.setdefault(key, []).append(value)
+        along = {"vector": -1, "tokens": 1, "tokens_mask": 1, "concat": 1}
+        return {key: torch.cat(values, dim=along[key]) for key, values in parts.items()}
+
+
+def _all_real(tokens: Tensor) -> Tensor:
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
+def field(batch: Batch, key: str, asked_by: str) -> Any:
+    """A field of the batch. Raises ValueError naming the conditioner that asks for a missing one."""
+    if key not in batch:
+        raise ValueError(f"conditioner {asked_by} needs {key!r} in every sample; the batch has {', '.join(batch)}")
+    return batch[key]
+
+
+def check_network(network: nn.Module, conditioners: Conditioners) -> None:
+    """Raise ValueError if the network's forward does not declare the keyword of a condition, naming both."""
+    declared = inspect.signature(network.forward).parameters
+    for name, conditioner in conditioners.parts.items():
+        needed = [conditioner.slot, *(["tokens_mask"] if conditioner.slot == "tokens" else [])]
+        missing = [key for key in needed if key not in declared]
+        if missing:
+            raise ValueError(
+                f"conditioner.{name} gives {' and '.join(missing)}, which network {type(network).__name__} "
+                "does not take: leave the conditioner out or choose another network"
+            )

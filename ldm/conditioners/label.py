@@ -1,0 +1,33 @@
+"""Class labels as a learned embedding."""
+
+from torch import Tensor, nn
+
+from ldm.conditioners.base import Batch, Conditioner, field
+
+
+class Label(Conditioner):
+    """batch["label"] [B] in [0, num_classes) -> a vector [B, width], or one token [B, 1, width].
+
+    The last row of the embedding is the null. One token of width 512 is how the published ImageNet models see a class.
+    """
+
+    def __init__(self, num_classes: int, width: int = 512, slot: str = "tokens", drop_prob: float = 0.1):
+        super().__init__(slot, width, drop_prob)
+        shapes = {"vector": (width,), "tokens": (1, width)}
+        if slot not in shapes:
+            raise ValueError(f"conditioner.label.slot={slot!r}: must be one of {', '.join(shapes)}")
+        self.num_classes = num_classes
+        self.shape = shapes[slot]
+        self.embedding = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        label = drop.long() * self.num_classes
+        if not drop.all():
+            given = field(batch, "label", "label").to(drop.device)
+            if given.min() < 0 or given.max() >= self.num_classes:
+                raise ValueError(
+                    f"label {given.min().item()}..{given.max().item()}: "
+                    f"conditioner.label.num_classes={self.num_classes} asks for 0..{self.num_classes - 1}"
+                )
+            label = given.where(~drop, label)
+        return {self.slot: self.embedding(label).view(-1, *self.shape)}

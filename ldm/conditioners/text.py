@@ -1,0 +1,120 @@
+"""Captions as the tokens of a frozen text encoder (cross-attention, arXiv 2112.10752, section 3.3)."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.networks.layers import Frozen
+from ldm.networks.pretrained import locate
+
+log = logging.getLogger(__name__)
+
+
+class TextEncoder(nn.Module):
+    """A Hugging Face encoder with its tokenizer: captions -> `max_tokens` tokens each, `width` wide.
+
+    `model(input_ids, attention_mask).last_hidden_state` is used; `tokenizer` pads and cuts.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: object, max_tokens: int):
+        super().__init__()
+        limit = model.config.max_position_embeddings
+        if not 2 < max_tokens <= limit:
+            raise ValueError(f"conditioner.text.max_tokens={max_tokens}: this encoder takes 3 to {limit}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.width = model.config.hidden_size
+        self.num_cut = 0
+
+    @classmethod
+    def load(cls, folder: Path, max_tokens: int) -> "TextEncoder":
+        """Read model and tokenizer from a local folder; nothing is downloaded."""
+        # Imported here: seconds that only text models pay.
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of reading 0.1 s of weights
+        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens)
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions -> tokens [B, max_tokens, width] in fp32, zero where padded, and mask [B, max_tokens]."""
+        captions = list(captions)
+        self._count_cut(captions)
+        given = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.model.device)
+        with torch.autocast(self.model.device.type, enabled=False):
+            hidden = self.model(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state
+        mask = given.attention_mask.bool()
+        return hidden.float() * mask[..., None], mask
+
+    def _count_cut(self, captions: list[str]) -> None:
+        lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False).input_ids]
+        cut = sum(length > self.max_tokens for length in lengths)
+        before, self.num_cut = self.num_cut, self.num_cut + cut
+        if cut and self.num_cut.bit_length() > before.bit_length():  # at 1, 2, 4, 8, ...
+            longest = captions[lengths.index(max(lengths))]
+            log.warning(
+                "%d captions so far are longer than conditioner.text.max_tokens=%d and were cut, such as %r",
+                self.num_cut,
+                self.max_tokens,
+                longest[:80],
+            )
+
+
+class TextTokens(Conditioner):
+    """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is the encoding of ''.
+
+    The encoder is frozen and not saved. With `memo_captions` > 0 captions are encoded one at a time, so that an
+    embedding depends on its caption only and not on its batch, and the first so many are kept in memory.
+    """
+
+    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0):
+        super().__init__("tokens", encoder.width, drop_prob)
+        self._encoder = Frozen(encoder)
+        self.memo_captions = memo_captions
+        self._memo: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        captions = [""] * len(drop)
+        if not drop.all():
+            given = field(batch, "caption", "text")
+            captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
+        tokens, mask = self._encode(captions, drop.device)
+        return {"tokens": tokens, "tokens_mask": mask}
+
+    def _encode(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        encoder = self._encoder.on(device)
+        if not self.memo_captions:
+            return encoder(captions)
+        new = {}
+        for caption in dict.fromkeys(captions):
+            if caption not in self._memo:
+                tokens, mask = encoder([caption])
+                new[caption] = (tokens[0].cpu(), mask[0].cpu())
+        pairs = [new.get(caption) or self._memo[caption] for caption in captions]
+        room = self.memo_captions - len(self._memo)
+        self._memo.update(list(new.items())[: max(room, 0)])
+        tokens, mask = (torch.stack(values).to(device) for values in zip(*pairs, strict=True))
+        return tokens, mask
+
+
+def text_tokens(
+    model: str = "minilm",
+    path: str | None = None,
+    max_tokens: int = 16,
+    drop_prob: float = 0.1,
+    memo_captions: int = 0,
+) -> TextTokens:
+    """Text conditioning by a frozen encoder: a fetched one by name, or `path`, the folder of any Hugging Face one."""
+    folder = Path(path).expanduser() if path is not None else locate(model)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"conditioner.text.path={folder}: no encoder there (a folder with config.json and weights)")
+    return TextTokens(TextEncoder.load(folder, max_tokens), drop_prob, memo_captions)

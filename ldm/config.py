@@ -1,0 +1,326 @@
+"""Configuration: compose the Hydra tree, bind every key to its constructor, instantiate allow-listed targets.
+
+From here on a tree is a plain resolved ``dict``: nothing below this module has heard of YAML, Hydra or OmegaConf.
+What may be instantiated is exactly what the leaf files in ``conf/`` name, and only if it is ours, an optimizer,
+a scheduler or Lightning's Trainer; nothing else, whatever a command line or a checkpoint's tree says.
+"""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import itertools
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
+
+# Taken from the command line as text, character by character, before Hydra's grammar sees it.
+LITERAL = frozenset(
+    "prompt negative_prompt prompts first_stage branch model run runs_dir out source checkpoint data.train "
+    "data.validation".split()
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Command line -> tree
+
+
+def compose(config_name: str, arguments: list[str]) -> dict[str, Any]:
+    """The resolved and validated tree of ``conf/<config_name>.yaml`` under `arguments` (``key=value`` words).
+
+    Raises ValueError with the offending key and the nearest valid one.
+    """
+    literal, overrides = split_literal(arguments)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            config = hydra_compose(config_name, overrides)
+            tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(_explain(error, config_name, overrides)) from error
+    for key, text in literal.items():
+        _set_existing(tree, key, text)
+    validate(tree)
+    return tree
+
+
+def split_literal(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate ``prompt=...`` and path keys, whose text is literal, from the overrides Hydra parses."""
+    literal, overrides = {}, []
+    for argument in arguments:
+        key, separator, text = argument.partition("=")
+        if key in LITERAL and separator and text != "null":
+            literal[key] = text
+        else:
+            overrides.append(argument)
+    return literal, overrides
+
+
+def expand_sweep(arguments: list[str]) -> list[tuple[list[str], list[str]]]:
+    """Jobs of a multirun: the product over comma-separated values, each as (its arguments, its swept overrides)."""
+    literal, overrides = split_literal(arguments)
+    fixed = [f"{key}={text}" for key, text in literal.items()]
+    choices = []
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ValueError(f"cannot read the command line: {_first_line(error)}") from error
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.is_sweep_override():
+            name = override.get_key_element()
+            choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
+        else:
+            fixed.append(text)
+    return [([*fixed, *swept], list(swept)) for swept in itertools.product(*choices)]
+
+
+def run_name(arguments: list[str], swept: list[str] = ()) -> str:
+    """Default run name: the experiment, the expert's node, the sweep's overrides; one name per job of a sweep.
+
+    >>> run_name(["experiment=quickstart/expert", "expert.node=[1,1]"])
+    'quickstart-expert-1-1'
+    """
+    values = dict(argument.partition("=")[::2] for argument in arguments)
+    name = values.get("experiment", "run")
+    node = re.findall(r"\d+", values.get("expert.node", ""))
+    hole = re.findall(r"\d+", values.get("expert.exclude", ""))
+    words = [name, *node, *(["not", *hole] if hole else [])]
+    for override in swept:
+        key, _, value = override.partition("=")
+        group_choice = (CONF / key).is_dir()
+        words.append(value if group_choice else f"{key.rsplit('.', 1)[-1]}_{value}")
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(words)).strip("-")
+
+
+def _set_existing(tree: dict, dotted: str, value: str) -> None:
+    *parents, last = dotted.split(".")
+    node = tree
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        raise ValueError(f"{dotted}: this command has no such key{_nearest(dotted, _leaves(tree))}")
+    node[last] = value
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _nearest(name: str, names: typing.Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if not str(key).startswith("_"):
+                yield f"{prefix}{key}"
+                yield from _leaves(value, f"{prefix}{key}.")
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and their options, from the folders of ``conf/``."""
+    options: dict[str, list[str]] = {}
+    for path in sorted(CONF.rglob("*.yaml")):
+        group, *rest = path.relative_to(CONF).with_suffix("").parts
+        if rest:
+            options.setdefault(group, []).append("/".join(rest))
+    return options
+
+
+def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
+    """One line that names the wrong key and the way out, for whatever Hydra raised."""
+    known_groups = groups()
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as syntax:
+        return (
+            f"cannot read the command line: {_first_line(syntax)} (quote values with special characters: 'key=\"a b\"')"
+        )
+    selections = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group in known_groups]
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if override.is_add() and key == "experiment":
+            return "write experiment=NAME without the +: the key exists already"
+        if key in known_groups and isinstance(value, str) and value not in known_groups[key]:
+            options = known_groups[key]
+            return f"{key}={value}: no such option{_nearest(value, options)} (there are: {', '.join(options)})"
+    with contextlib.suppress(HydraException, OmegaConfBaseException):
+        names = list(_leaves(OmegaConf.to_container(hydra_compose(config_name, selections))))
+        for override in parsed:
+            key = override.key_or_group
+            if not override.is_add() and key not in known_groups and key not in names:
+                return f"{key}: no such key{_nearest(key, [*names, *known_groups])}"
+    return _first_line(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tree -> validation
+
+
+@cache
+def registry() -> frozenset[str]:
+    """Every target that may be instantiated: exactly those the leaf files of ``conf/`` name."""
+    texts = (path.read_text() for path in CONF.rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"^\s*_target_:\s*([\w.]+)\s*$", text, re.MULTILINE))
+
+
+def resolve_target(name: str, where: str) -> Callable:
+    """The class or function a ``_target_`` names. Raises ValueError unless it is in the registry and ours."""
+    if name not in registry():
+        raise ValueError(f"{where}._target_={name}: not allowed; only targets named in conf/ can be built")
+    module, _, attribute = name.rpartition(".")
+    target = getattr(importlib.import_module(module), attribute, None)
+    if target is None or not f"{target.__module__}.".startswith(ROOTS):
+        raise ValueError(f"{where}._target_={name}: names nothing that may be built")
+    return target
+
+
+def validate(tree: dict[str, Any]) -> None:
+    """Bind every key of every ``_target_`` to its constructor and check its type, before anything is built."""
+    _validate(tree, "")
+
+
+def _validate(node: Any, where: str) -> None:
+    if isinstance(node, list):
+        for position, item in enumerate(node):
+            _validate(item, f"{where}[{position}]")
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        parameters = _parameters(resolve_target(node["_target_"], where))
+        for key, value in node.items():
+            if key in ("_target_", "_partial_"):
+                continue
+            if key not in parameters:
+                raise ValueError(
+                    f"{where}.{key}: no such key{_nearest(key, parameters)} (takes {', '.join(parameters)})"
+                )
+            annotation = parameters[key].annotation
+            if not (isinstance(value, dict) and "_target_" in value) and not accepts(annotation, value):
+                raise ValueError(f"{where}.{key}={value!r}: expected {_readable(annotation)}")
+    for key, value in node.items():
+        _validate(value, f"{where}.{key}".lstrip("."))
+
+
+def _parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    signature = inspect.signature(target, eval_str=True)
+    plain = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: p for name, p in signature.parameters.items() if p.kind not in plain}
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a plain YAML value fits an annotation; whole numbers fit float, and what is not plain is not judged."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is inspect.Parameter.empty or annotation is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(argument, value) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation in (int, float):
+        allowed = int if annotation is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    if annotation in (str, Path):
+        return isinstance(value, str)
+    container = origin or annotation
+    if isinstance(container, type) and issubclass(container, Mapping):
+        return isinstance(value, dict)
+    if isinstance(container, type) and issubclass(container, (list, tuple, typing.Sequence)):
+        return isinstance(value, list) and all(accepts(arguments[0] if arguments else Any, item) for item in value)
+    return value is not None  # an object: given by a nested _target_, never by a bare value, or injected
+
+
+def _readable(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tree -> objects
+
+
+def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
+    """Build `node`: nested targets first, then its own; a parameter the tree leaves out is asked of `provide` by name.
+
+    `provide(name)` returns the part or fact of that name, or raises KeyError if there is none (the default is used).
+    Raises ValueError for a required parameter that neither the tree nor `provide` gives.
+    """
+    if isinstance(node, list):
+        return [instantiate(item, provide, f"{where}[{position}]") for position, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    built = {k: instantiate(v, provide, f"{where}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return built
+    target = resolve_target(node["_target_"], where)
+    for name, parameter in _parameters(target).items():
+        if name in built or node.get("_partial_"):
+            continue
+        with contextlib.suppress(KeyError):
+            built[name] = provide(name)
+        if built.get(name) is None and parameter.default is inspect.Parameter.empty:
+            hint = f"choose one with {name}=..." if name in groups() else f"set {where}.{name}"
+            raise ValueError(f"{where} ({target.__name__}) needs {name}: {hint}")
+    return partial(target, **built) if node.get("_partial_") else target(**built)
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """The tree as YAML text, as saved in a run's folder."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry."""
+    text = path.read_text()
+    if len(text) > 1_000_000 or re.search(r"(?m)^[^#'\"]*[:\-]\s+[&*]\w", text):
+        raise ValueError(f"{path}: not a run's configuration (too long, or with YAML aliases)")
+    tree = yaml.safe_load(text)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: not a run's configuration")
+    validate(tree)
+    return tree
+
+
+def help_text(config_name: str, usage: str, examples: str) -> str:
+    """What --help prints: usage, examples, the root's shared facts, the groups and their options."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        root = OmegaConf.to_container(hydra_compose(config_name))
+    facts = [f"  {key}={value}" for key, value in root.items() if not isinstance(value, dict) and key not in groups()]
+    defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())["defaults"]
+    named = {key for entry in defaults if isinstance(entry, dict) for key in entry}
+    used = {key: options for key, options in groups().items() if key in named}
+    table = [f"  {group + '=':<16}{', '.join(options)}" for group, options in used.items()]
+    return "\n".join([f"usage: {usage}", "", examples, "", "keys", *facts, "", "groups", *table])
+
+
+def guarded(main: Callable[[list[str]], int]) -> None:
+    """Run an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback."""
+    try:
+        status = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("LDM_TRACEBACK"):
+            raise
+        print(f"error: {error}\n(LDM_TRACEBACK=1 shows where)", file=sys.stderr)
+        status = 2
+    sys.exit(status)

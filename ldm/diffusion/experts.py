@@ -1,0 +1,138 @@
+"""Expert denoisers (eDiff-I, arXiv:2211.01324, section 4.1): intervals of noise, their binary tree, and routing.
+
+Node (level, index) is the index-th of 2^level equally likely intervals of the training noise, lowest noise first. All
+intervals are [sigma_lo, sigma_hi): a cut belongs to the higher-noise side. Together the experts are one denoiser.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.noise import NoiseDistribution, Restricted
+
+Interval = tuple[float, float]
+
+
+def _check_node(*node: int) -> None:
+    if len(node) != 2 or node[0] < 0 or not 0 <= node[1] < 2 ** node[0]:
+        raise ValueError(
+            "expert.node, expert.exclude: a node is [level, index] with level >= 0 and 0 <= index < 2^level, "
+            f"got {list(node)}"
+        )
+
+
+def parent(level: int, index: int) -> tuple[int, int]:
+    """The node whose weights a node starts from."""
+    _check_node(level, index)
+    if level == 0:
+        raise ValueError("expert.node: [0, 0] is the root, the whole of the noise; it has no parent")
+    return level - 1, index >> 1
+
+
+def children(level: int, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The lower-noise and the higher-noise half of a node."""
+    _check_node(level, index)
+    return (level + 1, 2 * index), (level + 1, 2 * index + 1)
+
+
+def node_interval(noise: NoiseDistribution, level: int, index: int) -> Interval:
+    """[sigma_lo, sigma_hi) of a node; the tree spans [0, inf). A discrete noise puts the cuts on its atoms."""
+    _check_node(level, index)
+
+    def cut(number: int) -> float:
+        if number == 0:
+            return 0.0
+        if number == 2**level:
+            return math.inf
+        # Just above the quantile: a discrete cut is the first atom of the higher side, not the last of the lower.
+        u = torch.tensor(number / 2**level, dtype=torch.float64)
+        return noise.icdf(torch.nextafter(u, torch.ones_like(u))).item()
+
+    sigma_lo, sigma_hi = cut(index), cut(index + 1)
+    if not sigma_lo < sigma_hi:
+        raise ValueError(f"expert.node: [{level}, {index}] is empty in this training noise; choose a lower level")
+    return sigma_lo, sigma_hi
+
+
+def subtract(intervals: list[Interval], hole: Interval) -> list[Interval]:
+    """What `intervals` leave when `hole` is taken out."""
+    pieces = []
+    for lo, hi in intervals:
+        pieces += [(lo, min(hi, hole[0])), (max(lo, hole[1]), hi)]
+    return [(lo, hi) for lo, hi in pieces if lo < hi]
+
+
+class Expert:
+    """The part of the noise that one denoiser is for: a node (None: all of it) without the nodes in `exclude`."""
+
+    def __init__(self, node: Sequence[int] | None = None, exclude: Sequence[Sequence[int]] = ()):
+        self.node = (0, 0) if node is None else tuple(node)
+        self.exclude = tuple(tuple(hole) for hole in exclude)
+        for checked in (self.node, *self.exclude):
+            _check_node(*checked)
+
+    def intervals(self, noise: NoiseDistribution) -> list[Interval]:
+        """The intervals of sigma, ascending and disjoint, for the unrestricted training noise."""
+        intervals = [node_interval(noise, *self.node)]
+        for hole in self.exclude:
+            intervals = subtract(intervals, node_interval(noise, *hole))
+        if not intervals:
+            raise ValueError(f"expert.exclude: {list(self.exclude)} leaves nothing of node {list(self.node)}")
+        return intervals
+
+    def restrict(self, noise: NoiseDistribution) -> NoiseDistribution:
+        """The training noise of this expert, given the unrestricted one."""
+        intervals = self.intervals(noise)
+        if intervals == [(0.0, math.inf)]:
+            return noise
+        return Restricted(noise, intervals)
+
+
+def check_cover(interval_sets: Sequence[Sequence[Interval]]) -> None:
+    """Refuse members whose intervals do not tile [0, inf), naming the gap or the overlap."""
+    pieces = sorted((lo, hi, member) for member, intervals in enumerate(interval_sets) for lo, hi in intervals)
+    end, before = 0.0, None
+    for lo, hi, member in pieces:
+        if not lo < hi:
+            raise ValueError(f"members: member {member} has an empty interval, sigma [{lo:.9g}, {hi:.9g})")
+        if lo > end:
+            raise ValueError(f"members: gap, no member is for sigma in [{end:.9g}, {lo:.9g})")
+        if lo < end:
+            overlap = f"sigma in [{lo:.9g}, {min(hi, end):.9g})"
+            raise ValueError(f"members: overlap, members {before} and {member} are both for {overlap}")
+        end, before = hi, member
+    if end < math.inf:
+        raise ValueError(f"members: gap, no member is for sigma in [{end:.9g}, inf)")
+
+
+class ExpertDenoiser(nn.Module):
+    """Several denoisers as one: each evaluation goes to the member whose intervals hold its sigma."""
+
+    def __init__(self, members: Sequence[nn.Module], interval_sets: Sequence[Sequence[Interval]]):
+        super().__init__()
+        if len(members) != len(interval_sets):
+            raise ValueError(f"members: {len(members)} denoisers but {len(interval_sets)} sets of intervals")
+        check_cover(interval_sets)
+        self.members = nn.ModuleList(members)
+        pieces = sorted((lo, member) for member, intervals in enumerate(interval_sets) for lo, _ in intervals)
+        # Sigma comes as fp32: a cut rounds like it, so that a ladder level on a cut still meets the higher-noise side.
+        self._lower = torch.tensor([lo for lo, _ in pieces], dtype=torch.float32).tolist()
+        self._owner = [member for _, member in pieces]
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """x [B, ...], sigma [B], cond {name: [B, ...]} -> x0 [B, ...]; one member call when all of sigma agree."""
+        owners = [self._owner[bisect.bisect_right(self._lower, level) - 1] for level in sigma.float().tolist()]
+        if len(set(owners)) == 1:
+            return self.members[owners[0]](x, sigma, cond)
+        order, parts = [], []
+        for owner in sorted(set(owners)):
+            places = [place for place, member in enumerate(owners) if member == owner]
+            index = torch.tensor(places, device=x.device)
+            parts.append(
+                self.members[owner](x[index], sigma[index], {name: value[index] for name, value in cond.items()})
+            )
+            order += places
+        return torch.cat(parts)[torch.tensor(order, device=x.device).argsort()]

@@ -1,0 +1,120 @@
+"""Samplers: pure functions `(denoise, x, sigmas, *, noise=None) -> x` of `denoise(x, sigma [B]) -> x0`.
+
+They integrate dx/dsigma = (x - D(x, sigma)) / sigma (EDM, equation 3) down any decreasing ladder; a last level of 0 is
+reached by D itself. `noise(step) -> tensor like x` feeds the stochastic ones, the others ignore it. Nothing here knows
+networks, conditions, guidance or experts. x keeps its scale x0 + sigma noise throughout, whatever the process.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoise
+
+Noise = Callable[[int], Tensor]
+
+
+def _steps(sigmas: Tensor) -> Iterator[tuple[float, float]]:
+    """Pairs (sigma, next sigma) of a ladder [n + 1], as exact Python floats."""
+    levels = sigmas.tolist()
+    falls = all(high > low for high, low in itertools.pairwise(levels))
+    if len(levels) < 2 or not falls or levels[-1] < 0 or math.isinf(levels[0]):
+        raise ValueError(
+            f"sigmas: a ladder has at least two finite levels, strictly decreasing, none below 0; got {levels}"
+        )
+    return itertools.pairwise(levels)
+
+
+def _estimate(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
+    return denoise(x, x.new_full((x.shape[0],), sigma))
+
+
+def _move(x0: Tensor, x: Tensor, ratio: float) -> Tensor:
+    """x0 + ratio (x - x0): keeps x's noise direction at ratio times the level; exact at ratio 0 (x0) and 1 (x)."""
+    return torch.lerp(x0, x, ratio)
+
+
+@torch.no_grad()
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """Euler's method, order 1."""
+    for sigma, sigma_next in _steps(sigmas):
+        x = _move(_estimate(denoise, x, sigma), x, sigma_next / sigma)
+    return x
+
+
+@torch.no_grad()
+def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0) -> Tensor:
+    """DDIM (arXiv:2010.02502, equations 12 and 16), in sigma: eta 0 is Euler's method, eta 1 the posterior of DDPM."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: must lie in [0, 1], got {eta:g}")
+    if eta > 0 and noise is None:
+        raise ValueError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
+    for step, (sigma, sigma_next) in enumerate(_steps(sigmas)):
+        added = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)  # fresh noise, standard deviation
+        kept = math.sqrt(sigma_next**2 - added**2)
+        x = _move(_estimate(denoise, x, sigma), x, kept / sigma)
+        if added > 0:
+            x = x + added * noise(step)
+    return x
+
+
+def euler_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 1.0
+) -> Tensor:
+    """Ancestral Euler, as it is known outside DDIM's literature: in sigma the two are the same step."""
+    return ddim(denoise, x, sigmas, noise=noise, eta=eta)
+
+
+def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """DDPM's ancestral sampling with the posterior variance (arXiv:2006.11239, equation 7), on any ladder."""
+    return ddim(denoise, x, sigmas, noise=noise, eta=1.0)
+
+
+@torch.no_grad()
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """Heun's method, order 2, two evaluations a step (EDM, Algorithm 1); Euler into 0."""
+    for sigma, sigma_next in _steps(sigmas):
+        x0 = _estimate(denoise, x, sigma)
+        slope = (x - x0) / sigma
+        x = _move(x0, x, sigma_next / sigma)
+        if sigma_next > 0:
+            slope_next = (x - _estimate(denoise, x, sigma_next)) / sigma_next
+            x = x + (sigma_next - sigma) / 2 * (slope_next - slope)
+    return x
+
+
+@torch.no_grad()
+def kutta3(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """Kutta's method in sigma: order 3, three evaluations, eDiff-I's "3-kutta" (arXiv:2204.13902); Euler into 0."""
+    for sigma, sigma_next in _steps(sigmas):
+        x0 = _estimate(denoise, x, sigma)
+        if sigma_next == 0:
+            return x0
+        step, middle = sigma_next - sigma, (sigma + sigma_next) / 2
+        slope_1 = (x - x0) / sigma
+        x_2 = x + step / 2 * slope_1
+        slope_2 = (x_2 - _estimate(denoise, x_2, middle)) / middle
+        x_3 = x + step * (2 * slope_2 - slope_1)
+        slope_3 = (x_3 - _estimate(denoise, x_3, sigma_next)) / sigma_next
+        x = x + step / 6 * (slope_1 + 4 * slope_2 + slope_3)
+    return x
+
+
+@torch.no_grad()
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """DPM-Solver++(2M): order 2, one evaluation a step (arXiv:2211.01095, Algorithm 2); Euler first and into 0."""
+    x0_before, width_before = None, None
+    for sigma, sigma_next in _steps(sigmas):
+        x0 = _estimate(denoise, x, sigma)
+        if sigma_next == 0:
+            return x0
+        width = math.log(sigma / sigma_next)
+        middle = x0
+        if x0_before is not None:
+            middle = x0 + width / (2 * width_before) * (x0 - x0_before)  # linear in ln(sigma), to the step's middle
+        x = _move(middle, x, sigma_next / sigma)
+        x0_before, width_before = x0, width
+    return x

@@ -1,0 +1,57 @@
+"""Weights w(sigma) of the squared error on x0; every published loss is one of them, whatever the network predicts."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.precond import Precond
+
+
+class Weighting(ABC):
+    """`(sigma [B]) -> w [B]`, positive."""
+
+    @abstractmethod
+    def __call__(self, sigma: Tensor) -> Tensor: ...
+
+
+class Unit(Weighting):
+    """Plain squared error on x0."""
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+
+class Native(Weighting):
+    """1 / c_out^2: plain squared error on what the network predicts (noise, v, velocity, EDM's F)."""
+
+    def __init__(self, precond: Precond):
+        self.precond = precond
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        c_out = self.precond(sigma)[1]
+        return 1 / c_out**2
+
+
+class EDM(Weighting):
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 under any parametrisation (arXiv:2206.00364, Table 1)."""
+
+    def __init__(self, sigma_data: float):
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data: must be positive, got {sigma_data:g}; whitened latents have 1")
+        self.sigma_data = sigma_data
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma**2 + 1 / self.sigma_data**2
+
+
+class MinSNR(Weighting):
+    """min(SNR, gamma) with SNR = 1 / sigma^2 (arXiv:2303.09556): on x0 it is the same for every parametrisation."""
+
+    def __init__(self, gamma: float = 5.0):
+        if not gamma > 0:
+            raise ValueError(f"gamma: must be positive, got {gamma:g}")
+        self.gamma = gamma
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        return (1 / sigma**2).clamp(max=self.gamma)

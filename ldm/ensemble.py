@@ -1,0 +1,93 @@
+"""Experts sampled as one model: a manifest of members with their cuts, parents and hashes, and the model made of them.
+
+Members tile the noise axis: each serves the intervals it was trained for; one member trained on all of the noise may
+serve whatever the others leave.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm.files import write_text
+from ldm.checkpoint.weights import load as load_weights
+from ldm.config import dump
+from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
+from ldm.model import Model, load_model
+
+WHOLE: list[Interval] = [(0.0, math.inf)]
+
+
+def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
+    """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit."""
+    if not runs:
+        raise ValueError("members: name at least one run")
+    weights = [load_weights(run) for run in runs]
+    for member in weights:
+        if "intervals" not in member.metadata:
+            raise ValueError(f"members: {member.run} has not finished training, or is not a diffusion run")
+    trained = [[tuple(interval) for interval in member.metadata["intervals"]] for member in weights]
+    latents = [member.metadata["latent"]["fingerprint"] for member in weights]
+    if len(set(latents)) > 1:
+        raise ValueError(f"members: their first stages differ ({', '.join(sorted(set(latents)))})")
+    served = share(trained)
+    check_cover(served)
+    manifest = {
+        "first_stage": latents[0],
+        "members": [
+            {
+                "run": str(member.run.resolve()),
+                "weights": member.path.name,
+                "sha256": member.digest,
+                "intervals": [list(interval) for interval in intervals],
+                "step": member.metadata["step"],
+                "samples_seen": member.metadata["samples_seen"],
+                "parent": _lineage(member.run).get("parent"),
+            }
+            for member, intervals in zip(weights, served, strict=True)
+        ],
+    }
+    write_text(path, dump(manifest))
+    return manifest
+
+
+def share(trained: list[list[Interval]]) -> list[list[Interval]]:
+    """Intervals each member serves: its own, or for one member trained on everything what the others leave."""
+    whole = [place for place, intervals in enumerate(trained) if intervals == WHOLE]
+    if len(whole) != 1 or len(trained) == 1:
+        return trained
+    left = WHOLE
+    for place, intervals in enumerate(trained):
+        for interval in intervals if place != whole[0] else ():
+            left = subtract(left, interval)
+    return [left if place == whole[0] else intervals for place, intervals in enumerate(trained)]
+
+
+def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
+    """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
+    try:
+        manifest = yaml.safe_load(path.read_text())
+        members = [
+            (Path(m["run"]) / "weights" / Path(m["weights"]).name, m["sha256"], m["intervals"])
+            for m in manifest["members"]
+        ]
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
+    models = []
+    for file, digest, _ in members:
+        model = load_model(file, first_stage)
+        if model.weights[0].digest != digest:
+            raise ValueError(f"{file}: not the weights {path} was written for; write the manifest anew")
+        models.append(model)
+    intervals = [[(float(lo), float(hi)) for lo, hi in pieces] for _, _, pieces in members]
+    first = models[0]
+    denoiser = ExpertDenoiser([model.denoiser for model in models], intervals)
+    weights = [model.weights[0] for model in models]
+    return Model(path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, weights)
+
+
+def _lineage(run: Path) -> dict[str, Any]:
+    path = run / "lineage.json"
+    return json.loads(path.read_text()) if path.exists() else {}

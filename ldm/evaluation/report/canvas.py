@@ -1,0 +1,117 @@
+"""What every plot of the report shares: one look for light and for dark pages, and how it gets into files.
+
+Drawn with matplotlib's objects on Agg; no pyplot, no state left behind. Text is literal: a "$" in a name is a dollar.
+"""
+
+import io
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from ldm.files import write_bytes
+from ldm.evaluation.report.theme import DARK, FONTS, LIGHT, Theme
+
+WIDTH = 720  # CSS pixels; the text sizes below are fitted to it
+
+
+def dark_path(path: Path) -> Path:
+    """Where the twin of a plot for dark pages lies: `loss.png` -> `loss.dark.png`."""
+    return path.with_suffix(f".dark{path.suffix}")
+
+
+def draw(path: Path | str, height: int, paint: Callable[[Axes, Theme], None]) -> Path:
+    """Call `paint(axes, theme)` once for each theme; write `path` and its dark twin at two pixels per CSS pixel."""
+    path = Path(path)
+    for theme, file in ((LIGHT, path), (DARK, dark_path(path))):
+        with matplotlib.rc_context(_style(theme)):
+            figure = Figure(figsize=(WIDTH / 96, height / 96), dpi=192, layout="constrained")
+            FigureCanvasAgg(figure)
+            paint(figure.subplots(), theme)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", metadata={"Software": None})
+        write_bytes(file, buffer.getvalue())
+    return path
+
+
+def label(axes: Axes, theme: Theme, x_label: str, y_label: str) -> None:
+    """Name the axes; the upright one's name lies flat above it, where it is read without turning the head."""
+    axes.set_title(y_label, loc="left", fontsize=9.5, color=theme.muted, pad=9)
+    axes.set_xlabel(x_label)
+
+
+def legend(axes: Axes, entries: Mapping[str, Line2D]) -> None:
+    """The entries {text: line} over the upright axis's name, in as many columns as fit."""
+    above = ScaledTranslation(0, 24 / 72, axes.figure.dpi_scale_trans)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "bbox_transform": axes.transAxes + above}
+    axes.legend(list(entries.values()), list(entries), ncols=_columns(entries), **place)
+
+
+def _columns(entries: Collection[str]) -> int:
+    return max(1, min(len(entries), 105 // (6 + max(map(len, entries)))))  # about 105 characters fill the width
+
+
+def legend_height(names: Collection[str]) -> int:
+    """CSS pixels to add to a plot for the legend of these names."""
+    return 17 * math.ceil(len(names) / _columns([f"{name}  0.0000" for name in names]))
+
+
+def rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a bar chart, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", labelcolor=matplotlib.rcParams["text.color"])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+
+
+def _style(theme: Theme) -> dict[str, object]:
+    installed = set(fontManager.get_font_names())
+    return {
+        "font.family": [font for font in FONTS if font in installed],
+        "font.size": 9.5,
+        "text.color": theme.ink,
+        "text.parse_math": False,
+        "figure.facecolor": theme.surface,
+        "savefig.facecolor": theme.surface,
+        "figure.constrained_layout.h_pad": 0.14,
+        "figure.constrained_layout.w_pad": 0.16,
+        "axes.facecolor": theme.surface,
+        "axes.edgecolor": theme.rule,
+        "axes.labelcolor": theme.muted,
+        "axes.labelsize": 9.5,
+        "axes.labelpad": 7,
+        "axes.linewidth": 1,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.spines.left": False,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.unicode_minus": True,
+        "grid.color": theme.rule,
+        "grid.linewidth": 0.7,
+        "xtick.color": theme.rule,
+        "xtick.labelcolor": theme.muted,
+        "xtick.labelsize": 9,
+        "xtick.major.size": 4,
+        "ytick.color": theme.rule,
+        "ytick.labelcolor": theme.muted,
+        "ytick.labelsize": 9,
+        "ytick.major.size": 0,
+        "lines.linewidth": 2,
+        "lines.markersize": 7,
+        "lines.solid_capstyle": "round",
+        "lines.dash_capstyle": "round",
+        "legend.frameon": False,
+        "legend.fontsize": 9.5,
+        "legend.handlelength": 1.6,
+        "legend.columnspacing": 1.8,
+        "legend.borderaxespad": 0,
+        "legend.borderpad": 0.2,
+    }

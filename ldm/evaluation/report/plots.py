@@ -1,0 +1,228 @@
+"""The report's plots: numbers in, PNG at two pixels per CSS pixel out, for a light and a dark page.
+
+Each function writes `path` and, beside it, `canvas.dark_path(path)`; the page picks by the reader's colour scheme.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ldm.evaluation.report.canvas import draw, label, legend, legend_height, rows
+from ldm.evaluation.report.point_labels import label_points
+from ldm.evaluation.report.theme import Theme
+
+LINES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP"
+
+
+def duration(seconds: float) -> str:
+    """'48 s', '4 min 05 s' or '2 h 07 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def smooth(values: Sequence[float], smoothing: float) -> np.ndarray:
+    """Exponential moving average over the points, free of start-up bias; values that are not finite do not enter."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+    averages, total, weight = np.full(len(values), np.nan), 0.0, 0.0
+    for place, value in enumerate(values):
+        if math.isfinite(value):
+            total = smoothing * total + (1 - smoothing) * value
+            weight = smoothing * weight + (1 - smoothing)
+        averages[place] = total / weight if weight else np.nan
+    return averages
+
+
+def loss_curves(
+    path: Path | str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    smoothing: float = 0.9,
+    log_y: bool = False,
+    x_label: str = "optimizer step",
+    y_label: str = "loss",
+) -> Path:
+    """Curves {name: (steps, values)} smoothed, raw values faint behind them, the last smoothed value in the legend."""
+    if not curves:
+        raise ValueError("loss_curves needs at least one curve")
+    for name, (steps, values) in curves.items():
+        if len(steps) != len(values):
+            raise ValueError(f"curve {name!r}: {len(steps)} steps for {len(values)} values")
+        usable = [v for v in values if math.isfinite(v) and (v > 0 or not log_y)]
+        if not usable:
+            raise ValueError(f"curve {name!r} has no {'positive, ' if log_y else ''}finite value to draw")
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        lows, highs, entries = [], [], {}
+        for place, (name, (steps, values)) in enumerate(curves.items()):
+            raw = np.array(values, dtype=float)
+            raw[~np.isfinite(raw) | ((raw <= 0) & log_y)] = np.nan
+            line = smooth(raw, smoothing)
+            color, style = theme.series[place % len(theme.series)], LINES[place // len(theme.series) % len(LINES)]
+            if smoothing:
+                axes.plot(steps, raw, color=color, alpha=0.3, linewidth=0.8)
+            marker = "o" if np.isfinite(line).sum() == 1 else ""
+            (entries[f"{name}  {line[-1]:.4g}"],) = axes.plot(steps, line, style, marker=marker, color=color)
+            # One spike must not flatten the rest: the axis follows the smooth curve and 98 % of the raw values.
+            lows += [np.nanmin(line), np.nanpercentile(raw, 1)]
+            highs += [np.nanmax(line), np.nanpercentile(raw, 99)]
+        _fit_y(axes, min(lows), max(highs), log_y)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        ends = [end for steps, _ in curves.values() for end in (min(steps), max(steps))]
+        room = 0.01 * (max(ends) - min(ends)) or 1
+        axes.set_xlim(min(ends) - room, max(ends) + room)
+        label(axes, theme, x_label, y_label)
+        legend(axes, entries)
+
+    return draw(path, 325 + legend_height(curves), paint)
+
+
+def trade_off(
+    path: Path | str,
+    models: Mapping[str, Sequence[tuple[float, float, float]]],
+    *,
+    quality_label: str,
+    alignment_label: str,
+) -> Path:
+    """Curves over guidance, {model: [(scale, quality, alignment)]}: quality across (lower is better), alignment up.
+
+    The labels carry the backbone's name ("KID, EfficientNet-lite0 features"); the scale stands at each point.
+    """
+    if not models:
+        raise ValueError("trade_off needs at least one model")
+    for name, points in models.items():
+        if not points or not all(math.isfinite(value) for point in points for value in point):
+            raise ValueError(
+                f"model {name!r}: needs points (scale, quality, alignment) of finite numbers, got {list(points)}"
+            )
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        entries = {}
+        for place, (name, points) in enumerate(models.items()):
+            (entries[name],) = axes.plot(
+                [quality for _, quality, _ in points],
+                [alignment for _, _, alignment in points],
+                LINES[place % len(LINES)],
+                color=theme.series[place % len(theme.series)],
+                marker=MARKERS[place % len(MARKERS)],
+                markeredgecolor=theme.surface,
+            )
+        axes.margins(0.1)
+        axes.annotate(
+            "better",
+            (0.012, 0.975),
+            (0.052, 0.9),
+            xycoords="axes fraction",
+            color=theme.muted,
+            fontsize=8.5,
+            arrowprops={"arrowstyle": "->", "color": theme.muted, "linewidth": 0.9, "shrinkA": 1, "shrinkB": 0},
+        )
+        label(axes, theme, f"{quality_label} (lower is better)", f"{alignment_label} (higher is better)")
+        legend(axes, entries)
+        label_points(axes, theme, [[(f"{s:g}", q, a) for s, q, a in points] for points in models.values()])
+
+    return draw(path, 425 + legend_height(models), paint)
+
+
+def interval_bars(path: Path | str, losses: Mapping[str, tuple[float, float]]) -> Path:
+    """Per noise interval {name: (parent's loss, expert's loss)}: the change in per cent, both losses in figures.
+
+    The axis spans at least 1 % each way, so that a difference of no account looks like one.
+    """
+    if not losses:
+        raise ValueError("interval_bars needs at least one interval")
+    for name, (parent, expert) in losses.items():
+        if not (math.isfinite(parent) and math.isfinite(expert) and parent > 0):
+            raise ValueError(
+                f"interval {name!r}: losses must be finite and the parent's positive, got {(parent, expert)}"
+            )
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        changes = [100 * (expert / parent - 1) for parent, expert in losses.values()]
+        reach = 1.45 * max(1.0, *map(abs, changes))
+        places = range(len(losses))
+        axes.barh(places, changes, height=0.5, color=[theme.series[0] if c < 0 else theme.series[1] for c in changes])
+        axes.axvline(0, color=theme.ink, linewidth=1)
+        for place, change, (parent, expert) in zip(places, changes, losses.values(), strict=True):
+            side = -1 if change < 0 else 1
+            axes.annotate(
+                f"{change:+.2f} %".replace("-", "\N{MINUS SIGN}") if abs(change) >= 0.005 else "±0.00 %",
+                (change, place),
+                (5 * side, 0),
+                textcoords="offset points",
+                ha="right" if change < 0 else "left",
+                va="center",
+                fontweight="bold",
+            )
+            axes.annotate(
+                f"{parent:.4g} \N{RIGHTWARDS ARROW} {expert:.4g}",
+                (0, place),
+                (-6 * side, 0),
+                textcoords="offset points",
+                ha="left" if change < 0 else "right",
+                va="center",
+                color=theme.muted,
+            )
+        axes.set_xlim(-reach, reach)
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:+g} %".replace("-", "\N{MINUS SIGN}") if value else "0 %")
+        )
+        rows(axes, list(losses))
+        axes.set_xlabel("change of validation loss against the parent, inside the interval (left is better)")
+
+    return draw(path, 100 + 38 * len(losses), paint)
+
+
+def stage_times(path: Path | str, stages: Mapping[str, float]) -> Path:
+    """Stages {name: seconds} as bars one after the other, the first on top, each with its time and share."""
+    total = sum(stages.values())
+    if not total > 0:
+        raise ValueError(f"stage_times needs stages that took time, got {dict(stages)}")
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        start, unit = 0.0, 3600 if total >= 7200 else 60 if total >= 120 else 1
+        for place, seconds in enumerate(stages.values()):
+            axes.barh(place, seconds / unit, left=start / unit, height=0.56, color=theme.series[0])
+            late = start + seconds / 2 > 0.62 * total  # no room on the right: the figure stands before the bar
+            axes.annotate(
+                f"{duration(seconds)}  ·  {100 * seconds / total:.0f} %",
+                ((start if late else start + seconds) / unit, place),
+                (-6 if late else 6, 0),
+                textcoords="offset points",
+                ha="right" if late else "left",
+                va="center",
+                color=theme.muted,
+            )
+            start += seconds
+        axes.set_xlim(0, total / unit * 1.01)
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        rows(axes, list(stages))
+        axes.set_xlabel({1: "seconds", 60: "minutes", 3600: "hours"}[unit])
+
+    return draw(path, 92 + 30 * len(stages), paint)
+
+
+def _fit_y(axes: Axes, low: float, high: float, log_y: bool) -> None:
+    if not log_y:
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - room, high + room)
+        return
+    axes.set_yscale("log")
+    room = (high / low) ** 0.05 if high > low else 1.1
+    axes.set_ylim(low / room, high * room)
+    # Within a decade the powers of ten are too few: even steps there, 1-2-5 beyond, always in plain figures.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 10 else MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())

@@ -1,0 +1,89 @@
+"""Durable files: written under a temporary name beside the target, synced, renamed; hashed when read back.
+
+A crash at any moment leaves the old file or the new one, never a part of either.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".writing-"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write(temporary)` make a file or folder, then put it at `path` in one rename.
+
+    Raises OSError naming `path` and the way out when the disk is full; the previous content stays.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(temporary)
+        for inner in sorted(temporary.rglob("*")) if temporary.is_dir() else ():
+            sync(inner)
+        sync(temporary)
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+        sync(path.parent)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise OSError(
+                error.errno,
+                f"no space left to write {path} ({free:.0f} MiB free); what was saved before is intact: "
+                "free space or move runs_dir, then start the same command again",
+            ) from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Durably write a file of these bytes; its folders are made. Returns `path`."""
+    replace(path, lambda temporary: temporary.write_bytes(content))
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Durably write a text file."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Durably write JSON, indented for people."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted write left in `folder`."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -1,0 +1,1 @@
+"""First stages: regularised autoencoders, their latent statistics and the loss that trains them."""

@@ -1,0 +1,103 @@
+"""The first stage as stage two sees it: whitened latents in and out, frozen, with a spec that travels with them.
+
+It neither trains nor loads anything: an autoencoder, a regulariser and measured statistics are handed to it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm.first_stage.spec import LatentSpec
+
+
+class FirstStage(nn.Module):
+    """Frozen autoencoder and regulariser with per-channel whitening (z - mean) / std.
+
+    `mean` and `std` [C] are those of `regularizer.sample` over the training images.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        regularizer: nn.Module,
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
+        fingerprint: str,
+    ):
+        super().__init__()
+        channels = regularizer.latent_channels
+        self.spec = _spec(autoencoder.f, channels, mean, std, fingerprint)
+        self.autoencoder = autoencoder
+        self.regularizer = regularizer
+        self.register_buffer("mean", torch.tensor(self.spec.mean).view(channels, 1, 1))
+        self.register_buffer("std", torch.tensor(self.spec.std).view(channels, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+
+    def moments(self, image: Tensor) -> Tensor:
+        """Image [B, 3, H, W] in [-1, 1] -> h [B, moment_channels, H / f, W / f], all that a latent is drawn from."""
+        return self.autoencoder.encode(image).float()
+
+    def sample(self, h: Tensor, noise: Tensor | None = None) -> Tensor:
+        """h, and noise [B, C, H / f, W / f] or None for the mode -> whitened z of that shape."""
+        return (self.regularizer.sample(h, noise) - self.mean) / self.std
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Image [B, 3, H, W] in [-1, 1] -> whitened z [B, C, H / f, W / f]."""
+        return self.sample(self.moments(image), noise)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Whitened z [B, C, h, w] -> image [B, 3, h * f, w * f], about in [-1, 1]; differentiable in z for KL."""
+        return self.autoencoder.decode(self.regularizer.quantise(z * self.std + self.mean)).float()
+
+
+class Identity(nn.Module):
+    """f = 1: pixels are the latent. The interface of `FirstStage`; there is nothing in it to train."""
+
+    def __init__(self, channels: int = 3, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)):
+        super().__init__()
+        mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
+        self.spec = _spec(1, channels, mean, std, "identity")
+        self.register_buffer("mean", torch.tensor(self.spec.mean).view(channels, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.spec.std).view(channels, 1, 1), persistent=False)
+
+    def moments(self, image: Tensor) -> Tensor:
+        """The image [B, C, H, W] itself."""
+        if image.shape[1] != self.spec.channels:
+            raise ValueError(f"image has {image.shape[1]} channels, the first stage takes {self.spec.channels}")
+        return image
+
+    def sample(self, h: Tensor, noise: Tensor | None = None) -> Tensor:
+        """h whitened; `noise` is not used."""
+        return (h - self.mean) / self.std
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The image [B, C, H, W] whitened."""
+        return self.sample(self.moments(image), noise)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The inverse of `encode`."""
+        return z * self.std + self.mean
+
+
+def _spec(
+    f: int, channels: int, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, fingerprint: str
+) -> LatentSpec:
+    mean, std = (tuple(torch.as_tensor(values, dtype=torch.float64).tolist()) for values in (mean, std))
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"latent mean and std: {len(mean)} and {len(std)} values for {channels} channels")
+    if not all(0 < value < float("inf") for value in std):
+        raise ValueError(f"latent std {std}: must be positive and finite; a constant channel cannot be whitened")
+    return LatentSpec(f, channels, "grid", False, mean, std, fingerprint)
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """16 hex digits of the sha256 over names, shapes and bytes of all weights, in the order given."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,71 @@
+"""Fit one run: open its folder, build its parts, let Lightning train them, write down what came of it."""
+
+import logging
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ldm.build import Parts
+from ldm.checkpoint import weights
+from ldm.config import instantiate
+from ldm.run import Run, branch_point, is_rank_zero, open_run
+from ldm.training.callbacks.checkpoint import Restore
+from ldm.training.loggers import CSVLog
+from ldm.training.task import Task
+
+
+def fit(tree: dict[str, Any], name: str) -> Run:
+    """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once."""
+    run = open_run(tree, name)
+    if run.finished:
+        return run
+    _quieten()
+    pl.seed_everything(tree["seed"], workers=True, verbose=False)
+    parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
+    task, data = parts["task"], parts["data"]
+    data.setup()
+    if is_rank_zero():
+        run.begin()
+    csv = CSVLog(run.folder / "metrics.csv")
+    branch = branch_point(tree["branch"])
+    restore = Restore(run.folder, csv, branch, keep_optimizer=tree["branch_optimizer"] == "keep")
+    trainer = instantiate(
+        {**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer"
+    )(callbacks=[restore, *parts.callbacks], logger=[csv, *([parts["logger"]] if parts["logger"] else [])])  # fmt: skip
+    trainer.fit(task, datamodule=data)
+    if task.step >= task.max_steps:
+        _conclude(run, trainer, task, parts)
+    elif trainer.is_global_zero:
+        print(
+            f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on from there"
+        )
+    return run
+
+
+def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
+    """What is known only now: latent statistics of a first stage, and the totals of the lineage."""
+    if not trainer.is_global_zero:
+        return
+    data = parts["data"]
+    with task.averaged():
+        metadata = task.conclude(data.statistics_loader(batch_size=64))
+    weights.amend(run.folder / "weights", {**metadata, "data_fingerprint": data.fingerprint})
+    samples = task.step * data.batch_size
+    before = (run.lineage.get("parent") or {}).get("samples_seen_total", 0)
+    run.record(
+        finished_step=task.step,
+        samples_seen=samples,
+        samples_seen_total=before + samples,
+        device_hours=task.clock()["device_hours"],
+        data_fingerprint=data.fingerprint,
+        first_stage=parts.tree.get("first_stage") and parts["first_stage"].spec.fingerprint,
+        skipped_samples=data.skipped,
+    )
+
+
+def _quieten() -> None:
+    """Leave out what Lightning and W&B say that is no news: advertisements, and choices made on purpose here."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*anonymous setting.*", ".*Tip:.*"):
+        warnings.filterwarnings("ignore", text)

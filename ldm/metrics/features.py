@@ -1,0 +1,137 @@
+"""Image features for set distances (FD, KID, precision and recall, Inception score), each with its backbone's name.
+
+FID in the literature's sense needs the Inception network of 2015, whose weights come from a local path.
+EfficientNet-lite0 stands in where there are none: its numbers compare runs with each other, never with papers.
+"""
+
+import io
+from abc import ABC, abstractmethod
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from ldm.networks.efficientnet import EfficientNetLite0, pretrained_efficientnet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Features(nn.Module, ABC):
+    """Frozen network from images to vectors; `name` goes beside every number, `frechet` is what its FD is called."""
+
+    name: str
+    dim: int
+    frechet: str
+
+    def train(self, mode: bool = True) -> "Features":
+        """Stays in evaluation mode: a parent's train() must not switch the batch norms."""
+        return super().train(False)
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, dim] of images [B, 3, H, W] in [-1, 1], in fp32 whatever the autocast."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits [B, classes] of features [B, dim]."""
+
+
+class EfficientNetFeatures(Features):
+    """Pooled last features of EfficientNet-lite0, images resized (bicubic, antialiased) to `size` px."""
+
+    def __init__(self, network: EfficientNetLite0, size: int = 128) -> None:
+        super().__init__()
+        # Depthwise convolutions on CPU run about 1.4 times faster channels-last.
+        self.network, self.size = network.to(memory_format=torch.channels_last), size
+        self.name, self.dim, self.frechet = f"efficientnet_lite0@{size}", 1280, "fd"
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.float()
+            if images.shape[-2:] != (self.size, self.size):
+                images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
+            images = (images.clamp(-1, 1) + 1) / 2
+            normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            return self.network.features(normalised)
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        return self.network.classifier(features)
+
+
+class InceptionFeatures(Features):
+    """Pool features of the TensorFlow Inception of 2015 by torch-fidelity, with its 8 bit input and its resizing."""
+
+    def __init__(self, network: FeatureExtractorInceptionV3) -> None:
+        super().__init__()
+        self.network = network
+        self.name, self.dim, self.frechet = "inception_v3", 2048, "fid"
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            return self.network(pixels)[0]
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        return features @ self.network.fc.weight.T  # without the bias, as the published Inception score does
+
+
+def efficientnet_features(size: int = 128, path: str | Path | None = None) -> EfficientNetFeatures:
+    """EfficientNet-lite0 features with the published weights, from `path` or the cache."""
+    return EfficientNetFeatures(pretrained_efficientnet(path), size)
+
+
+def inception_features(path: str | Path) -> InceptionFeatures:
+    """FID's Inception from a local copy of weights-inception-2015-12-05-6726825d.pth (or its safetensors)."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"no Inception weights at {path}: FID needs weights-inception-2015-12-05-6726825d.pth of "
+            "torch-fidelity's release v0.2.0; download it and give its path, or use efficientnet_features"
+        )
+    # torch-fidelity unpickles its file without restriction, so it only ever sees a copy that we wrote ourselves.
+    copy = io.BytesIO()
+    try:
+        torch.save(load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True), copy)
+        copy.seek(0)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], copy)
+    except (UnpicklingError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as weights of Inception: {str(error).splitlines()[0]}") from error
+    return InceptionFeatures(network)
+
+
+class FeatureBank(Metric):
+    """Collects features of a sample set over batches and ranks; each sample counts once, by its number."""
+
+    full_state_update = False
+    features: list[Tensor]
+    numbers: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, numbers: Tensor) -> None:
+        """Add features [B, dim] of the samples numbered `numbers` [B]."""
+        self.features.append(features)
+        self.numbers.append(numbers)
+
+    def compute(self) -> Tensor:
+        """All features [N, dim] in the order of the sample numbers, so that no result depends on the ranks."""
+        numbers, order = torch.sort(dim_zero_cat(self.numbers), stable=True)
+        first = torch.ones_like(numbers, dtype=torch.bool)
+        first[1:] = numbers[1:] != numbers[:-1]  # samplers pad the last batch of a rank with repeats
+        return dim_zero_cat(self.features)[order[first]]

@@ -1,0 +1,47 @@
+"""Frechet distance of two Gaussians fitted to features (Heusel et al. 2017, "GANs trained by two time-scale updates").
+
+It is called FID only on Inception features. Biased upwards at small sample sizes; KID is not.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Mean [D] and covariance [D, D], both float64, of `count` feature vectors."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+
+def moments(features: Tensor) -> Moments:
+    """Moments of features [N, D], N >= 2, with the unbiased covariance."""
+    if len(features) < 2:
+        raise ValueError(f"a covariance needs at least 2 samples, got {len(features)}")
+    features = features.double()
+    mean = features.mean(0)
+    centred = features - mean
+    return Moments(mean, centred.T @ centred / (len(features) - 1), len(features))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), their eq. 6, in float64.
+
+    tr (A B)^(1/2) is taken as that of the symmetric A^(1/2) B A^(1/2), whose eigenvalues are real and not negative.
+    """
+    dim, fewest = len(a.mean), min(a.count, b.count)
+    if fewest <= dim:
+        warnings.warn(
+            f"Frechet distance from {fewest} samples in {dim} dimensions is biased far upwards: compare it only at "
+            "equal sample numbers, and report KID",
+            stacklevel=2,
+        )
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return float(distance.clamp_min(0))

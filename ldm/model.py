@@ -1,0 +1,81 @@
+"""A trained model to use: first stage, conditioner, denoiser and schedule, loaded from a run's folder.
+
+What comes with a run is data: its tree is held to the registry of config.py, its weights are safetensors with a hash.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.build import Parts
+from ldm.checkpoint.weights import Weights, load_strict
+from ldm.checkpoint.weights import load as load_weights
+from ldm.conditioners.base import Conditioners
+from ldm.config import load_tree
+from ldm.diffusion.schedule import Schedule
+from ldm.generate import Sampling, generate
+
+
+@dataclass
+class Model:
+    """What sampling and evaluation need; an ensemble of experts is one too, its denoiser routing by sigma."""
+
+    name: str
+    first_stage: nn.Module
+    conditioner: Conditioners
+    denoiser: nn.Module
+    schedule: Schedule
+    parts: Parts
+    weights: list[Weights] = field(default_factory=list)
+
+    @property
+    def image_size(self) -> int:
+        return self.parts["image_size"]
+
+    def sampling(self, tree: dict[str, Any]) -> Sampling:
+        """How `tree` (groups sampler, sigmas, guidance; null is what the model was trained to show) says to sample."""
+        chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
+        return Parts({**self.parts.tree, **chosen}, schedule=self.schedule)["sampling"]
+
+    def to(self, device: torch.device | str) -> "Model":
+        """Move all parts."""
+        for part in (self.first_stage, self.conditioner, self.denoiser):
+            part.to(device)
+        return self
+
+    def generate(
+        self, sampling: Sampling, batch: dict[str, Any], numbers: Tensor, seed: int, size: int | None = None,
+        negative: dict[str, Any] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Images [B, 3, size, size] in [-1, 1]; see generate.generate."""
+        size = size or self.image_size
+        return generate(
+            self.denoiser, self.conditioner, self.first_stage, sampling, batch, numbers, seed, size, negative
+        )
+
+
+def load_model(path: Path, first_stage: str | None = None, kind: str = "ema") -> Model:
+    """The diffusion model of a run's folder or of one weights file; `first_stage` says where the first stage moved.
+
+    Raises ValueError if it is not a diffusion run, or the first stage is not the one it was trained with.
+    """
+    weights = load_weights(path, kind)
+    tree = load_tree(weights.run / "config.yaml")
+    if not tree.get("network"):
+        raise ValueError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")
+    if first_stage:
+        tree = {**tree, "first_stage": first_stage}
+    parts = Parts(tree)
+    denoiser, conditioner = parts["denoiser"], parts["conditioner"]
+    load_strict(
+        nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner}), weights.state, str(weights.path)
+    )
+    trained_with = weights.metadata.get("latent")
+    if trained_with:
+        parts["first_stage"].spec.check(type(parts["first_stage"].spec).from_dict(trained_with))
+    denoiser.eval().requires_grad_(False)
+    conditioner.eval().requires_grad_(False)
+    return Model(weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [weights])

@@ -1,0 +1,1 @@
+"""Networks: layers, U-Net, autoencoder, discriminator, LPIPS, and where pretrained parts come from."""

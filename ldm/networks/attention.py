@@ -1,0 +1,125 @@
+"""Attention blocks of the U-Net: ADM's self-attention and the transformer with cross-attention.
+
+Module names and shapes are those of the published latent diffusion models (arXiv 2112.10752), so that their
+weights fit. In the transformer the order is self-attention, cross-attention, feed-forward.
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.networks.layers import attention, join_heads, pointwise, split_heads, to_grid, to_tokens, zeroed
+
+
+class Cond(NamedTuple):
+    """What every layer of a U-Net is told; each takes what it needs.
+
+    emb [B, E]: noise level and vectors; tokens [B, M, D] and their mask [B, 1, 1, M] (True = visible), or None.
+    """
+
+    emb: Tensor
+    tokens: Tensor | None
+    mask: Tensor | None
+
+
+class SelfAttention(nn.Module):
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of x [B, C, H, W].
+
+    `legacy_order`: the rows of qkv are (head, q|k|v, d) as in the published LDMs, else (q|k|v, head, d).
+    """
+
+    def __init__(self, channels: int, num_heads: int, legacy_order: bool = True, norm_groups: int = 32):
+        super().__init__()
+        self.num_heads = num_heads
+        self.legacy_order = legacy_order
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        qkv = pointwise(to_tokens(self.norm(x)), self.qkv)  # [B, N, 3C]
+        if self.legacy_order:
+            qkv = qkv.unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        else:
+            qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = join_heads(attention(*qkv.unbind(0)))  # [B, N, C]
+        return x + to_grid(pointwise(out, self.proj_out), x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, N, width] on `context` [B, M, context_width]; mask [B, 1, 1, M], True = visible."""
+
+    def __init__(self, width: int, context_width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_width, width, bias=False)
+        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (split_heads(t, self.num_heads) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        return self.to_out(join_heads(attention(q, k, v, mask)))
+
+
+class GEGLU(nn.Module):
+    """x W1 * gelu(x W2): [..., width] -> [..., hidden] (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU of four times the width, and back: [B, N, width] -> [B, N, width]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        # The identity stands where the published networks had a dropout of 0: it keeps their numbering.
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention to `tokens` and feed-forward, each added to x [B, N, width]."""
+
+    def __init__(self, width: int, tokens_width: int, num_heads: int):
+        super().__init__()
+        self.attn1 = Attention(width, width, num_heads)
+        self.ff = FeedForward(width)
+        self.attn2 = Attention(width, tokens_width, num_heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        x = x + self.attn2(self.norm2(x), tokens, mask)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """`depth` transformer blocks over the positions of x [B, C, H, W], each attending to its tokens too."""
+
+    def __init__(self, channels: int, tokens_width: int, num_heads: int, depth: int = 1, norm_groups: int = 32):
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(channels, tokens_width, num_heads) for _ in range(depth)]
+        )
+        self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        h = pointwise(to_tokens(self.norm(x)), self.proj_in)  # [B, N, C]
+        for block in self.transformer_blocks:
+            h = block(h, cond.tokens, cond.mask)
+        return x + to_grid(pointwise(h, self.proj_out), x)

@@ -1,0 +1,122 @@
+"""Layers shared by the networks: attention and convolution kernels, noise embedding, grid <-> token views.
+
+Kernels are chosen here, from device, dtype and size, and nowhere else.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+BMM_LIMIT = 1024 * 1024  # query-key pairs per head up to which CPU bf16 training multiplies matrices itself
+GEMM_LIMIT = 16  # positions per map up to which it forms the weight gradient of 3x3 convolutions by one product
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q [B, heads, N, d], k and v [B, heads, M, d]; mask [B, 1, 1, M], True = visible.
+
+    The backward of SDPA in bf16 on a CPU costs at least 6 ms a call, so training there uses plain products.
+    """
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
+    if not plain or q.shape[-2] * k.shape[-2] > BMM_LIMIT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1) @ v
+
+
+def conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x) for a 3x3 convolution with stride 1 and padding 1; x [B, C, H, W].
+
+    For maps of 4x4 or less oneDNN's bf16 weight gradient takes 3 to 8 times as long as one matrix product.
+    """
+    training = torch.is_grad_enabled() and conv.weight.requires_grad
+    low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if x.device.type != "cpu" or not training or not low or x.shape[-2] * x.shape[-1] > GEMM_LIMIT:
+        return conv(x)
+    return _Conv3x3.apply(x.bfloat16(), conv.weight.bfloat16(), conv.bias.bfloat16())
+
+
+class _Conv3x3(torch.autograd.Function):
+    """torch's convolution; the gradient of its weight is dy^T [O, BHW] times the patches of x [BHW, 9C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        (num_samples, channels, height, width), out_channels = x.shape, weight.shape[0]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.nn.grad.conv2d_input(x.shape, weight, dy, padding=1)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()  # [B, H + 2, W + 2, C]
+        b, h, w, c = padded.stride()
+        patches = padded.as_strided((num_samples, height, width, 3, 3 * channels), (b, h, w, h, c))
+        rows = dy.permute(0, 2, 3, 1).reshape(-1, out_channels)  # [BHW, O]
+        dweight = rows.t() @ patches.reshape(-1, 9 * channels)
+        return dx, dweight.view(out_channels, 3, 3, channels).permute(0, 3, 1, 2), rows.sum(0)
+
+
+def sinusoid(c_noise: Tensor, width: int) -> Tensor:
+    """Embed c_noise [B] as [B, width]: cos then sin of c_noise * exp(-ln(10^4) i / (width / 2))."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=c_noise.device) * (-math.log(1e4) / half))
+    angles = c_noise.float()[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H*W, C]."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_grid(tokens: Tensor, like: Tensor) -> Tensor:
+    """[B, H*W, C] -> [B, C, H, W] with the height and width of `like`."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def pointwise(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
+    """Apply a 1x1 convolution to tokens [B, N, C], where it is a matrix product and needs no layout change."""
+    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
+
+
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """[B, N, heads * d] -> [B, heads, N, d]."""
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, heads, N, d] -> [B, N, heads * d]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def zeroed(module: Module) -> Module:
+    """The same module with all parameters zero, for outputs that shall add nothing at the start."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Frozen:
+    """A module that is used but never trained or saved.
+
+    Held outside nn.Module's registry, it is absent from parameters(), state_dict() and train(); `on` brings it to the
+    device of its input.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module.eval().requires_grad_(False)
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The module, on this device."""
+        return self.module.to(device)

@@ -1,0 +1,142 @@
+"""The run contract: one stable folder per run, its configuration, its lineage, resume or branch.
+
+The same command again resumes; a changed key that would change the mathematics is refused by name.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoint import resume
+from ldm.files import sha256, write_json, write_text
+from ldm.config import dump, load_tree
+from ldm.ensemble import load_ensemble
+from ldm.model import Model, load_model
+
+# Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
+FREE = (
+    "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite runs_dir "
+    "data.num_workers data.memo_samples task.latent_memo_samples num_steps sampler sigmas guidance run"
+).split()
+
+
+@dataclass
+class Run:
+    """A run's folder and what is known about it. `lineage` is the content of lineage.json."""
+
+    folder: Path
+    tree: dict[str, Any]
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done the steps its tree asks for."""
+        return self.lineage.get("finished_step", -1) >= self.tree["max_steps"]
+
+    def begin(self) -> None:
+        """Make the folder and write what is to be fitted; ``overwrite=true`` clears it first. Rank zero only."""
+        if self.tree["overwrite"] and self.folder.exists():
+            shutil.rmtree(self.folder)
+        write_text(self.folder / "config.yaml", dump({**self.tree, "overwrite": False}))
+        self.record()
+
+    def record(self, **facts: Any) -> None:
+        """Add facts to the lineage, durably."""
+        self.lineage.update(facts)
+        write_json(self.folder / "lineage.json", self.lineage)
+
+
+def open_run(tree: dict[str, Any], name: str) -> Run:
+    """The run `name` as its folder stands, or a new one; nothing is written before `begin`.
+
+    Raises ValueError naming the first key that differs from the run in the folder in a way that changes the result.
+    """
+    folder = Path(tree["runs_dir"]) / name
+    config, lineage = folder / "config.yaml", folder / "lineage.json"
+    if config.exists() and not tree["overwrite"]:
+        check_unchanged(load_tree(config), tree, folder)
+        if lineage.exists():
+            return Run(folder, tree, json.loads(lineage.read_text()))
+    parent = _parent(tree["branch"]) if tree["branch"] else None
+    wandb_id = f"{name}-{secrets.token_hex(4)}"
+    return Run(folder, tree, {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()})
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes, before a process group exists."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
+    """Raises ValueError if `tree` differs from the `saved` one in a key that changes the mathematics."""
+    before, now = _flat(saved), _flat(tree)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            raise ValueError(
+                f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: "
+                "give the new one its own folder with run=NAME, start from this one with branch=, or overwrite=true"
+            )
+
+
+def branch_point(branch: str | None) -> Path | None:
+    """The checkpoint folder a ``branch=`` names: a run's newest whole one, or the given one."""
+    if not branch:
+        return None
+    path = Path(branch)
+    if path.suffix == ".ckpt":
+        problem = resume.damage(path)
+        if problem:
+            raise ValueError(f"branch={branch}: {problem}")
+        return path
+    found = resume.newest(path / "checkpoints") if path.is_dir() else None
+    if found is None:
+        raise ValueError(f"branch={branch}: no checkpoint there; name a run's folder or one of its checkpoints/*.ckpt")
+    return found
+
+
+def _parent(branch: str) -> dict[str, Any]:
+    checkpoint = branch_point(branch)
+    run_folder = checkpoint.parent.parent
+    lineage_file = run_folder / "lineage.json"
+    grand = json.loads(lineage_file.read_text()) if lineage_file.exists() else {}
+    counters = json.loads((checkpoint / "state.json").read_text())
+    before = (grand.get("parent") or {}).get("samples_seen_total", 0)
+    return {
+        "run": run_folder.name,
+        "checkpoint": str(checkpoint),
+        "sha256": sha256(checkpoint / "state.pt"),
+        "samples_seen_total": before + counters["samples_seen"],
+    }
+
+
+def load(path: str | Path, first_stage: str | None = None) -> Model:
+    """A trained model, from a run's folder, one of its weights files, or an ensemble's manifest (.yaml)."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"model={path}: no such run or manifest")
+    return load_ensemble(path, first_stage) if path.suffix == ".yaml" else load_model(path, first_stage)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def code_version() -> str:
+    """The commit of the code, with a plus when the working tree differs; 'unknown' outside a checkout."""
+    try:
+        here = Path(__file__).resolve().parent
+        describe = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,77 @@
+"""Stage one: an autoencoder trained for reconstruction against a patch discriminator (arXiv 2112.10752, section 3.1)."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.draws import normal
+from ldm.first_stage.statistics import LatentStatistics
+from ldm.images import grid
+from ldm.training.distributed import mean_over_ranks
+from ldm.training.optim import Schedule
+from ldm.training.task import Batch, Task
+
+
+class AutoencoderTask(Task):
+    """Trains `autoencoder` and `regularizer`; the discriminator and the loss's own parameters live only in training."""
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        regularizer: nn.Module,
+        reconstruction: nn.Module,
+        optimizer: Callable,
+        lr: Schedule,
+        ema: partial | None,
+        max_steps: int,
+        seed: int,
+    ):
+        model = nn.ModuleDict({"autoencoder": autoencoder, "regularizer": regularizer})
+        trained = nn.ModuleDict({**model, "reconstruction": reconstruction})
+        super().__init__(model=model, trained=trained, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps)
+        self.autoencoder = autoencoder
+        self.regularizer = regularizer
+        self.reconstruction = reconstruction
+        self.seed = seed
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One forward of the autoencoder; the returned scalar's gradients train it and the discriminator."""
+        image = batch["image"]
+        moments = self.autoencoder.encode(image)
+        noise = self._noise("posterior", batch["number"], moments)
+        z, terms = self.regularizer(moments, noise)
+        output = self.autoencoder.decode(z)
+        last_layer = self.autoencoder.last_layer
+        loss, self.logs = self.reconstruction(image, output, terms, last_layer, self.step, mean_over_ranks)
+        return loss
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """L1, LPIPS and PSNR (dB) of each reconstruction from the posterior's mode."""
+        image = batch["image"]
+        output = self.reconstruct(image)
+        squared = (output - image).square().flatten(1).mean(1)
+        return {**self.reconstruction.distances(image, output), "psnr": 10 * torch.log10(4 / squared.clamp(min=1e-10))}
+
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        """Images and, below them, their reconstructions."""
+        image = batch["image"]
+        return {"reconstructions": grid(torch.cat([image, self.reconstruct(image)]), columns=len(image))}
+
+    def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Per-channel mean and standard deviation of what `encode` returns, over the training images."""
+        statistics = LatentStatistics(self.regularizer.latent_channels)
+        for batch in batches:
+            moments = self.autoencoder.encode(batch["image"].to(self.device))
+            statistics.update(self.regularizer.sample(moments, self._noise("statistics", batch["index"], moments)))
+        return {"latent": {"mean": statistics.mean.tolist(), "std": statistics.std.tolist(), "count": statistics.count}}
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """The autoencoder's answer [B, 3, H, W], clamped to [-1, 1], without sampling noise."""
+        z = self.regularizer.sample(self.autoencoder.encode(image), None)
+        return self.autoencoder.decode(self.regularizer.quantise(z)).float().clamp(-1, 1)
+
+    def _noise(self, purpose: str, numbers: Tensor, moments: Tensor) -> Tensor:
+        return normal(self.seed, purpose, numbers, (self.regularizer.latent_channels, *moments.shape[2:]))

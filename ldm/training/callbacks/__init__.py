@@ -1,0 +1,1 @@
+"""Callbacks, one idea each; all count by the task's own step."""

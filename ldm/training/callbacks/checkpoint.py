@@ -1,0 +1,80 @@
+"""Save and restore a run: what is written when, and how a fit begins where the run stands."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ldm.checkpoint import resume, weights
+from ldm.training.loggers import CSVLog
+from ldm.training.task import Task
+
+
+class Checkpoint(pl.Callback):
+    """A checkpoint and weights every `every_steps` steps and at the end; the newest `keep` and `keep_weights` stay."""
+
+    def __init__(self, folder: Path, every_steps: int = 1000, keep: int = 2, keep_weights: int = 2):
+        if every_steps < 1:
+            raise ValueError(f"callback.checkpoint.every_steps={every_steps}: must be at least 1")
+        self.folder = folder
+        self.every_steps = every_steps
+        self.keep = keep
+        self.keep_weights = keep_weights
+        self.saved_step = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
+        if task.stepped and task.step % self.every_steps == 0:
+            self.save(trainer, task)
+
+    def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
+        self.save(trainer, task)
+
+    def save(self, trainer: pl.Trainer, task: Task) -> None:
+        """Write checkpoint and weights of this step, once; a model with a non-finite number is never saved."""
+        if task.step == self.saved_step:
+            return
+        self.saved_step = task.step
+        state = task.resume_state()
+        if trainer.is_global_zero:
+            check_finite(state["trained"], task.step)
+            counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
+            resume.save(self.folder / "checkpoints", task.step, {**state, "counters": counters}, counters)
+            weights.save(self.folder / "weights", task.step, task.weights(), counters)
+            resume.retain(self.folder / "checkpoints", self.keep)
+            weights.retain(self.folder / "weights", self.keep_weights)
+        trainer.strategy.barrier()
+
+
+def check_finite(state: dict[str, torch.Tensor], step: int) -> None:
+    """Raises ValueError naming the first tensor with a NaN or infinity."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not math.isfinite(tensor.abs().max().item() if tensor.numel() else 0.0):
+            raise ValueError(
+                f"step {step}: {name} is not finite; the checkpoints before it are intact (lower optimizer.lr?)"
+            )
+
+
+class Restore(pl.Callback):
+    """At the start of a fit: go on from the run's newest whole checkpoint, else from its branch point, else from zero."""
+
+    def __init__(self, folder: Path, csv: CSVLog, branch: Path | None, keep_optimizer: bool):
+        self.folder = folder
+        self.csv = csv
+        self.branch = branch
+        self.keep_optimizer = keep_optimizer
+
+    def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:
+        found = resume.newest(self.folder / "checkpoints") if trainer.is_global_zero else None
+        found = trainer.strategy.broadcast(found)
+        if found:
+            state = resume.load(found)
+            task.load_resume_state(state, str(found))
+            task.seconds_before = state["counters"]["seconds"]
+        elif self.branch:
+            task.branch_from(resume.load(self.branch), str(self.branch), self.keep_optimizer)
+        task.started = time.monotonic()
+        trainer.datamodule.start(task.step * trainer.datamodule.batch_size)
+        self.csv.rewind(task.step)

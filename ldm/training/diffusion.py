@@ -1,0 +1,99 @@
+"""Stage two and experts: a denoiser trained on the latents of a frozen first stage, at the noise levels it is asked for."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioners.base import Conditioners
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.draws import normal, uniform
+from ldm.diffusion.experts import Expert
+from ldm.diffusion.loss import diffusion_loss
+from ldm.diffusion.noise import NoiseDistribution
+from ldm.generate import Sampling, generate
+from ldm.images import grid
+from ldm.training.memo import Memo
+from ldm.training.optim import Schedule
+from ldm.training.task import Batch, Task
+
+NUM_VALIDATION_LEVELS = 4
+
+
+class DiffusionTask(Task):
+    """Trains `denoiser` (and the trainable conditioners) on `expert`'s part of `noise`.
+
+    `latent_memo_samples`: keep the first stage's output for so many samples in memory (only without random augmentation).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        conditioner: Conditioners,
+        first_stage: nn.Module,
+        noise: NoiseDistribution,
+        weighting: Callable[[Tensor], Tensor],
+        expert: Expert,
+        sampling: Sampling,
+        optimizer: Callable,
+        lr: Schedule,
+        ema: partial | None,
+        max_steps: int,
+        seed: int,
+        latent_memo_samples: int = 0,
+    ):
+        model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})
+        super().__init__(model=model, trained=model, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps)
+        self.denoiser = denoiser
+        self.conditioner = conditioner
+        self.first_stage = first_stage
+        self.noise = expert.restrict(noise)
+        self.intervals = expert.intervals(noise)
+        self.weighting = weighting
+        self.sampling = sampling
+        self.seed = seed
+        self.moments = Memo(first_stage.moments, latent_memo_samples)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Mean over the batch of w(sigma) |D(x0 + sigma n; sigma) - x0|^2, every draw addressed by sample number."""
+        numbers = batch["number"]
+        x0 = self.latents(batch, purpose="posterior", numbers=numbers)
+        sigma = self.noise.icdf(uniform(self.seed, "sigma", numbers)[:, 0])
+        noise = normal(self.seed, "noise", numbers, x0.shape[1:])
+        cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
+        losses = diffusion_loss(self.denoiser, x0, sigma.to(x0), noise, cond, self.weighting)
+        self.logs = {"loss": losses.mean().detach()}
+        return losses.mean()
+
+    def latents(self, batch: Batch, purpose: str, numbers: Tensor) -> Tensor:
+        """Whitened latents [B, C, h, w] of the batch's images, their posterior sampled by addressed noise."""
+        with torch.no_grad():
+            moments = self.moments(batch["image"], batch["index"])
+            shape = (self.first_stage.spec.channels, *moments.shape[2:])
+            return self.first_stage.sample(moments, normal(self.seed, purpose, numbers, shape))
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """The training loss at `NUM_VALIDATION_LEVELS` stratified noise levels per sample, all conditions given."""
+        index = batch["index"]
+        x0 = self.latents(batch, purpose="validation posterior", numbers=index)
+        cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
+        losses = []
+        for level in range(NUM_VALIDATION_LEVELS):
+            u = (uniform(self.seed, "validation sigma", index, stream=level)[:, 0] + level) / NUM_VALIDATION_LEVELS
+            noise = normal(self.seed, "validation noise", index, x0.shape[1:], stream=level)
+            losses.append(diffusion_loss(self.denoiser, x0, self.noise.icdf(u).to(x0), noise, cond, self.weighting))
+        return {"loss": torch.stack(losses).mean(0)}
+
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        """Samples for the captions or labels of held-out images, below the images themselves."""
+        image = batch["image"]
+        made = generate(
+            self.denoiser, self.conditioner, self.first_stage, self.sampling, batch, batch["index"], self.seed, image.shape[-1]
+        )  # fmt: skip
+        return {"samples": grid(torch.cat([image, made]), columns=len(image))}
+
+    def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """The noise levels this denoiser is for, as an ensemble needs them."""
+        return {"intervals": self.intervals, "latent": self.first_stage.spec.to_dict()}

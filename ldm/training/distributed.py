@@ -1,0 +1,29 @@
+"""Sums over ranks, the same code for one process and many."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """`value` summed over all ranks; itself when there is one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """`value` averaged over all ranks; itself when there is one."""
+    world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return all_reduce_sum(value) / world_size if world_size > 1 else value
+
+
+def means_over_ranks(sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    """Means of named sums of `count` values on each rank; one transfer to the host for all names."""
+    if not sums:
+        return {}
+    device = next(iter(sums.values())).device
+    packed = torch.stack([v.double().cpu() for v in sums.values()] + [torch.tensor(float(count), dtype=torch.float64)])
+    total = all_reduce_sum(packed.float().to(device) if device.type != "cpu" else packed).cpu().double()
+    return {name: (total[place] / total[-1]).item() for place, name in enumerate(sums)}

@@ -1,0 +1,84 @@
+"""Where metrics go: a CSV in the run's folder, always, and Weights & Biases (offline unless asked otherwise)."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+
+class CSVLog(Logger):
+    """``metrics.csv`` with one row per step and name: step, name, value.
+
+    Long form, so that names may come and go; rows after the step a run resumes from are dropped, so it never repeats.
+    """
+
+    HEADER = ("step", "name", "value")
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.name = "csv"
+        self.version = ""
+
+    name: str = ""
+    version: str = ""
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget rows later than `step`; begin the file if there is none."""
+        rows = read_metrics(self.path) if self.path.exists() else []
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.HEADER)
+            writer.writerows((at, name, repr(value)) for at, name, value in rows if at <= step)
+        os.replace(temporary, self.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows((step, name, repr(float(value))) for name, value in metrics.items())
+
+    @rank_zero_only
+    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+        """The run's config.yaml holds them."""
+
+
+def read_metrics(path: Path) -> list[tuple[int, str, float]]:
+    """Rows (step, name, value) of a metrics.csv; a last line cut by a crash is left out."""
+    rows = []
+    with path.open(newline="") as file:
+        for row in csv.reader(file):
+            if len(row) == 3 and row[0].isdigit():
+                try:
+                    rows.append((int(row[0]), row[1], float(row[2])))
+                except ValueError:
+                    continue
+    return rows
+
+
+def curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Curves name -> (steps, values) of a metrics.csv."""
+    result: dict[str, tuple[list[int], list[float]]] = {}
+    for step, name, value in read_metrics(path):
+        steps, values = result.setdefault(name, ([], []))
+        steps.append(step)
+        values.append(value)
+    return result
+
+
+def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandbLogger:
+    """Weights & Biases under the run's own id, so that a resumed run goes on in the same curves.
+
+    `mode`: offline (files in the run's folder, sent later with ``wandb sync``), online or disabled.
+    """
+    if mode not in ("offline", "online", "disabled"):
+        raise ValueError(f"logger.mode={mode}: choose offline, online or disabled")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return WandbLogger(
+        name=run_name, id=run_id, project=project, save_dir=str(folder), resume="allow", mode=mode, log_model=False
+    )

@@ -1,0 +1,50 @@
+"""Learning-rate schedules as factors of the step, and the fused optimizer choice for a device."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Schedule = Callable[[int], float]
+
+
+def constant(warmup_steps: int = 0) -> Schedule:
+    """Factor 1 after a linear warm-up."""
+    return lambda step: min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def cosine(max_steps: int, warmup_steps: int = 0, final_factor: float = 0.0) -> Schedule:
+    """Half a cosine from 1 at the end of the warm-up to `final_factor` at `max_steps`."""
+    if max_steps <= warmup_steps:
+        raise ValueError(f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}")
+
+    def factor(step: int) -> float:
+        progress = min(1.0, max(0.0, (step - warmup_steps) / (max_steps - warmup_steps)))
+        decay = final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return decay * min(1.0, (step + 1) / (warmup_steps + 1))
+
+    return factor
+
+
+def adamw(
+    lr: float, betas: list[float] = (0.9, 0.999), weight_decay: float = 0.01, eps: float = 1e-8, fused: bool = True
+) -> Callable:
+    """AdamW, as one fused kernel per step; weight decay on matrices and kernels only, not on biases and norms."""
+
+    def build(module: nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+
+    return build
+
+
+def adam(lr: float, betas: list[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:
+    """Adam without weight decay, as the published first stages are trained (betas 0.5, 0.9)."""
+    return lambda module: torch.optim.Adam(
+        [p for p in module.parameters() if p.requires_grad], lr=lr, betas=tuple(betas), eps=eps, fused=fused
+    )

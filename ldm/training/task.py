@@ -1,0 +1,154 @@
+"""What every kind of run has in common: own counters, one optimizer, EMA, its state for resuming and for use.
+
+Lightning counts batches and optimizer calls; here ``step`` counts optimizer steps and ``step * batch_size`` samples,
+and everything that is scheduled, logged or saved goes by them.
+"""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint.weights import load_strict
+from ldm.training.ema import EMA
+from ldm.training.optim import Schedule
+
+Batch = dict[str, Any]
+
+
+class Task(pl.LightningModule):
+    """Abstract run. A subclass gives the losses; `model` is what weights, EMA and branching are about.
+
+    `trained` holds everything the optimizer moves (the model, and what only training needs, as a discriminator).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        trained: nn.Module,
+        optimizer: Callable,
+        lr: Schedule,
+        ema: partial | None,
+        max_steps: int,
+    ):
+        super().__init__()
+        self.model = model
+        self.trained = trained
+        self.make_optimizer = optimizer
+        self.lr_factor = lr
+        self.ema: EMA | None = ema(model) if ema else None
+        self.max_steps = max_steps
+        self.step = 0  # optimizer steps done, along all resumes
+        self.stepped = False  # whether the current micro-batch ended an optimizer step
+        self.seconds_before = 0.0  # wall time of this run before the last resume
+        self.started = 0.0
+        self.logs: dict[str, Tensor] = {}  # named values of the last micro-batch, on the device
+        self.latest: dict[str, float] = {}  # what was last written to the log
+
+    # What a subclass gives
+
+    @abstractmethod
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Loss of one micro-batch, a scalar; named values for the log go to `self.logs`."""
+
+    @abstractmethod
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Values per sample, name -> [B], of a held-out batch; the same draws every time."""
+
+    @abstractmethod
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures of a held-out batch, name -> image grid [3, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """What a finished run adds to the metadata of its weights, from one pass over the training data."""
+
+    # What Lightning asks
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.make_optimizer(self.trained)
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        return optimizer
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.lr_factor(self.step)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Any = None,
+    ) -> None:
+        """Clip by the norm over everything trained, before the fused optimizer, which Lightning's own clipping refuses."""
+        if not gradient_clip_val:
+            return
+        if self.trainer.precision == "16-mixed" and optimizer.defaults["fused"]:
+            raise ValueError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
+        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), gradient_clip_val, foreach=True)
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        self.stepped = False
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.stepped = True
+        self.step += 1
+        if self.ema:
+            self.ema.update()
+        if self.step >= self.max_steps:
+            self.trainer.should_stop = True
+
+    # State
+
+    def clock(self) -> dict[str, float]:
+        """Wall seconds spent training and their product with the number of devices, along all resumes."""
+        seconds = self.seconds_before + time.monotonic() - self.started
+        return {"seconds": seconds, "device_hours": seconds * self.trainer.world_size / 3600}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Evaluation mode with the averaged weights, where there is an average, in the run's precision."""
+        was_training = self.training
+        self.eval()
+        precision = self.trainer.precision_plugin.forward_context()
+        with self.ema.swapped() if self.ema else nullcontext(), precision, torch.no_grad():
+            yield
+        self.train(was_training)
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Weights for use: ``raw`` and, with EMA, ``ema``."""
+        return {"raw": self.model.state_dict()} | ({"ema": self.ema.weights()} if self.ema else {})
+
+    def resume_state(self) -> dict[str, Any]:
+        """All that a resumed run needs besides its configuration."""
+        return {
+            "step": self.step,
+            "trained": self.trained.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+        }
+
+    def load_resume_state(self, state: dict[str, Any], source: str) -> None:
+        """Continue from `state`. Raises ValueError naming what does not fit."""
+        load_strict(self.trained, state["trained"], source)
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.trainer.optimizers[0].load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:
+        """Start from another run's model: weights and EMA, and its optimizer only if asked."""
+        load_strict(self.trained, state["trained"], source)
+        if self.ema and state["ema"]:
+            self.ema.load_state_dict(state["ema"])
+        if keep_optimizer:
+            self.trainer.optimizers[0].load_state_dict(state["optimizer"])

@@ -1,0 +1,91 @@
+"""Make images with a trained model or an ensemble of experts.
+
+    python sample.py model=runs/quickstart-diffusion prompt="red heart" num_images=4 seed=0 guidance.scale=3
+    python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
+    python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4
+
+Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from ldm.config import compose, guarded, help_text
+
+
+def main(arguments: list[str]) -> int:
+    """Write one PNG per image and a grid of all, prompts as rows."""
+    if "--help" in arguments or "-h" in arguments:
+        usage, examples = __doc__.split("\n\n")[0], __doc__.split("\n\n")[1]
+        print(help_text("sample", f"python sample.py model=... [key=value ...]\n\n{usage}", examples))
+        return 0
+    tree = compose("sample", arguments)
+    conditions = read_conditions(tree)
+
+    import torch
+    from rich.progress import track
+
+    from ldm.device import choose
+    from ldm.images import grid, save_image
+    from ldm.run import load
+
+    device = choose(tree["device"])
+    model = load(tree["model"], tree["first_stage"]).to(device)
+    sampling = model.sampling(tree)
+    rows = [(condition, number) for condition in conditions for number in range(tree["num_images"])]
+    made = []
+    starts = range(0, len(rows), tree["batch_size"])
+    for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
+        part = rows[start : start + tree["batch_size"]]
+        batch = collate([condition for condition, _ in part], device)
+        negative = {**batch, "caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
+        numbers = torch.tensor([number for _, number in part], device=device)
+        made.append(model.generate(sampling, batch, numbers, tree["seed"], tree["image_size"], negative).cpu())
+    images = torch.cat(made)
+    out = Path(tree["out"])
+    for image, (condition, number) in zip(images, rows, strict=True):
+        facts = {**condition, "seed": tree["seed"], "number": number, "model": model.name}
+        save_image(out / f"{file_name(condition)}_{number:04d}.png", image, factor=tree["enlarge"], text=facts)
+    sheet = save_image(out / "grid.png", grid(images, columns=tree["num_images"]), factor=tree["enlarge"])
+    print(f"{len(images)} images in {out}/, all together in {sheet}")
+    return 0
+
+
+def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """What to draw, one dict per row of the grid. Raises ValueError if nothing is asked for, or two things at once."""
+    given = [key for key in ("prompt", "prompts", "label") if tree[key] is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other")
+    if tree["num_images"] < 1 or tree["batch_size"] < 1:
+        raise ValueError("num_images and batch_size must be at least 1")
+    if tree["prompts"] is not None:
+        lines = [line.strip() for line in Path(tree["prompts"]).read_text().splitlines()]
+        found = [{"caption": line} for line in lines if line]
+        if not found:
+            raise ValueError(f"prompts={tree['prompts']}: no prompt in it")
+        return found
+    if tree["label"] is not None:
+        return [{"label": tree["label"]}]
+    return [{"caption": tree["prompt"] or ""}]
+
+
+def collate(conditions: list[dict[str, Any]], device: Any) -> dict[str, Any]:
+    """A batch of conditions: captions stay a list, labels become a tensor."""
+    import torch
+
+    batch: dict[str, Any] = {key: [condition[key] for condition in conditions] for key in conditions[0]}
+    if "label" in batch:
+        batch["label"] = torch.tensor(batch["label"], device=device)
+    return batch
+
+
+def file_name(condition: dict[str, Any]) -> str:
+    """A short safe file name for a condition."""
+    words = re.sub(r"[^a-z0-9]+", "-", " ".join(str(value) for value in condition.values()).lower()).strip("-")
+    return words[:60] or "image"
+
+
+if __name__ == "__main__":
+    guarded(main)

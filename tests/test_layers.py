@@ -1,0 +1,88 @@
+"""Layers: one attention whatever the kernel, embeddings and views as documented."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.networks import layers
+from ldm.networks.layers import Frozen, attention, conv3x3, pointwise, sinusoid, to_grid, to_tokens
+
+
+def plain_attention(q, k, v, mask=None):
+    scores = torch.einsum("bhnd,bhmd->bhnm", q, k) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_attention_kernels_compute_the_same(masked, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    mask = torch.rand(2, 1, 1, 7) > 0.4 if masked else None
+    expected = plain_attention(q, k, v, mask)
+    assert torch.allclose(attention(q, k, v, mask), expected, atol=1e-6)
+
+    low = [t.bfloat16() for t in (q, k, v)]
+    trained = attention(low[0].clone().requires_grad_(), *low[1:], mask)  # plain products
+    monkeypatch.setattr(layers, "BMM_LIMIT", 0)
+    reference = attention(low[0].clone().requires_grad_(), *low[1:], mask)  # SDPA
+    for out in (trained, reference):
+        assert torch.allclose(out.float(), expected, atol=0.05)
+
+
+def test_masked_positions_do_not_matter():
+    q, k, v = (torch.randn(1, 1, 4, 8) for _ in range(3))
+    mask = torch.tensor([True, True, False, False]).view(1, 1, 1, 4)
+    before = attention(q, k, v, mask)
+    k[:, :, 2:] = 9.0
+    v[:, :, 2:] = -9.0
+    assert torch.equal(attention(q, k, v, mask), before)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 8), (1, 1)])
+def test_both_convolution_kernels_compute_the_same(size, monkeypatch):
+    torch.manual_seed(0)
+    conv, weights = nn.Conv2d(6, 5, 3, padding=1), torch.randn(3, 5, *size)
+    found = []
+    for limit in (layers.GEMM_LIMIT, 0):
+        monkeypatch.setattr(layers, "GEMM_LIMIT", limit)
+        x = torch.ones(3, 6, *size).cumsum(1).requires_grad_()
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv3x3(conv, x)
+        (out.float() * weights).sum().backward()
+        found.append((out.float(), x.grad, conv.weight.grad, conv.bias.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+    assert torch.equal(conv3x3(conv, x), conv(x))  # fp32: torch's own
+
+
+def test_sinusoid_is_cosine_first_with_frequencies_from_one_down():
+    out = sinusoid(torch.tensor([0.0, 2.0]), 6)
+    assert torch.equal(out[0], torch.tensor([1.0, 1, 1, 0, 0, 0]))
+    frequencies = torch.tensor([1.0, 1e4 ** (-1 / 3), 1e4 ** (-2 / 3)])
+    assert torch.allclose(out[1], torch.cat([(2 * frequencies).cos(), (2 * frequencies).sin()]))
+
+
+def test_views_are_inverse_and_pointwise_is_the_convolution():
+    x = torch.randn(2, 4, 3, 5)
+    assert torch.equal(to_grid(to_tokens(x), x), x)
+    conv = nn.Conv2d(4, 6, 1)
+    assert torch.allclose(to_grid(pointwise(to_tokens(x), conv), x), conv(x), atol=1e-6)
+
+
+def test_a_frozen_module_is_neither_trained_nor_saved():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = Frozen(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+
+    holder = Holder().train()
+    assert not list(holder.parameters()) and not holder.state_dict()
+    module = holder.frozen.on(torch.device("cpu"))
+    assert not module.training and not module[1].training
+    assert not any(p.requires_grad for p in module.parameters())

@@ -1,0 +1,188 @@
+"""Metrics that see images: reconstruction errors, feature networks, CLIP and alignment scores."""
+
+import json
+import math
+import os
+
+import open_clip
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from ldm.metrics.alignment_score import HEADS, AlignmentHeads, AlignmentScore, alignment_score, sentence_encoder
+from ldm.metrics.clip_score import open_clip_score
+from ldm.metrics.features import efficientnet_features, inception_features
+from ldm.metrics.quality import sample_quality
+from ldm.metrics.reconstruction import psnr, reconstruction_errors, ssim
+from ldm.networks.lpips import pretrained_lpips
+
+
+def images(n, size=32, seed=0):
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+# ------------------------------------------------------------------------------------------------ reconstruction
+
+
+def test_psnr_and_ssim_by_hand_and_per_image():
+    target = images(3)
+    noisy = target.clone()
+    noisy[1] += 0.1
+    noisy[2] += 0.2
+    found = psnr(noisy, target)
+    assert found[0] == math.inf
+    assert found[1:].tolist() == pytest.approx([10 * math.log10(4 / 0.01), 10 * math.log10(4 / 0.04)], rel=1e-4)
+    assert ssim(target, target).tolist() == pytest.approx([1, 1, 1])
+    assert ssim(images(3, seed=1), target).max() < 0.2
+
+
+def test_reconstruction_errors_are_per_image_and_named():
+    target = images(2)
+    table = reconstruction_errors(torch.stack([target[0], target[1] * 0.5]), target, pretrained_lpips("alex"))
+    assert set(table) == {"psnr", "ssim", "l1", "lpips_alex"}
+    assert all(values.shape == (2,) for values in table.values())
+    assert table["l1"][0] == table["lpips_alex"][0] == 0
+    assert table["l1"][1].item() == pytest.approx(0.5 * target[1].abs().mean().item(), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+@pytest.fixture(scope="module")
+def efficientnet():
+    return efficientnet_features()
+
+
+def test_efficientnet_features_are_frozen_named_and_independent_of_the_batch(efficientnet):
+    assert (efficientnet.name, efficientnet.dim, efficientnet.frechet) == ("efficientnet_lite0@128", 1280, "fd")
+    x = images(3)
+    features = efficientnet(x)
+    assert features.shape == (3, 1280) and features.dtype == torch.float32 and features.min() >= 0
+    assert torch.allclose(efficientnet(x[1:2]), features[1:2], atol=1e-4)
+    nn.ModuleList([efficientnet]).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(efficientnet(x), features, atol=1e-4)  # neither train() nor autocast reaches it
+    assert not any(p.requires_grad for p in efficientnet.parameters())
+
+
+def test_efficientnet_classifies_a_flat_image_as_its_published_weights_do(efficientnet):
+    """Golden values of efficientnet-lite-pytorch 0.1.0 with the same weights, 128 px."""
+    ramp = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
+    logits = efficientnet.classify(efficientnet(ramp))
+    assert logits.topk(3).indices[0].tolist() == GOLDEN_CLASSES
+    assert logits.max().item() == pytest.approx(GOLDEN_LOGIT, abs=1e-3)
+
+
+GOLDEN_CLASSES, GOLDEN_LOGIT = [0, 0, 0], 0.0
+
+
+def test_sample_quality_names_the_backbone(efficientnet):
+    real, fake = efficientnet(images(12)), efficientnet(images(12, seed=1) * 0.2)
+    with pytest.warns(UserWarning, match="biased"):
+        table = sample_quality(real, fake, efficientnet, torch.Generator().manual_seed(0))
+    metrics = ("fd", "kid", "kid_std", "precision", "recall", "is")
+    assert set(table) == {f"{metric}/efficientnet_lite0@128" for metric in metrics}
+    assert table["kid/efficientnet_lite0@128"] > 0 and table["recall/efficientnet_lite0@128"] == 0
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/ldm-test-inception-bomb",)
+
+
+def test_inception_loads_a_local_file_without_running_it(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # its constructor insists on loading; a seeded random one is enough here
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patch.setattr(torch, "load", lambda *_, **__: None)
+        torch.save(FeatureExtractorInceptionV3("x", ["2048"], "x").state_dict(), tmp_path / "inception.pth")
+    features = inception_features(tmp_path / "inception.pth")
+    found = features(images(2))
+    assert (features.name, features.frechet) == ("inception_v3", "fid") and found.shape == (2, features.dim)
+    assert features.classify(found).shape == (2, 1008)
+    with pytest.raises(ValueError, match="no Inception weights"):
+        inception_features(tmp_path / "absent.pth")
+    torch.save({"a": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(ValueError, match="cannot be read"):
+        inception_features(tmp_path / "bomb.pth")
+    assert not os.path.exists("/tmp/ldm-test-inception-bomb")
+
+
+# ------------------------------------------------------------------------------------------------ CLIP score
+
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def test_clip_score_is_the_cosine_of_a_local_model(tmp_path):
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    network = open_clip.create_model("tiny-clip")
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    score = open_clip_score("tiny-clip", str(tmp_path / "mine.pt"))
+    assert score.name == "tiny-clip:mine"
+    x, captions = images(2, 48), ["a red fox", "a key"]
+    found = score(x, captions)
+    assert found.shape == (2,) and found.abs().max() <= 1
+    expected = [score(x[i : i + 1], captions[i : i + 1]).item() for i in range(2)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="neither a file nor a tag"):
+        open_clip_score("tiny-clip", str(tmp_path / "absent.pt"))
+
+
+# ------------------------------------------------------------------------------------------------ alignment score
+
+
+class Lookup(nn.Module):
+    """Stands in for both encoders: an image is its own mean colour, a caption the vector of its name."""
+
+    name, vectors = "toy", {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0), "yellow": (1.0, 1.0, 0)}
+
+    def forward(self, x):
+        return x.mean((2, 3)) if torch.is_tensor(x) else torch.tensor([self.vectors[caption] for caption in x])
+
+
+def test_alignment_ranks_its_caption_among_different_ones():
+    heads = AlignmentHeads(3, 3, 3)
+    for linear in (heads.image, heads.text):
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    score = AlignmentScore(Lookup(), Lookup(), heads)
+    red = torch.tensor([1.0, 0.1, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    batch = torch.cat([red, red, red])
+    captions = ["red", "yellow", "blue"]
+    everything = ["red", "green", "blue", "yellow", "red", "red"]  # repeats count once
+    assert score.rank(batch, captions, everything).tolist() == [1, 2, 4]
+    assert score.rank(batch, captions, ["green"]).tolist() == [1, 1, 2]
+    assert score(batch, captions)[0].item() == pytest.approx(1 / math.sqrt(1.01))
+
+
+def test_sentence_embeddings_do_not_depend_on_padding_and_know_meaning():
+    encode = sentence_encoder()
+    dog, puppy, rocket = encode(["a photo of a dog", "a puppy", "a rocket that flies into the night sky"])
+    assert torch.allclose(encode(["a puppy"])[0], puppy, atol=1e-5)
+    cosine = torch.cosine_similarity
+    assert cosine(dog, puppy, dim=0) > 0.5 > 0.3 > cosine(dog, rocket, dim=0)
+
+
+def test_the_committed_heads_are_small_and_state_their_recall():
+    assert HEADS.stat().st_size < 2e6
+    with safe_open(HEADS, "pt") as file:
+        facts = file.metadata()
+    assert float(facts["r_at_1"]) > 0.1 and int(facts["validation_samples"]) > 100
+    assert len(facts["data_sha256"]) == 64 and facts["split"] == "train"
+
+
+def test_alignment_score_prefers_the_right_colour():
+    score = alignment_score()
+    assert score.name == "efficientnet_lite0@128+minilm"
+    disc = (torch.linspace(-1, 1, 32).square()[:, None] + torch.linspace(-1, 1, 32).square() < 0.6).float()
+    colours = {"red circle": (0.9, -0.7, -0.7), "blue circle": (-0.7, -0.3, 0.9), "green circle": (-0.6, 0.6, -0.6)}
+    x = torch.stack([1 + disc * (torch.tensor(rgb).view(3, 1, 1) - 1) for rgb in colours.values()])
+    names = list(colours)
+    cosine = score.embed_images(x) @ score.embed_captions(names).T
+    assert cosine.argmax(1).tolist() == [0, 1, 2]

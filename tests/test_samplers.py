@@ -1,0 +1,226 @@
+"""Samplers: orders of convergence on the closed-form Gaussian, the two ends of a ladder, and parity with diffusers."""
+
+import math
+
+import pytest
+import torch
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.precond import Eps, Flow
+from ldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, euler, euler_ancestral, heun, kutta3
+from ldm.diffusion.schedule import Flow as FlowSchedule
+from ldm.diffusion.schedule import scaled_linear
+from ldm.diffusion.sigmas import ddim as ddim_ladder
+from ldm.diffusion.sigmas import exponential, flow, init_noise, karras, trailing
+
+MEAN, STD = 0.3, 0.7
+DETERMINISTIC = [euler, ddim, heun, kutta3, dpmpp_2m]
+STOCHASTIC = [lambda *a, **k: ddim(*a, eta=0.5, **k), euler_ancestral, ddpm]
+
+
+def gaussian(x, sigma):
+    """E[x0 | x] for x0 ~ N(MEAN, STD^2)."""
+    sigma = sigma[:, None]
+    return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
+
+
+def normals(seed, shape=(20_000, 1)):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda step: torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2), (kutta3, 3)])
+@pytest.mark.parametrize("ladder", [exponential, karras])
+def test_order_of_convergence_between_positive_sigmas(sampler, order, ladder):
+    x = torch.linspace(-20, 20, 9, dtype=torch.float64)[:, None]
+    exact = MEAN + (x - MEAN) * math.sqrt((STD**2 + 0.05**2) / (STD**2 + 10.0**2))
+    errors = [
+        (sampler(gaussian, x, ladder(num_steps, 0.05, 10.0)[:-1]) - exact).abs().max().item() for num_steps in (81, 161)
+    ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+    assert errors[1] < 0.1
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
+@pytest.mark.parametrize("ladder", [karras(30, 0.002, 80.0), exponential(7, 0.01, 5.0)[:-1], torch.tensor([3.0, 0.0])])
+def test_any_decreasing_ladder_is_accepted(sampler, ladder):
+    x = 10 * normals(0, (5, 2))(0)
+    before = x.clone()
+    result = sampler(gaussian, x, ladder, noise=normals(1, (5, 2)))
+    assert result.shape == x.shape and result.isfinite().all()
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
+def test_a_certain_denoiser_is_met_exactly_at_zero(sampler):
+    x0 = normals(0, (5, 2))(0)
+    result = sampler(lambda x, sigma: x0, 80 * normals(1, (5, 2))(0), karras(12, 0.002, 80.0), noise=normals(2, (5, 2)))
+    assert torch.equal(result, x0)
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
+def test_samples_have_the_data_distribution(sampler):
+    x = 80 * normals(0)(0)
+    result = sampler(gaussian, x, karras(200, 0.002, 80.0), noise=normals(1))
+    assert result.mean().item() == pytest.approx(MEAN, abs=0.03)
+    assert result.std().item() == pytest.approx(STD, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_evaluations"), [(euler, 10), (ddim, 10), (heun, 19), (kutta3, 28), (dpmpp_2m, 10)]
+)
+def test_number_of_evaluations(sampler, num_evaluations):
+    sigmas_seen = []
+
+    def denoise(x, sigma):
+        sigmas_seen.append(sigma)
+        return gaussian(x, sigma)
+
+    sampler(denoise, normals(0, (3, 1))(0), karras(10, 0.002, 80.0))
+    assert len(sigmas_seen) == num_evaluations
+    assert all(sigma.shape == (3,) and (sigma > 0).all() for sigma in sigmas_seen)
+
+
+def test_ddim_without_noise_is_euler():
+    x = 80 * normals(0, (5, 2))(0)
+    assert torch.equal(ddim(gaussian, x, karras(20, 0.002, 80.0)), euler(gaussian, x, karras(20, 0.002, 80.0)))
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
+@pytest.mark.parametrize("ladder", [[1.0], [1.0, 2.0], [1.0, 1.0, 0.0], [1.0, -0.1], [math.inf, 1.0], [math.nan, 0.0]])
+def test_a_bad_ladder_is_refused(sampler, ladder):
+    with pytest.raises(ValueError, match="sigmas"):
+        sampler(gaussian, torch.zeros(2, 1), torch.tensor(ladder), noise=normals(0, (2, 1)))
+
+
+def test_eta_and_its_noise_are_checked():
+    for sampler in (ddpm, euler_ancestral):
+        with pytest.raises(ValueError, match="noise"):
+            sampler(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="eta"):
+        ddim(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]), eta=1.5)
+
+
+def test_sampling_takes_no_gradients_but_its_results_may_train():
+    weight = torch.ones(1, requires_grad=True)
+    result = heun(lambda x, sigma: weight * x, torch.ones(2, 1), torch.tensor([1.0, 0.5, 0.0]))
+    assert not result.requires_grad and not result.is_inference()
+    (weight * result).sum().backward()
+
+
+# --- parity with diffusers, on the same network from the same noise
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SCHEDULE = scaled_linear(0.00085, 0.012)
+SHAPE = (2, 4, 8, 8)
+
+
+def network(x, timestep):
+    """Any smooth function of the scaled latent and the timestep."""
+    phase = torch.as_tensor(timestep, dtype=x.dtype).reshape(-1, 1, 1, 1) / 300
+    return torch.tanh(0.8 * x + phase.cos()) + 0.3 * x.roll(1, -1)
+
+
+def ours(sampler, sigmas, n, precond=None, schedule=SCHEDULE, **options):
+    denoiser = Denoiser(network, precond or Eps(schedule))
+    x = init_noise(n, sigmas[0], schedule)
+    return sampler(lambda x, sigma: denoiser(x, sigma, {}), x, sigmas, **options)
+
+
+def theirs(scheduler, x, **options):
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(
+            network(scheduler.scale_model_input(x, timestep), timestep), timestep, x, **options
+        ).prev_sample
+    return x
+
+
+def first_noise(seed=0):
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_equals_diffusers(eta):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**SD, set_alpha_to_one=False, steps_offset=1, clip_sample=False)
+    scheduler.set_timesteps(50)
+    n, sigmas = first_noise(), ddim_ladder(50, SCHEDULE)
+    generator = torch.Generator().manual_seed(5)
+    expected = theirs(scheduler, n, eta=eta, generator=generator)
+    generator = torch.Generator().manual_seed(5)
+    result = ours(ddim, sigmas, n, noise=lambda step: torch.randn(SHAPE, generator=generator), eta=eta)
+    scale = (1 + sigmas[-1] ** 2).sqrt().item()  # the published ladder stops above 0, in variance-preserving scale
+    torch.testing.assert_close(result / scale, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ddpm_equals_diffusers():
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(**SD, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    n = first_noise()
+    expected = theirs(scheduler, n, generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    result = ours(ddpm, trailing(1000, SCHEDULE), n, noise=lambda step: torch.randn(SHAPE, generator=generator))
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_euler_equals_diffusers():
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(**SD, timestep_spacing="trailing")
+    scheduler.set_timesteps(20)
+    sigmas, n = trailing(20, SCHEDULE), first_noise()
+    torch.testing.assert_close(scheduler.sigmas.double(), sigmas, rtol=1e-5, atol=0)
+    expected = theirs(scheduler, init_noise(n, sigmas[0], SCHEDULE))
+    torch.testing.assert_close(ours(euler, sigmas, n), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ancestral_euler_equals_diffusers():
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    scheduler = EulerAncestralDiscreteScheduler(**SD, timestep_spacing="trailing")
+    scheduler.set_timesteps(20)
+    sigmas, n = trailing(20, SCHEDULE), first_noise()
+    x = init_noise(n, sigmas[0], SCHEDULE)
+    expected = theirs(scheduler, x, generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    result = ours(euler_ancestral, sigmas, n, noise=lambda step: torch.randn(SHAPE, generator=generator))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_heun_equals_diffusers():
+    from diffusers import HeunDiscreteScheduler
+
+    scheduler = HeunDiscreteScheduler(**SD, timestep_spacing="trailing")
+    scheduler.set_timesteps(20)
+    sigmas, n = trailing(20, SCHEDULE), first_noise()
+    expected = theirs(scheduler, init_noise(n, sigmas[0], SCHEDULE))
+    torch.testing.assert_close(ours(heun, sigmas, n), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dpmpp_2m_equals_diffusers():
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(**SD, timestep_spacing="trailing", final_sigmas_type="zero")
+    scheduler.set_timesteps(20)
+    n = first_noise()
+    torch.testing.assert_close(ours(dpmpp_2m, trailing(20, SCHEDULE), n), theirs(scheduler, n), rtol=1e-4, atol=1e-4)
+
+
+def test_euler_on_a_flow_equals_diffusers():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    class Unscaled(FlowMatchEulerDiscreteScheduler):
+        def scale_model_input(self, x, timestep):
+            return x
+
+    scheduler = Unscaled(shift=3.0)
+    sigmas, n = flow(10, shift=3.0), first_noise()
+    flow_time = (sigmas / (1 + sigmas))[:-1]
+    unshifted = flow_time / (3 - 2 * flow_time)
+    scheduler.set_timesteps(sigmas=unshifted.tolist())
+    process = FlowSchedule()
+    result = ours(euler, sigmas, n, precond=Flow(process), schedule=process)
+    torch.testing.assert_close(result, theirs(scheduler, n), rtol=1e-4, atol=1e-4)
