@@ -34,20 +34,21 @@ def main(arguments: list[str]) -> int:
     device = choose(tree["device"])
     model = load(tree["model"], tree["first_stage"]).to(device)
     sampling = model.sampling(tree)
-    rows = [(condition, number) for condition in conditions for number in range(tree["num_images"])]
+    rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
     made = []
     starts = range(0, len(rows), tree["batch_size"])
     for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
         part = rows[start : start + tree["batch_size"]]
-        batch = collate([condition for condition, _ in part], device)
+        batch = collate([conditions[place] for place, _ in part], device)
         negative = {**batch, "caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
         numbers = torch.tensor([number for _, number in part], device=device)
         made.append(model.generate(sampling, batch, numbers, tree["seed"], tree["image_size"], negative).cpu())
     images = torch.cat(made)
     out = Path(tree["out"])
-    for image, (condition, number) in zip(images, rows, strict=True):
-        facts = {**condition, "seed": tree["seed"], "number": number, "model": model.name}
-        save_image(out / f"{file_name(condition)}_{number:04d}.png", image, factor=tree["enlarge"], text=facts)
+    names = file_names(conditions)
+    for image, (place, number) in zip(images, rows, strict=True):
+        facts = {**conditions[place], "seed": tree["seed"], "number": number, "model": model.name}
+        save_image(out / f"{names[place]}_{number:04d}.png", image, factor=tree["enlarge"], text=facts)
     sheet = save_image(out / "grid.png", grid(images, columns=tree["num_images"]), factor=tree["enlarge"])
     print(f"{len(images)} images in {out}/, all together in {sheet}")
     return 0
@@ -81,10 +82,11 @@ def collate(conditions: list[dict[str, Any]], device: Any) -> dict[str, Any]:
     return batch
 
 
-def file_name(condition: dict[str, Any]) -> str:
-    """A short safe file name for a condition."""
-    words = re.sub(r"[^a-z0-9]+", "-", " ".join(str(value) for value in condition.values()).lower()).strip("-")
-    return words[:60] or "image"
+def file_names(conditions: list[dict[str, Any]]) -> list[str]:
+    """Short safe file names, one per condition; those that would be the same are numbered by their row."""
+    texts = [" ".join(str(value) for value in condition.values()).lower() for condition in conditions]
+    names = [re.sub(r"[^a-z0-9]+", "-", text).strip("-")[:60].strip("-") or "image" for text in texts]
+    return [name if names.count(name) == 1 else f"{row:04d}-{name}" for row, name in enumerate(names)]
 
 
 if __name__ == "__main__":

@@ -32,9 +32,12 @@ def main(arguments: list[str]) -> int:
 def sweep(arguments: list[str]) -> int:
     """Run every job of the product in its own process, one after the other; a failed job does not stop the others."""
     failed = []
-    jobs = expand_sweep(arguments)
-    for number, (job, swept) in enumerate(jobs, start=1):
-        name = run_name(job, swept)
+    jobs = [(job, run_name(job, swept)) for job, swept in expand_sweep(arguments)]
+    names = [name for _, name in jobs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two jobs of this sweep would share the folder {twice}; sweep other values")
+    for number, (job, name) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {name}", flush=True)
         if subprocess.run([sys.executable, __file__, *job, f"run={name}"]).returncode:
             failed.append(name)

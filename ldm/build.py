@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.conditioners.base import Conditioners, check_network
 from ldm.checkpoint import weights
+from ldm.conditioners.base import Conditioners, check_network
 from ldm.config import instantiate, load_tree
 from ldm.diffusion.denoiser import Denoiser
 from ldm.first_stage.first_stage import FirstStage, Identity

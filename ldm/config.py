@@ -18,15 +18,16 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
@@ -35,6 +36,18 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 LITERAL = frozenset(
     "prompt negative_prompt prompts first_stage branch model run runs_dir out source checkpoint data.train "
     "data.validation".split()
+)
+
+# Types of root keys that their defaults do not tell, and those that must be at least 1.
+ROOT_TYPES = {
+    "image_size": int,
+    "label": int,
+    "members": list[str],
+    "prompts": str | list[str],
+    "branch_optimizer": Literal["fresh", "keep"],
+}
+POSITIVE = frozenset(
+    ["image_size", "accumulation", "max_steps", "num_steps", "num_images", "num_samples", "batch_size", "enlarge"]
 )
 
 
@@ -48,16 +61,78 @@ def compose(config_name: str, arguments: list[str]) -> dict[str, Any]:
     Raises ValueError with the offending key and the nearest valid one.
     """
     literal, overrides = split_literal(arguments)
+    held = {f"__literal_{place}__": text for place, text in enumerate(literal.values())}
+    overrides += [f"{key}={name}" for key, name in zip(literal, held, strict=True)]
+    parsed = _parse(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = hydra_compose(config_name, overrides)
             tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(_explain(error, config_name, overrides)) from error
-    for key, text in literal.items():
-        _set_existing(tree, key, text)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ValueError(_explain(error, config_name, parsed)) from error
+    tree = _restore(tree, held)
+    _check_root(tree, config_name)
     validate(tree)
     return tree
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    """Hydra's reading of each override. Raises ValueError naming the one that cannot be read."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        try:
+            override = parser.parse_override(text)
+        except (HydraException, RecursionError) as error:
+            raise ValueError(
+                f"cannot read {shown!r} on the command line: write key=value, and quote special characters, "
+                "as in 'key=\"a b\"'"
+            ) from error
+        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
+            raise ValueError(f"{override.key_or_group}: no such key; a run's folder is runs_dir/run")
+        if not override.key_or_group or override.package is not None:
+            raise ValueError(f"{shown!r}: no such key; write key=value or group=option")
+        parsed.append(override)
+    return parsed
+
+
+def _check_root(tree: dict[str, Any], config_name: str) -> None:
+    """Hold the root to ``conf/<config_name>.yaml``: its keys, their types, options in groups; one left out is None."""
+    root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
+    choices = {
+        key: chosen for entry in root.pop("defaults") if isinstance(entry, dict) for key, chosen in entry.items()
+    }
+    choices.pop("experiment", None)
+    for key in tree:
+        if key not in root and key not in choices:
+            raise ValueError(f"{key}: no such key{_nearest(key, [*root, *choices])}")
+    for key, default in root.items():
+        if key not in tree:
+            raise ValueError(f"{key}: cannot be left out")
+        annotation = ROOT_TYPES.get(key, str if default in (None, "???") else type(default))
+        annotation = annotation | None if default is None else annotation
+        if not accepts(annotation, tree[key]):
+            raise ValueError(f"{key}={tree[key]!r}: expected {_readable(annotation)}")
+        if key in POSITIVE and tree[key] is not None and tree[key] < 1:
+            raise ValueError(f"{key}={tree[key]}: must be at least 1")
+    for group, chosen in choices.items():
+        node = tree.setdefault(group, None)
+        several = isinstance(chosen, list) and isinstance(node, dict)  # each option nests under its own name
+        for where, option in [(f"{group}.{k}", v) for k, v in node.items()] if several else [(group, node)]:
+            if option is not None and not (isinstance(option, dict) and "_target_" in option):
+                raise ValueError(
+                    f"{where}: its keys are set but it is not chosen; {group} is one of {', '.join(groups()[group])}"
+                )
+
+
+def _restore(node: Any, held: dict[str, str]) -> Any:
+    """Put the literal texts in the place of the names that stood for them while Hydra resolved the tree."""
+    if isinstance(node, dict):
+        return {key: _restore(value, held) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_restore(item, held) for item in node]
+    return re.sub(r"__literal_\d+__", lambda name: held.get(name[0], name[0]), node) if isinstance(node, str) else node
 
 
 def split_literal(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -77,11 +152,7 @@ def expand_sweep(arguments: list[str]) -> list[tuple[list[str], list[str]]]:
     literal, overrides = split_literal(arguments)
     fixed = [f"{key}={text}" for key, text in literal.items()]
     choices = []
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ValueError(f"cannot read the command line: {_first_line(error)}") from error
-    for text, override in zip(overrides, parsed, strict=True):
+    for text, override in zip(overrides, _parse(overrides), strict=True):
         if override.is_sweep_override():
             name = override.get_key_element()
             choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
@@ -103,19 +174,11 @@ def run_name(arguments: list[str], swept: list[str] = ()) -> str:
     words = [name, *node, *(["not", *hole] if hole else [])]
     for override in swept:
         key, _, value = override.partition("=")
+        if key in ("experiment", "expert.node", "expert.exclude"):  # in the name already
+            continue
         group_choice = (CONF / key).is_dir()
         words.append(value if group_choice else f"{key.rsplit('.', 1)[-1]}_{value}")
     return re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(words)).strip("-")
-
-
-def _set_existing(tree: dict, dotted: str, value: str) -> None:
-    *parents, last = dotted.split(".")
-    node = tree
-    for parent in parents:
-        node = node.get(parent) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or last not in node:
-        raise ValueError(f"{dotted}: this command has no such key{_nearest(dotted, _leaves(tree))}")
-    node[last] = value
 
 
 def _first_line(error: BaseException) -> str:
@@ -123,7 +186,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nearest(name: str, names: typing.Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
@@ -145,30 +208,35 @@ def groups() -> dict[str, list[str]]:
     return options
 
 
-def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
+def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
     """One line that names the wrong key and the way out, for whatever Hydra raised."""
     known_groups = groups()
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as syntax:
-        return (
-            f"cannot read the command line: {_first_line(syntax)} (quote values with special characters: 'key=\"a b\"')"
-        )
-    selections = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group in known_groups]
     for override in parsed:
         key, value = override.key_or_group, override.value()
+        if override.is_sweep_override():
+            return f"{key}: several values; write a list as {key}=[a,b], or start a sweep with -m"
         if override.is_add() and key == "experiment":
             return "write experiment=NAME without the +: the key exists already"
-        if key in known_groups and isinstance(value, str) and value not in known_groups[key]:
-            options = known_groups[key]
-            return f"{key}={value}: no such option{_nearest(value, options)} (there are: {', '.join(options)})"
+        if key not in known_groups or override.is_delete():
+            continue
+        options = known_groups[key]
+        for option in value if isinstance(value, list) else [value]:
+            if option is None:
+                return f"{key}=null: write ~{key} to leave it out"
+            if option not in options:
+                return f"{key}={option}: no such option{_nearest(option, options)} (there are: {', '.join(options)})"
+    selections = [override.input_line for override in parsed if override.key_or_group in known_groups]
     with contextlib.suppress(HydraException, OmegaConfBaseException):
         names = list(_leaves(OmegaConf.to_container(hydra_compose(config_name, selections))))
         for override in parsed:
             key = override.key_or_group
             if not override.is_add() and key not in known_groups and key not in names:
                 return f"{key}: no such key{_nearest(key, [*names, *known_groups])}"
-    return _first_line(error)
+    where = re.search(r"full_key: (\S+)", str(error))
+    if isinstance(error, MissingMandatoryValue):
+        missing = where[1] if where else str(error).split()[-1]
+        return f"{missing}: has to be given, {missing}=..."
+    return f"{where[1]}: {_first_line(error)}" if where else _first_line(error)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -184,7 +252,7 @@ def registry() -> frozenset[str]:
 
 def resolve_target(name: str, where: str) -> Callable:
     """The class or function a ``_target_`` names. Raises ValueError unless it is in the registry and ours."""
-    if name not in registry():
+    if not isinstance(name, str) or name not in registry():
         raise ValueError(f"{where}._target_={name}: not allowed; only targets named in conf/ can be built")
     module, _, attribute = name.rpartition(".")
     target = getattr(importlib.import_module(module), attribute, None)
@@ -214,7 +282,7 @@ def _validate(node: Any, where: str) -> None:
                     f"{where}.{key}: no such key{_nearest(key, parameters)} (takes {', '.join(parameters)})"
                 )
             annotation = parameters[key].annotation
-            if not (isinstance(value, dict) and "_target_" in value) and not accepts(annotation, value):
+            if not accepts(annotation, value):
                 raise ValueError(f"{where}.{key}={value!r}: expected {_readable(annotation)}")
     for key, value in node.items():
         _validate(value, f"{where}.{key}".lstrip("."))
@@ -227,9 +295,9 @@ def _parameters(target: Callable) -> dict[str, inspect.Parameter]:
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a plain YAML value fits an annotation; whole numbers fit float, and what is not plain is not judged."""
+    """Whether a YAML value fits an annotation; whole numbers fit float, and a nested ``_target_`` is not judged."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is inspect.Parameter.empty or annotation is Any:
+    if annotation is inspect.Parameter.empty or annotation is Any or (isinstance(value, dict) and "_target_" in value):
         return True
     if origin in (typing.Union, types.UnionType):
         return any(accepts(argument, value) for argument in arguments)
@@ -246,14 +314,16 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, str)
     container = origin or annotation
     if isinstance(container, type) and issubclass(container, Mapping):
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(accepts(arguments[1] if arguments else Any, v) for v in value.values())
     if isinstance(container, type) and issubclass(container, (list, tuple, typing.Sequence)):
         return isinstance(value, list) and all(accepts(arguments[0] if arguments else Any, item) for item in value)
-    return value is not None  # an object: given by a nested _target_, never by a bare value, or injected
+    return False  # an object: given by a nested _target_ or injected, never by a bare value
 
 
 def _readable(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return re.sub(r"\b(typing|collections\.abc)\.", "", str(annotation))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -290,12 +360,22 @@ def dump(tree: dict[str, Any]) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which can grow exponentially."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
 def load_tree(path: Path) -> dict[str, Any]:
     """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry."""
-    text = path.read_text()
-    if len(text) > 1_000_000 or re.search(r"(?m)^[^#'\"]*[:\-]\s+[&*]\w", text):
-        raise ValueError(f"{path}: not a run's configuration (too long, or with YAML aliases)")
-    tree = yaml.safe_load(text)
+    try:
+        text = path.read_text()
+        tree = yaml.load(text, _PlainLoader) if len(text) <= 1_000_000 else None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a run's configuration ({_first_line(error)})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: not a run's configuration")
     validate(tree)

@@ -9,12 +9,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
 
-from ldm.files import write_text
 from ldm.checkpoint.weights import load as load_weights
 from ldm.config import dump
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
+from ldm.files import write_text
 from ldm.model import Model, load_model
 
 WHOLE: list[Interval] = [(0.0, math.inf)]
@@ -70,10 +72,14 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     try:
         manifest = yaml.safe_load(path.read_text())
         members = [
-            (Path(m["run"]) / "weights" / Path(m["weights"]).name, m["sha256"], m["intervals"])
+            (
+                Path(m["run"]) / "weights" / Path(m["weights"]).name,
+                m["sha256"],
+                [(float(lo), float(hi)) for lo, hi in m["intervals"]],
+            )
             for m in manifest["members"]
         ]
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     models = []
     for file, digest, _ in members:
@@ -81,11 +87,22 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
         if model.weights[0].digest != digest:
             raise ValueError(f"{file}: not the weights {path} was written for; write the manifest anew")
         models.append(model)
-    intervals = [[(float(lo), float(hi)) for lo, hi in pieces] for _, _, pieces in members]
+    if not models:
+        raise ValueError(f"{path}: names no members")
     first = models[0]
-    denoiser = ExpertDenoiser([model.denoiser for model in models], intervals)
+    for model in models[1:]:
+        if not _same(first.conditioner.state_dict(), model.conditioner.state_dict()):
+            raise ValueError(
+                f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
+                "condition once, so its members need a conditioner that is frozen"
+            )
+    denoiser = ExpertDenoiser([model.denoiser for model in models], [pieces for _, _, pieces in members])
     weights = [model.weights[0] for model in models]
     return Model(path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, weights)
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _lineage(run: Path) -> dict[str, Any]:

@@ -34,9 +34,11 @@ def sync(path: Path) -> None:
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write(temporary)` make a file or folder, then put it at `path` in one rename.
 
-    Raises OSError naming `path` and the way out when the disk is full; the previous content stays.
+    A folder that is there already is moved aside first. Raises OSError naming `path` and the way out when the disk is
+    full; the previous content stays.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    aside = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(temporary)
@@ -44,19 +46,33 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
             sync(inner)
         sync(temporary)
         if path.is_dir():
-            shutil.rmtree(path)
+            path.replace(aside)
         temporary.replace(path)
         sync(path.parent)
+        _remove(aside)
     except BaseException as error:
         _remove(temporary)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        if _is_disk_full(error):
             free = shutil.disk_usage(path.parent).free / 2**20
             raise OSError(
-                error.errno,
+                errno.ENOSPC,
                 f"no space left to write {path} ({free:.0f} MiB free); what was saved before is intact: "
                 "free space or move runs_dir, then start the same command again",
             ) from error
         raise
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether it comes from a full disk or quota, which torch and safetensors wrap in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -9,16 +9,28 @@ import pytorch_lightning as pl
 from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.config import instantiate
-from ldm.run import Run, branch_point, is_rank_zero, open_run
+from ldm.run import Run, branch_point, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
-from ldm.training.loggers import CSVLog
+from ldm.training.loggers import CSVLog, close
 from ldm.training.task import Task
+
+# Messages of Lightning and W&B about choices that are made on purpose here.
+QUIET = (
+    ".*does not have many workers",
+    ".*LeafSpec",
+    ".*anonymous setting",
+    ".*Tip:",
+    "Found .* module.* in eval mode",
+)
 
 
 def fit(tree: dict[str, Any], name: str) -> Run:
     """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once."""
+    tree = inherit(tree)
     run = open_run(tree, name)
     if run.finished:
+        if is_rank_zero():
+            print(f"{run.name}: finished at step {run.lineage['finished_step']}; a larger max_steps goes on from there")
         return run
     _quieten()
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
@@ -34,6 +46,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         {**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer"
     )(callbacks=[restore, *parts.callbacks], logger=[csv, *([parts["logger"]] if parts["logger"] else [])])  # fmt: skip
     trainer.fit(task, datamodule=data)
+    close(trainer.loggers)
     if task.step >= task.max_steps:
         _conclude(run, trainer, task, parts)
     elif trainer.is_global_zero:
@@ -48,6 +61,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
     if not trainer.is_global_zero:
         return
     data = parts["data"]
+    task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     with task.averaged():
         metadata = task.conclude(data.statistics_loader(batch_size=64))
     weights.amend(run.folder / "weights", {**metadata, "data_fingerprint": data.fingerprint})
@@ -66,6 +80,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
 
 def _quieten() -> None:
     """Leave out what Lightning and W&B say that is no news: advertisements, and choices made on purpose here."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*anonymous setting.*", ".*Tip:.*"):
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in QUIET:
         warnings.filterwarnings("ignore", text)

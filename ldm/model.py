@@ -16,6 +16,7 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.conditioners.base import Conditioners
 from ldm.config import load_tree
 from ldm.diffusion.schedule import Schedule
+from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, generate
 
 
@@ -36,8 +37,10 @@ class Model:
         return self.parts["image_size"]
 
     def sampling(self, tree: dict[str, Any]) -> Sampling:
-        """How `tree` (groups sampler, sigmas, guidance; null is what the model was trained to show) says to sample."""
+        """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's."""
         chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
+        if not tree["sigmas"] and "num_steps" in tree:
+            chosen["sigmas"] = {**chosen["sigmas"], "num_steps": tree["num_steps"]}
         return Parts({**self.parts.tree, **chosen}, schedule=self.schedule)["sampling"]
 
     def to(self, device: torch.device | str) -> "Model":
@@ -75,7 +78,7 @@ def load_model(path: Path, first_stage: str | None = None, kind: str = "ema") ->
     )
     trained_with = weights.metadata.get("latent")
     if trained_with:
-        parts["first_stage"].spec.check(type(parts["first_stage"].spec).from_dict(trained_with))
+        LatentSpec.from_dict(trained_with).check(parts["first_stage"].spec)
     denoiser.eval().requires_grad_(False)
     conditioner.eval().requires_grad_(False)
     return Model(weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [weights])

@@ -5,6 +5,7 @@ The same command again resumes; a changed key that would change the mathematics 
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -13,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import resume
-from ldm.files import sha256, write_json, write_text
 from ldm.config import dump, load_tree
 from ldm.ensemble import load_ensemble
+from ldm.files import sha256, write_json, write_text
 from ldm.model import Model, load_model
 
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
-    "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite runs_dir "
-    "data.num_workers data.memo_samples task.latent_memo_samples num_steps sampler sigmas guidance run"
+    "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
+    "runs_dir data.num_workers data.memo_samples task.latent_memo_samples num_steps sampler sigmas guidance run"
 ).split()
 
 
@@ -45,7 +46,10 @@ class Run:
     def begin(self) -> None:
         """Make the folder and write what is to be fitted; ``overwrite=true`` clears it first. Rank zero only."""
         if self.tree["overwrite"] and self.folder.exists():
-            shutil.rmtree(self.folder)
+            if not (self.folder / "config.yaml").exists():
+                raise ValueError(f"overwrite=true: {self.folder} is not a run's folder; delete it yourself")
+            aside = self.folder.with_name(f".overwritten-{os.getpid()}-{self.name}")
+            shutil.rmtree(self.folder.replace(aside))  # never a part of the old run under its name
         write_text(self.folder / "config.yaml", dump({**self.tree, "overwrite": False}))
         self.record()
 
@@ -60,6 +64,8 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
 
     Raises ValueError naming the first key that differs from the run in the folder in a way that changes the result.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"run={name}: a run's name is made of letters, digits, '-', '_' and '.'")
     folder = Path(tree["runs_dir"]) / name
     config, lineage = folder / "config.yaml", folder / "lineage.json"
     if config.exists() and not tree["overwrite"]:
@@ -85,6 +91,14 @@ def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -
                 f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: "
                 "give the new one its own folder with run=NAME, start from this one with branch=, or overwrite=true"
             )
+
+
+def inherit(tree: dict[str, Any]) -> dict[str, Any]:
+    """A branch takes its parent's first stage unless the tree names one."""
+    if tree["first_stage"] or not tree["branch"]:
+        return tree
+    parent = branch_point(tree["branch"]).parent.parent
+    return {**tree, "first_stage": load_tree(parent / "config.yaml")["first_stage"]}
 
 
 def branch_point(branch: str | None) -> Path | None:

@@ -1,7 +1,7 @@
 """Training checkpoints: a folder of tensors with a manifest of hashes, found again by scanning, never by trust.
 
 ``step_00001000.ckpt/`` holds ``state.pt`` (tensors and plain numbers, read with ``weights_only``), ``state.json`` (the
-counters, for people) and ``manifest.json`` (sha256 of the others), which makes the folder whole. ``last.ckpt`` is a hint.
+counters, for people) and ``manifest.json`` (sha256 of the others), which makes it whole. ``last.ckpt`` is a hint.
 """
 
 import json
@@ -21,18 +21,25 @@ PATTERN = re.compile(r"step_(\d{8,})\.ckpt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any]) -> Path:
-    """Write ``folder/step_<step>.ckpt`` durably. `state`: nested containers of tensors and numbers."""
+    """Write ``folder/step_<step>.ckpt`` durably. `state`: nested containers of tensors and numbers.
+
+    Later checkpoints go: a run that went back to an earlier step did so because they are broken.
+    """
     target = folder / NAME.format(step)
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        torch.save(state, temporary / "state.pt")
+        with (temporary / "state.pt").open("wb") as file:  # so that a full disk is an OSError
+            torch.save(state, file)
         (temporary / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
 
     replace(target, write)
     write_text(folder / "last.ckpt", f"{target.name}\n")
+    for later in _found(folder):
+        if _step(later) > step:
+            shutil.rmtree(later)
     return target
 
 
@@ -63,7 +70,7 @@ def newest(folder: Path) -> Path | None:
 
     Raises ValueError if there are checkpoints but all are broken, rather than start from step 0.
     """
-    found = sorted((p for p in folder.glob("step_*.ckpt") if PATTERN.fullmatch(p.name)), reverse=True)
+    found = _found(folder)
     for checkpoint in found:
         problem = damage(checkpoint)
         if problem is None:
@@ -75,8 +82,16 @@ def newest(folder: Path) -> Path | None:
 
 
 def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` (at least 2) whole checkpoints, and what interrupted writes left."""
+    """Delete all but the newest `keep` (at least 2) checkpoints, and what interrupted writes left."""
     sweep(folder)
-    found = sorted((p for p in folder.glob("step_*.ckpt") if PATTERN.fullmatch(p.name)), reverse=True)
-    for checkpoint in found[max(keep, 2) :]:
+    for checkpoint in _found(folder)[max(keep, 2) :]:
         shutil.rmtree(checkpoint)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(PATTERN.fullmatch(checkpoint.name)[1])
+
+
+def _found(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted((p for p in folder.glob("step_*.ckpt") if PATTERN.fullmatch(p.name)), key=_step, reverse=True)

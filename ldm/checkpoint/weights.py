@@ -6,6 +6,7 @@ without the numbers needed to use them.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ class Weights:
 
 
 def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:
-    """Write one safetensors file per kind (``ema``, ``raw``), then the JSON that makes them a set."""
+    """Write one safetensors file per kind (``ema``, ``raw``), then the JSON that makes them a set.
+
+    Sets of later steps go: they are from before the run went back to an earlier checkpoint.
+    """
     digests = {}
     for kind, state in states.items():
         path = folder / f"step_{step:08d}.{kind}.safetensors"
@@ -38,6 +42,7 @@ def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], me
         replace(path, lambda temporary, plain=plain: save_file(plain, temporary))
         digests[kind] = sha256(path)
     write_json(folder / f"step_{step:08d}.json", {"step": step, "sha256": digests, **metadata})
+    _delete(description for description in _sets(folder) if _step(description) > step)
 
 
 def amend(folder: Path, metadata: dict[str, Any]) -> None:
@@ -48,10 +53,7 @@ def amend(folder: Path, metadata: dict[str, Any]) -> None:
 
 def retain(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` sets of weights."""
-    for description in _sets(folder)[keep:]:
-        description.unlink()
-        for path in folder.glob(f"{description.stem}.*.safetensors"):
-            path.unlink()
+    _delete(_sets(folder)[keep:])
 
 
 def load(path: Path, kind: str = "ema") -> Weights:
@@ -77,9 +79,13 @@ def load(path: Path, kind: str = "ema") -> Weights:
         file = file if file.exists() else description.with_suffix(".raw.safetensors")
     if not file.exists() or not description.exists():
         raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
-    metadata = json.loads(description.read_text())
     digest = sha256(file)
-    if metadata["sha256"].get(file.name.split(".")[1]) != digest:
+    try:
+        metadata = json.loads(description.read_text())
+        recorded = metadata["sha256"].get(file.name.split(".")[1])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{description}: cannot be read as the description of weights") from error
+    if recorded != digest:
         raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
     return Weights(run, file, load_file(file), digest, metadata)
 
@@ -90,12 +96,24 @@ def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source:
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in own.keys() & state.keys()
               if own[n].shape != state[n].shape]  # fmt: skip
-    problems = [f"{len(names)} {what} (first: {names[0]})" for names, what in
-                ((missing, "keys missing"), (extra, "keys too many"), (sorted(shapes), "wrong shapes")) if names]  # fmt: skip
+    found = ((missing, "keys missing"), (extra, "keys too many"), (sorted(shapes), "wrong shapes"))
+    problems = [f"{len(names)} {what} (first: {names[0]})" for names, what in found if names]
     if problems:
         raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
     module.load_state_dict(state)
 
 
+def _step(description: Path) -> int:
+    return int(PATTERN.fullmatch(description.name)[1])
+
+
 def _sets(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step_*.json") if PATTERN.fullmatch(p.name)), reverse=True)
+    """Descriptions of sets of weights, newest first."""
+    return sorted((p for p in folder.glob("step_*.json") if PATTERN.fullmatch(p.name)), key=_step, reverse=True)
+
+
+def _delete(descriptions: Iterable[Path]) -> None:
+    for description in descriptions:
+        description.unlink()
+        for path in description.parent.glob(f"{description.stem}.*.safetensors"):
+            path.unlink()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, field
@@ -48,12 +49,13 @@ class TextEncoder(nn.Module):
         captions = list(captions)
         self._count_cut(captions)
         given = self.tokenizer(
-            captions, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
         with torch.autocast(self.model.device.type, enabled=False):
             hidden = self.model(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state
         mask = given.attention_mask.bool()
-        return hidden.float() * mask[..., None], mask
+        missing = self.max_tokens - mask.shape[1]  # the network's width is fixed, the encoder need not see the padding
+        return F.pad(hidden.float() * mask[..., None], (0, 0, 0, missing)), F.pad(mask, (0, missing))
 
     def _count_cut(self, captions: list[str]) -> None:
         lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False).input_ids]

@@ -55,6 +55,8 @@ class AlignmentHeads(nn.Module):
 class AlignmentScore(nn.Module):
     """Cosine of an image and a caption in the heads' space; `name` goes beside every number."""
 
+    metric = "alignment_score"
+
     def __init__(self, features: Features, sentences: Callable[[Sequence[str]], Tensor], heads: AlignmentHeads) -> None:
         super().__init__()
         self.features, self.sentences, self.heads = features, sentences, heads.requires_grad_(False).eval()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 class ClipScore(nn.Module):
     """Agreement of images with captions under an open_clip model; `name` goes beside every number."""
 
+    metric = "clip_score"
+
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], name: str) -> None:
         super().__init__()
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name

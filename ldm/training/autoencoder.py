@@ -31,11 +31,12 @@ class AutoencoderTask(Task):
     ):
         model = nn.ModuleDict({"autoencoder": autoencoder, "regularizer": regularizer})
         trained = nn.ModuleDict({**model, "reconstruction": reconstruction})
-        super().__init__(model=model, trained=trained, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps)
+        super().__init__(
+            model=model, trained=trained, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+        )
         self.autoencoder = autoencoder
         self.regularizer = regularizer
         self.reconstruction = reconstruction
-        self.seed = seed
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One forward of the autoencoder; the returned scalar's gradients train it and the discriminator."""
@@ -59,6 +60,13 @@ class AutoencoderTask(Task):
         """Images and, below them, their reconstructions."""
         image = batch["image"]
         return {"reconstructions": grid(torch.cat([image, self.reconstruct(image)]), columns=len(image))}
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing: a first stage stands on its own."""
+        return {}
+
+    def accept(self, description: dict[str, Any]) -> None:
+        """Any: names and shapes of the weights say enough."""
 
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Per-channel mean and standard deviation of what `encode` returns, over the training images."""

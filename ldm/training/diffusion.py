@@ -11,8 +11,9 @@ from ldm.conditioners.base import Conditioners
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.experts import Expert
-from ldm.diffusion.loss import diffusion_loss
+from ldm.diffusion.loss import diffusion_loss, stratified_losses
 from ldm.diffusion.noise import NoiseDistribution
+from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, generate
 from ldm.images import grid
 from ldm.training.memo import Memo
@@ -45,7 +46,9 @@ class DiffusionTask(Task):
         latent_memo_samples: int = 0,
     ):
         model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})
-        super().__init__(model=model, trained=model, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps)
+        super().__init__(
+            model=model, trained=model, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+        )
         self.denoiser = denoiser
         self.conditioner = conditioner
         self.first_stage = first_stage
@@ -53,7 +56,6 @@ class DiffusionTask(Task):
         self.intervals = expert.intervals(noise)
         self.weighting = weighting
         self.sampling = sampling
-        self.seed = seed
         self.moments = Memo(first_stage.moments, latent_memo_samples)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -79,12 +81,10 @@ class DiffusionTask(Task):
         index = batch["index"]
         x0 = self.latents(batch, purpose="validation posterior", numbers=index)
         cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
-        losses = []
-        for level in range(NUM_VALIDATION_LEVELS):
-            u = (uniform(self.seed, "validation sigma", index, stream=level)[:, 0] + level) / NUM_VALIDATION_LEVELS
-            noise = normal(self.seed, "validation noise", index, x0.shape[1:], stream=level)
-            losses.append(diffusion_loss(self.denoiser, x0, self.noise.icdf(u).to(x0), noise, cond, self.weighting))
-        return {"loss": torch.stack(losses).mean(0)}
+        losses = stratified_losses(
+            self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS
+        )
+        return {"loss": losses}
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Samples for the captions or labels of held-out images, below the images themselves."""
@@ -94,6 +94,14 @@ class DiffusionTask(Task):
         )  # fmt: skip
         return {"samples": grid(torch.cat([image, made]), columns=len(image))}
 
-    def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
-        """The noise levels this denoiser is for, as an ensemble needs them."""
+    def describe(self) -> dict[str, Any]:
+        """The noise levels this denoiser is for, as an ensemble needs them, and the latent space it lives in."""
         return {"intervals": self.intervals, "latent": self.first_stage.spec.to_dict()}
+
+    def accept(self, description: dict[str, Any]) -> None:
+        """A model of the same latent space; an expert may start from a denoiser for other noise levels."""
+        LatentSpec.from_dict(description["latent"]).check(self.first_stage.spec)
+
+    def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Nothing that was not known before."""
+        return {}

@@ -23,6 +23,7 @@ class CSVLog(Logger):
         self.path = path
         self.name = "csv"
         self.version = ""
+        self._kept: set[tuple[int, str]] = set()  # rows of the step resumed from, which may be logged once more
 
     name: str = ""
     version: str = ""
@@ -31,6 +32,7 @@ class CSVLog(Logger):
     def rewind(self, step: int) -> None:
         """Forget rows later than `step`; begin the file if there is none."""
         rows = read_metrics(self.path) if self.path.exists() else []
+        self._kept = {(at, name) for at, name, _ in rows if at == step}
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -40,8 +42,9 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        rows = [(step, name, repr(float(value))) for name, value in metrics.items() if (step, name) not in self._kept]
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows((step, name, repr(float(value))) for name, value in metrics.items())
+            csv.writer(file).writerows(rows)
 
     @rank_zero_only
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
@@ -51,8 +54,8 @@ class CSVLog(Logger):
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
     """Rows (step, name, value) of a metrics.csv; a last line cut by a crash is left out."""
     rows = []
-    with path.open(newline="") as file:
-        for row in csv.reader(file):
+    with path.open(newline="", errors="replace") as file:
+        for row in csv.reader(line for line in file if line.endswith("\n")):
             if len(row) == 3 and row[0].isdigit():
                 try:
                     rows.append((int(row[0]), row[1], float(row[2])))
@@ -82,3 +85,33 @@ def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: 
     return WandbLogger(
         name=run_name, id=run_id, project=project, save_dir=str(folder), resume="allow", mode=mode, log_model=False
     )
+
+
+def close(loggers: list[Logger]) -> None:
+    """Send what is pending and end the W&B run, so that the next run of this process is its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def log_summary(
+    folder: Path,
+    name: str,
+    project: str,
+    mode: str,
+    metrics: dict[str, float],
+    tables: dict[str, list[dict[str, float]]],
+    pictures: dict[str, Path],
+) -> None:
+    """A W&B run of its own for what is measured after training: single values, tables of points, pictures."""
+    import wandb as client
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    run = client.init(project=project, name=name, id=name, dir=str(folder), mode=mode, resume="allow")
+    for table, rows in tables.items():
+        for row in rows:
+            run.log({f"{table}/{column}": value for column, value in row.items()})
+        columns = list(rows[0])
+        run.log({f"{table}/points": client.Table(columns, [[row[column] for column in columns] for row in rows])})
+    run.log({**metrics, **{f"pictures/{title}": client.Image(str(path)) for title, path in pictures.items()}})
+    run.finish()

@@ -4,6 +4,7 @@ Lightning counts batches and optimizer calls; here ``step`` counts optimizer ste
 and everything that is scheduled, logged or saved goes by them.
 """
 
+import hashlib
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +38,7 @@ class Task(pl.LightningModule):
         lr: Schedule,
         ema: partial | None,
         max_steps: int,
+        seed: int,
     ):
         super().__init__()
         self.model = model
@@ -45,6 +47,7 @@ class Task(pl.LightningModule):
         self.lr_factor = lr
         self.ema: EMA | None = ema(model) if ema else None
         self.max_steps = max_steps
+        self.seed = seed
         self.step = 0  # optimizer steps done, along all resumes
         self.stepped = False  # whether the current micro-batch ended an optimizer step
         self.seconds_before = 0.0  # wall time of this run before the last resume
@@ -65,6 +68,14 @@ class Task(pl.LightningModule):
     @abstractmethod
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a held-out batch, name -> image grid [3, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the model was made with and for; it goes into every checkpoint and beside all weights."""
+
+    @abstractmethod
+    def accept(self, description: dict[str, Any]) -> None:
+        """Raises ValueError if a model with this `description` cannot be gone on from here."""
 
     @abstractmethod
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
@@ -97,6 +108,10 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         self.stepped = False
+        # Draws inside layers (dropout) are the only ones not addressed by sample: a resumed run must repeat them too.
+        part = batch_index % self.trainer.accumulate_grad_batches
+        address = f"{self.seed}/layers/{self.step}/{part}/{self.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(address.encode()).digest()[:4], "little"))
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -132,6 +147,7 @@ class Task(pl.LightningModule):
         """All that a resumed run needs besides its configuration."""
         return {
             "step": self.step,
+            "about": self.describe(),
             "trained": self.trained.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.trainer.optimizers[0].state_dict(),
@@ -139,6 +155,7 @@ class Task(pl.LightningModule):
 
     def load_resume_state(self, state: dict[str, Any], source: str) -> None:
         """Continue from `state`. Raises ValueError naming what does not fit."""
+        self.accept(state["about"])
         load_strict(self.trained, state["trained"], source)
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -147,6 +164,7 @@ class Task(pl.LightningModule):
 
     def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:
         """Start from another run's model: weights and EMA, and its optimizer only if asked."""
+        self.accept(state["about"])
         load_strict(self.trained, state["trained"], source)
         if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])

@@ -37,12 +37,13 @@ class Checkpoint(pl.Callback):
         if task.step == self.saved_step:
             return
         self.saved_step = task.step
-        state = task.resume_state()
+        callbacks = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+        state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
+        check_finite(state["trained"], task.step)  # on all ranks, so that none waits for one that gave up
         if trainer.is_global_zero:
-            check_finite(state["trained"], task.step)
             counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
             resume.save(self.folder / "checkpoints", task.step, {**state, "counters": counters}, counters)
-            weights.save(self.folder / "weights", task.step, task.weights(), counters)
+            weights.save(self.folder / "weights", task.step, task.weights(), {**counters, **task.describe()})
             resume.retain(self.folder / "checkpoints", self.keep)
             weights.retain(self.folder / "weights", self.keep_weights)
         trainer.strategy.barrier()
@@ -73,6 +74,11 @@ class Restore(pl.Callback):
             state = resume.load(found)
             task.load_resume_state(state, str(found))
             task.seconds_before = state["counters"]["seconds"]
+            for callback in trainer.callbacks:
+                if callback.state_key in state["callbacks"]:
+                    callback.load_state_dict(state["callbacks"][callback.state_key])
+            # killed after its last step's checkpoint, a run has nothing left to train but still has to be concluded
+            trainer.should_stop = task.step >= task.max_steps
         elif self.branch:
             task.branch_from(resume.load(self.branch), str(self.branch), self.keep_optimizer)
         task.started = time.monotonic()

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.training.distributed import means_over_ranks
+from ldm.training.distributed import mean_over_ranks, means_over_ranks
 from ldm.training.task import Task
 
 
@@ -23,6 +23,7 @@ class Metrics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         self._since = time.monotonic()
+        self._sums = {name: value.to(task.device) for name, value in self._sums.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
@@ -34,6 +35,13 @@ class Metrics(pl.Callback):
         self._count += 1
         if task.stepped and (task.step % self.every_steps == 0 or task.step == task.max_steps):
             self._write(trainer, task)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next mean has so far, the same on all ranks (which call this together)."""
+        return {"sums": {name: mean_over_ranks(value) for name, value in self._sums.items()}, "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums, self._count = dict(state_dict["sums"]), state_dict["count"]
 
     def _write(self, trainer: pl.Trainer, task: Task) -> None:
         means = means_over_ranks(self._sums, self._count)

@@ -24,6 +24,12 @@ class StopOnSignal(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:
         self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
+        # Lightning has put its own SIGTERM handler around ours by now, which would end the fit without a checkpoint.
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+        trainer._signal_connector.received_sigterm = False  # ours has seen it as well
+
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         stop = self.received is not None
         if trainer.world_size > 1:

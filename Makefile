@@ -1,0 +1,42 @@
+# make quickstart   the whole chain on the built-in data, from nothing to a report
+# make test         lint, formats and all tests but the slow ones
+# make test-slow    whole processes, kills, browsers
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+SHELL := /bin/bash
+
+.PHONY: quickstart test test-slow lint clean
+
+quickstart: .venv/.installed
+	$(BIN)/python scripts/fetch_pretrained.py
+	$(BIN)/python scripts/quickstart.py $(ARGS)
+
+test: .venv/.installed-test lint
+	$(BIN)/python scripts/fetch_pretrained.py
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.installed-test
+	$(BIN)/python scripts/fetch_pretrained.py
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs samples
+
+# The markers say what is installed for which pyproject.toml and constraints.txt.
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (a few minutes the first time)"
+	@date +%s > .install-began
+	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv .venv
+	$(BIN)/python -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 14), "Python 3.11 to 3.13 is needed"'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast]'
+	@echo $$(( $$(date +%s) - $$(cat .install-began) )) > .venv/.install-seconds; rm .install-began
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast,test]'
+	@touch $@

@@ -1,0 +1,79 @@
+"""The guidance curve of one model as a job: resumable point by point, written as CSV and PNG, logged to W&B."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ldm.build import Parts
+from ldm.config import instantiate
+from ldm.device import choose
+from ldm.evaluation.guidance_curve import Point, alignment_key, measure, reference, with_scale, write_csv
+from ldm.evaluation.report.plots import trade_off
+from ldm.files import write_json
+from ldm.model import Model
+from ldm.run import load
+
+
+def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
+    """Measure the model of `tree` (conf/evaluate.yaml) at each guidance scale. Returns the points and their folder."""
+    scales = [float(scale) for scale in tree["guidance"]["scale"]]
+    if not scales or tree["num_samples"] < 2:
+        raise ValueError("guidance.scale needs at least one scale, num_samples at least 2")
+    device = choose(tree["device"])
+    path = Path(tree["model"])
+    model = load(path, tree["first_stage"]).to(device)
+    folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"evaluation-{model.name}"
+    kept = folder / "points.json"
+    identity = _identity(model, tree)
+    done = _points_of(kept, identity)
+    missing = [scale for scale in scales if f"{scale:g}" not in done]
+    if missing:
+        _measure(tree, model, missing, done, kept, identity, device)
+    rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
+    write_csv(folder / "curve.csv", rows)
+    quality, alignment = curve_keys(rows[0])
+    points = [(row["scale"], row[quality], row[alignment]) for row in rows]
+    trade_off(folder / "curve.png", {model.name: points}, quality_label=quality, alignment_label=alignment)
+    return rows, folder
+
+
+def curve_keys(point: Point) -> tuple[str, str]:
+    """The columns of a point that make the curve: its KID and its alignment, whatever the backbones."""
+    return (
+        next(name for name in point if name.startswith("kid/")),
+        next(name for name in point if name.startswith(("alignment_score/", "clip_score/"))),
+    )
+
+
+def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Path, identity: str, device: Any) -> None:
+    parts = Parts(tree)
+    backbone = instantiate(tree["metric"], parts.__getitem__, "metric").to(device)
+    alignment = instantiate(tree["alignment"], parts.__getitem__, "alignment").to(device)
+    against = reference(model.parts["data"], backbone, tree["num_samples"], device)
+    sampling = model.sampling({**tree, "guidance": None})
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
+        bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
+        for scale in scales:
+            done[f"{scale:g}"] = measure(
+                model, with_scale(sampling, scale), against, backbone, alignment, tree["seed"], tree["batch_size"], device,
+                lambda count: progress.advance(bar, count),
+            )  # fmt: skip
+            write_json(kept, {"identity": identity, "alignment": alignment_key(alignment), "points": done})
+
+
+def _identity(model: Model, tree: dict[str, Any]) -> str:
+    """What the points depend on besides the scale; other points are measured anew."""
+    keys = ("num_samples", "num_steps", "seed", "sampler", "sigmas", "metric", "alignment")
+    facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _points_of(kept: Path, identity: str) -> dict[str, Point]:
+    if not kept.exists():
+        return {}
+    content = json.loads(kept.read_text())
+    return content["points"] if content["identity"] == identity else {}

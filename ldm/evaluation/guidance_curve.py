@@ -1,0 +1,85 @@
+"""Sample quality against alignment over guidance scales, from the same noise and captions at every scale and model.
+
+Quality is measured against the training images, through the same resizing as the model's own; every number carries its
+backbone's name.
+"""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.guidance import ClassifierFree
+from ldm.generate import Sampling
+from ldm.metrics.features import Features
+from ldm.metrics.quality import sample_quality
+from ldm.model import Model
+
+Point = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with: features [M, D] of images, and the captions [N] to sample for."""
+
+    features: Tensor
+    captions: list[str]
+
+
+def reference(data: Any, backbone: Features, num_captions: int, device: torch.device) -> Reference:
+    """Features of all training images, and captions of the first `num_captions` in a fixed random order, repeated."""
+    features, captions = [], []
+    for batch in data.statistics_loader(batch_size=100):
+        features.append(backbone(batch["image"].to(device)).cpu())
+        captions += batch["caption"]
+    repeats = -(-num_captions // len(captions))
+    return Reference(torch.cat(features), (captions * repeats)[:num_captions])
+
+
+def measure(
+    model: Model,
+    sampling: Sampling,
+    against: Reference,
+    backbone: Features,
+    alignment: nn.Module,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Point:
+    """Metrics of one sample per caption of `against`; sample n has noise n whatever the model and the batch."""
+    features, cosines = [], []
+    for start in range(0, len(against.captions), batch_size):
+        captions = against.captions[start : start + batch_size]
+        numbers = torch.arange(start, start + len(captions), device=device)
+        images = model.generate(sampling, {"caption": captions}, numbers, seed)
+        features.append(backbone(images).cpu())
+        cosines.append(alignment(images, captions).cpu())
+        advance(len(captions))
+    generator = torch.Generator().manual_seed(seed)
+    table = sample_quality(against.features, torch.cat(features), backbone, generator)
+    return {**table, alignment_key(alignment): torch.cat(cosines).mean().item()}
+
+
+def alignment_key(alignment: nn.Module) -> str:
+    """Column of the alignment, with its backbone's name."""
+    return f"{alignment.metric}/{alignment.name}"
+
+
+def with_scale(sampling: Sampling, scale: float) -> Sampling:
+    """The same sampling under classifier-free guidance of `scale`."""
+    return Sampling(sampling.sampler, sampling.sigmas, ClassifierFree(scale), sampling.process)
+
+
+def write_csv(path: Path, rows: Sequence[Point]) -> Path:
+    """One row per point of the curve."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

@@ -1,0 +1,36 @@
+"""The whole chain on the built-in images: first stage, diffusion, two experts, ensemble, samples, curves, report.
+
+    python scripts/quickstart.py
+    python scripts/quickstart.py logger.mode=online
+    python scripts/quickstart.py family=quickstart_long
+
+Stopped (Ctrl-C saves) or killed and started again, it goes on where it was.
+"""
+
+import time
+from pathlib import Path
+
+from ldm.config import compose, guarded, help_text
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is not done yet, then write the report. Exit status 3 if a training run was stopped and saved."""
+    if "--help" in arguments or "-h" in arguments:
+        usage, examples, note = __doc__.strip().split("\n\n")
+        print(help_text("quickstart", f"python scripts/quickstart.py [key=value ...]\n\n{usage}\n{note}", examples))
+        return 0
+    tree = compose("quickstart", arguments)
+    from ldm.evaluation.chain import Chain
+
+    began = time.monotonic()
+    chain = Chain(tree)
+    for stage in chain.stages():
+        if not stage():
+            return 3
+    index = chain.report()
+    print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes; look at {Path(index)}")
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)

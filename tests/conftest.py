@@ -1,0 +1,55 @@
+"""Toy runs trained once for all tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from toys import train
+
+from ldm.run import Run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """For comparisons bit by bit, and for machines with few cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained toy autoencoder with its latent statistics. Not to be changed."""
+    return train("quickstart/autoencoder", tmp_path_factory.mktemp("first_stage"))
+
+
+@pytest.fixture(scope="session")
+def other_first_stage(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Another one of the same shapes. Not to be changed."""
+    return train("quickstart/autoencoder", tmp_path_factory.mktemp("other_first_stage"), "seed=1", "max_steps=1")
+
+
+@pytest.fixture(scope="session")
+def diffusion(first_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained toy diffusion model on `first_stage`. Not to be changed."""
+    folder = tmp_path_factory.mktemp("diffusion")
+    return train("quickstart/diffusion", folder, f"first_stage={first_stage.folder}")
+
+
+@pytest.fixture
+def train_diffusion(first_stage: Run, tmp_path: Path) -> Callable[..., Run]:
+    """``train_diffusion(*overrides, run=name)`` on the session's first stage, in the test's own folder."""
+
+    def start(*more: str, run: str = "diffusion") -> Run:
+        return train("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}", *more, run=run)
+
+    return start
+
+
+@pytest.fixture
+def train_autoencoder(tmp_path: Path) -> Callable[..., Run]:
+    """``train_autoencoder(*overrides, run=name)`` in the test's own folder."""
+
+    def start(*more: str, run: str = "autoencoder") -> Run:
+        return train("quickstart/autoencoder", tmp_path, *more, run=run)
+
+    return start

@@ -1,0 +1,382 @@
+"""Configuration: every file in conf/ holds, every mistake is one ValueError that names the key, text stays text."""
+
+import inspect
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from ldm.config import (
+    CONF, accepts, compose, dump, expand_sweep, groups, help_text, instantiate, load_tree, registry, resolve_target,
+    run_name, split_literal, validate,
+)  # fmt: skip
+from ldm.training.ema import EMA
+
+LEAVES = [f"{group}/{name}" for group, names in groups().items() for name in names if group != "experiment"]
+EXPERIMENTS = groups()["experiment"]
+DIFFUSION = "experiment=quickstart/diffusion"
+
+
+def leaf(name: str) -> dict:
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text())
+
+
+def parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(target).parameters)
+
+
+# conf/ itself
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_compose_and_validate(name):
+    tree = compose("config", [f"experiment={name}"])
+    assert tree["task"]["_target_"].startswith("ldm.training.")
+    assert "experiment" not in tree
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_hold_overrides_only_and_their_command_line(name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert "_target_" not in text
+    assert f"experiment={name}" in text, "an experiment begins with the command that runs it"
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaves_bind_to_their_constructors(name):
+    group = name.split("/")[0]
+    node = leaf(name)
+    nodes = node if "_target_" not in node else {group: node}
+    for where, part in nodes.items():
+        assert set(part) - {"_target_", "_partial_"} <= set(parameters(resolve_target(part["_target_"], where)))
+        plain = {k: v for k, v in part.items() if not (isinstance(v, str) and ("${" in v or v == "???"))}
+        validate({where: plain})
+
+
+def test_a_leaf_of_a_group_that_takes_several_nests_under_its_own_name():
+    for group in ("conditioner", "callback"):
+        for name in groups()[group]:
+            assert list(leaf(f"{group}/{name}")) == [name]
+
+
+def test_only_facts_of_the_root_are_interpolated():
+    root = set(leaf("config")) - {"defaults"}
+    for name in LEAVES:
+        text = (CONF / f"{name}.yaml").read_text()
+        for fragment in text.split("${")[1:]:
+            assert fragment.split("}")[0] in root, name
+
+
+def test_no_group_bears_the_name_of_a_root_key():
+    assert not set(groups()) & (set(leaf("config")) | set(leaf("sample"))) - {"defaults"}
+
+
+def test_the_registry_is_what_the_leaves_name_and_all_of_it_is_there():
+    def targets(node):
+        if isinstance(node, dict):
+            yield from ([node["_target_"]] if "_target_" in node else [])
+            for value in node.values():
+                yield from targets(value)
+
+    assert set(registry()) == {target for name in LEAVES for target in targets(leaf(name))}
+    for name in registry():
+        assert callable(resolve_target(name, "x"))
+
+
+# Mistakes on the command line: always a ValueError, always with the key
+
+MALFORMED = {
+    "foo": "foo",
+    "=3": "=3",
+    "foo=3": "foo: no such key",
+    "+foo=3": "foo: no such key",
+    "++foo=3": "foo: no such key",
+    "~foo": "foo: no such key",
+    "~seed": "seed: cannot be left out",
+    "a.b.c=1": "a.b.c: no such key",
+    "run_dir=x": "did you mean 'runs_dir'",
+    "defaults=[]": "defaults: no such key",
+    "_target_=os.system": "_target_: no such key",
+    "hydra.run.dir=/tmp": "hydra.run.dir: no such key",
+    "+hydra.launcher=x": "hydra",
+    "network.chanels=3": "did you mean 'network.channels'",
+    "+network.chanels=3": "network.chanels: no such key; did you mean 'channels'",
+    "network.channels.x=3": "network.channels.x",
+    "network.channels=abc": "network.channels='abc': expected int",
+    "network.channels=1.5": "network.channels=1.5: expected int",
+    "network.channels=true": "network.channels=True: expected int",
+    "network.channels=null": "network.channels=None: expected int",
+    "network.channels=": "network.channels='': expected int",
+    "network.channels='3'": "network.channels='3': expected int",
+    "network.channels=[1,2]": "network.channels",
+    "network.channels={a:1}": "network.channels",
+    "network.channels=[1": "network.channels=[1",
+    "network.channels=1,2": "network.channels: several values",
+    "network.multipliers=3": "network.multipliers=3: expected Sequence[int]",
+    "network.multipliers=[1,a]": "network.multipliers",
+    "network=unett": "network=unett: no such option; did you mean 'unet'",
+    "network=null": "network=null: write ~network",
+    "network@network=unet": "network@network",
+    "optimizer=3": "optimizer=3: no such option",
+    "optimizer={a:1}": "optimizer=",
+    "optimizer.lr=fast": "optimizer.lr='fast': expected float",
+    "optimizer.lr=${nope}": "optimizer.lr",
+    "optimizer.lr=${optimizer.lr}": "optimizer.lr",
+    'optimizer.lr="a': "optimizer.lr",
+    "~optimizer._target_": "optimizer",
+    "optimizer._target_=[1]": "optimizer._target_",
+    "+optimizer._args_=[1]": "optimizer._args_",
+    "conditioner=[text,nope]": "conditioner=nope: no such option",
+    "+conditioner.foo=3": "conditioner.foo",
+    "data.fields.caption=3": "data.fields",
+    "expert.node=[1,x]": "expert.node",
+    "expert.node=(1,1)": "expert.node",
+    "seed=abc": "seed='abc': expected int",
+    "seed=range(3)": "seed: several values",
+    "seed=3=4": "seed=3=4",
+    "max_steps=0": "max_steps=0: must be at least 1",
+    "image_size=null": "image_size=None: expected int",
+    "overwrite=maybe": "overwrite='maybe': expected bool",
+    "branch_optimizer=some": "branch_optimizer='some'",
+    "trainer.precision=bf17": "trainer.precision='bf17'",
+    "prompt=hello": "prompt: no such key",
+    "--config-name=x": "--config-name=x",
+    f"seed={'[' * 3000}": "seed=",
+}
+
+
+@pytest.mark.parametrize("override", MALFORMED, ids=lambda text: text[:30])
+def test_a_malformed_override_is_a_value_error_that_names_the_key(override):
+    with pytest.raises(ValueError) as caught:
+        compose("config", [DIFFUSION, override])
+    message = str(caught.value)
+    assert MALFORMED[override] in message
+    assert "\n" not in message and len(message) < 700
+
+
+def test_an_unknown_option_lists_the_options():
+    with pytest.raises(ValueError, match=r"there are: adam, adamw"):
+        compose("config", ["optimizer=lamb"])
+
+
+def test_plus_experiment_is_explained():
+    with pytest.raises(ValueError, match=r"write experiment=NAME without the \+"):
+        compose("config", ["+experiment=quickstart/diffusion"])
+
+
+def test_a_key_of_another_option_is_refused():
+    with pytest.raises(ValueError, match=r"sampler\.eta: no such key"):
+        compose("config", [DIFFUSION, "sampler=heun", "sampler.eta=1"])
+
+
+def test_a_required_key_is_asked_for():
+    with pytest.raises(ValueError, match="model: has to be given"):
+        compose("sample", [])
+    with pytest.raises(ValueError, match=r"data\.train: has to be given"):
+        compose("config", ["data=shards"])
+    assert compose("config", ["data=shards", "data.train=/a/{b,c}.tar"])["data"]["train"] == "/a/{b,c}.tar"
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "torch.load", "torch.hub.load", "ldm.files.sha256", "builtins.eval", "subprocess.run", ""]
+)
+def test_a_target_that_conf_does_not_name_is_refused(target):
+    with pytest.raises(ValueError, match=r"optimizer\._target_"):
+        compose("config", [DIFFUSION, f"optimizer._target_={target}"])
+    with pytest.raises(ValueError, match="not allowed"):
+        validate({"a": [{"b": {"_target_": target}}]})
+    with pytest.raises(ValueError, match="not allowed"):
+        instantiate({"_target_": target}, {}.__getitem__, "a")
+
+
+def test_a_target_hidden_in_a_new_key_is_refused():
+    with pytest.raises(ValueError, match=r"network\.channels\._target_=os\.system"):
+        compose("config", [DIFFUSION, "network.channels={_target_:os.system}"])
+
+
+# Literal text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a, b", 'say "hi"', "it's", "a=b", "(a) [b] {c}", "${oc.env:HOME}", "${seed}", "3", "1e-3", "true", "~x", "\\", "'",
+     "", " padded ", "__literal_0__", "käse 火 🦊", "a # b", "%s {0}", "[1,2]", "a\nb"],
+)  # fmt: skip
+def test_text_is_taken_verbatim(text):
+    tree = compose("sample", [f"model={text}", f"prompt={text}", "seed=7"])
+    assert tree["prompt"] == tree["model"] == text
+    assert tree["seed"] == 7
+
+
+def test_null_is_no_prompt_and_the_last_of_two_counts():
+    assert compose("sample", ["model=x", "prompt=null"])["prompt"] is None
+    assert compose("sample", ["model=x", "prompt=a", "prompt=b"])["prompt"] == "b"
+
+
+def test_only_the_keys_that_are_text_are_split_off():
+    literal, overrides = split_literal(["prompt=a,b", "seed=1", "prompt", "network=unet", "branch=null"])
+    assert literal == {"prompt": "a,b"}
+    assert overrides == ["seed=1", "prompt", "network=unet", "branch=null"]
+
+
+# Names of runs, and sweeps
+
+
+def test_run_names():
+    assert run_name(["experiment=quickstart/autoencoder"]) == "quickstart-autoencoder"
+    assert run_name(["experiment=quickstart/expert", "expert.node=[1,1]"]) == "quickstart-expert-1-1"
+    assert run_name(["experiment=a/b", "expert.exclude=[[3,0],[9,511]]"]) == "a-b-not-3-0-9-511"
+    assert run_name(["experiment=a", "optimizer.lr=1"], ["optimizer.lr=1e-4"]) == "a-lr_1e-4"
+    assert run_name([]) == "run"
+
+
+def test_a_sweep_is_the_product_of_its_values_and_every_job_has_its_own_name():
+    command = ["experiment=sweep/autoencoder", "autoencoder=f4,f8", "regularizer=kl,vq", "seed=3", "data.train=a,b.tar"]
+    jobs = expand_sweep(command)
+    names = [run_name(*job) for job in jobs]
+    assert names == [f"sweep-autoencoder-{f}-{r}" for f in ("f4", "f8") for r in ("kl", "vq")]
+    for arguments, swept in jobs:
+        assert {"experiment=sweep/autoencoder", "seed=3", "data.train=a,b.tar", *swept} == set(arguments)
+
+
+def test_sweeps_over_experiments_nodes_and_ranges():
+    experiments = expand_sweep(["experiment=quickstart/autoencoder,quickstart/diffusion"])
+    assert [run_name(*job) for job in experiments] == ["quickstart-autoencoder", "quickstart-diffusion"]
+    nodes = expand_sweep(["experiment=e", "expert.node=[1,0],[1,1]"])
+    assert [run_name(*job) for job in nodes] == ["e-1-0", "e-1-1"]
+    assert [swept for _, swept in expand_sweep(["seed=range(3)"])] == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert expand_sweep(["seed=1", "prompt=a,b"]) == [(["prompt=a,b", "seed=1"], [])]
+
+
+def test_a_sweep_that_cannot_be_read_names_the_word():
+    with pytest.raises(ValueError, match="seed=1,,"):
+        expand_sweep(["seed=1,,"])
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        (int, [0, -3], [1.0, True, "1", None, [1]]),
+        (float, [1, 0.5, float("inf")], [True, "1", None]),
+        (bool, [True], [0, 1, "true", None]),
+        (str, ["", "1"], [1, None, ["a"]]),
+        (Path, ["a/b"], [3]),
+        (int | None, [None, 3], ["3", 0.5]),
+        (list[float], [[], [1, 2.5]], [1, "ab", ["a"], (1, 2)]),
+        (list[list[int]], [[[1, 0], [2, 3]]], [[1, 0], [["a"]]]),
+        (dict[str, int], [{}, {"a": 1}], [[], {"a": "b"}, 3]),
+        (Literal["a", "b"], ["a"], ["c", None]),
+        (EMA, [{"_target_": "ldm.training.ema.EMA"}], [3, "x", None, [], {"decay": 1}]),
+        (EMA | None, [None], [3, "ema"]),
+        (inspect.Parameter.empty, [3, None, "x"], []),
+    ],
+)
+def test_values_are_held_to_their_annotations(annotation, good, bad):
+    assert [value for value in good if not accepts(annotation, value)] == []
+    assert [value for value in bad if accepts(annotation, value)] == []
+
+
+def test_a_wrong_type_names_key_value_and_type():
+    with pytest.raises(ValueError, match=r"ema\.decay='x': expected float"):
+        validate({"ema": {"_target_": "ldm.training.ema.EMA", "decay": "x"}})
+    with pytest.raises(ValueError, match=r"ema\.decy: no such key; did you mean 'decay'\? \(takes module, decay\)"):
+        validate({"ema": {"_target_": "ldm.training.ema.EMA", "decy": 0.5}})
+    with pytest.raises(ValueError, match=r"ema\.1: no such key"):
+        validate({"ema": {"_target_": "ldm.training.ema.EMA", 1: 0.5}})
+
+
+# Objects
+
+
+def test_instantiate_takes_from_the_tree_first_and_asks_for_the_rest_by_name():
+    asked = []
+
+    def provide(name):
+        asked.append(name)
+        return {"max_steps": 100}[name]
+
+    node = {"_target_": "ldm.training.optim.cosine", "final_factor": 0.5}
+    factor = instantiate(node, provide, "lr")
+    assert asked == ["max_steps", "warmup_steps"]
+    assert factor(100) == 0.5
+    assert instantiate([1, {"a": "b"}, None], provide, "x") == [1, {"a": "b"}, None]
+
+
+def test_a_part_that_nobody_gives_is_asked_for():
+    node = {"_target_": "ldm.diffusion.precond.Eps"}
+    with pytest.raises(ValueError, match=r"precond \(Eps\) needs schedule: choose one with schedule=\.\.\."):
+        instantiate(node, {}.__getitem__, "precond")
+    with pytest.raises(ValueError, match=r"lr \(cosine\) needs max_steps: set lr\.max_steps"):
+        instantiate({"_target_": "ldm.training.optim.cosine"}, {}.__getitem__, "lr")
+
+
+def test_partial_targets_wait():
+    made = instantiate({"_target_": "ldm.training.ema.EMA", "_partial_": True, "decay": 0.5}, {}.__getitem__, "ema")
+    assert isinstance(made, partial) and made.keywords == {"decay": 0.5}
+
+
+# Trees that come with a checkpoint are data
+
+
+def test_a_saved_tree_is_read_back_as_it_was(tmp_path):
+    tree = compose("config", [DIFFUSION, "run=a: b # c", "ema.decay=1e-7"])
+    (tmp_path / "config.yaml").write_text(dump(tree))
+    assert load_tree(tmp_path / "config.yaml") == tree
+    assert tree["ema"]["decay"] == 1e-7 and tree["guidance"]["sigma_lo"] == 0.0
+
+
+def test_text_in_a_saved_tree_is_not_interpolated(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: ${oc.env:HOME}\nb: '&x *x'\nc: say &hi to *me\n")
+    assert load_tree(tmp_path / "config.yaml") == {"a": "${oc.env:HOME}", "b": "&x *x", "c": "say &hi to *me"}
+
+
+BOMB = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a: &a [1]\n{BOMB}",
+        "a: ['q', &x [1, 2], *x]",
+        '{"a": &x {b: 1}, "c": {<<: *x}}',
+        "a: !!python/object/apply:os.system [echo]",
+        "a: !!python/name:os.system",
+        "a: {_target_: os.system}",
+        "a: [{b: {_target_: torch.load, f: x}}]",
+        "a: {_target_: [1]}",
+        "_target_: subprocess.run",
+        "- a",
+        "just text",
+        "",
+        "a: [1",
+        "[a]: 1\n{b: c}: 2",
+        "a: " + "[" * 20_000,
+        "a: " + "x" * 1_100_000,
+        "a: \x00",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_hostile_or_broken_tree_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError):
+        load_tree(tmp_path / "config.yaml")
+
+
+def test_a_tree_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="not a run's configuration"):
+        load_tree(tmp_path / "config.yaml")
+
+
+def test_help_shows_keys_groups_and_examples():
+    text = help_text("config", "python train.py", "an example")
+    for expected in ("usage: python train.py", "an example", "max_steps=", "optimizer=", "adam, adamw", "experiment="):
+        assert expected in text
+    assert "metric=" not in text, "only the groups of this command"

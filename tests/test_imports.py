@@ -1,0 +1,148 @@
+"""Imports point downward only (design, section 2), read from the source with ast: nothing is imported here."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("ldm", "data", "train", "sample")
+FILES = sorted([*ROOT.glob("ldm/**/*.py"), *ROOT.glob("data/**/*.py"), ROOT / "train.py", ROOT / "sample.py"])
+SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
+
+# Module or package -> its layer; the longest prefix counts. A module imports its own layer or lower ones.
+LAYERS = {
+    "ldm": 0,
+    "ldm.files": 0,
+    "ldm.device": 0,
+    "ldm.images": 0,
+    "ldm.diffusion": 0,
+    "ldm.networks": 0,
+    "data": 0,
+    "ldm.conditioners": 1,
+    "ldm.first_stage": 1,
+    "ldm.metrics": 1,
+    "ldm.checkpoint": 1,
+    "ldm.generate": 2,
+    "ldm.training": 3,
+    "ldm.config": 4,
+    "ldm.build": 4,
+    "ldm.model": 4,
+    "ldm.ensemble": 4,
+    "ldm.run": 4,
+    "ldm.fit": 4,
+    "ldm.evaluation": 5,
+    "train": 6,
+    "sample": 6,
+}
+# What each part may import from ours; parts that are not named may import all of their layer and below.
+OWN = {
+    "ldm.files": set(),
+    "ldm.device": set(),
+    "ldm.images": {"ldm.files"},
+    "ldm.diffusion": {"ldm.diffusion"},
+    "ldm.networks": {"ldm.networks"},
+    "data": {"data"},
+    "ldm.conditioners": {"ldm.conditioners", "ldm.diffusion", "ldm.networks"},
+    "ldm.first_stage": {"ldm.first_stage", "ldm.networks"},
+    "ldm.metrics": {"ldm.metrics", "ldm.networks"},
+    "ldm.checkpoint": {"ldm.checkpoint", "ldm.files"},
+    "ldm.generate": {"ldm.conditioners", "ldm.diffusion", "ldm.first_stage"},
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules a file imports anywhere, also inside functions; ``from ldm import files`` counts as ldm.files."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            is_package = (ROOT / Path(*node.module.split("."))).is_dir()
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if is_package else {node.module}
+    return found
+
+
+def part(module: str) -> str:
+    """The named part a module belongs to."""
+    return max((name for name in LAYERS if f"{module}.".startswith(f"{name}.")), key=len)
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports(path) if name.split(".")[0] in OURS}
+
+
+def others(path: Path) -> set[str]:
+    roots = {name.split(".")[0] for name in imports(path)}
+    return roots - set(OURS) - sys.stdlib_module_names
+
+
+def files_of(package: str) -> list[Path]:
+    return [path for path in FILES if f"{module_name(path)}.".startswith(f"{package}.")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_downward(path):
+    own = part(module_name(path))
+    for name in ours(path):
+        target = part(name)
+        assert LAYERS[target] <= LAYERS[own], f"{own} imports {name}, which is above it"
+        if own in OWN:
+            assert target in OWN[own], f"{own} may not import {name}"
+
+
+def test_entry_points_and_scripts_are_imported_by_nothing():
+    for path in FILES:
+        assert not {name.split(".")[0] for name in imports(path)} & {"train", "sample", "scripts"}, path
+
+
+def test_diffusion_imports_torch_and_nothing_else():
+    assert set().union(*map(others, files_of("ldm.diffusion"))) == {"torch"}
+
+
+def test_files_imports_the_standard_library_only():
+    assert others(ROOT / "ldm/files.py") == set()
+
+
+def test_only_config_knows_hydra():
+    users = {module_name(path) for path in [*FILES, *SCRIPTS] if others(path) & {"hydra", "omegaconf"}}
+    assert users == {"ldm.config"}
+
+
+def test_only_training_fit_and_the_data_module_know_lightning():
+    users = {module_name(path) for path in [*FILES, *SCRIPTS] if others(path) & {"pytorch_lightning", "lightning"}}
+    strangers = {name for name in users if not name.startswith("ldm.training.")} - {"ldm.fit", "data.module"}
+    assert strangers == set()
+
+
+def test_training_is_the_only_client_of_wandb():
+    users = {module_name(path) for path in [*FILES, *SCRIPTS] if "wandb" in others(path)}
+    assert {name.split(".")[1] for name in users} <= {"training"}
+
+
+def test_no_module_is_called_helpers_or_utils():
+    assert not {"utils", "util", "helpers", "common", "misc"} & {path.stem for path in [*FILES, *SCRIPTS]}
+
+
+def test_there_is_no_cycle_within_a_layer():
+    graph = {module_name(path): ours(path) for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"cycle: {' -> '.join([*above, module])}"
+        if module in done or module not in graph:
+            return
+        for name in graph[module]:
+            target = name if name in graph else name.rpartition(".")[0]
+            if target != module:
+                visit(target, (*above, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())

@@ -1,0 +1,223 @@
+"""The same command again goes on where the run stands, bit for bit, however it was stopped."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toys import ROOT, assert_equal_runs, curve, losses, state, tiny, train
+
+from ldm.checkpoint import weights
+from ldm.run import Run
+from ldm.training.task import Task
+
+Train = Callable[..., Run]
+
+# Everything random in it: augmentation, and dropout inside the layers. A mean over three steps, so that a stop in the
+# middle of one shows; the discriminator comes in half-way.
+AUTOENCODER = (
+    "data.horizontal_flip_prob=0.5",
+    "autoencoder.dropout=0.1",
+    "reconstruction.start_step=2",
+    "callback.validation.every_steps=2",
+)
+DIFFUSION = (
+    "data.horizontal_flip_prob=0.5",
+    "network.dropout=0.1",
+    "accumulation=2",
+    "task.latent_memo_samples=0",
+    "callback.validation.every_steps=2",
+)
+
+
+def stop_after(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the run get a signal while it does this step."""
+    original = Task.on_train_batch_start
+
+    def send(task: Task, batch: dict, batch_index: int) -> None:
+        original(task, batch, batch_index)
+        if task.step == step - 1:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Task, "on_train_batch_start", send)
+
+
+def test_an_autoencoder_goes_on_bit_for_bit(train_autoencoder: Train):
+    whole = train_autoencoder(*AUTOENCODER, "max_steps=4", run="whole")
+    for max_steps in (1, 2, 4):
+        parts = train_autoencoder(*AUTOENCODER, f"max_steps={max_steps}", run="parts")
+        assert parts.lineage["finished_step"] == max_steps
+    parts_losses = [row for row in losses(parts.folder) if row[0] != "1" or not row[1].startswith("validation")]
+    assert parts_losses == losses(whole.folder)  # a run that ends is validated, so that step 1 of the parts was
+    (parts.folder / "metrics.csv").write_bytes((whole.folder / "metrics.csv").read_bytes())
+    assert_equal_runs(whole.folder, parts.folder, step=4)
+    latent = [weights.load(run.folder).metadata["latent"] for run in (whole, parts)]
+    assert latent[0] == latent[1]
+
+
+def test_diffusion_goes_on_bit_for_bit(train_diffusion: Train):
+    whole = train_diffusion(*DIFFUSION, "max_steps=4", run="whole")
+    parts = train_diffusion(*DIFFUSION, "max_steps=2", run="parts")
+    parts = train_diffusion(*DIFFUSION, "max_steps=4", run="parts")
+    assert_equal_runs(whole.folder, parts.folder, step=4)
+    assert parts.lineage["samples_seen"] == 16 and len(curve(parts.folder)) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
+    number: int, train_diffusion: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    options = (*DIFFUSION, "max_steps=4", "callback.metrics.every_steps=3")
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with monkeypatch.context() as patch:
+        stop_after(2, number, patch)
+        stopped = train_diffusion(*options, run="parts")
+    assert not stopped.finished and state(stopped.folder, 2)["step"] == 2
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    printed = capfd.readouterr()
+    assert "stopped and saved at step 2 of 4" in printed.out and "SIGTERM" not in printed.out + printed.err
+
+    parts = train_diffusion(*options, run="parts")
+    assert parts.finished and sorted(curve(parts.folder)) == [3, 4]
+    whole = train_diffusion(*options, run="whole")
+    assert_equal_runs(whole.folder, parts.folder, step=4)
+
+
+def test_a_run_killed_before_its_conclusion_is_only_concluded(train_autoencoder: Train):
+    run = train_autoencoder("callback.checkpoint.every_steps=2", "callback.validation.every_steps=2")
+    before = state(run.folder, 2), losses(run.folder), weights.load(run.folder)
+    lineage, description = run.folder / "lineage.json", run.folder / "weights" / "step_00000002.json"
+    told, facts = json.loads(lineage.read_text()), json.loads(description.read_text())
+    lineage.write_text(json.dumps({key: value for key, value in told.items() if key != "finished_step"}))
+    description.write_text(json.dumps({key: value for key, value in facts.items() if key != "latent"}))
+
+    again = train_autoencoder("callback.checkpoint.every_steps=2", "callback.validation.every_steps=2")
+    assert again.finished and state(run.folder, 2)["step"] == 2
+    assert losses(run.folder) == before[1]
+    assert weights.load(run.folder).digest == before[2].digest
+    assert weights.load(run.folder).metadata["latent"] == before[2].metadata["latent"]
+
+
+def test_a_finished_run_is_left_alone(diffusion: Run, first_stage: Run, capsys: pytest.CaptureFixture):
+    before = {path: path.stat().st_mtime_ns for path in diffusion.folder.rglob("*")}
+    again = train("quickstart/diffusion", diffusion.folder.parent, f"first_stage={first_stage.folder}")
+    assert again.finished and "finished at step 2" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in diffusion.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "change", ["optimizer.lr=0.5", "seed=1", "data.batch_size=8", "ema.decay=0.5", "data.horizontal_flip_prob=0.5"]
+)
+def test_a_changed_key_is_refused_by_name(change: str, diffusion: Run, first_stage: Run):
+    key = change.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)} is .*run=NAME.*branch=.*overwrite=true"):
+        train(
+            "quickstart/diffusion", diffusion.folder.parent, f"first_stage={first_stage.folder}", "max_steps=4", change
+        )
+
+
+def test_overwrite_starts_anew(train_autoencoder: Train):
+    first = train_autoencoder("max_steps=1")
+    again = train_autoencoder("max_steps=1", "seed=1", "overwrite=true")
+    assert again.lineage["wandb_id"] != first.lineage["wandb_id"]
+    assert (again.folder / "config.yaml").read_text().count("overwrite: false") == 1
+    assert sorted(curve(again.folder)) == [1]
+
+
+def test_a_broken_checkpoint_is_passed_over(train_autoencoder: Train, caplog: pytest.LogCaptureFixture):
+    every = "callback.checkpoint.every_steps=1"
+    whole = train_autoencoder(every, "max_steps=3", run="whole")
+    parts = train_autoencoder(every, run="parts")
+    broken = parts.folder / "checkpoints" / "step_00000002.ckpt" / "state.pt"
+    broken.write_bytes(broken.read_bytes()[:-1000])
+    parts = train_autoencoder(every, "max_steps=3", run="parts")
+    assert "step_00000002.ckpt: state.pt is damaged" in caplog.text
+    assert curve(parts.folder) == curve(whole.folder)
+    assert state(parts.folder, 3)["step"] == state(parts.folder, 2)["step"] + 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Whole processes
+
+
+class Process:
+    """``python train.py`` on its own, and what it says."""
+
+    def __init__(self, arguments: list[str], output: Path):
+        self.output = output
+        with output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "train.py", *arguments],
+                cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=300)
+
+    def wait_for_checkpoint(self, run: Path, after: int = 0) -> None:
+        """Until there is a whole checkpoint later than step `after`."""
+        deadline = time.monotonic() + 300
+        while not any(int(p.parent.name[5:13]) > after for p in run.glob("checkpoints/step_*.ckpt/manifest.json")):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.02)
+
+
+def newest_step(run: Path) -> int:
+    return max(int(path.name[5:13]) for path in run.glob("checkpoints/step_*.ckpt"))
+
+
+@pytest.fixture(params=["autoencoder", "diffusion"])
+def command(request: pytest.FixtureRequest, first_stage: Run, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command line of a longer toy of each kind, in a folder of its own."""
+    own = AUTOENCODER if request.param == "autoencoder" else (*DIFFUSION, f"first_stage={first_stage.folder}")
+    own = (*own, "max_steps=60", "callback.checkpoint.every_steps=3", "callback.metrics.every_steps=5")
+    return lambda *more: tiny(
+        f"quickstart/{request.param}", tmp_path, *own, "callback.validation.every_steps=20", *more
+    )
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_changes_nothing(command: Callable[..., list[str]], tmp_path: Path):
+    rng = random.Random(time.time_ns())
+    killed_at = []
+    for attempt in range(2):
+        process = Process(command("run=parts"), tmp_path / f"killed{attempt}.txt")
+        process.wait_for_checkpoint(tmp_path / "parts", after=max([0, *killed_at]))
+        time.sleep(rng.uniform(0, 1.5))
+        os.killpg(process.process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.output.read_text()
+        killed_at.append(newest_step(tmp_path / "parts"))
+    assert 3 <= killed_at[0] < killed_at[1] < 60, killed_at
+    for run in ("parts", "whole"):
+        process = Process(command(f"run={run}"), tmp_path / f"{run}.txt")
+        assert process.wait() == 0, process.output.read_text()
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts", step=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "group", "num_workers"), [(signal.SIGTERM, False, 0), (signal.SIGINT, True, 1)])
+def test_a_stopped_process_saves_says_so_and_goes_on(number: int, group: bool, num_workers: int, tmp_path: Path):
+    arguments = tiny(
+        "quickstart/autoencoder", tmp_path, "run=parts", "max_steps=40", "callback.checkpoint.every_steps=10",
+        f"data.num_workers={num_workers}",
+    )  # fmt: skip
+    process = Process(arguments, tmp_path / "stopped.txt")
+    process.wait_for_checkpoint(tmp_path / "parts")
+    (os.killpg if group else os.kill)(process.process.pid, number)  # Ctrl-C reaches the whole group
+    assert process.wait() == 3, process.output.read_text()
+    step = newest_step(tmp_path / "parts")
+    said = process.output.read_text()
+    assert f"parts: stopped and saved at step {step} of 40" in said
+    assert "Traceback" not in said and "SIGTERM" not in said and len(said.splitlines()) <= 2, said
+
+    process = Process(arguments, tmp_path / "finished.txt")
+    assert process.wait() == 0, process.output.read_text()
+    assert sorted(curve(tmp_path / "parts")) == list(range(1, 41))

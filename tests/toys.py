@@ -1,0 +1,108 @@
+"""Experiments shrunk to toys: real trainers on the built-in images, in a second or two."""
+
+import csv
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint import resume
+from ldm.config import CONF, compose
+from ldm.fit import fit
+from ldm.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "data" / "quickstart"
+EXPERIMENTS = sorted(str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.glob("experiment/**/*.yaml"))
+
+# What makes any experiment tiny, and a part of it by the part's target. LPIPS needs images of 31 px or more.
+TINY_RUN = [
+    f"data.train={QUICKSTART}/train-00000.tar",
+    f"data.validation={QUICKSTART}/validation-00000.tar",
+    "image_size=32",
+    "max_steps=2",
+    "num_steps=2",
+    "data.batch_size=4",
+    "data.max_samples=16",
+    "data.validation_samples=4",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "lr=constant",
+    "lr.warmup_steps=0",
+    "callback.metrics.every_steps=1",
+    "callback.checkpoint.every_steps=1000",
+    "callback.validation.every_steps=1000",
+    "callback.panels.every_steps=1000",
+    "callback.panels.num_images=2",
+]
+TINY_PARTS = {
+    "ldm.networks.autoencoder.Autoencoder": ["channels=8", "num_blocks=1", "norm_groups=4", "mid_attention=false"],
+    "ldm.networks.discriminator.PatchDiscriminator": ["channels=4", "num_layers=2"],
+    "ldm.first_stage.regularizers.VQ": ["num_codes=32"],
+    "ldm.first_stage.reconstruction.ReconstructionLoss": ["lpips.net=alex", "start_step=1"],
+    "ldm.networks.unet.UNet": [
+        "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",
+    ],
+}  # fmt: skip
+
+
+def tiny(experiment: str, runs_dir: Path, *more: str) -> list[str]:
+    """The command line of `experiment` as a toy in `runs_dir`; `more` comes last and wins."""
+    words = [*_tiny(experiment), f"runs_dir={runs_dir}", *more]
+    return list({word.partition("=")[0]: word for word in words}.values())  # Hydra takes a group's choice only once
+
+
+@cache
+def _tiny(experiment: str) -> list[str]:
+    words = [f"experiment={experiment}", *TINY_RUN, "~logger"]
+    tree = compose("config", words)
+    for group, part in tree.items():
+        if isinstance(part, dict):
+            words += [f"{group}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
+    if tree["autoencoder"]:  # as many levels as it has
+        words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))
+    return words
+
+
+def train(experiment: str, runs_dir: Path, *more: str, run: str | None = None) -> Run:
+    """Train a toy of `experiment` in this process."""
+    return fit(compose("config", tiny(experiment, runs_dir, *more)), run or experiment.replace("/", "-"))
+
+
+def losses(run: Path) -> list[tuple[str, ...]]:
+    """The rows of a run's metrics.csv as they stand there, but for those that tell the time."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [tuple(row) for row in csv.reader(file) if row[1] != "samples_per_second"]
+
+
+def curve(run: Path, name: str = "train/loss") -> dict[int, float]:
+    """step -> value of one name in a run's metrics.csv."""
+    return {int(step): float(value) for step, row, value in losses(run) if row == name}
+
+
+def state(run: Path, step: int) -> dict[str, Any]:
+    """What a run's checkpoint holds, but for the time it took."""
+    found = resume.load(run / "checkpoints" / f"step_{step:08d}.ckpt")
+    return {key: value for key, value in found.items() if key != "counters"}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested states are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_equal_runs(one: Path, other: Path, step: int) -> None:
+    """Weights, averages, optimizer, files of weights and logged numbers of two runs are the same, bit for bit."""
+    a, b = state(one, step), state(other, step)
+    assert [key for key in a.keys() | b.keys() if not same(a.get(key), b.get(key))] == []
+    assert losses(one) == losses(other)
+    for file in (one / "weights").glob(f"step_{step:08d}.*.safetensors"):
+        assert file.read_bytes() == (other / "weights" / file.name).read_bytes(), file.name
