@@ -110,6 +110,11 @@ class ShardData(pl.LightningDataModule):
         return total if self.validation_samples is None else min(total, self.validation_samples)
 
     @property
+    def augments(self) -> bool:
+        """Whether a training image may look different each time it comes: nothing made from it can then be kept."""
+        return self.augmentation.horizontal_flip_prob > 0 or self.augmentation.random_crop
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the content of all shards."""
         return sha256("\n".join(part.shards.fingerprint() for part in self._parts()).encode()).hexdigest()

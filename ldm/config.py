@@ -34,8 +34,8 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
-    "prompt negative_prompt prompts first_stage branch model run runs_dir out source checkpoint data.train "
-    "data.validation".split()
+    ["prompt", "negative_prompt", "prompts", "out", "run", "runs_dir", "model", "branch", "first_stage", "source"]
+    + ["checkpoint", "overrides", "data.train", "data.validation"]
 )
 
 # Types of root keys that their defaults do not tell, and those that must be at least 1.

@@ -50,15 +50,14 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if task.step >= task.max_steps:
         _conclude(run, trainer, task, parts)
     elif trainer.is_global_zero:
-        print(
-            f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on from there"
-        )
+        print(f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on there")
     return run
 
 
 def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
     """What is known only now: latent statistics of a first stage, and the totals of the lineage."""
     if not trainer.is_global_zero:
+        run.lineage["finished_step"] = task.step  # for this process's exit status; rank zero writes it down
         return
     data = parts["data"]
     task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU

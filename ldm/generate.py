@@ -19,7 +19,7 @@ from ldm.diffusion.sigmas import init_noise
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, the `process` that scales the first x."""
+    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x."""
 
     sampler: Callable[..., Tensor]
     sigmas: Tensor

@@ -3,7 +3,7 @@
     python scripts/evaluate.py model=runs/quickstart-diffusion guidance.scale=[1,2,4] num_samples=500
     python scripts/evaluate.py model=runs/ensemble.yaml num_samples=5000 metric=inception metric.path=inception.pth
 
-Every column carries the name of the backbone that made it. Sample n has the same noise at every scale and for every model.
+Every column carries the name of the backbone that made it. Sample n has the same noise at every scale and model.
 """
 
 from rich.console import Console

@@ -1,9 +1,9 @@
 """Make ldm/metrics/alignment_heads.safetensors: two linear heads that join EfficientNet-lite0 and MiniLM features.
 
-python scripts/make_alignment_heads.py               about 3 minutes on 2 idle cores
+python scripts/make_alignment_heads.py               about 3 minutes on an idle core
 Fitted on the training shards of data/quickstart alone: regularised CCA in closed form, then InfoNCE with dropout on the
 features from there. The settings were chosen on an eighth of the training bases; the validation split is only measured.
-The same data, seed and number of threads give the same file.
+The same data and seed give the same file.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256, help="width of the common space")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # another number rounds differently, and two threads that share a busy core wait a lot
 
     train, fingerprint = read_split(arguments.data, "train")
     validation, _ = read_split(arguments.data, "validation")

@@ -19,6 +19,14 @@ from ldm.training.ema import EMA
 LEAVES = [f"{group}/{name}" for group, names in groups().items() for name in names if group != "experiment"]
 EXPERIMENTS = groups()["experiment"]
 DIFFUSION = "experiment=quickstart/diffusion"
+SMALL = [
+    "network=unet",
+    "conditioner=[text]",
+    "data=quickstart",
+    "expert=default",
+    "callback=[]",
+    "~logger",
+]  # is quick
 
 
 def leaf(name: str) -> dict:
@@ -145,14 +153,14 @@ MALFORMED = {
     "trainer.precision=bf17": "trainer.precision='bf17'",
     "prompt=hello": "prompt: no such key",
     "--config-name=x": "--config-name=x",
-    f"seed={'[' * 3000}": "seed=",
+    f"seed={'[' * 500}": "seed=",
 }
 
 
 @pytest.mark.parametrize("override", MALFORMED, ids=lambda text: text[:30])
 def test_a_malformed_override_is_a_value_error_that_names_the_key(override):
     with pytest.raises(ValueError) as caught:
-        compose("config", [DIFFUSION, override])
+        compose("config", [*SMALL, override])
     message = str(caught.value)
     assert MALFORMED[override] in message
     assert "\n" not in message and len(message) < 700
@@ -170,7 +178,7 @@ def test_plus_experiment_is_explained():
 
 def test_a_key_of_another_option_is_refused():
     with pytest.raises(ValueError, match=r"sampler\.eta: no such key"):
-        compose("config", [DIFFUSION, "sampler=heun", "sampler.eta=1"])
+        compose("config", ["sampler=heun", "sampler.eta=1"])
 
 
 def test_a_required_key_is_asked_for():
@@ -186,7 +194,7 @@ def test_a_required_key_is_asked_for():
 )
 def test_a_target_that_conf_does_not_name_is_refused(target):
     with pytest.raises(ValueError, match=r"optimizer\._target_"):
-        compose("config", [DIFFUSION, f"optimizer._target_={target}"])
+        compose("config", [*SMALL, f"optimizer._target_={target}"])
     with pytest.raises(ValueError, match="not allowed"):
         validate({"a": [{"b": {"_target_": target}}]})
     with pytest.raises(ValueError, match="not allowed"):
@@ -195,7 +203,7 @@ def test_a_target_that_conf_does_not_name_is_refused(target):
 
 def test_a_target_hidden_in_a_new_key_is_refused():
     with pytest.raises(ValueError, match=r"network\.channels\._target_=os\.system"):
-        compose("config", [DIFFUSION, "network.channels={_target_:os.system}"])
+        compose("config", ["network=unet", "network.channels={_target_:os.system}"])
 
 
 # Literal text
@@ -357,7 +365,7 @@ BOMB = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcd
         "",
         "a: [1",
         "[a]: 1\n{b: c}: 2",
-        "a: " + "[" * 20_000,
+        "a: " + "[" * 1_500,
         "a: " + "x" * 1_100_000,
         "a: \x00",
     ],

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,17 +57,25 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path: Path) -> set[str]:
+class _AtRunTime(ast.NodeTransformer):
+    """Leaves out what stands under ``if TYPE_CHECKING``."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Modules a file imports anywhere, also inside functions; ``from ldm import files`` counts as ldm.files."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_AtRunTime().visit(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             is_package = (ROOT / Path(*node.module.split("."))).is_dir()
             found |= {f"{node.module}.{alias.name}" for alias in node.names} if is_package else {node.module}
-    return found
+    return frozenset(found)
 
 
 def part(module: str) -> str:

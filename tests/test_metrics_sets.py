@@ -133,6 +133,7 @@ def test_inception_score_limits():
         inception_score(torch.zeros(5, 10))
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_inception_score_equals_torchmetrics():
     class Logits(torch.nn.Module):
         def forward(self, x):

@@ -93,10 +93,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_is_never_saved(
             f"callback.metrics.every_steps={every_steps}",
         )
     folder = tmp_path / "diffusion"
-    assert [path.name for path in sorted((folder / "checkpoints").glob("*.ckpt/"))] == [
-        "last.ckpt",
-        "step_00000001.ckpt",
-    ]
+    assert [path.name for path in (folder / "checkpoints").glob("step_*")] == ["step_00000001.ckpt"]
     assert all(tensor.isfinite().all() for tensor in state(folder, 1)["trained"].values())
     assert finite(folder / "weights")
 

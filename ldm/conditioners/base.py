@@ -19,9 +19,12 @@ SLOTS = ("vector", "tokens", "concat")
 
 
 class Conditioner(nn.Module, ABC):
-    """Fields of a batch -> one slot of the network, `width` channels wide; dropped in training with `drop_prob`."""
+    """Fields of a batch -> one slot of the network, `width` channels wide; dropped in training with `drop_prob`.
 
-    def __init__(self, slot: str, width: int, drop_prob: float):
+    Conditioners drop independently of each other, save those that name another in `drop_with`: same draw, both or none.
+    """
+
+    def __init__(self, slot: str, width: int, drop_prob: float, drop_with: str | None = None):
         super().__init__()
         if slot not in SLOTS:
             raise ValueError(f"conditioner slot {slot!r}: must be one of {', '.join(SLOTS)}")
@@ -30,6 +33,7 @@ class Conditioner(nn.Module, ABC):
         self.slot = slot
         self.width = width
         self.drop_prob = drop_prob
+        self.drop_with = drop_with
 
     @abstractmethod
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
@@ -63,7 +67,7 @@ class Conditioners(nn.Module):
     def draw_drop(self, seed: int, numbers: Tensor) -> dict[str, Tensor]:
         """Which samples lose which condition, addressed by sample numbers [B] -> {name: bool [B]}."""
         return {
-            name: uniform(seed, f"drop {name}", numbers)[:, 0] < conditioner.drop_prob
+            name: uniform(seed, f"drop {conditioner.drop_with or name}", numbers)[:, 0] < conditioner.drop_prob
             for name, conditioner in self.parts.items()
         }
 

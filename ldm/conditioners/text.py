@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -71,30 +72,29 @@ class TextEncoder(nn.Module):
             )
 
 
-class TextTokens(Conditioner):
-    """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is the encoding of ''.
+Memo = dict[str, tuple[Tensor, Tensor]]
 
-    The encoder is frozen and not saved. With `memo_captions` > 0 captions are encoded one at a time, so that an
-    embedding depends on its caption only and not on its batch, and the first so many are kept in memory.
+
+class CaptionEncoder:
+    """A frozen encoder, its answers to the first `capacity` captions kept in `memo`.
+
+    With a capacity captions are encoded one at a time, so that an embedding depends on its caption only.
     """
 
-    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0):
-        super().__init__("tokens", encoder.width, drop_prob)
+    def __init__(self, encoder: TextEncoder, capacity: int, memo: Memo | None = None):
+        self.width = encoder.width
         self._encoder = Frozen(encoder)
-        self.memo_captions = memo_captions
-        self._memo: dict[str, tuple[Tensor, Tensor]] = {}
+        self._capacity = capacity
+        self._memo = {} if memo is None else memo
 
-    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, N, width] and mask [B, N] of batch["caption"], of '' where dropped."""
         captions = [""] * len(drop)
         if not drop.all():
             given = field(batch, "caption", "text")
             captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
-        tokens, mask = self._encode(captions, drop.device)
-        return {"tokens": tokens, "tokens_mask": mask}
-
-    def _encode(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        encoder = self._encoder.on(device)
-        if not self.memo_captions:
+        encoder = self._encoder.on(drop.device)
+        if not self._capacity:
             return encoder(captions)
         new = {}
         for caption in dict.fromkeys(captions):
@@ -102,10 +102,38 @@ class TextTokens(Conditioner):
                 tokens, mask = encoder([caption])
                 new[caption] = (tokens[0].cpu(), mask[0].cpu())
         pairs = [new.get(caption) or self._memo[caption] for caption in captions]
-        room = self.memo_captions - len(self._memo)
+        room = self._capacity - len(self._memo)
         self._memo.update(list(new.items())[: max(room, 0)])
-        tokens, mask = (torch.stack(values).to(device) for values in zip(*pairs, strict=True))
+        tokens, mask = (torch.stack(values).to(drop.device) for values in zip(*pairs, strict=True))
         return tokens, mask
+
+
+class TextTokens(Conditioner):
+    """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is the encoding of ''.
+
+    The encoder is frozen and not saved.
+    """
+
+    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
+        super().__init__("tokens", encoder.width, drop_prob)
+        self._captions = CaptionEncoder(encoder, memo_captions, memo)
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        tokens, mask = self._captions(batch, drop)
+        return {"tokens": tokens, "tokens_mask": mask}
+
+
+class TextVector(Conditioner):
+    """batch["caption"] -> the mean of its tokens as a vector [B, width] of unit variance; dropped with `text`."""
+
+    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
+        super().__init__("vector", encoder.width, drop_prob, drop_with="text")
+        self._captions = CaptionEncoder(encoder, memo_captions, memo)
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        tokens, mask = self._captions(batch, drop)
+        mean = tokens.sum(1) / mask.sum(1, keepdim=True)
+        return {"vector": F.layer_norm(mean, (self.width,))}
 
 
 def text_tokens(
@@ -116,7 +144,31 @@ def text_tokens(
     memo_captions: int = 0,
 ) -> TextTokens:
     """Text conditioning by a frozen encoder: a fetched one by name, or `path`, the folder of any Hugging Face one."""
+    return TextTokens(*_shared(model, path, max_tokens, drop_prob, memo_captions))
+
+
+def text_vector(
+    model: str = "minilm",
+    path: str | None = None,
+    max_tokens: int = 16,
+    drop_prob: float = 0.1,
+    memo_captions: int = 0,
+) -> TextVector:
+    """The pooled caption of the same encoders, added to the noise embedding; it shares encoder and memo with tokens."""
+    return TextVector(*_shared(model, path, max_tokens, drop_prob, memo_captions))
+
+
+def _shared(
+    model: str, path: str | None, max_tokens: int, drop_prob: float, memo_captions: int
+) -> tuple[TextEncoder, float, int, Memo]:
     folder = Path(path).expanduser() if path is not None else locate(model)
     if not (folder / "config.json").exists():
         raise ValueError(f"conditioner.text.path={folder}: no encoder there (a folder with config.json and weights)")
-    return TextTokens(TextEncoder.load(folder, max_tokens), drop_prob, memo_captions)
+    encoder, memo = _load(folder, max_tokens)
+    return encoder, drop_prob, memo_captions, memo
+
+
+@cache
+def _load(folder: Path, max_tokens: int) -> tuple[TextEncoder, Memo]:
+    """One frozen encoder and one memo per process, however many conditioners and runs use them."""
+    return TextEncoder.load(folder, max_tokens), {}

@@ -48,7 +48,9 @@ def write_chain_report(chain: "Chain") -> Path:
         _cost_section(folder, chain),
     ]
     _log(chain, folder, points, errors)
-    subtitle = "First stage, text-conditional diffusion and two experts, trained on this machine on the built-in images."
+    subtitle = (
+        "First stage, text-conditional diffusion and two experts, trained on this machine on the built-in images."
+    )
     return write_report(folder, "Quickstart", subtitle, sections)
 
 
@@ -115,11 +117,11 @@ def _summary(errors: dict, drawn: dict, points: dict) -> Section:
     name, curve = next(iter(points.items()))
     quality, alignment = curve_keys(next(iter(curve.values())))
     best = min(curve.items(), key=lambda item: item[1][quality])
-    first = errors["first stage"]
+    first, coarse = errors["first stage"], errors["bicubic"]
     tiles = [
         Stat("Reconstruction L1", f"{first['l1']:.4f}", hint=f"goal: at most {L1_GOAL}", met=first["l1"] <= L1_GOAL),
-        Stat("Reconstruction PSNR", f"{first['psnr']:.2f}", "dB", hint=f"bicubic {errors['bicubic']['psnr']:.2f} dB"),
-        Stat("Reconstruction LPIPS", f"{first['lpips_alex']:.4f}", hint=f"bicubic {errors['bicubic']['lpips_alex']:.4f}"),
+        Stat("Reconstruction PSNR", f"{first['psnr']:.2f}", "dB", hint=f"bicubic {coarse['psnr']:.2f} dB"),
+        Stat("Reconstruction LPIPS", f"{first['lpips_alex']:.4f}", hint=f"bicubic {coarse['lpips_alex']:.4f}"),
         Stat("Median rank of the prompt", f"{statistics.median(ranks):g}", f"of {drawn['captions']}",
              hint=f"unconditional {statistics.median(free):g}"),
         Stat("Best KID", f"{best[1][quality]:.4f}", hint=f"{name}, guidance {best[0]}, {quality.split('/')[1]}"),
@@ -156,9 +158,10 @@ def _sample_section(chain: "Chain", title: str, drawn: dict, model: Path) -> Sec
     headers = ["prompt", *[f"seed {chain.tree['seed'] + s}" for s in range(len(drawn["seeds"]))]]
     shown = chain.tree["shown_scale"]
     intro = (
-        f"Every image drawn, guidance {shown:g}. Left the sample, right its nearest training image; the rank of the prompt "
-        f"among {drawn['captions']} training captions by {drawn['backbone']}, in brackets that of the unconditional "
-        "sample from the same noise. The prompts' own images are in the training set: this shows what was learnt."
+        f"Every image drawn, guidance {shown:g}. Left the sample, right its nearest training image; the rank of the "
+        f"prompt among {drawn['captions']} training captions by {drawn['backbone']}, in brackets that of the "
+        "unconditional sample from the same noise. The prompts' own images are in the training set: this shows what "
+        "was learnt."
     )
     code = f'python sample.py model={model} prompt="{drawn["prompts"][0]}" seed=0 num_images=1 guidance.scale={shown:g}'
     return Section(title, intro, [ImageGrid(rows, headers=headers, size=96), Code(code, "The first of them again:")])
@@ -178,8 +181,8 @@ def _curve_section(folder: Path, points: dict, num_samples: int) -> Section:
         for scale, point in found.items()
     ]
     intro = (
-        f"{num_samples} samples a point, the same captions and noise everywhere, against all training images. The backbone "
-        "stands in each name; these are not FID and not CLIP score, and small sets bias FD upwards: read KID."
+        f"{num_samples} samples a point, the same captions and noise everywhere, against all training images. The "
+        "backbone stands in each name; these are not FID and not CLIP score, and small sets bias FD upwards: read KID."
     )
     items = [
         Figure(path, "Quality against alignment; numbers are guidance scales.", "guidance curve"),
@@ -207,7 +210,9 @@ def _training_section(folder: Path, chain: "Chain") -> Section:
         stage_two["diffusion, held out"] = logs[chain.base]["validation/loss"]
     experts = {run.name: logs[run]["train/loss"] for run in chain.experts}
     figures = [
-        Figure(loss_curves(folder / f"{name}.png", series, smoothing=0.5, log_y=name == "autoencoder"), caption, caption)
+        Figure(
+            loss_curves(folder / f"{name}.png", series, smoothing=0.5, log_y=name == "autoencoder"), caption, caption
+        )
         for name, series, caption in (
             ("autoencoder", first, "First stage: L1 and LPIPS of training batches."),
             ("diffusion", stage_two, "Diffusion: weighted loss."),
@@ -225,7 +230,9 @@ def _cost_section(folder: Path, chain: "Chain") -> Section:
     for run in (chain.autoencoder, chain.base, *chain.experts):
         lineage = json.loads((run / "lineage.json").read_text())
         parent = (lineage.get("parent") or {}).get("run", "")
-        runs.append([run.name, lineage["finished_step"], lineage["samples_seen"], lineage["samples_seen_total"], parent])
+        runs.append(
+            [run.name, lineage["finished_step"], lineage["samples_seen"], lineage["samples_seen_total"], parent]
+        )
         skipped += [f"{run.name}: {row['kind']}, {row['shard']}, {row['key']}" for row in lineage["skipped_samples"]]
     total = duration(sum(times.values()))
     items = [
@@ -242,4 +249,6 @@ def _log(chain: "Chain", folder: Path, points: dict, errors: dict) -> None:
     tables = {name: [{"scale": float(s), **point} for s, point in found.items()] for name, found in points.items()}
     pictures = {path.stem: path for path in (folder / "guidance.png", folder / "experts.png", folder / "times.png")}
     logger = chain.tree["logger"]
-    log_summary(chain.folder, f"{chain.folder.name}-report", logger["project"], logger["mode"], metrics, tables, pictures)
+    log_summary(
+        chain.folder, f"{chain.folder.name}-report", logger["project"], logger["mode"], metrics, tables, pictures
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ldm.evaluation.guidance_curve import with_scale
+from ldm.evaluation.reference import reference
 from ldm.files import write_json
 from ldm.generate import Sampling
 from ldm.images import save_image
@@ -35,14 +36,21 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any]) -> dict[str, An
     sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None})
     images = _draw(model, sampling, prompts, tree, tree["shown_scale"])  # [seeds, prompts, 3, H, W]
     unconditional = _draw(model, sampling, prompts, tree, 0.0)
-    train, captions = _training_images(model)
     score = alignment_score()
-    known = normalize(torch.cat([score.features(part) for part in train.split(100)]), dim=1)
+    against = reference(model.parts["data"], score.features, torch.device("cpu"))
+    train, captions = _training_images(model), against.captions
+    known = normalize(against.features, dim=1)
     seeds = [
         _seed_facts(folder, seed, images[seed], unconditional[seed], prompts, train, captions, known, score)
         for seed in range(tree["num_seeds"])
     ]
-    content = {"identity": identity, "prompts": prompts, "backbone": score.name, "captions": len(set(captions)), "seeds": seeds}
+    content = {
+        "identity": identity,
+        "prompts": prompts,
+        "backbone": score.name,
+        "captions": len(set(captions)),
+        "seeds": seeds,
+    }
     write_json(index, content)
     return content
 
@@ -80,9 +88,5 @@ def _draw(model: Model, sampling: Sampling, prompts: list[str], tree: dict[str, 
     return torch.stack([model.generate(guided, batch, number, tree["seed"] + s) for s in range(tree["num_seeds"])])
 
 
-def _training_images(model: Model) -> tuple[Tensor, list[str]]:
-    images, captions = [], []
-    for batch in model.parts["data"].statistics_loader(batch_size=100):
-        images.append(batch["image"])
-        captions += batch["caption"]
-    return torch.cat(images), captions
+def _training_images(model: Model) -> Tensor:
+    return torch.cat([batch["image"] for batch in model.parts["data"].statistics_loader(batch_size=100)])

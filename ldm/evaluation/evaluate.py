@@ -10,7 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ldm.build import Parts
 from ldm.config import instantiate
 from ldm.device import choose
-from ldm.evaluation.guidance_curve import Point, alignment_key, measure, reference, with_scale, write_csv
+from ldm.evaluation.guidance_curve import Point, alignment_key, measure, with_scale, write_csv
+from ldm.evaluation.reference import reference
 from ldm.evaluation.report.plots import trade_off
 from ldm.files import write_json
 from ldm.model import Model
@@ -52,14 +53,16 @@ def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Pa
     parts = Parts(tree)
     backbone = instantiate(tree["metric"], parts.__getitem__, "metric").to(device)
     alignment = instantiate(tree["alignment"], parts.__getitem__, "alignment").to(device)
-    against = reference(model.parts["data"], backbone, tree["num_samples"], device)
+    against = reference(model.parts["data"], backbone, device)
+    captions = against.prompts(tree["num_samples"])
     sampling = model.sampling({**tree, "guidance": None})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
         bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
         for scale in scales:
             done[f"{scale:g}"] = measure(
-                model, with_scale(sampling, scale), against, backbone, alignment, tree["seed"], tree["batch_size"], device,
+                model, with_scale(sampling, scale), against, captions, backbone, alignment, tree["seed"],
+                tree["batch_size"], device,
                 lambda count: progress.advance(bar, count),
             )  # fmt: skip
             write_json(kept, {"identity": identity, "alignment": alignment_key(alignment), "points": done})

@@ -6,14 +6,13 @@ backbone's name.
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.diffusion.guidance import ClassifierFree
+from ldm.evaluation.reference import Reference
 from ldm.generate import Sampling
 from ldm.metrics.features import Features
 from ldm.metrics.quality import sample_quality
@@ -22,28 +21,11 @@ from ldm.model import Model
 Point = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with: features [M, D] of images, and the captions [N] to sample for."""
-
-    features: Tensor
-    captions: list[str]
-
-
-def reference(data: Any, backbone: Features, num_captions: int, device: torch.device) -> Reference:
-    """Features of all training images, and captions of the first `num_captions` in a fixed random order, repeated."""
-    features, captions = [], []
-    for batch in data.statistics_loader(batch_size=100):
-        features.append(backbone(batch["image"].to(device)).cpu())
-        captions += batch["caption"]
-    repeats = -(-num_captions // len(captions))
-    return Reference(torch.cat(features), (captions * repeats)[:num_captions])
-
-
 def measure(
     model: Model,
     sampling: Sampling,
     against: Reference,
+    captions: list[str],
     backbone: Features,
     alignment: nn.Module,
     seed: int,
@@ -51,15 +33,15 @@ def measure(
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Point:
-    """Metrics of one sample per caption of `against`; sample n has noise n whatever the model and the batch."""
+    """Metrics of one sample per caption; sample n has noise n whatever the model and the batch."""
     features, cosines = [], []
-    for start in range(0, len(against.captions), batch_size):
-        captions = against.captions[start : start + batch_size]
-        numbers = torch.arange(start, start + len(captions), device=device)
-        images = model.generate(sampling, {"caption": captions}, numbers, seed)
+    for start in range(0, len(captions), batch_size):
+        part = captions[start : start + batch_size]
+        numbers = torch.arange(start, start + len(part), device=device)
+        images = model.generate(sampling, {"caption": part}, numbers, seed)
         features.append(backbone(images).cpu())
-        cosines.append(alignment(images, captions).cpu())
-        advance(len(captions))
+        cosines.append(alignment(images, part).cpu())
+        advance(len(part))
     generator = torch.Generator().manual_seed(seed)
     table = sample_quality(against.features, torch.cat(features), backbone, generator)
     return {**table, alignment_key(alignment): torch.cat(cosines).mean().item()}

@@ -1,1 +1,1 @@
-"""LightningModules, optimisation and callbacks: with ``data.module`` the only place below build that knows Lightning."""
+"""LightningModules, optimisation, callbacks: with ``data.module`` the only place below build to know Lightning."""

@@ -1,4 +1,4 @@
-"""Stage one: an autoencoder trained for reconstruction against a patch discriminator (arXiv 2112.10752, section 3.1)."""
+"""Stage one: an autoencoder that reconstructs images, against a patch discriminator (arXiv 2112.10752, 3.1)."""
 
 from collections.abc import Callable, Iterable
 from functools import partial

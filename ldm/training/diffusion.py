@@ -1,4 +1,4 @@
-"""Stage two and experts: a denoiser trained on the latents of a frozen first stage, at the noise levels it is asked for."""
+"""Stage two and experts: a denoiser on the latents of a frozen first stage, for all noise or an expert's part of it."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.module import ShardData
 from ldm.conditioners.base import Conditioners
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.draws import normal, uniform
@@ -26,7 +27,7 @@ NUM_VALIDATION_LEVELS = 4
 class DiffusionTask(Task):
     """Trains `denoiser` (and the trainable conditioners) on `expert`'s part of `noise`.
 
-    `latent_memo_samples`: keep the first stage's output for so many samples in memory (only without random augmentation).
+    `latent_memo_samples`: so many of the first stage's outputs are kept in memory (only without random augmentation).
     """
 
     def __init__(
@@ -43,8 +44,14 @@ class DiffusionTask(Task):
         ema: partial | None,
         max_steps: int,
         seed: int,
+        data: ShardData,
         latent_memo_samples: int = 0,
     ):
+        if latent_memo_samples and data.augments:
+            raise ValueError(
+                "task.latent_memo_samples keeps one latent per image, but data.horizontal_flip_prob or random_crop "
+                "changes images: set task.latent_memo_samples=0 or switch the augmentation off"
+            )
         model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})
         super().__init__(
             model=model, trained=model, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
@@ -90,7 +97,8 @@ class DiffusionTask(Task):
         """Samples for the captions or labels of held-out images, below the images themselves."""
         image = batch["image"]
         made = generate(
-            self.denoiser, self.conditioner, self.first_stage, self.sampling, batch, batch["index"], self.seed, image.shape[-1]
+            self.denoiser, self.conditioner, self.first_stage, self.sampling,
+            batch, batch["index"], self.seed, image.shape[-1],
         )  # fmt: skip
         return {"samples": grid(torch.cat([image, made]), columns=len(image))}
 

@@ -32,7 +32,7 @@ class EMA:
         if self._averages and self._averages[0].device != parameters[0].device:
             self._averages = [a.to(p.device) for a, p in zip(self._averages, parameters, strict=True)]
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self._averages, [parameter.detach() for parameter in parameters], 1 - decay)
+        torch._foreach_lerp_(self._averages, [parameter.detach().float() for parameter in parameters], 1 - decay)
         self.num_updates += 1
 
     @contextmanager

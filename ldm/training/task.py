@@ -99,7 +99,7 @@ class Task(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Any = None,
     ) -> None:
-        """Clip by the norm over everything trained, before the fused optimizer, which Lightning's own clipping refuses."""
+        """Clip by the norm over all that is trained; Lightning's own clipping refuses fused optimizers."""
         if not gradient_clip_val:
             return
         if self.trainer.precision == "16-mixed" and optimizer.defaults["fused"]:

@@ -16,8 +16,8 @@ from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from ldm.files import write_bytes
 from ldm.evaluation.report.theme import DARK, FONTS, LIGHT, Theme
+from ldm.files import write_bytes
 
 WIDTH = 720  # CSS pixels; the text sizes below are fitted to it
 

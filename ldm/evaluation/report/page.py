@@ -16,9 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from ldm.files import write_bytes
 from ldm.evaluation.report.canvas import dark_path
 from ldm.evaluation.report.theme import DARK, FONTS, LIGHT
+from ldm.files import write_bytes
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def check_finite(state: dict[str, torch.Tensor], step: int) -> None:
 
 
 class Restore(pl.Callback):
-    """At the start of a fit: go on from the run's newest whole checkpoint, else from its branch point, else from zero."""
+    """A fit goes on from the run's newest whole checkpoint, else from its branch point, else from zero."""
 
     def __init__(self, folder: Path, csv: CSVLog, branch: Path | None, keep_optimizer: bool):
         self.folder = folder

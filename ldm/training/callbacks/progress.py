@@ -27,7 +27,8 @@ class ProgressLine(pl.Callback):
         self._last = time.monotonic()
         if self.console.is_terminal:
             self._progress = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("[bold]{task.description}"), BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
                 console=self.console, refresh_per_second=2,
             )  # fmt: skip

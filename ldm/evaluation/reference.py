@@ -1,0 +1,49 @@
+"""Features of the training images, what samples are compared with; computed once per data set, size and backbone.
+
+They are kept in the user's cache, so that every model and every scale is measured against the same numbers.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.files import replace
+from ldm.metrics.features import Features
+from ldm.networks.pretrained import cache_folder
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features [M, D] of all training images in `data`'s fixed random order, and their captions [M]."""
+
+    features: Tensor
+    captions: list[str]
+
+    def prompts(self, count: int) -> list[str]:
+        """The first `count` captions, repeated from the start if there are fewer."""
+        return (self.captions * -(-count // len(self.captions)))[:count]
+
+
+def reference(data: Any, backbone: Features, device: torch.device) -> Reference:
+    """The reference of `data` (a ShardData) under `backbone`, from the cache if it is there."""
+    path = _path(data, backbone)
+    kept = load_file(path)["features"] if path.exists() else None
+    features, captions = [], []
+    for batch in data.statistics_loader(batch_size=100):
+        captions += batch["caption"]
+        if kept is None:
+            features.append(backbone(batch["image"].to(device)).cpu())
+    if kept is None:
+        kept = torch.cat(features)
+        replace(path, lambda temporary: save_file({"features": kept}, temporary))
+    return Reference(kept, captions)
+
+
+def _path(data: Any, backbone: Features) -> Path:
+    facts = f"{data.fingerprint}/{data.num_train}/{data.image_size}/{backbone.name}"
+    return cache_folder() / "features" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"

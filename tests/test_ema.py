@@ -1,0 +1,145 @@
+"""EMA: a weighted mean of the past, swapped in and out without a trace, resumed exactly."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.ema import EMA
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    network[2].requires_grad_(False)
+    return network
+
+
+def disturb(network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.5, 0.9999])
+def test_the_average_is_the_recursion_with_its_warm_up(decay):
+    network = model()
+    ema = EMA(network, decay)
+    expected = network[0].weight.detach().double().clone()
+    for n in range(12):
+        disturb(network, n)
+        ema.update()
+        d = min(decay, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * network[0].weight.detach().double()
+    torch.testing.assert_close(ema.weights()["0.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+    assert ema.num_updates == 12
+
+
+def test_decay_0_is_the_model_itself():
+    network = model()
+    ema = EMA(network, 0.0)
+    disturb(network, 1)
+    ema.update()
+    assert same(ema.weights(), network.state_dict())
+
+
+def test_a_model_that_does_not_change_is_its_own_average():
+    network = model()
+    ema = EMA(network, 0.9)
+    for _ in range(5):
+        ema.update()
+    assert same(ema.weights(), network.state_dict())
+
+
+def test_buffers_and_frozen_parameters_are_the_models():
+    network = model()
+    ema = EMA(network, 0.9)
+    network[1].running_mean.fill_(7.0)
+    with torch.no_grad():
+        network[2].weight.fill_(3.0)
+    ema.update()
+    weights = ema.weights()
+    assert weights.keys() == network.state_dict().keys()
+    assert (weights["1.running_mean"] == 7).all() and (weights["2.weight"] == 3).all()
+
+
+def test_swapping_computes_with_the_averages_and_leaves_no_trace():
+    network = model().eval()
+    ema = EMA(network, 0.9)
+    disturb(network, 1)
+    ema.update()
+    reference = copy.deepcopy(network)
+    reference.load_state_dict(ema.weights())
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(3))
+    before, output = copy.deepcopy(network.state_dict()), network(x)
+    pointers = [parameter.data_ptr() for parameter in network.parameters()]
+    with ema.swapped():
+        assert torch.equal(network(x), reference(x))
+        assert not torch.equal(network(x), output)
+    assert same(network.state_dict(), before)
+    assert [parameter.data_ptr() for parameter in network.parameters()] == pointers, "the optimizer holds these"
+
+
+def test_an_error_inside_the_swap_restores_the_model():
+    network = model()
+    ema = EMA(network, 0.9)
+    disturb(network, 1)
+    ema.update()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(RuntimeError, match="in the middle"), ema.swapped():
+        raise RuntimeError("in the middle")
+    assert same(network.state_dict(), before)
+
+
+def test_resumed_is_uninterrupted_bit_for_bit():
+    def run(ema: EMA, steps: range) -> None:
+        for step in steps:
+            disturb(ema.module, step)
+            ema.update()
+
+    straight = EMA(model(), 0.99)
+    run(straight, range(10))
+    first = EMA(model(), 0.99)
+    run(first, range(4))
+    second = EMA(model(), 0.99)
+    second.module.load_state_dict(first.module.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    run(second, range(4, 10))
+    assert same(second.weights(), straight.weights())
+    assert second.num_updates == straight.num_updates
+
+
+def test_a_loaded_state_is_a_copy():
+    ema, state = EMA(model(), 0.5), EMA(model(), 0.5).state_dict()
+    ema.load_state_dict(state)
+    kept = {name: average.clone() for name, average in state["averages"].items()}
+    disturb(ema.module, 1)
+    ema.update()
+    assert same(state["averages"], kept)
+
+
+def test_averages_are_fp32_whatever_the_model_is():
+    network = nn.Linear(2, 2).to(torch.bfloat16)
+    ema = EMA(network, 0.999)
+    ema.update()
+    assert ema.weights()["weight"].dtype == torch.float32
+    with ema.swapped():
+        assert network.weight.dtype == torch.bfloat16
+
+
+def test_another_models_average_is_refused():
+    with pytest.raises(ValueError, match="other parameters"):
+        EMA(model(), 0.9).load_state_dict(EMA(nn.Linear(2, 2), 0.9).state_dict())
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ValueError, match=r"ema\.decay"):
+        EMA(model(), decay)

@@ -1,0 +1,186 @@
+"""Ensembles: members tile the noise, the manifest is checked against what it names, routing goes by sigma."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from untrained import untrained_run
+
+from ldm.ensemble import WHOLE, load_ensemble, share, write_manifest
+from ldm.model import Model, load_model
+from ldm.run import load
+
+LOW, HIGH = [(0.0, 1.0)], [(1.0, math.inf)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Untrained runs: the whole of the noise, its halves, its upper quarter. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    nodes = {"base": [0, 0], "low": [1, 0], "high": [1, 1], "top": [2, 3]}
+    return {
+        name: untrained_run(folder / name, f"expert.node={node}".replace(" ", ""), seed=place)
+        for place, (name, node) in enumerate(nodes.items())
+    }
+
+
+def answer(model: Model, sigma: float) -> torch.Tensor:
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * sigma
+    labels = {"label": torch.tensor([0, 3])}
+    cond = model.conditioner(labels, drop=model.conditioner.drop_none(2))
+    with torch.no_grad():
+        return model.denoiser(x, torch.full((2,), sigma), cond)
+
+
+def cut_of(manifest: dict) -> float:
+    return manifest["members"][0]["intervals"][0][1]
+
+
+# Who serves what
+
+
+def test_members_serve_what_they_were_trained_for():
+    assert share([LOW, HIGH]) == [LOW, HIGH]
+    assert share([WHOLE]) == [WHOLE]
+
+
+def test_one_member_trained_on_everything_serves_what_the_others_leave():
+    middle = [(1.0, 2.0)]
+    assert share([WHOLE, middle]) == [[(0.0, 1.0), (2.0, math.inf)], middle]
+    assert share([HIGH, WHOLE]) == [HIGH, LOW]
+    assert share([WHOLE, LOW, HIGH]) == [[], LOW, HIGH]
+    assert share([WHOLE, WHOLE]) == [WHOLE, WHOLE], "two of them overlap, which the cover refuses"
+
+
+# The manifest
+
+
+def test_the_manifest_says_who_is_who(runs, tmp_path):
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
+    assert yaml.safe_load((tmp_path / "e.yaml").read_text()) == manifest
+    low, high = manifest["members"]
+    assert low["intervals"][0][0] == 0.0 and high["intervals"][-1][1] == math.inf
+    assert low["intervals"][0][1] == high["intervals"][0][0] == pytest.approx(math.exp(-0.507))
+    assert (low["run"], low["step"], low["samples_seen"]) == (str(runs["low"]), 1, 64)
+    assert len(low["sha256"]) == 64 and low["weights"] == "step_00000001.ema.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        (["low", "top"], "gap, no member is for sigma in"),
+        (["high"], r"gap, no member is for sigma in \[0,"),
+        (["low", "high", "top"], "overlap, members 1 and 2"),
+        (["base", "base"], "overlap, members 0 and 1"),
+        ([], "name at least one run"),
+    ],
+)
+def test_a_gap_or_an_overlap_is_refused(runs, tmp_path, members, problem):
+    with pytest.raises(ValueError, match=f"members: {problem}"):
+        write_manifest(tmp_path / "e.yaml", [runs[name] for name in members])
+    assert not (tmp_path / "e.yaml").exists()
+
+
+def test_a_run_that_has_not_finished_is_refused(runs, tmp_path):
+    unfinished = untrained_run(tmp_path / "unfinished", finished=False)
+    with pytest.raises(ValueError, match="unfinished has not finished training"):
+        write_manifest(tmp_path / "e.yaml", [runs["base"], unfinished])
+
+
+def test_members_of_other_latent_spaces_are_refused(runs, tmp_path):
+    other = untrained_run(tmp_path / "other", "expert.node=[1,1]")
+    description = other / "weights" / "step_00000001.json"
+    description.write_text(description.read_text().replace('"fingerprint": "identity"', '"fingerprint": "another"'))
+    with pytest.raises(ValueError, match=r"first stages differ \(another, identity\)"):
+        write_manifest(tmp_path / "e.yaml", [runs["low"], other])
+
+
+# The model
+
+
+def test_each_member_answers_for_its_noise(runs, tmp_path):
+    cut = cut_of(write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]]))
+    ensemble, low, high = load(tmp_path / "e.yaml"), load_model(runs["low"]), load_model(runs["high"])
+    assert ensemble.name == "e" and len(ensemble.weights) == 2
+    for sigma in (0.002, 0.9 * cut):
+        assert torch.equal(answer(ensemble, sigma), answer(low, sigma))
+    for sigma in (cut, 1.1 * cut, 80.0):
+        assert torch.equal(answer(ensemble, sigma), answer(high, sigma))
+    assert not torch.equal(answer(low, cut), answer(high, cut))
+
+
+def test_a_base_fills_in_and_an_ensemble_of_one_is_that_one(runs, tmp_path):
+    write_manifest(tmp_path / "filled.yaml", [runs["base"], runs["top"]])
+    write_manifest(tmp_path / "one.yaml", [runs["base"]])
+    filled, one = load_ensemble(tmp_path / "filled.yaml"), load_ensemble(tmp_path / "one.yaml")
+    base, top = load_model(runs["base"]), load_model(runs["top"])
+    for sigma in (0.01, 0.5, 20.0):
+        assert torch.equal(answer(one, sigma), answer(base, sigma))
+        assert torch.equal(answer(filled, sigma), answer(top if sigma == 20 else base, sigma))
+
+
+def test_an_ensemble_samples_like_any_model(runs, tmp_path):
+    write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
+    model = load(tmp_path / "e.yaml")
+    sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": 4})
+    image = model.generate(sampling, {"label": torch.tensor([1, 2])}, torch.tensor([0, 1]), seed=0)
+    assert image.shape == (2, 3, 8, 8) and image.isfinite().all()
+
+
+def test_tampered_weights_are_refused(runs, tmp_path):
+    own = untrained_run(tmp_path / "own", "expert.node=[1,1]")
+    write_manifest(tmp_path / "e.yaml", [runs["low"], own])
+    file = own / "weights" / "step_00000001.ema.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+def test_weights_that_changed_since_are_refused(runs, tmp_path):
+    untrained_run(tmp_path / "own", "expert.node=[1,1]")
+    write_manifest(tmp_path / "e.yaml", [runs["low"], tmp_path / "own"])
+    (tmp_path / "own").rename(tmp_path / "before")
+    untrained_run(tmp_path / "own", "expert.node=[1,1]", seed=9)
+    with pytest.raises(ValueError, match="not the weights .* was written for; write the manifest anew"):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+def test_members_whose_trained_conditioners_differ_are_refused(runs, tmp_path):
+    other = untrained_run(tmp_path / "other", "expert.node=[1,1]", shared=7)
+    write_manifest(tmp_path / "e.yaml", [runs["low"], other])
+    with pytest.raises(ValueError, match="low and other have different conditioner weights"):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+def test_a_manifest_with_a_gap_written_by_hand_is_refused(runs, tmp_path):
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
+    manifest["members"][0]["intervals"] = [[0.0, 0.1]]
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=r"gap, no member is for sigma in \[0\.1,"):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "text", "[1]", "members: 3", "members: []", "members: [{run: a}]", "members: {a: b}", "a: [",
+     "members: [{run: [a], weights: w, sha256: s, intervals: []}]",
+     "members: [{run: a, weights: w, sha256: s, intervals: [[0, x]]}]",
+     "members: [{run: a, weights: w, sha256: s, intervals: [[0]]}]",
+     "members: !!python/object/apply:os.system [echo]"],
+)  # fmt: skip
+def test_what_is_no_manifest_is_refused(tmp_path, text):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"e\.yaml: (not an ensemble's manifest|names no members)"):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+def test_a_manifest_cannot_name_a_file_outside_the_weights_folder(runs, tmp_path):
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["base"]])
+    manifest["members"][0]["weights"] = "../../../etc/passwd"
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=r"weights.passwd: no such weights|no weights found"):
+        load_ensemble(tmp_path / "e.yaml")

@@ -1,0 +1,121 @@
+"""metrics.csv survives crashes and rewinds; what the real W&B client wrote offline is read back from its own file."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+from ldm.training.loggers import CSVLog, close, curves, read_metrics, wandb
+
+
+def log_of(path: Path, *steps: int) -> CSVLog:
+    log = CSVLog(path)
+    log.rewind(0)
+    for step in steps:
+        log.log_metrics({"loss": step / 3, "psnr": -step}, step)
+    return log
+
+
+# metrics.csv
+
+
+def test_numbers_are_read_back_exactly(tmp_path):
+    log = log_of(tmp_path / "metrics.csv")
+    values = {"a": 0.1 + 0.2, "b, c": 1e-300, 'd"e': float("inf"), "f": 3}
+    log.log_metrics(values, 7)
+    assert read_metrics(log.path) == [(7, name, value) for name, value in values.items()]
+    assert log.path.read_text().splitlines()[0] == "step,name,value"
+    log.log_metrics({"g": math.nan}, 8)
+    assert math.isnan(read_metrics(log.path)[-1][2])
+
+
+def test_curves_gather_each_name(tmp_path):
+    log = log_of(tmp_path / "metrics.csv", 1, 2, 5)
+    assert curves(log.path) == {"loss": ([1, 2, 5], [1 / 3, 2 / 3, 5 / 3]), "psnr": ([1, 2, 5], [-1, -2, -5])}
+
+
+def test_rewinding_forgets_what_is_done_again(tmp_path):
+    log = log_of(tmp_path / "metrics.csv", 1, 2, 3, 4)
+    CSVLog(log.path).rewind(2)
+    assert [step for step, *_ in read_metrics(log.path)] == [1, 1, 2, 2]
+    straight = log_of(tmp_path / "straight.csv", 1, 2, 3)
+    log.log_metrics({"loss": 3 / 3, "psnr": -3}, 3)
+    assert log.path.read_text() == straight.path.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "straight.csv"]
+
+
+def test_rewinding_begins_a_file_where_there_is_none(tmp_path):
+    log = log_of(tmp_path / "metrics.csv")
+    assert log.path.read_text().splitlines() == ["step,name,value"]
+
+
+def test_a_last_line_cut_anywhere_is_left_out(tmp_path):
+    whole = log_of(tmp_path / "metrics.csv", 1, 2).path.read_bytes()
+    rows = read_metrics(tmp_path / "metrics.csv")
+    last = len(whole.rstrip(b"\r\n").rpartition(b"\n")[0]) + 1  # where the last line begins
+    cut = tmp_path / "cut.csv"
+    for end in range(last, len(whole)):
+        cut.write_bytes(whole[:end])
+        assert read_metrics(cut) == rows[:-1], whole[last:end]
+    CSVLog(cut).rewind(2)
+    CSVLog(cut).log_metrics({"psnr": -2}, 2)
+    assert cut.read_bytes() == whole
+
+
+def test_garbage_in_the_file_is_no_hindrance(tmp_path):
+    path = log_of(tmp_path / "metrics.csv", 1).path
+    with path.open("ab") as file:
+        file.write(b"\x00\xff\xfe,loss\r\n1,2,3,4\r\nx,loss,1\r\n2,loss,x\r\n\r\n3,loss,0.5\r\n")
+    assert read_metrics(path)[2:] == [(3, "loss", 0.5)]
+
+
+# W&B
+
+
+def wandb_records(path: Path) -> Iterator[Record]:
+    """Records of a .wandb file: a LevelDB log (blocks of 32 KiB, chunks of crc, length, kind) of protocol buffers."""
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    place, record = 7, b""
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:  # too short for a header: padding
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or its last chunk
+            yield Record.FromString(record)
+            record = b""
+
+
+def history(path: Path) -> list[dict]:
+    """Rows that were logged, name -> value."""
+    rows = [record.history.item for record in wandb_records(path) if record.WhichOneof("record_type") == "history"]
+    return [{item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in row} for row in rows]
+
+
+def test_wandb_offline_holds_the_metrics_under_the_runs_own_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")  # whatever happens, nothing is sent
+    for steps in ((1, 2), (3,)):  # a run and its resumption, each a process's worth
+        logger = wandb(tmp_path, run_id="toy-0123abcd", run_name="toy", project="tests")
+        for step in steps:
+            logger.log_metrics({"train/loss": step / 4, "train/lr": 1e-4}, step)
+        close([logger])
+    files = sorted(tmp_path.glob("wandb/offline-run-*-toy-0123abcd/*.wandb"))
+    assert files, "offline files lie in the run's folder"
+    rows = [row for file in files for row in history(file)]
+    assert [(row["trainer/global_step"], row["train/loss"]) for row in rows] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+    assert all(row["train/lr"] == 1e-4 for row in rows)
+    runs = [record.run for record in wandb_records(files[0]) if record.WhichOneof("record_type") == "run"]
+    assert {(run.run_id, run.display_name, run.project) for run in runs} == {("toy-0123abcd", "toy", "tests")}
+
+
+def test_another_mode_of_wandb_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"logger\.mode=on: choose offline, online or disabled"):
+        wandb(tmp_path, "id", "name", mode="on")

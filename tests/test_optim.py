@@ -1,0 +1,76 @@
+"""Learning rates as factors of the step, and which parameters are decayed."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.optim import adam, adamw, constant, cosine
+
+
+def test_constant_warms_up_linearly_and_stays():
+    factor = constant(warmup_steps=4)
+    assert [factor(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert constant()(0) == 1.0
+
+
+def test_cosine_goes_from_1_to_the_final_factor_and_stays():
+    factor = cosine(max_steps=110, warmup_steps=10, final_factor=0.1)
+    assert factor(10) == 1.0
+    assert factor(60) == pytest.approx(0.55)
+    assert factor(110) == factor(500) == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(factor(step) for step in range(10, 130)))
+    assert all(a < b for a, b in itertools.pairwise(factor(step) for step in range(11)))
+
+
+def test_cosine_is_half_a_cosine():
+    factor = cosine(max_steps=100)
+    for step in range(101):
+        assert factor(step) == pytest.approx(0.5 * (1 + math.cos(math.pi * step / 100)))
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match=r"max_steps=10 must exceed lr\.warmup_steps=10"):
+        cosine(max_steps=10, warmup_steps=10)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2))
+    layers[3].bias.requires_grad_(False)
+    return layers
+
+
+def test_decay_is_on_matrices_and_kernels_only():
+    layers = network()
+    optimizer = adamw(lr=0.1, weight_decay=0.5)(layers)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    named = {name: decays.get(id(parameter)) for name, parameter in layers.named_parameters()}
+    assert named == {"0.weight": 0.5, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "3.weight": 0.5, "3.bias": None}
+
+
+def test_the_numbers_reach_the_optimizers():
+    one = adamw(lr=0.1, betas=[0.8, 0.9], eps=1e-5)(network())
+    two = adam(lr=0.2, fused=False)(network())
+    for group in one.param_groups:
+        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.1, (0.8, 0.9), 1e-5, True)
+    (group,) = two.param_groups
+    assert (group["lr"], group["betas"], group["fused"]) == (0.2, (0.5, 0.9), False)
+    assert group["weight_decay"] == 0 and len(group["params"]) == 5
+
+
+@pytest.mark.parametrize("make", [adam, adamw])
+def test_one_fused_kernel_takes_the_same_steps_as_many(make):
+    x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    results = []
+    for fused in (True, False):
+        layers = network()
+        optimizer = make(lr=1e-2, fused=fused)(layers)
+        for _ in range(5):
+            optimizer.zero_grad()
+            layers(x).square().mean().backward()
+            optimizer.step()
+        results.append(torch.cat([parameter.detach().flatten() for parameter in layers.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

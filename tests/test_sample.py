@@ -1,0 +1,190 @@
+"""sample.py: what to draw, file names, and images that depend on seed and number but not on the batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from untrained import untrained_run
+
+import sample
+from ldm.config import compose
+from ldm.run import load
+from sample import collate, file_names, main, read_conditions
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained run conditioned on 5 labels, in pixel space at 8 px. Not to be changed."""
+    return untrained_run(tmp_path_factory.mktemp("model") / "toy")
+
+
+def tree(**given) -> dict:
+    return {"prompt": None, "prompts": None, "label": None, "num_images": 1, "batch_size": 1, **given}
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))}
+
+
+# What to draw
+
+
+def test_one_prompt_or_a_file_of_them_or_a_label(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red, fox\n\n  käse = 3  \n")
+    assert read_conditions(tree(prompt="a, b")) == [{"caption": "a, b"}]
+    assert read_conditions(tree(prompts=str(tmp_path / "prompts.txt"))) == [
+        {"caption": "a red, fox"}, {"caption": "käse = 3"},
+    ]  # fmt: skip
+    assert read_conditions(tree(label=0)) == [{"label": 0}]
+    assert read_conditions(tree()) == [{"caption": ""}]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"prompt": "a", "label": 1}, "prompt and label exclude each other"),
+        ({"prompt": "", "prompts": "x"}, "prompt and prompts exclude each other"),
+        ({"num_images": 0}, "num_images and batch_size must be at least 1"),
+    ],
+)
+def test_nothing_or_two_things_at_once_are_refused(given, problem):
+    with pytest.raises(ValueError, match=problem):
+        read_conditions(tree(**given))
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="no prompt in it"):
+        read_conditions(tree(prompts=str(tmp_path / "prompts.txt")))
+    with pytest.raises(OSError, match=r"nowhere\.txt"):
+        read_conditions(tree(prompts=str(tmp_path / "nowhere.txt")))
+
+
+def test_captions_stay_texts_and_labels_become_a_tensor():
+    assert collate([{"caption": "a"}, {"caption": "b"}], "cpu") == {"caption": ["a", "b"]}
+    assert collate([{"label": 3}, {"label": 1}], "cpu")["label"].tolist() == [3, 1]
+
+
+# File names
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("A red, FOX!", "a-red-fox"), ("../../etc/passwd", "etc-passwd"), ("火", "image"), ("", "image"), ("-", "image"),
+     ("x" * 100, "x" * 60), ("a" * 59 + " b", "a" * 59)],
+)  # fmt: skip
+def test_file_names_are_short_and_safe(text, name):
+    assert file_names([{"caption": text}]) == [name]
+
+
+def test_file_names_are_never_the_same():
+    captions = ["cat", "Cat!", "dog", "火", "水", "x" * 70, "x" * 80]
+    names = file_names([{"caption": caption} for caption in captions])
+    assert len(set(names)) == len(captions)
+    assert names[:3] == ["0000-cat", "0001-cat", "dog"]
+
+
+# Whole
+
+
+def test_images_carry_their_facts_and_a_grid_shows_all(model, tmp_path, capsys):
+    assert main([f"model={model}", "label=3", "num_images=3", "seed=5", "enlarge=2", f"out={tmp_path}/out, a=b"]) == 0
+    out = tmp_path / "out, a=b"
+    assert sorted(path.name for path in out.iterdir()) == ["3_0000.png", "3_0001.png", "3_0002.png", "grid.png"]
+    picture = Image.open(out / "3_0001.png")
+    assert picture.size == (16, 16)
+    assert picture.text == {"label": "3", "seed": "5", "number": "1", "model": "toy"}
+    assert "3 images in" in capsys.readouterr().out
+
+
+def test_an_image_does_not_depend_on_the_batch_it_is_made_in(model, tmp_path):
+    for batch_size in (1, 2, 5):
+        arguments = [f"model={model}", "label=1", "num_images=5", f"batch_size={batch_size}", "sampler=euler_ancestral"]
+        main([*arguments, f"out={tmp_path / str(batch_size)}"])
+    one, two, five = (pixels(tmp_path / str(batch_size)) for batch_size in (1, 2, 5))
+    assert one.keys() == two.keys() == five.keys()
+    for name in one:
+        assert np.abs(one[name] - two[name]).max() <= 1 and np.abs(one[name] - five[name]).max() <= 1
+    assert np.abs(one["1_0000.png"] - one["1_0001.png"]).mean() > 5, "other numbers are other images"
+
+
+def test_seed_and_settings_matter_and_the_same_command_gives_the_same_bits(model, tmp_path):
+    changes = [
+        "seed=0",
+        "seed=0 ",
+        "seed=1",
+        "num_steps=9",
+        "guidance.scale=1",
+        "label=2",
+        "sampler=heun",
+        "sigmas.rho=3",
+    ]
+    images = []
+    for place, change in enumerate(changes):
+        arguments = {"label": "label=1", "num_images": "num_images=1", "sigmas": "sigmas=karras"}
+        arguments[change.partition("=")[0]] = change.strip()
+        main([f"model={model}", *arguments.values(), f"out={tmp_path / str(place)}"])
+        (image,) = [v for name, v in pixels(tmp_path / str(place)).items() if name != "grid.png"]
+        images.append(image)
+    assert np.array_equal(images[0], images[1])
+    for change, image in zip(changes[2:], images[2:], strict=True):
+        assert not np.array_equal(image, images[0]), change
+
+
+def test_the_number_of_steps_counts_also_on_the_models_own_ladder(model):
+    loaded = load(model)
+    chosen = compose("sample", [f"model={model}", "num_steps=7"])
+    assert len(loaded.sampling(chosen).sigmas) == 8
+    assert len(loaded.sampling({"sampler": None, "sigmas": None, "guidance": None}).sigmas) == 4, "as it was trained"
+
+
+def test_a_size_the_model_was_not_trained_at(model, tmp_path):
+    main([f"model={model}", "label=1", "num_images=1", "image_size=16", f"out={tmp_path}"])
+    assert Image.open(tmp_path / "1_0000.png").size == (16, 16)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        main([f"model={model}", "label=1", "num_images=1", "image_size=9", f"out={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["label=9"], r"label 9\.\.9"),
+        (["prompt=cat"], "conditioner label needs 'label'"),
+        (["label=x"], "label='x': expected int"),
+        (["label=1", "device=warp9"], "device=warp9: not a device"),
+        (["label=1", "first_stage=runs/nowhere"], "runs/nowhere"),
+    ],
+)
+def test_mistakes_are_value_errors(model, tmp_path, arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        main([f"model={model}", "num_images=1", f"out={tmp_path}", *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such run or manifest"):
+        main([f"model={tmp_path}/nowhere", "prompt=x"])
+
+
+def test_weights_of_another_model_are_refused(model, tmp_path):
+    other = untrained_run(tmp_path / "other", "network.channels=8", "network.norm_groups=4")
+    (other / "config.yaml").write_text((model / "config.yaml").read_text())
+    with pytest.raises(ValueError, match="does not fit this model: .*wrong shapes"):
+        load(other)
+
+
+def test_another_latent_space_is_refused(model, tmp_path):
+    other = untrained_run(tmp_path / "other")
+    description = other / "weights" / "step_00000001.json"
+    description.write_text(description.read_text().replace('"fingerprint": "identity"', '"fingerprint": "another"'))
+    with pytest.raises(ValueError, match="first_stage: not the latent space this was made with: fingerprint"):
+        load(other)
+
+
+def test_help_needs_no_model(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "python sample.py model=" in shown and "prompt=" in shown and "dpmpp_2m" in shown
+    assert torch is not None and sample.__doc__.splitlines()[0] in shown

@@ -1,0 +1,60 @@
+"""train.py as users meet it: exit status and one line for a mistake; names and folders of a sweep's jobs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+
+ROOT = Path(train.__file__).parent
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=quickstart/diffusion", "network.chanels=3"], "network.chanels: no such key; did you mean"),
+        (["experiment=quickstart/diffusion", "first_stage=/no, where=?"], "/no, where=?: no weights found"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, arguments, message):
+    done = run("train.py", *arguments, f"runs_dir={tmp_path}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    first, hint = done.stderr.splitlines()
+    assert first.startswith("error: ") and message in first
+    assert hint == "(LDM_TRACEBACK=1 shows where)"
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
+
+
+def test_help_shows_the_groups(capsys):
+    assert train.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "python train.py experiment=quickstart/autoencoder" in shown and "optimizer=" in shown
+
+
+def test_a_sweep_starts_a_process_per_job_and_counts_failures(monkeypatch, capsys):
+    started = []
+
+    def start(command, **_):
+        started.append(command[2:])
+        return subprocess.CompletedProcess(command, int("autoencoder=f8" in command))
+
+    monkeypatch.setattr(subprocess, "run", start)
+    status = train.main(["-m", "experiment=sweep/autoencoder", "autoencoder=f4,f8", "seed=0,1", "data.train=a,b"])
+    assert status == 1
+    names = [f"sweep-autoencoder-{f}-seed_{seed}" for f in ("f4", "f8") for seed in (0, 1)]
+    assert [words[-1] for words in started] == [f"run={name}" for name in names]
+    assert all("data.train=a,b" in words and "experiment=sweep/autoencoder" in words for words in started)
+    assert f"2 of 4 jobs did not finish: {names[2]}, {names[3]}" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_jobs_would_share_a_folder_is_refused(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_: pytest.fail("started"))
+    with pytest.raises(ValueError, match="would share the folder"):
+        train.main(["-m", "experiment=sweep/autoencoder", "optimizer.betas=[0.9,0.99],[-0.9,0.99]"])

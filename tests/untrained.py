@@ -1,0 +1,51 @@
+"""Folders of untrained toy runs, complete with weights, for what loads and samples models: seconds less than training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.build import Parts
+from ldm.checkpoint import weights
+from ldm.config import compose, dump
+from ldm.diffusion.experts import Expert
+
+OVERRIDES = [
+    "task=diffusion", "data=quickstart", "network=unet", "conditioner=[label]", "schedule=edm", "precond=edm",
+    "noise=log_normal", "weighting=native", "expert=default", "sigmas=karras", "sampler=euler",
+    "guidance=classifier_free", "callback=[]", "~logger", "image_size=8", "num_steps=3", "network.channels=4",
+    "network.multipliers=[1,1]", "network.num_blocks=1", "network.attention_factors=[]", "network.head_channels=4",
+    "network.norm_groups=2", "conditioner.label.num_classes=5", "conditioner.label.width=4",
+]  # fmt: skip
+
+
+def untrained_run(folder: Path, *overrides: str, seed: int = 0, finished: bool = True, shared: int = 0) -> Path:
+    """A run of a label-conditional U-Net in pixel space, its weights drawn by `seed`, its conditioner by `shared`."""
+    tree = compose("config", [*OVERRIDES, *overrides])
+    parts = Parts(tree)
+    model = nn.ModuleDict({"network": parts["denoiser"].network, "conditioner": parts["conditioner"]})
+    randomise(model["network"], seed)
+    randomise(model["conditioner"], shared)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(tree))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    counters = {"samples_seen": 64, "seconds": 1.0}
+    weights.save(folder / "weights", 1, {"ema": state, "raw": state}, counters)
+    if finished:
+        weights.amend(folder / "weights", facts(parts))
+    return folder
+
+
+def facts(parts: Parts) -> dict[str, Any]:
+    """What a finished diffusion run adds to the description of its weights."""
+    expert: Expert = parts["expert"]
+    return {"intervals": expert.intervals(parts["noise"]), "latent": parts["first_stage"].spec.to_dict()}
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Small random weights everywhere, so that zero-initialised outputs say something too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
