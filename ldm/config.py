@@ -34,8 +34,8 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
-    ["prompt", "negative_prompt", "prompts", "out", "run", "runs_dir", "model", "branch", "first_stage", "source"]
-    + ["checkpoint", "overrides", "data.train", "data.validation"]
+    "prompt negative_prompt prompts first_stage branch model run runs_dir out source checkpoint overrides "
+    "data.train data.validation".split()
 )
 
 # Types of root keys that their defaults do not tell, and those that must be at least 1.
@@ -349,7 +349,8 @@ def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
             continue
         with contextlib.suppress(KeyError):
             built[name] = provide(name)
-        if built.get(name) is None and parameter.default is inspect.Parameter.empty:
+        given = name in built and (built[name] is not None or accepts(parameter.annotation, None))
+        if not given and parameter.default is inspect.Parameter.empty:
             hint = f"choose one with {name}=..." if name in groups() else f"set {where}.{name}"
             raise ValueError(f"{where} ({target.__name__}) needs {name}: {hint}")
     return partial(target, **built) if node.get("_partial_") else target(**built)

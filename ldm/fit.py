@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.build import Parts
 from ldm.checkpoint import weights
@@ -42,9 +43,12 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     csv = CSVLog(run.folder / "metrics.csv")
     branch = branch_point(tree["branch"])
     restore = Restore(run.folder, csv, branch, keep_optimizer=tree["branch_optimizer"] == "keep")
-    trainer = instantiate(
-        {**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer"
-    )(callbacks=[restore, *parts.callbacks], logger=[csv, *([parts["logger"]] if parts["logger"] else [])])  # fmt: skip
+    make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
+    loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]
+    try:
+        trainer = make_trainer(callbacks=[restore, *parts.callbacks], logger=loggers)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     trainer.fit(task, datamodule=data)
     close(trainer.loggers)
     if task.step >= task.max_steps:

@@ -11,8 +11,20 @@ import pytest
 import yaml
 
 from ldm.config import (
-    CONF, accepts, compose, dump, expand_sweep, groups, help_text, instantiate, load_tree, registry, resolve_target,
-    run_name, split_literal, validate,
+    CONF,
+    accepts,
+    compose,
+    dump,
+    expand_sweep,
+    groups,
+    help_text,
+    instantiate,
+    load_tree,
+    registry,
+    resolve_target,
+    run_name,
+    split_literal,
+    validate,
 )  # fmt: skip
 from ldm.training.ema import EMA
 
@@ -211,8 +223,8 @@ def test_a_target_hidden_in_a_new_key_is_refused():
 
 @pytest.mark.parametrize(
     "text",
-    ["a, b", 'say "hi"', "it's", "a=b", "(a) [b] {c}", "${oc.env:HOME}", "${seed}", "3", "1e-3", "true", "~x", "\\", "'",
-     "", " padded ", "__literal_0__", "käse 火 🦊", "a # b", "%s {0}", "[1,2]", "a\nb"],
+    ["a, b", 'say "hi"', "it's", "a=b", "(a) [b] {c}", "${oc.env:HOME}", "${seed}", "3", "1e-3", "true", "~x", "\\",
+     "'", "", " padded ", "__literal_0__", "käse 火 🦊", "a # b", "%s {0}", "[1,2]", "a\nb"],
 )  # fmt: skip
 def test_text_is_taken_verbatim(text):
     tree = compose("sample", [f"model={text}", f"prompt={text}", "seed=7"])
@@ -323,6 +335,14 @@ def test_a_part_that_nobody_gives_is_asked_for():
         instantiate(node, {}.__getitem__, "precond")
     with pytest.raises(ValueError, match=r"lr \(cosine\) needs max_steps: set lr\.max_steps"):
         instantiate({"_target_": "ldm.training.optim.cosine"}, {}.__getitem__, "lr")
+
+
+def test_a_part_may_be_null_only_where_its_annotation_says_so():
+    task = {"_target_": "ldm.training.callbacks.checkpoint.Checkpoint"}
+    with pytest.raises(ValueError, match="needs folder"):
+        instantiate(task, {"folder": None}.__getitem__, "callback.checkpoint")
+    without = {"_target_": "ldm.diffusion.experts.Expert", "node": None}
+    assert instantiate(without, {}.__getitem__, "expert").node == (0, 0)
 
 
 def test_partial_targets_wait():

@@ -145,7 +145,7 @@ def test_weights_that_changed_since_are_refused(runs, tmp_path):
     write_manifest(tmp_path / "e.yaml", [runs["low"], tmp_path / "own"])
     (tmp_path / "own").rename(tmp_path / "before")
     untrained_run(tmp_path / "own", "expert.node=[1,1]", seed=9)
-    with pytest.raises(ValueError, match="not the weights .* was written for; write the manifest anew"):
+    with pytest.raises(ValueError, match=r"not the weights .* was written for; write the manifest anew"):
         load_ensemble(tmp_path / "e.yaml")
 
 

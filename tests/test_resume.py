@@ -31,7 +31,7 @@ DIFFUSION = (
     "data.horizontal_flip_prob=0.5",
     "network.dropout=0.1",
     "accumulation=2",
-    "task.latent_memo_samples=0",
+    "task.keep_latents=false",
     "callback.validation.every_steps=2",
 )
 # With a mean over three steps, so that a stop in the middle of it would show.

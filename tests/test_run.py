@@ -157,7 +157,7 @@ def test_more_steps_are_refused_if_the_schedule_depends_on_them(base, tmp_path):
 def test_a_free_name_frees_no_other_that_begins_like_it():
     saved = {"run": "a", "runner": 1, "data": {"num_workers": 0, "num_workers_x": 0}, "max_steps": 1}
     check_unchanged(saved, {**saved, "run": "b", "max_steps": 2}, Path("x"))
-    with pytest.raises(ValueError, match="^runner is 2"):
+    with pytest.raises(ValueError, match=r"^runner is 2"):
         check_unchanged(saved, {**saved, "runner": 2}, Path("x"))
     with pytest.raises(ValueError, match=r"^data\.num_workers_x is 1"):
         check_unchanged(saved, {**saved, "data": {"num_workers": 9, "num_workers_x": 1}}, Path("x"))
@@ -187,7 +187,7 @@ def test_a_branch_point_is_the_newest_whole_checkpoint_or_the_one_named(base, tm
 def test_a_branch_from_nothing_is_refused(base, tmp_path):
     run = begun(base, tmp_path)
     for branch in (run.folder, tmp_path / "nowhere", run.folder / "config.yaml"):
-        with pytest.raises(ValueError, match="branch=.*no checkpoint there"):
+        with pytest.raises(ValueError, match=r"branch=.*no checkpoint there"):
             branch_point(str(branch))
     with pytest.raises(ValueError, match=r"branch=.*incomplete: manifest\.json is missing"):
         branch_point(str(run.folder / "checkpoints" / "step_00000001.ckpt"))

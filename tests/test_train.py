@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from untrained import OVERRIDES
 
 import train
+from ldm.config import compose
+from ldm.fit import fit
 
 ROOT = Path(train.__file__).parent
 
@@ -19,7 +22,11 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
     ("arguments", "message"),
     [
         (["experiment=quickstart/diffusion", "network.chanels=3"], "network.chanels: no such key; did you mean"),
-        (["experiment=quickstart/diffusion", "first_stage=/no, where=?"], "/no, where=?: no weights found"),
+        pytest.param(
+            ["experiment=quickstart/diffusion", "first_stage=/no, where=?"],
+            "/no, where=?: no weights found",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, arguments, message):
@@ -30,6 +37,12 @@ def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, arguments, message):
     assert first.startswith("error: ") and message in first
     assert hint == "(LDM_TRACEBACK=1 shows where)"
     assert list(tmp_path.iterdir()) == [], "nothing was begun"
+
+
+def test_a_trainer_that_lightning_refuses_is_a_value_error(tmp_path):
+    tree = compose("config", [*OVERRIDES, "trainer.devices=0", f"runs_dir={tmp_path}"])
+    with pytest.raises(ValueError, match=r"trainer: .*devices"):
+        fit(tree, "toy")
 
 
 def test_help_shows_the_groups(capsys):

@@ -1,4 +1,4 @@
-"""Folders of untrained toy runs, complete with weights, for what loads and samples models: seconds less than training."""
+"""Folders of untrained toy runs, complete with weights, for what loads and samples models; quicker than training."""
 
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ def untrained_run(folder: Path, *overrides: str, seed: int = 0, finished: bool =
     tree = compose("config", [*OVERRIDES, *overrides])
     parts = Parts(tree)
     model = nn.ModuleDict({"network": parts["denoiser"].network, "conditioner": parts["conditioner"]})
-    randomise(model["network"], seed)
-    randomise(model["conditioner"], shared)
+    randomise(model["network"], 0.2, seed)
+    randomise(model["conditioner"], 5.0, shared)  # so large that labels are seen
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump(tree))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -43,9 +43,9 @@ def facts(parts: Parts) -> dict[str, Any]:
     return {"intervals": expert.intervals(parts["noise"]), "latent": parts["first_stage"].spec.to_dict()}
 
 
-def randomise(module: nn.Module, seed: int) -> None:
-    """Small random weights everywhere, so that zero-initialised outputs say something too."""
+def randomise(module: nn.Module, std: float, seed: int) -> None:
+    """Random weights everywhere, so that zero-initialised outputs say something too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))

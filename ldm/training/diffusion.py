@@ -13,11 +13,10 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.experts import Expert
 from ldm.diffusion.loss import diffusion_loss, stratified_losses
-from ldm.diffusion.noise import NoiseDistribution
+from ldm.diffusion.noise import NoiseDistribution, stratify
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, generate
 from ldm.images import grid
-from ldm.training.memo import Memo
 from ldm.training.optim import Schedule
 from ldm.training.task import Batch, Task
 
@@ -27,7 +26,7 @@ NUM_VALIDATION_LEVELS = 4
 class DiffusionTask(Task):
     """Trains `denoiser` (and the trainable conditioners) on `expert`'s part of `noise`.
 
-    `latent_memo_samples`: so many of the first stage's outputs are kept in memory (only without random augmentation).
+    `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
     """
 
     def __init__(
@@ -45,12 +44,12 @@ class DiffusionTask(Task):
         max_steps: int,
         seed: int,
         data: ShardData,
-        latent_memo_samples: int = 0,
+        keep_latents: bool = False,
     ):
-        if latent_memo_samples and data.augments:
+        if keep_latents and data.augments:
             raise ValueError(
-                "task.latent_memo_samples keeps one latent per image, but data.horizontal_flip_prob or random_crop "
-                "changes images: set task.latent_memo_samples=0 or switch the augmentation off"
+                "task.keep_latents keeps one latent per image, but data.horizontal_flip_prob or data.random_crop "
+                "changes images: set task.keep_latents=false or switch the augmentation off"
             )
         model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})
         super().__init__(
@@ -63,30 +62,51 @@ class DiffusionTask(Task):
         self.intervals = expert.intervals(noise)
         self.weighting = weighting
         self.sampling = sampling
-        self.moments = Memo(first_stage.moments, latent_memo_samples)
+        self.batch_size = data.batch_size
+        self.keep_latents = keep_latents
+        self._kept: Tensor | None = None  # moments [N, ...] of the training images, by index
+
+    def on_fit_start(self) -> None:
+        if self.keep_latents:
+            self._kept = self._encode_all(self.trainer.datamodule)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean over the batch of w(sigma) |D(x0 + sigma n; sigma) - x0|^2, every draw addressed by sample number."""
         numbers = batch["number"]
-        x0 = self.latents(batch, purpose="posterior", numbers=numbers)
-        sigma = self.noise.icdf(uniform(self.seed, "sigma", numbers)[:, 0])
+        moments = self.moments(batch["image"]) if self._kept is None else self._kept[batch["index"]]
+        x0 = self.latents(moments, purpose="posterior", numbers=numbers)
+        u = stratify(uniform(self.seed, "sigma", numbers)[:, 0], numbers, self.batch_size)
+        sigma = self.noise.icdf(u)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
         losses = diffusion_loss(self.denoiser, x0, sigma.to(x0), noise, cond, self.weighting)
         self.logs = {"loss": losses.mean().detach()}
         return losses.mean()
 
-    def latents(self, batch: Batch, purpose: str, numbers: Tensor) -> Tensor:
-        """Whitened latents [B, C, h, w] of the batch's images, their posterior sampled by addressed noise."""
-        with torch.no_grad():
-            moments = self.moments(batch["image"], batch["index"])
-            shape = (self.first_stage.spec.channels, *moments.shape[2:])
-            return self.first_stage.sample(moments, normal(self.seed, purpose, numbers, shape))
+    @torch.no_grad()
+    def moments(self, image: Tensor) -> Tensor:
+        """What the first stage's latents of images [B, 3, H, W] are drawn from."""
+        return self.first_stage.moments(image)
+
+    def latents(self, moments: Tensor, purpose: str, numbers: Tensor) -> Tensor:
+        """Whitened latents [B, C, h, w], drawn from their posterior by noise addressed by `numbers` [B]."""
+        shape = (self.first_stage.spec.channels, *moments.shape[2:])
+        return self.first_stage.sample(moments, normal(self.seed, purpose, numbers, shape))
+
+    def _encode_all(self, data: ShardData) -> Tensor:
+        """Moments of all training images, in batches that are the same at every start: a resume sees the same bits."""
+        kept = None
+        with self.trainer.precision_plugin.forward_context():
+            for batch in data.statistics_loader(batch_size=64):
+                moments = self.moments(batch["image"].to(self.device))
+                kept = moments.new_zeros(data.num_train, *moments.shape[1:]) if kept is None else kept
+                kept[batch["index"].to(self.device)] = moments
+        return kept
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """The training loss at `NUM_VALIDATION_LEVELS` stratified noise levels per sample, all conditions given."""
         index = batch["index"]
-        x0 = self.latents(batch, purpose="validation posterior", numbers=index)
+        x0 = self.latents(self.moments(batch["image"]), purpose="validation posterior", numbers=index)
         cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
         losses = stratified_losses(
             self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS
