@@ -54,7 +54,7 @@ class Parts:
     @cached_property
     def callbacks(self) -> list[Any]:
         """The callbacks of the tree, in its order."""
-        return list(instantiate(self.tree["callback"], self.__getitem__, "callback").values())
+        return list(instantiate(self.tree["callback"] or {}, self.__getitem__, "callback").values())
 
 
 def _conditioner(parts: Parts) -> Conditioners:

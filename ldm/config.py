@@ -58,19 +58,23 @@ POSITIVE = frozenset(
 def compose(config_name: str, arguments: list[str]) -> dict[str, Any]:
     """The resolved and validated tree of ``conf/<config_name>.yaml`` under `arguments` (``key=value`` words).
 
-    Raises ValueError with the offending key and the nearest valid one.
+    ``group=null`` leaves a part out, with whatever an experiment sets in it. Raises ValueError with the offending key
+    and the nearest valid one.
     """
     literal, overrides = split_literal(arguments)
     held = {f"__literal_{place}__": text for place, text in enumerate(literal.values())}
     overrides += [f"{key}={name}" for key, name in zip(literal, held, strict=True)]
     parsed = _parse(overrides)
+    left_out = {o.key_or_group for o in parsed if o.key_or_group in groups() and (o.is_delete() or not o.value())}
+    parsed = [override for override in parsed if override.key_or_group not in left_out]
+    overrides = [override.input_line for override in parsed]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = hydra_compose(config_name, overrides)
             tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ValueError(_explain(error, config_name, parsed)) from error
-    tree = _restore(tree, held)
+    tree = {**_restore(tree, held), **dict.fromkeys(left_out - {"experiment"})}
     _check_root(tree, config_name)
     validate(tree)
     return tree
@@ -221,8 +225,6 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             continue
         options = known_groups[key]
         for option in value if isinstance(value, list) else [value]:
-            if option is None:
-                return f"{key}=null: write ~{key} to leave it out"
             if option not in options:
                 return f"{key}={option}: no such option{_nearest(option, options)} (there are: {', '.join(options)})"
     selections = [override.input_line for override in parsed if override.key_or_group in known_groups]

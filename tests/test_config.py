@@ -139,7 +139,6 @@ MALFORMED = {
     "network.multipliers=3": "network.multipliers=3: expected Sequence[int]",
     "network.multipliers=[1,a]": "network.multipliers",
     "network=unett": "network=unett: no such option; did you mean 'unet'",
-    "network=null": "network=null: write ~network",
     "network@network=unet": "network@network",
     "optimizer=3": "optimizer=3: no such option",
     "optimizer={a:1}": "optimizer=",
@@ -181,6 +180,19 @@ def test_a_malformed_override_is_a_value_error_that_names_the_key(override):
 def test_an_unknown_option_lists_the_options():
     with pytest.raises(ValueError, match=r"there are: adam, adamw"):
         compose("config", ["optimizer=lamb"])
+
+
+@pytest.mark.parametrize("word", ["ema=null", "~ema", "ema=", "conditioner=[]", "callback=null", "logger=null"])
+def test_a_part_is_left_out_with_whatever_the_experiment_sets_in_it(word):
+    tree = compose("config", [DIFFUSION, word])
+    assert tree[word.strip("~").partition("=")[0]] is None
+    assert tree["network"]["channels"] > 0
+
+
+def test_a_part_that_is_not_there_is_left_out_without_complaint():
+    assert compose("config", ["network=null", "~ema"])["network"] is None
+    with pytest.raises(ValueError, match="metric: no such key"):
+        compose("config", ["metric=null"])
 
 
 def test_plus_experiment_is_explained():

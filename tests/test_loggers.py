@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def test_wandb_offline_holds_the_metrics_under_the_runs_own_id(tmp_path, monkeyp
         for step in steps:
             logger.log_metrics({"train/loss": step / 4, "train/lr": 1e-4}, step)
         close([logger])
+        time.sleep(1.1)  # the client names its folder by the second
     files = sorted(tmp_path.glob("wandb/offline-run-*-toy-0123abcd/*.wandb"))
     assert files, "offline files lie in the run's folder"
     rows = [row for file in files for row in history(file)]
