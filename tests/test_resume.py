@@ -5,14 +5,12 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toys import ROOT, assert_equal_runs, curve, losses, state, tiny, train
+from toys import Process, assert_equal_runs, curve, losses, newest_step, state, tiny, train
 
 from ldm.checkpoint import weights
 from ldm.run import Run
@@ -156,59 +154,26 @@ def test_a_broken_checkpoint_is_passed_over(train_autoencoder: Train, caplog: py
 # Whole processes
 
 
-class Process:
-    """``python train.py`` on its own, and what it says."""
-
-    def __init__(self, arguments: list[str], output: Path):
-        self.output = output
-        with output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "train.py", *arguments],
-                cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def wait(self) -> int:
-        return self.process.wait(timeout=300)
-
-    def wait_for_checkpoint(self, run: Path, after: int = 0) -> None:
-        """Until there is a whole checkpoint later than step `after`."""
-        deadline = time.monotonic() + 300
-        while not any(int(p.parent.name[5:13]) > after for p in run.glob("checkpoints/step_*.ckpt/manifest.json")):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.02)
-
-
-def newest_step(run: Path) -> int:
-    return max(int(path.name[5:13]) for path in run.glob("checkpoints/step_*.ckpt"))
-
-
-@pytest.fixture(params=["autoencoder", "diffusion"])
-def command(request: pytest.FixtureRequest, first_stage: Run, tmp_path: Path) -> Callable[..., list[str]]:
-    """The command line of a longer toy of each kind, in a folder of its own."""
-    own = AUTOENCODER if request.param == "autoencoder" else (*DIFFUSION, f"first_stage={first_stage.folder}")
-    own = (*own, "max_steps=60", "callback.checkpoint.every_steps=3", "callback.metrics.every_steps=5")
-    return lambda *more: tiny(
-        f"quickstart/{request.param}", tmp_path, *own, "callback.validation.every_steps=20", *more
-    )
-
-
 @pytest.mark.slow
-def test_kill_minus_nine_changes_nothing(command: Callable[..., list[str]], tmp_path: Path):
-    rng = random.Random(time.time_ns())
-    killed_at = []
+@pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
+def test_kill_minus_nine_changes_nothing(kind: str, first_stage: Run, tmp_path: Path):
+    own = AUTOENCODER if kind == "autoencoder" else (*DIFFUSION, f"first_stage={first_stage.folder}")
+    every = [f"callback.{name}.every_steps={n}" for name, n in (("checkpoint", 3), ("metrics", 5), ("validation", 20))]
+    own = (*own, "max_steps=60", *every)
+    arguments, parts = tiny(f"quickstart/{kind}", tmp_path, *own, "run=parts"), tmp_path / "parts"
+    rng, step = random.Random(time.time_ns()), 0
     for attempt in range(2):
-        process = Process(command("run=parts"), tmp_path / f"killed{attempt}.txt")
-        process.wait_for_checkpoint(tmp_path / "parts", after=max([0, *killed_at]))
-        time.sleep(rng.uniform(0, 1.5))
-        os.killpg(process.process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.output.read_text()
-        killed_at.append(newest_step(tmp_path / "parts"))
-    assert 3 <= killed_at[0] < killed_at[1] < 60, killed_at
-    for run in ("parts", "whole"):
-        process = Process(command(f"run={run}"), tmp_path / f"{run}.txt")
-        assert process.wait() == 0, process.output.read_text()
-    assert_equal_runs(tmp_path / "whole", tmp_path / "parts", step=60)
+        process = Process(["train.py", *arguments], tmp_path / f"killed{attempt}.txt")
+        process.wait_for_checkpoint(parts, after=step + rng.randrange(12))
+        time.sleep(rng.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.said
+        assert step < newest_step(parts) < 60
+        step = newest_step(parts)
+    process = Process(["train.py", *arguments], tmp_path / "finished.txt")
+    assert process.wait() == 0, process.said
+    whole = train(f"quickstart/{kind}", tmp_path, *own, run="whole")
+    assert_equal_runs(whole.folder, parts, step=60)
 
 
 @pytest.mark.slow
@@ -218,15 +183,15 @@ def test_a_stopped_process_saves_says_so_and_goes_on(number: int, group: bool, n
         "quickstart/autoencoder", tmp_path, "run=parts", "max_steps=40", "callback.checkpoint.every_steps=10",
         f"data.num_workers={num_workers}",
     )  # fmt: skip
-    process = Process(arguments, tmp_path / "stopped.txt")
+    process = Process(["train.py", *arguments], tmp_path / "stopped.txt")
     process.wait_for_checkpoint(tmp_path / "parts")
-    (os.killpg if group else os.kill)(process.process.pid, number)  # Ctrl-C reaches the whole group
-    assert process.wait() == 3, process.output.read_text()
+    (os.killpg if group else os.kill)(process.pid, number)  # Ctrl-C reaches the whole group
+    assert process.wait() == 3, process.said
     step = newest_step(tmp_path / "parts")
-    said = process.output.read_text()
-    assert f"parts: stopped and saved at step {step} of 40" in said
-    assert "Traceback" not in said and "SIGTERM" not in said and len(said.splitlines()) <= 2, said
+    assert f"parts: stopped and saved at step {step} of 40" in process.said
+    assert "Traceback" not in process.said and "SIGTERM" not in process.said
+    assert len(process.said.splitlines()) <= 2, process.said
 
-    process = Process(arguments, tmp_path / "finished.txt")
-    assert process.wait() == 0, process.output.read_text()
+    process = Process(["train.py", *arguments], tmp_path / "finished.txt")
+    assert process.wait() == 0, process.said
     assert sorted(curve(tmp_path / "parts")) == list(range(1, 41))

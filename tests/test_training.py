@@ -58,7 +58,11 @@ def test_an_expert_starts_from_its_parent_and_trains_only_its_own_noise(
     run = train("quickstart/diffusion", tmp_path, f"branch={diffusion.folder}", "expert.node=[1,1]", "max_steps=1")
     assert same(started[0], state(diffusion.folder, 2)["trained"])
     [(lo, hi)] = weights.load(run.folder).metadata["intervals"]
-    assert lo == pytest.approx(math.exp(-0.507)) and hi == math.inf and (seen[0] >= lo * (1 - 1e-6)).all()
+    assert (
+        lo == pytest.approx(math.exp(run.tree["noise"]["mean"]))
+        and hi == math.inf
+        and (seen[0] >= lo * (1 - 1e-6)).all()
+    )
     assert run.lineage["parent"]["run"] == diffusion.name
     assert run.lineage["samples_seen"] == 4 and run.lineage["samples_seen_total"] == 12
     assert run.lineage["first_stage"] == diffusion.lineage["first_stage"]

@@ -1,6 +1,11 @@
 """Experiments shrunk to toys: real trainers on the built-in images, in a second or two."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +74,44 @@ def _tiny(experiment: str) -> list[str]:
 def train(experiment: str, runs_dir: Path, *more: str, run: str | None = None) -> Run:
     """Train a toy of `experiment` in this process."""
     return fit(compose("config", tiny(experiment, runs_dir, *more)), run or experiment.replace("/", "-"))
+
+
+class Process:
+    """``python ...`` in the repository and a process group of its own, and what it says."""
+
+    def __init__(self, arguments: list[str], output: Path):
+        self._output = output
+        with output.open("w") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        self.pid = self._process.pid
+
+    @property
+    def said(self) -> str:
+        return self._output.read_text()
+
+    def wait(self) -> int:
+        """Its exit status; a process that hangs is ended with all its children."""
+        try:
+            return self._process.wait(timeout=400)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise
+
+    def wait_for_checkpoint(self, run: Path, after: int = 0) -> None:
+        """Until there is a whole checkpoint later than step `after`."""
+        deadline = time.monotonic() + 400
+        while not any(int(p.parent.name[5:13]) > after for p in run.glob("checkpoints/step_*.ckpt/manifest.json")):
+            assert self._process.poll() is None and time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+
+
+def newest_step(run: Path) -> int:
+    """The step of a run's newest checkpoint."""
+    return max(int(path.name[5:13]) for path in run.glob("checkpoints/step_*.ckpt"))
 
 
 def losses(run: Path) -> list[tuple[str, ...]]:
