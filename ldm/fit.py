@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,7 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.config import instantiate
-from ldm.run import Run, branch_point, inherit, is_rank_zero, open_run
+from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.loggers import CSVLog, close
 from ldm.training.task import Task
@@ -27,7 +28,7 @@ QUIET = (
 
 def fit(tree: dict[str, Any], name: str) -> Run:
     """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once."""
-    tree = inherit(tree)
+    tree = inherit(tree, name)
     run = open_run(tree, name)
     if run.finished:
         if is_rank_zero():
@@ -41,7 +42,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if is_rank_zero():
         run.begin()
     csv = CSVLog(run.folder / "metrics.csv")
-    branch = branch_point(tree["branch"])
+    parent = run.lineage["parent"]
+    branch = Path(parent["checkpoint"]) if parent else None  # the one it began from, whatever the parent did since
     restore = Restore(run.folder, csv, branch, keep_optimizer=tree["branch_optimizer"] == "keep")
     make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
     loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]

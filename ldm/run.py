@@ -93,12 +93,15 @@ def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -
             )
 
 
-def inherit(tree: dict[str, Any]) -> dict[str, Any]:
-    """A branch takes its parent's first stage unless the tree names one."""
+def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """A branch takes its parent's first stage unless the tree names one; resumed, what it took when it began."""
     if tree["first_stage"] or not tree["branch"]:
         return tree
-    parent = branch_point(tree["branch"]).parent.parent
-    return {**tree, "first_stage": load_tree(parent / "config.yaml")["first_stage"]}
+    own = Path(tree["runs_dir"]) / name / "config.yaml"
+    known = (
+        own if own.exists() and not tree["overwrite"] else branch_point(tree["branch"]).parent.parent / "config.yaml"
+    )
+    return {**tree, "first_stage": load_tree(known)["first_stage"]}
 
 
 def branch_point(branch: str | None) -> Path | None:

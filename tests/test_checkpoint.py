@@ -248,6 +248,23 @@ def test_weights_of_an_abandoned_future_are_not_the_newest(tmp_path):
     assert not list((tmp_path / "weights").glob("step_00000004*"))
 
 
+def test_damaged_weights_are_named_and_the_ones_before_are_used(tmp_path, caplog):
+    for step in (1, 2):
+        weights.save(tmp_path / "weights", step, states(step), {})
+    path = weights.load(tmp_path).path
+    flip_bit(path, path.stat().st_size - 1)
+    assert weights.load(tmp_path).metadata["step"] == 1
+    assert "step_00000002.ema.safetensors: damaged" in caplog.text
+
+
+def test_weights_of_one_checkpoint(tmp_path):
+    for step in (1, 2):
+        weights.save(tmp_path / "weights", step, states(step), {})
+    assert weights.load(tmp_path / "checkpoints" / "step_00000001.ckpt").metadata["step"] == 1
+    with pytest.raises(ValueError, match="no such weights"):
+        weights.load(tmp_path / "checkpoints" / "step_00000009.ckpt")
+
+
 def test_damaged_weights_are_refused(tmp_path):
     weights.save(tmp_path / "weights", 1, states(), {})
     path = weights.load(tmp_path).path

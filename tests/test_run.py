@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -220,9 +221,19 @@ def test_a_branch_inherits_its_parents_first_stage_unless_it_names_one(base, tmp
     parent = begun(base, tmp_path, "parent", first_stage="runs/f4")
     checkpoint(parent, 1, 64)
     branch = {**base, "branch": str(parent.folder)}
-    assert inherit(branch)["first_stage"] == "runs/f4"
-    assert inherit({**branch, "first_stage": "runs/f8"})["first_stage"] == "runs/f8"
-    assert inherit(base) is base
+    assert inherit(branch, "child")["first_stage"] == "runs/f4"
+    assert inherit({**branch, "first_stage": "runs/f8"}, "child")["first_stage"] == "runs/f8"
+    assert inherit(base, "child") is base
+
+
+def test_a_resumed_branch_does_not_need_its_parent(base, tmp_path):
+    parent = begun(base, tmp_path, "parent", first_stage="runs/f4")
+    checkpoint(parent, 1, 64)
+    branch = {**base, "runs_dir": str(tmp_path), "branch": str(parent.folder)}
+    open_run(inherit(branch, "child"), "child").begin()
+    shutil.rmtree(parent.folder)
+    assert inherit(branch, "child")["first_stage"] == "runs/f4"
+    assert open_run(inherit(branch, "child"), "child").lineage["parent"]["run"] == "parent"
 
 
 def test_loading_what_is_not_there_is_refused(tmp_path):

@@ -5,6 +5,7 @@ without the numbers needed to use them.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ldm.files import replace, sha256, write_json
 
+log = logging.getLogger(__name__)
 PATTERN = re.compile(r"step_(\d{8,})\.json")
 
 
@@ -57,26 +59,30 @@ def retain(folder: Path, keep: int) -> None:
 
 
 def load(path: Path, kind: str = "ema") -> Weights:
-    """Newest weights of a run folder, or one given ``.safetensors`` file; EMA by default, raw where there is no EMA.
+    """Weights of a run's folder (the newest whole ones), of one of its checkpoints, or of one ``.safetensors`` file.
 
-    Raises ValueError if there are none or the file's hash is not the one recorded.
+    EMA by default, raw where there is no EMA. Raises ValueError if there are none, or all are damaged.
     """
     if path.suffix == ".safetensors":
-        file, description = path, path.with_name(f"{path.name.split('.')[0]}.json")
-        run = path.parent.parent
-    else:
-        run = path
-        found = _sets(path / "weights")
-        if not found:
-            hint = (
-                "it has not finished a checkpoint yet"
-                if (path / "config.yaml").exists()
-                else "it is not a run's folder"
-            )
-            raise ValueError(f"{path}: no weights found; {hint}")
-        description = found[0]
+        return _read(path, path.with_name(f"{path.name.split('.')[0]}.json"))
+    run = path.parent.parent if path.suffix == ".ckpt" else path
+    found = [run / "weights" / f"{path.stem}.json"] if path.suffix == ".ckpt" else _sets(run / "weights")
+    if not found:
+        began = (path / "config.yaml").exists()
+        hint = "it has not finished a checkpoint yet" if began else "it is not a run's folder"
+        raise ValueError(f"{path}: no weights found; {hint}")
+    for place, description in enumerate(found):
         file = description.with_suffix(f".{kind}.safetensors")
-        file = file if file.exists() else description.with_suffix(".raw.safetensors")
+        try:
+            return _read(file if file.exists() else description.with_suffix(".raw.safetensors"), description)
+        except ValueError as error:
+            if place == len(found) - 1:
+                raise
+            log.warning("%s; using the weights before them", error)
+    raise AssertionError("a set was read or the last error was raised")
+
+
+def _read(file: Path, description: Path) -> Weights:
     if not file.exists() or not description.exists():
         raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
     digest = sha256(file)
@@ -87,7 +93,7 @@ def load(path: Path, kind: str = "ema") -> Weights:
         raise ValueError(f"{description}: cannot be read as the description of weights") from error
     if recorded != digest:
         raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
-    return Weights(run, file, load_file(file), digest, metadata)
+    return Weights(file.parent.parent, file, load_file(file), digest, metadata)
 
 
 def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
