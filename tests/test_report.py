@@ -575,8 +575,13 @@ class Browser:
         return json.loads(message)
 
     def open(self, url: str, width: int, scheme: str) -> None:
+        # Away from the page before: the new scheme would make it load other plots, which navigation then aborts.
+        self._go("about:blank")
         self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self._go(url)
+
+    def _go(self, url: str) -> None:
         self.events.clear()
         self("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
