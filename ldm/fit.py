@@ -20,7 +20,6 @@ from ldm.training.task import Task
 QUIET = (
     ".*does not have many workers",
     ".*LeafSpec",
-    ".*anonymous setting",
     ".*Tip:",
     "Found .* module.* in eval mode",
 )

@@ -82,9 +82,11 @@ def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: 
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"logger.mode={mode}: choose offline, online or disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
-    return WandbLogger(
+    logger = WandbLogger(
         name=run_name, id=run_id, project=project, save_dir=str(folder), resume="allow", mode=mode, log_model=False
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning always passes it on, and wandb warns that it has no effect
+    return logger
 
 
 def close(loggers: list[Logger]) -> None:
