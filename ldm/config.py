@@ -55,11 +55,11 @@ POSITIVE = frozenset(
 # Command line -> tree
 
 
-def compose(config_name: str, arguments: list[str]) -> dict[str, Any]:
+def compose(config_name: str, arguments: list[str], complete: bool = True) -> dict[str, Any]:
     """The resolved and validated tree of ``conf/<config_name>.yaml`` under `arguments` (``key=value`` words).
 
     ``group=null`` leaves a part out, with whatever an experiment sets in it. Raises ValueError with the offending key
-    and the nearest valid one.
+    and the nearest valid one, or with a key that has to be given and is not (it stays ``???`` unless `complete`).
     """
     literal, overrides = split_literal(arguments)
     held = {f"__literal_{place}__": text for place, text in enumerate(literal.values())}
@@ -71,7 +71,7 @@ def compose(config_name: str, arguments: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = hydra_compose(config_name, overrides)
-            tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ValueError(_explain(error, config_name, parsed)) from error
     tree = {**_restore(tree, held), **dict.fromkeys(left_out - {"experiment"})}

@@ -61,13 +61,13 @@ def fit(tree: dict[str, Any], name: str) -> Run:
 
 def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
     """What is known only now: latent statistics of a first stage, and the totals of the lineage."""
-    if not trainer.is_global_zero:
-        run.lineage["finished_step"] = task.step  # for this process's exit status; rank zero writes it down
-        return
     data = parts["data"]
     task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     with task.averaged():
-        metadata = task.conclude(data.statistics_loader(batch_size=64))
+        metadata = task.conclude(data.statistics_loader(trainer.global_rank, trainer.world_size, batch_size=64))
+    if not trainer.is_global_zero:
+        run.lineage["finished_step"] = task.step  # for this process's exit status; rank zero writes it down
+        return
     weights.amend(run.folder / "weights", {**metadata, "data_fingerprint": data.fingerprint})
     samples = task.step * data.batch_size
     before = (run.lineage.get("parent") or {}).get("samples_seen_total", 0)

@@ -54,7 +54,7 @@ def parameters(target: Callable) -> dict[str, inspect.Parameter]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_compose_and_validate(name):
-    tree = compose("config", [f"experiment={name}"])
+    tree = compose("config", [f"experiment={name}"], complete=False)  # published models do not name your shards
     assert tree["task"]["_target_"].startswith("ldm.training.")
     assert "experiment" not in tree
 

@@ -33,6 +33,7 @@ LAYERS = {
     "ldm.ensemble": 4,
     "ldm.run": 4,
     "ldm.fit": 4,
+    "ldm.convert": 4,
     "ldm.evaluation": 5,
     "train": 6,
     "sample": 6,

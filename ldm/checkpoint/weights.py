@@ -7,7 +7,7 @@ without the numbers needed to use them.
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ldm.files import replace, sha256, write_json
 
 log = logging.getLogger(__name__)
+NAMED = 12  # keys that an error about a checkpoint names of each kind
 PATTERN = re.compile(r"step_(\d{8,})\.json")
 
 
@@ -98,15 +99,23 @@ def _read(file: Path, description: Path) -> Weights:
 
 def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     """Load `state` into `module`, every key and shape. Raises ValueError naming what does not fit."""
-    own = module.state_dict()
+    check_fit(module.state_dict(), state, source)
+    module.load_state_dict(state)
+
+
+def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raises ValueError unless `state` has the names and shapes of `own`, naming up to `NAMED` of each kind."""
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in own.keys() & state.keys()
               if own[n].shape != state[n].shape]  # fmt: skip
     found = ((missing, "keys missing"), (extra, "keys too many"), (sorted(shapes), "wrong shapes"))
-    problems = [f"{len(names)} {what} (first: {names[0]})" for names, what in found if names]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+        for names, what in found
+        if names
+    ]
     if problems:
         raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
-    module.load_state_dict(state)
 
 
 def _step(description: Path) -> int:

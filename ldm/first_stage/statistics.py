@@ -3,7 +3,7 @@
 Chan's parallel update (Chan, Golub, LeVeque 1979): exact up to rounding whatever the order and the sizes of batches.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -51,6 +51,17 @@ class LatentStatistics:
         if not self.count:
             raise ValueError("latent statistics: nothing was seen")
         return (self._squares / self.count).sqrt()
+
+    def summary(self, single_factor: bool = False) -> dict[str, Any]:
+        """What goes beside a first stage's weights: "mean" and "std", lists of C numbers, and "count".
+
+        `single_factor`: means of 0 and one std over all channels, whose inverse is the published `scale_factor`.
+        """
+        mean, std = self.mean, self.std
+        if single_factor:
+            spread = std.square().mean() + (mean - mean.mean()).square().mean()
+            mean, std = torch.zeros_like(mean), spread.sqrt().expand_as(std)
+        return {"mean": mean.tolist(), "std": std.tolist(), "count": self.count}
 
     def to_tensor(self) -> Tensor:
         """The state as [3, C] float64, to be gathered from other processes; `from_tensor` is the inverse."""

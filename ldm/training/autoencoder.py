@@ -10,13 +10,17 @@ from torch import Tensor, nn
 from ldm.diffusion.draws import normal
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.images import grid
-from ldm.training.distributed import mean_over_ranks
+from ldm.training.distributed import gather, mean_over_ranks
 from ldm.training.optim import Schedule
 from ldm.training.task import Batch, Task
 
 
 class AutoencoderTask(Task):
-    """Trains `autoencoder` and `regularizer`; the discriminator and the loss's own parameters live only in training."""
+    """Trains `autoencoder` and `regularizer`; the discriminator and the loss's own parameters live only in training.
+
+    `single_factor`: latents are whitened by one standard deviation over all channels, as the published models are, not
+    by each channel's own mean and standard deviation.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class AutoencoderTask(Task):
         ema: partial | None,
         max_steps: int,
         seed: int,
+        single_factor: bool = False,
     ):
         model = nn.ModuleDict({"autoencoder": autoencoder, "regularizer": regularizer})
         trained = nn.ModuleDict({**model, "reconstruction": reconstruction})
@@ -37,6 +42,7 @@ class AutoencoderTask(Task):
         self.autoencoder = autoencoder
         self.regularizer = regularizer
         self.reconstruction = reconstruction
+        self.single_factor = single_factor
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One forward of the autoencoder; the returned scalar's gradients train it and the discriminator."""
@@ -69,12 +75,15 @@ class AutoencoderTask(Task):
         """Any: names and shapes of the weights say enough."""
 
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Per-channel mean and standard deviation of what `encode` returns, over the training images."""
+        """Mean and standard deviation of what the first stage's `encode` returns, over all ranks' `batches`."""
         statistics = LatentStatistics(self.regularizer.latent_channels)
         for batch in batches:
             moments = self.autoencoder.encode(batch["image"].to(self.device))
             statistics.update(self.regularizer.sample(moments, self._noise("statistics", batch["index"], moments)))
-        return {"latent": {"mean": statistics.mean.tolist(), "std": statistics.std.tolist(), "count": statistics.count}}
+        over_ranks = LatentStatistics(self.regularizer.latent_channels)
+        for state in gather(statistics.to_tensor().to(self.device)):
+            over_ranks.merge(LatentStatistics.from_tensor(state))
+        return {"latent": over_ranks.summary(self.single_factor)}
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """The autoencoder's answer [B, 3, H, W], clamped to [-1, 1], without sampling noise."""

@@ -19,6 +19,15 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return all_reduce_sum(value) / world_size if world_size > 1 else value
 
 
+def gather(value: Tensor) -> list[Tensor]:
+    """`value` of every rank, in their order; all have its shape."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [value]
+    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, value.contiguous())
+    return found
+
+
 def means_over_ranks(sums: dict[str, Tensor], count: float) -> dict[str, float]:
     """Means of named sums of `count` values on each rank; one transfer to the host for all names."""
     if not sums:

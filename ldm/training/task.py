@@ -156,6 +156,8 @@ class Task(pl.LightningModule):
     def load_resume_state(self, state: dict[str, Any], source: str) -> None:
         """Continue from `state`. Raises ValueError naming what does not fit."""
         self.accept(state["about"])
+        if state["optimizer"] is None:
+            raise ValueError(f"{source}: imported, it cannot be resumed; start a run from it with branch=")
         load_strict(self.trained, state["trained"], source)
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -163,10 +165,18 @@ class Task(pl.LightningModule):
         self.step = state["step"]
 
     def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:
-        """Start from another run's model: weights and EMA, and its optimizer only if asked."""
+        """Start from another run's model: weights and EMA, and its optimizer only if asked.
+
+        What only training needs (a discriminator) starts fresh where the parent, an imported model, has none of it.
+        """
         self.accept(state["about"])
-        load_strict(self.trained, state["trained"], source)
+        own = self.trained.state_dict()
+        only_training = own.keys() - self.model.state_dict().keys()
+        fresh = {name: own[name] for name in only_training if not only_training & state["trained"].keys()}
+        load_strict(self.trained, {**fresh, **state["trained"]}, source)
         if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])
         if keep_optimizer:
+            if state["optimizer"] is None:
+                raise ValueError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")
             self.trainer.optimizers[0].load_state_dict(state["optimizer"])

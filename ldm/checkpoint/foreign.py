@@ -1,0 +1,104 @@
+"""Published checkpoints: what their files hold, and the one mapping between their names and ours.
+
+They are ``torch.save`` dicts with ``state_dict`` (or the state dict itself, or safetensors), perhaps with ``loss.*``,
+``global_step``, an average ``model_ema.*`` under names without dots, and pickled objects of the trainer of their time.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+State = dict[str, Tensor]
+Names = tuple[tuple[str, str], ...]  # (prefix of ours, prefix of theirs), in the order of the published files
+
+FIRST_STAGE: Names = (
+    ("autoencoder.encoder.", "encoder."),
+    ("autoencoder.decoder.", "decoder."),
+    ("regularizer.embedding.", "quantize.embedding."),
+    ("autoencoder.quant_conv.", "quant_conv."),
+    ("autoencoder.post_quant_conv.", "post_quant_conv."),
+)
+# What only training needs. The perceptual distance is frozen, and comes from its own file.
+FIRST_STAGE_LOSS: Names = (
+    ("reconstruction.logvar", "loss.logvar"),
+    ("reconstruction.discriminator.", "loss.discriminator."),
+)
+LEFT_OUT = ("loss.perceptual_loss.", "loss.colorize")
+AVERAGE = "model_ema."
+
+
+def published(names: Names, state: Mapping[str, Tensor]) -> State:
+    """Our state under the published names and in their order; what `names` does not know is left out."""
+    return {
+        theirs + key.removeprefix(ours): value
+        for ours, theirs in names
+        for key, value in state.items()
+        if key.startswith(ours)
+    }
+
+
+def ours(names: Names, state: Mapping[str, Tensor]) -> State:
+    """The inverse of `published`: a published state under our names; what `names` does not know keeps its own."""
+    return {_renamed(key, [(theirs, own) for own, theirs in names]): value for key, value in state.items()}
+
+
+def _renamed(key: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    return next((new + key.removeprefix(old) for old, new in prefixes if key.startswith(old)), key)
+
+
+def split_average(state: Mapping[str, Tensor]) -> tuple[State, State]:
+    """(the state without its average, the average under full names; empty if there is none).
+
+    An average's names are those of the parameters without dots, so they are found through them.
+    """
+    plain = {key: value for key, value in state.items() if not key.startswith(AVERAGE)}
+    average = {key: state[AVERAGE + key.replace(".", "")] for key in plain if AVERAGE + key.replace(".", "") in state}
+    return plain, average
+
+
+def read(path: Path) -> tuple[State, dict[str, int]]:
+    """The state dict of a published file, and its counters (``global_step`` where it has one). Executes nothing.
+
+    Raises ValueError if it cannot be read so, or holds no state dict.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint={path}: no such file")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+        raise ValueError(f"checkpoint={path}: damaged, or not a file that can be read without running code") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint={path}: holds no state dict (a mapping of names to tensors)")
+    step = content.get("global_step", 0)
+    return dict(state), {"global_step": step if isinstance(step, int) else 0}
+
+
+class _Inert:
+    """What stands for a trainer's object in an old file: it takes anything and does nothing."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _unpickle(path: Path) -> object:
+    """``torch.load`` with ``weights_only``; classes of old Lightning versions, which it would refuse, become inert."""
+    try:
+        strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError):  # not a zip file: torch's format before 1.6
+        strange = []
+    refused = [name for name in strange if not name.startswith("pytorch_lightning.")]
+    if refused:
+        raise ValueError(
+            f"checkpoint={path}: would have to run {refused[0]}; save its state dict as safetensors instead"
+        )
+    with torch.serialization.safe_globals([(_Inert, name) for name in strange]):
+        return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,66 @@
+"""Published checkpoints in, other formats out.
+
+    python scripts/convert.py layout experiment=ldm/first_stage/kl_f8
+    python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/first_stage/kl_f8 scale_factor=0.18215 out=runs/kl_f8
+    python scripts/convert.py export model=runs/kl_f8 format=diffusers out=exported/kl_f8
+
+layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from; without
+scale_factor it measures the latent statistics over data.train. format is safetensors, published or diffusers.
+"""
+
+from pathlib import Path
+
+from ldm.config import compose, guarded, help_text
+
+KEYS = {
+    "layout": (),
+    "import": ("checkpoint", "out", "scale_factor"),
+    "export": ("model", "format", "out"),
+}
+OPTIONAL = ("scale_factor",)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0 once it is printed or written."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        usage, examples, note = __doc__.strip().split("\n\n")
+        words = "layout|import|export"
+        print(help_text("config", f"python scripts/convert.py {words} [key=value ...]\n\n{usage}\n{note}", examples))
+        return 0
+    job, *rest = arguments
+    if job not in KEYS:
+        raise ValueError(f"{job}: say what to do first, one of {', '.join(KEYS)}")
+    given = dict(word.partition("=")[::2] for word in rest)
+    own = {key: given[key] for key in KEYS[job] if key in given}
+    for key in KEYS[job]:
+        if not own.get(key) and key not in OPTIONAL:
+            raise ValueError(f"{key}: has to be given, {key}=...")
+    overrides = [word for word in rest if word.partition("=")[0] not in own]
+    if job == "export":
+        if overrides:
+            raise ValueError(f"{overrides[0].partition('=')[0]}: no such key; export takes {', '.join(KEYS[job])}")
+        from ldm.convert import export_model
+
+        for path in export_model(Path(own["model"]), own["format"], Path(own["out"])):
+            print(path)
+        return 0
+    tree = compose("config", overrides, complete=False)
+    from ldm.convert import import_checkpoint, layout
+
+    if job == "layout":
+        print("\n".join(layout(tree)))
+    else:
+        run = import_checkpoint(Path(own["checkpoint"]), tree, Path(own["out"]), _number(own.get("scale_factor")))
+        print(f"imported into {run.folder}")
+    return 0
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise ValueError(f"scale_factor={text}: expected a number") from None
+
+
+if __name__ == "__main__":
+    guarded(main)
