@@ -1,7 +1,7 @@
 """Published checkpoints in, other formats out.
 
     python scripts/convert.py layout experiment=ldm/first_stage/kl_f8
-    python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/first_stage/kl_f8 scale_factor=0.18215 out=runs/kl_f8
+    python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/first_stage/kl_f8 out=runs/kl_f8 scale_factor=0.18
     python scripts/convert.py export model=runs/kl_f8 format=diffusers out=exported/kl_f8
 
 layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from; without

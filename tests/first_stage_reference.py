@@ -77,10 +77,10 @@ def reference_decode(state: State, z: Tensor) -> Tensor:
         z = codes[distances.argmin(-1)].movedim(-1, 1)
     h = _conv(state, "decoder.conv_in", _conv(state, "post_quant_conv", z), padding=1)
     h = _middle(state, "decoder.mid", h)
-    level = 0
-    while f"decoder.up.{level}.block.0.conv1.weight" in state:
-        level += 1
-    for level in reversed(range(level)):
+    num_levels = 0
+    while f"decoder.up.{num_levels}.block.0.conv1.weight" in state:
+        num_levels += 1
+    for level in reversed(range(num_levels)):
         h = _blocks(state, f"decoder.up.{level}", h)
         if f"decoder.up.{level}.upsample.conv.weight" in state:
             doubled = h.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)

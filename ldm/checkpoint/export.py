@@ -18,7 +18,7 @@ from ldm.files import replace, write_text
 
 
 def write_published(path: Path, state: Mapping[str, Tensor], average: Mapping[str, Tensor], global_step: int) -> None:
-    """A ``torch.save`` dict as published: ``state_dict`` (with ``model_ema.*`` if there is an average), ``global_step``.
+    """A ``torch.save`` dict as published: ``state_dict`` (with ``model_ema.*`` if there is an average) and step.
 
     `state` and `average` bear the published names.
     """
