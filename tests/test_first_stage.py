@@ -94,7 +94,11 @@ def test_vq_stats_count_the_codes_in_use():
     regularizer = VQ(1, num_codes=4)
     with torch.no_grad():
         regularizer.embedding.weight.copy_(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))
-    stats = regularizer.stats(torch.tensor([0.0, 1.0, 0.1, 1.1]).view(1, 1, 2, 2))
+    h = torch.tensor([0.0, 1.0, 0.1, 1.1]).view(1, 1, 2, 2)
+    regularizer(h, None)
+    regularizer.eval()(h + 2, None)  # not counted
+    stats = regularizer.stats(h)
+    assert regularizer.hits.tolist() == [2, 2, 0, 0] and regularizer.state_dict().keys() == {"embedding.weight"}
     assert stats["usage"] == 0.5
     assert torch.allclose(stats["perplexity"], torch.tensor(2.0))
 

@@ -36,7 +36,7 @@ class KL(nn.Module):
 
     @torch.no_grad()
     def stats(self, h: Tensor) -> Losses:
-        """Of the posterior over the batch: "latent_std" of a sample, and the part of it that is noise, "noise_std"."""
+        """Of the posterior over the batch h: "latent_std" of a sample, and the part of it that is noise, "noise_std"."""
         mean, logvar = _moments(h)
         variance = logvar.exp().mean()
         return {"latent_std": (mean.var() + variance).sqrt(), "noise_std": variance.sqrt()}
@@ -62,11 +62,17 @@ class VQ(nn.Module):
         self.legacy = legacy
         self.embedding = nn.Embedding(num_codes, channels)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
+        # How often each code was used: by the last batch, and since `hits` was last set to zero. Not saved with weights.
+        self.register_buffer("counts", torch.zeros(num_codes), persistent=False)
+        self.register_buffer("hits", torch.zeros(num_codes), persistent=False)
 
     def forward(self, h: Tensor, noise: Tensor | None) -> tuple[Tensor, Losses]:
         """h [B, C, H, W] -> its codes [B, C, H, W] and the loss; `noise` is not used."""
         h = h.float()
-        codes = self.lookup(self.indices(h))
+        indices = self.indices(h)
+        codes = self.lookup(indices)
+        if self.training:
+            self._count(indices)
         to_codes = F.mse_loss(codes, h.detach())
         to_encoder = F.mse_loss(h, codes.detach())
         loss = self.beta * to_codes + to_encoder if self.legacy else to_codes + self.beta * to_encoder
@@ -91,9 +97,15 @@ class VQ(nn.Module):
         """Numbers [B, H, W] -> codes [B, C, H, W]."""
         return self.embedding(indices).movedim(-1, 1)
 
+    def _count(self, indices: Tensor) -> None:
+        self.counts = torch.bincount(indices.flatten(), minlength=self.embedding.num_embeddings).float()
+        self.hits += self.counts
+
     @torch.no_grad()
     def stats(self, h: Tensor) -> Losses:
-        """Of the batch: "usage", the share of codes that occur, and "perplexity", exp of the entropy of their use."""
-        counts = torch.bincount(self.indices(h).flatten(), minlength=self.embedding.num_embeddings).float()
-        share = counts / counts.sum()
-        return {"usage": (counts > 0).float().mean(), "perplexity": torch.special.entr(share).sum().exp()}
+        """Of the last batch trained on: "usage", the share of codes that occur, and "perplexity" of their use.
+
+        The perplexity, exp of the entropy, is the number of codes that would be used as evenly. h is not looked at.
+        """
+        share = self.counts / self.counts.sum().clamp(min=1)
+        return {"usage": (self.counts > 0).float().mean(), "perplexity": torch.special.entr(share).sum().exp()}

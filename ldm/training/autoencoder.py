@@ -53,6 +53,7 @@ class AutoencoderTask(Task):
         output = self.autoencoder.decode(z)
         last_layer = self.autoencoder.last_layer
         loss, self.logs = self.reconstruction(image, output, terms, last_layer, self.step, mean_over_ranks)
+        self.logs |= self.regularizer.stats(moments)
         return loss
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:

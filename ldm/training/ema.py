@@ -35,6 +35,11 @@ class EMA:
         torch._foreach_lerp_(self._averages, [parameter.detach().float() for parameter in parameters], 1 - decay)
         self.num_updates += 1
 
+    def average_of(self, parameter: nn.Parameter) -> Tensor:
+        """The average of one of the module's trainable parameters, itself and not a copy."""
+        place = next(place for place, own in enumerate(self._parameters()) if own is parameter)
+        return self._averages[place]
+
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """Within the block the module computes with the averages; the same tensors come back after it."""

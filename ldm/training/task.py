@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.weights import load_strict
 from ldm.training.ema import EMA
+from ldm.training.guard import Guard
 from ldm.training.optim import Schedule
 
 Batch = dict[str, Any]
@@ -46,6 +47,7 @@ class Task(pl.LightningModule):
         self.make_optimizer = optimizer
         self.lr_factor = lr
         self.ema: EMA | None = ema(model) if ema else None
+        self.guard = Guard(trained)
         self.max_steps = max_steps
         self.seed = seed
         self.step = 0  # optimizer steps done, along all resumes
@@ -99,12 +101,22 @@ class Task(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Any = None,
     ) -> None:
-        """Clip by the norm over all that is trained; Lightning's own clipping refuses fused optimizers."""
-        if not gradient_clip_val:
-            return
-        if self.trainer.precision == "16-mixed" and optimizer.defaults["fused"]:
+        """Clip by the norm over all that is trained; Lightning's own clipping refuses fused optimizers.
+
+        A step whose norm is not finite is skipped: in fp16 by the gradient scaler, else by the guard.
+        """
+        scaled = self.trainer.precision == "16-mixed" and optimizer.defaults["fused"]  # the kernel itself unscales
+        if scaled and gradient_clip_val:
             raise ValueError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
-        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), gradient_clip_val, foreach=True)
+        if scaled:
+            return
+        parameters = [parameter for parameter in self.trained.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
+        if gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
+        if self.trainer.precision != "16-mixed":
+            self.guard.judge(norm, optimizer)
+        self.logs["gradient_norm"] = norm.detach()
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         self.stepped = False
@@ -115,6 +127,7 @@ class Task(pl.LightningModule):
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
+        self.guard.settle()
         self.stepped = True
         self.step += 1
         if self.ema:
@@ -151,6 +164,7 @@ class Task(pl.LightningModule):
             "trained": self.trained.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.trainer.optimizers[0].state_dict(),
+            "guard": self.guard.state_dict(),
         }
 
     def load_resume_state(self, state: dict[str, Any], source: str) -> None:
@@ -162,6 +176,7 @@ class Task(pl.LightningModule):
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.trainer.optimizers[0].load_state_dict(state["optimizer"])
+        self.guard.load_state_dict(state["guard"])
         self.step = state["step"]
 
     def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:

@@ -1,6 +1,6 @@
 """Means of the task's logged values, rates and learning rate, every few steps, without a host sync in between."""
 
-import math
+import logging
 import time
 from typing import Any
 
@@ -8,55 +8,82 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.training.distributed import mean_over_ranks, means_over_ranks
+from ldm.training.distributed import all_reduce_sum, mean_over_ranks
 from ldm.training.task import Task
+
+log = logging.getLogger(__name__)
 
 
 class Metrics(pl.Callback):
-    """Log means over the last `every_steps` steps. A loss that is not finite ends the run with a clear message."""
+    """Log means over the last `every_steps` steps, of the values that are finite.
 
-    def __init__(self, every_steps: int = 50):
+    `max_skipped_steps` steps in a row whose gradients were not finite end the run with a clear message.
+    """
+
+    def __init__(self, every_steps: int = 50, max_skipped_steps: int = 20):
         self.every_steps = every_steps
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self.max_skipped_steps = max_skipped_steps
+        # names logged together -> their sums and how many values went into each, [2, names]
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._steps = 0
         self._since = 0.0
+        self._warned_at = 0
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         self._since = time.monotonic()
-        self._sums = {name: value.to(task.device) for name, value in self._sums.items()}
+        self._sums = {names: value.to(task.device) for names, value in self._sums.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
-        if self._sums.keys() == task.logs.keys():
-            torch._foreach_add_(list(self._sums.values()), [task.logs[name].float() for name in self._sums])
-        else:
-            self._sums = {name: value.detach().float().clone() for name, value in task.logs.items()}
-            self._count = 0
-        self._count += 1
-        if task.stepped and (task.step % self.every_steps == 0 or task.step == task.max_steps):
-            self._write(trainer, task)
+        if task.logs:
+            names = tuple(task.logs)
+            values = torch.stack([value.detach().float() for value in task.logs.values()])
+            finite = values.isfinite()
+            added = torch.stack([values.where(finite, torch.zeros_like(values)), finite.float()])
+            self._sums[names] = self._sums[names] + added if names in self._sums else added
+        if task.stepped:
+            self._steps += 1
+            if task.step % self.every_steps == 0 or task.step == task.max_steps:
+                self._write(trainer, task)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next mean has so far, the same on all ranks (which call this together)."""
-        return {"sums": {name: mean_over_ranks(value) for name, value in self._sums.items()}, "count": self._count}
+        sums = {"\n".join(names): mean_over_ranks(value) for names, value in self._sums.items()}
+        return {"sums": sums, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums, self._count = dict(state_dict["sums"]), state_dict["count"]
+        self._sums = {tuple(names.split("\n")): value for names, value in state_dict["sums"].items()}
+        self._steps = state_dict["steps"]
 
     def _write(self, trainer: pl.Trainer, task: Task) -> None:
-        means = means_over_ranks(self._sums, self._count)
+        means = self._means()
         now = time.monotonic()
         batch_size = trainer.datamodule.batch_size
-        steps = self._count / trainer.accumulate_grad_batches
+        skipped, in_row = task.guard.counts()
         task.latest = {
             **{f"train/{name}": value for name, value in means.items()},
+            "train/skipped_steps": skipped,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "samples": task.step * batch_size,
-            "samples_per_second": steps * batch_size / max(now - self._since, 1e-9),
+            "samples_per_second": self._steps * batch_size / max(now - self._since, 1e-9),
         }
         for logger in trainer.loggers:
             logger.log_metrics(task.latest, step=task.step)
-        self._sums, self._count, self._since = {}, 0, now
-        if not all(math.isfinite(value) for value in means.values()):
-            wrong = [name for name, value in means.items() if not math.isfinite(value)]
-            raise ValueError(f"step {task.step}: {', '.join(wrong)} is not finite; the last checkpoint is intact")
+        self._sums, self._steps, self._since = {}, 0, now
+        if skipped > self._warned_at:
+            self._warned_at = 2 * skipped
+            log.warning("step %d: %d steps so far were skipped, their gradients not finite", task.step, skipped)
+        if in_row >= self.max_skipped_steps:
+            raise ValueError(
+                f"step {task.step}: the gradients of {in_row} steps in a row were not finite; those steps changed "
+                "nothing and the last checkpoint is intact. Lower optimizer.lr, set trainer.gradient_clip_val, or "
+                "look at the data"
+            )
+
+    def _means(self) -> dict[str, float]:
+        """name -> mean over ranks and steps; NaN where no value was finite."""
+        totals: dict[str, Tensor] = {}
+        for names, sums in self._sums.items():
+            for name, pair in zip(names, all_reduce_sum(sums).double().cpu().unbind(1), strict=True):
+                totals[name] = totals.get(name, 0) + pair
+        return {name: (total / count).item() for name, (total, count) in totals.items()}

@@ -1,0 +1,70 @@
+"""Dead codes of a VQ first stage come back as features that the encoder gives now (as in arXiv 2005.00341, 3.1)."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ldm.diffusion.draws import uniform
+from ldm.training.distributed import all_reduce_sum, gather
+from ldm.training.task import Task
+
+
+class CodeRevival(pl.Callback):
+    """Every `every_steps` steps, codes used less than `min_hits` times since the last look are set to random features.
+
+    The features are of the current batch, over all ranks, drawn by an address of seed and step. The optimizer's state
+    and the average of a revived code start anew.
+    """
+
+    def __init__(self, every_steps: int = 500, min_hits: int = 1):
+        if every_steps < 1 or min_hits < 1:
+            raise ValueError("callback.code_revival: every_steps and min_hits must be at least 1")
+        self.every_steps = every_steps
+        self.min_hits = min_hits
+        self._hits: Tensor | None = None  # of before a resume
+        self._regularizer: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
+        self._regularizer = getattr(task, "regularizer", None)
+        if not hasattr(self._regularizer, "embedding"):
+            raise ValueError("callback.code_revival: only a VQ first stage has codes to revive (regularizer=vq)")
+        if self._hits is not None:  # of all ranks together, as they were saved
+            self._regularizer.hits.copy_(self._hits if trainer.is_global_zero else torch.zeros_like(self._hits))
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: Task, outputs: Any, batch: dict[str, Any], batch_index: int
+    ) -> None:
+        if task.stepped and task.step % self.every_steps == 0:
+            revived = self.revive(trainer, task, batch["image"])
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/revived_codes": revived}, step=task.step)
+
+    def revive(self, trainer: pl.Trainer, task: Task, image: Tensor) -> int:
+        """Set dead codes, the same on all ranks, to features of their images [B, 3, H, W]. Returns how many."""
+        dead = (all_reduce_sum(self._regularizer.hits) < self.min_hits).nonzero()[:, 0]
+        self._regularizer.hits.zero_()
+        if not len(dead):
+            return 0
+        with trainer.precision_plugin.forward_context():
+            features = task.autoencoder.encode(image).float().movedim(1, -1).flatten(0, -2).contiguous()
+        features = torch.cat(gather(features))  # [values, C]
+        draws = uniform(task.seed, "revival", torch.arange(len(dead), device=dead.device), stream=task.step)[:, 0]
+        chosen = (draws * len(features)).long().clamp(max=len(features) - 1)
+        weight = self._regularizer.embedding.weight
+        weight[dead] = features[chosen]
+        for value in trainer.optimizers[0].state.get(weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value[dead] = 0
+        if task.ema:
+            task.ema.average_of(weight)[dead] = weight[dead].float()
+        return len(dead)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The hits since the last look, of all ranks together (which call this together)."""
+        return {} if self._regularizer is None else {"hits": all_reduce_sum(self._regularizer.hits)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._hits = state_dict["hits"]
