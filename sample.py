@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
 
     device = choose(tree["device"])
     model = load(tree["model"], tree["first_stage"]).to(device)
+    model.first_stage.tile = tree["tile"]
     sampling = model.sampling(tree)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
     made = []

@@ -157,13 +157,21 @@ class ShardData(pl.LightningDataModule):
         stream = TrainStream(self._train_samples, plan, share, self.augmentation, self.max_bad_fraction)
         return Batches(stream, self.num_workers, self._train_skips)
 
-    def validation_loader(self, rank: int = 0, world_size: int = 1, batch_size: int | None = None) -> "Batches":
-        """Each validation sample once over all ranks, in index order; ranks may differ by one sample.
+    def validation_loader(
+        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None
+    ) -> "Batches":
+        """Each validation sample (or the first `num_samples`) once over all ranks; ranks may differ by one sample.
 
         `batch_size` is the rank's own; by default that of its micro-batches in training.
         """
-        indices = np.arange(self.num_validation)[rank::world_size]
+        count = self.num_validation if num_samples is None else min(num_samples, self.num_validation)
+        indices = np.arange(count)[rank::world_size]
         return self._pass(self._validation_samples, indices, batch_size, world_size, self._validation_skips)
+
+    def validation_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The validation samples of these indices, as one batch in their order."""
+        chosen = np.asarray(indices)
+        return next(iter(self._pass(self._validation_samples, chosen, len(chosen), 1, self._validation_skips)))
 
     def statistics_loader(
         self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None

@@ -71,18 +71,25 @@ def load_first_stage(path: Path) -> FirstStage:
 
     Raises ValueError if the run is of another kind, or has not finished and so has no statistics yet.
     """
-    found = weights.load(path)
-    parts = Parts(load_tree(found.run / "config.yaml"))
-    if not parts.tree.get("autoencoder"):
-        raise ValueError(f"first_stage={path}: not an autoencoder's run")
+    parts, found = load_autoencoder(path)
     if "latent" not in found.metadata:
         raise ValueError(
             f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)"
         )
-    model = nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
-    weights.load_strict(model, found.state, str(found.path))
     mean, std = (torch.tensor(found.metadata["latent"][name]) for name in ("mean", "std"))
     return FirstStage(parts["autoencoder"], parts["regularizer"], mean, std, found.digest)
+
+
+def load_autoencoder(path: Path) -> tuple[Parts, weights.Weights]:
+    """The parts of an autoencoder's run, its averaged weights in them, and those weights; finished or not."""
+    found = weights.load(path)
+    parts = Parts(load_tree(found.run / "config.yaml"))
+    if not parts.tree.get("autoencoder"):
+        raise ValueError(f"first_stage={path}: not an autoencoder's run")
+    model = nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
+    weights.load_strict(model, found.state, str(found.path))
+    model.eval().requires_grad_(False)
+    return parts, found
 
 
 def _sampling(parts: Parts) -> Sampling:

@@ -42,6 +42,7 @@ LITERAL = frozenset(
 ROOT_TYPES = {
     "image_size": int,
     "label": int,
+    "tile": int,
     "members": list[str],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],

@@ -1,12 +1,18 @@
 """Which device to use for sampling and evaluation."""
 
+import os
+
 import torch
 
 
 def choose(name: str = "auto") -> torch.device:
-    """`auto` is the first GPU if there is one, else the CPU. Raises ValueError for a device that is not there."""
+    """`auto` is a GPU (the first, or under torchrun each process's own) or else the CPU.
+
+    Raises ValueError for a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's processes take a GPU each
+        return torch.device(local if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

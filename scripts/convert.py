@@ -1,8 +1,8 @@
 """Published checkpoints in, other formats out.
 
     python scripts/convert.py layout experiment=ldm/first_stage/kl_f8
-    python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/first_stage/kl_f8 out=runs/kl_f8 scale_factor=0.18
-    python scripts/convert.py export model=runs/kl_f8 format=diffusers out=exported/kl_f8
+    python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/first_stage/kl_f8 out=runs/kl scale_factor=0.2
+    python scripts/convert.py export model=runs/kl format=diffusers out=exported/kl
 
 layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from; without
 scale_factor it measures the latent statistics over data.train. format is safetensors, published or diffusers.

@@ -1,9 +1,11 @@
-"""Quality and alignment over guidance scales: a table, a CSV and a curve.
+"""A diffusion model's quality and alignment over guidance scales, or how well a first stage reconstructs.
 
     python scripts/evaluate.py model=runs/quickstart-diffusion guidance.scale=[1,2,4] num_samples=500
     python scripts/evaluate.py model=runs/ensemble.yaml num_samples=5000 metric=inception metric.path=inception.pth
+    python scripts/evaluate.py model=runs/quickstart-autoencoder
 
-Every column carries the name of the backbone that made it. Sample n has the same noise at every scale and model.
+Numbers carry the name of the backbone that made them. Sample n has the same noise at every scale and model. A first
+stage is measured on its validation images, under torchrun by all processes.
 """
 
 from rich.console import Console
@@ -13,7 +15,7 @@ from ldm.config import compose, guarded, help_text
 
 
 def main(arguments: list[str]) -> int:
-    """Measure each scale in turn; what is done already is written after each."""
+    """Measure and print a table; of the scales of guidance each is written once it is done."""
     if "--help" in arguments or "-h" in arguments:
         usage, examples, note = __doc__.strip().split("\n\n")
         print(help_text("evaluate", f"python scripts/evaluate.py model=...\n\n{usage}\n{note}", examples))
@@ -22,11 +24,13 @@ def main(arguments: list[str]) -> int:
     from ldm.evaluation.evaluate import evaluate
 
     rows, folder = evaluate(tree)
-    table = Table("guidance", *[name for name in rows[0] if name != "scale"])
+    if not rows:
+        return 0  # another process writes
+    table = Table(*rows[0])
     for row in rows:
-        table.add_row(f"{row['scale']:g}", *[f"{value:.4g}" for name, value in row.items() if name != "scale"])
+        table.add_row(*[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()])
     Console().print(table)
-    print(f"also in {folder}/: curve.csv, curve.png")
+    print(f"also in {folder}/")
     return 0
 
 

@@ -157,4 +157,5 @@ def test_feature_bank_orders_by_number_and_drops_repeats():
     bank, x = FeatureBank(), normal(6, 3)
     bank.update(x[[4, 0, 2]], torch.tensor([4, 0, 2]))
     bank.update(x[[1, 3, 5, 0]], torch.tensor([1, 3, 5, 0]))
-    assert torch.equal(bank.compute(), x)
+    features, numbers = bank.compute()
+    assert torch.equal(features, x) and numbers.tolist() == list(range(6))

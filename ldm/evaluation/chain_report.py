@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.checkpoint.weights import load as load_weights
@@ -16,7 +15,7 @@ from ldm.evaluation.report.page import Cell, Code, Figure, ImageGrid, Section, S
 from ldm.evaluation.report.plots import duration, interval_bars, loss_curves, stage_times, trade_off
 from ldm.files import write_json
 from ldm.images import save_image
-from ldm.metrics.reconstruction import reconstruction_errors
+from ldm.metrics.reconstruction import bicubic, reconstruction_errors
 from ldm.model import Model
 from ldm.networks.lpips import pretrained_lpips
 from ldm.run import load
@@ -66,15 +65,14 @@ def _reconstructions(model: Model, folder: Path) -> tuple[dict[str, dict[str, fl
         image = batch["image"]
         with torch.no_grad():
             decoded = model.first_stage.decode(model.first_stage.encode(image)).clamp(-1, 1)
-        small = F.interpolate(image, scale_factor=1 / f, mode="bicubic", antialias=True)
-        bicubic = F.interpolate(small, scale_factor=f, mode="bicubic").clamp(-1, 1)
-        for name, output in (("first stage", decoded), ("bicubic", bicubic)):
+        resampled = bicubic(image, f)
+        for name, output in (("first stage", decoded), ("bicubic", resampled)):
             for metric, values in reconstruction_errors(output, image, lpips).items():
                 found[name].setdefault(metric, []).append(values)
         for place in range(len(image)):
             if len(pictures) < NUM_SHOWN:
                 stem = folder / "reconstructions" / f"{len(pictures):02d}"
-                versions = {"original": image, "decoded": decoded, "bicubic": bicubic}
+                versions = {"original": image, "decoded": decoded, "bicubic": resampled}
                 pictures.append(
                     tuple(save_image(stem.with_name(f"{stem.name}-{n}.png"), v[place]) for n, v in versions.items())
                 )

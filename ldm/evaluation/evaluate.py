@@ -1,4 +1,7 @@
-"""The guidance curve of one model as a job: resumable point by point, written as CSV and PNG, logged to W&B."""
+"""The evaluation of one model as a job: a first stage's reconstructions, or the guidance curve of a diffusion model.
+
+The curve is resumable point by point, and written as CSV and PNG.
+"""
 
 import hashlib
 import json
@@ -8,8 +11,9 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ldm.build import Parts
-from ldm.config import instantiate
+from ldm.config import instantiate, load_tree
 from ldm.device import choose
+from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure, with_scale, write_csv
 from ldm.evaluation.reference import reference
 from ldm.evaluation.report.plots import trade_off
@@ -19,7 +23,13 @@ from ldm.run import load
 
 
 def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
-    """Measure the model of `tree` (conf/evaluate.yaml) at each guidance scale. Returns the points and their folder."""
+    """Measure the model of `tree` (conf/evaluate.yaml); returns the rows of its table and the folder with the files.
+
+    A diffusion model gives a row for each guidance scale, a first stage one for each metric (no rows on ranks but 0).
+    """
+    config = Path(tree["model"]) / "config.yaml"
+    if config.exists() and load_tree(config).get("autoencoder"):
+        return evaluate_first_stage(tree)
     scales = [float(scale) for scale in tree["guidance"]["scale"]]
     if not scales or tree["num_samples"] < 2:
         raise ValueError("guidance.scale needs at least one scale, num_samples at least 2")

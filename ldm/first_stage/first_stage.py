@@ -5,18 +5,23 @@ It neither trains nor loads anything: an autoencoder, a regulariser and measured
 
 import hashlib
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from ldm.first_stage.spec import LatentSpec
+from ldm.first_stage.tiling import tiled
 
 
 class FirstStage(nn.Module):
     """Frozen autoencoder and regulariser with per-channel whitening (z - mean) / std.
 
-    `mean` and `std` [C] are those of `regularizer.sample` over the training images.
+    `mean` and `std` [C] are those of `regularizer.sample` over the training images. Set `tile` (px, a multiple of 4 f)
+    to encode and decode larger images tile by tile, overlapping by a quarter.
     """
+
+    tile: int | None = None
 
     def __init__(
         self,
@@ -38,7 +43,12 @@ class FirstStage(nn.Module):
 
     def moments(self, image: Tensor) -> Tensor:
         """Image [B, 3, H, W] in [-1, 1] -> h [B, moment_channels, H / f, W / f], all that a latent is drawn from."""
-        return self.autoencoder.encode(image).float()
+        if self.tile is None:
+            return self.autoencoder.encode(image).float()
+        f = self.spec.f
+        if any(side % f for side in image.shape[-2:]):
+            raise ValueError(f"image of {tuple(image.shape[-2:])}: height and width must be multiples of f = {f}")
+        return tiled(self.autoencoder.encode, image, self.tile, self.tile // 4, Fraction(1, f)).float()
 
     def sample(self, h: Tensor, noise: Tensor | None = None) -> Tensor:
         """h, and noise [B, C, H / f, W / f] or None for the mode -> whitened z of that shape."""
@@ -50,11 +60,19 @@ class FirstStage(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Whitened z [B, C, h, w] -> image [B, 3, h * f, w * f], about in [-1, 1]; differentiable in z for KL."""
-        return self.autoencoder.decode(self.regularizer.quantise(z * self.std + self.mean)).float()
+        z = self.regularizer.quantise(z * self.std + self.mean)
+        if self.tile is None:
+            return self.autoencoder.decode(z).float()
+        if self.tile % (4 * self.spec.f):
+            raise ValueError(f"tile={self.tile}: must be a multiple of 4 f = {4 * self.spec.f}")
+        tile = self.tile // self.spec.f
+        return tiled(self.autoencoder.decode, z, tile, tile // 4, Fraction(self.spec.f)).float()
 
 
 class Identity(nn.Module):
-    """f = 1: pixels are the latent. The interface of `FirstStage`; there is nothing in it to train."""
+    """f = 1: pixels are the latent. The interface of `FirstStage`; there is nothing in it to train, nor to tile."""
+
+    tile: int | None = None
 
     def __init__(self, channels: int = 3, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)):
         super().__init__()
@@ -80,6 +98,12 @@ class Identity(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`."""
         return z * self.std + self.mean
+
+
+def reconstruct(autoencoder: nn.Module, regularizer: nn.Module, image: Tensor) -> Tensor:
+    """The answer [B, 3, H, W], clamped to [-1, 1], to an image: the posterior's mode, or the nearest codes, decoded."""
+    z = regularizer.sample(autoencoder.encode(image), None)
+    return autoencoder.decode(regularizer.quantise(z)).float().clamp(-1, 1)
 
 
 def _spec(

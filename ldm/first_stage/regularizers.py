@@ -36,7 +36,7 @@ class KL(nn.Module):
 
     @torch.no_grad()
     def stats(self, h: Tensor) -> Losses:
-        """Of the posterior over the batch h: "latent_std" of a sample, and the part of it that is noise, "noise_std"."""
+        """Of the posterior over the batch: "latent_std" of a sample, and the part of it that is noise, "noise_std"."""
         mean, logvar = _moments(h)
         variance = logvar.exp().mean()
         return {"latent_std": (mean.var() + variance).sqrt(), "noise_std": variance.sqrt()}
@@ -62,7 +62,7 @@ class VQ(nn.Module):
         self.legacy = legacy
         self.embedding = nn.Embedding(num_codes, channels)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
-        # How often each code was used: by the last batch, and since `hits` was last set to zero. Not saved with weights.
+        # How often each code was used by the last batch, and since `hits` was last set to zero; not saved.
         self.register_buffer("counts", torch.zeros(num_codes), persistent=False)
         self.register_buffer("hits", torch.zeros(num_codes), persistent=False)
 

@@ -129,9 +129,9 @@ class FeatureBank(Metric):
         self.features.append(features)
         self.numbers.append(numbers)
 
-    def compute(self) -> Tensor:
-        """All features [N, dim] in the order of the sample numbers, so that no result depends on the ranks."""
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Features [N, dim] and numbers [N], in the order of the numbers, so that no result depends on the ranks."""
         numbers, order = torch.sort(dim_zero_cat(self.numbers), stable=True)
         first = torch.ones_like(numbers, dtype=torch.bool)
         first[1:] = numbers[1:] != numbers[:-1]  # samplers pad the last batch of a rank with repeats
-        return dim_zero_cat(self.features)[order[first]]
+        return dim_zero_cat(self.features)[order[first]], numbers[first]

@@ -1,10 +1,17 @@
 """Errors of reconstructed images against their originals, one value an image, so that any mean is a plain mean."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ldm.networks.lpips import LPIPS
+
+
+def bicubic(image: Tensor, f: int) -> Tensor:
+    """The least a first stage must beat: image [B, C, H, W] in [-1, 1] bicubically down by f, and up again."""
+    small = F.interpolate(image, scale_factor=1 / f, mode="bicubic", antialias=True)
+    return F.interpolate(small, image.shape[-2:], mode="bicubic").clamp(-1, 1)
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.draws import normal
+from ldm.first_stage.first_stage import reconstruct
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.images import grid
 from ldm.training.distributed import gather, mean_over_ranks
@@ -88,8 +89,7 @@ class AutoencoderTask(Task):
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """The autoencoder's answer [B, 3, H, W], clamped to [-1, 1], without sampling noise."""
-        z = self.regularizer.sample(self.autoencoder.encode(image), None)
-        return self.autoencoder.decode(self.regularizer.quantise(z)).float().clamp(-1, 1)
+        return reconstruct(self.autoencoder, self.regularizer, image)
 
     def _noise(self, purpose: str, numbers: Tensor, moments: Tensor) -> Tensor:
         return normal(self.seed, purpose, numbers, (self.regularizer.latent_channels, *moments.shape[2:]))

@@ -1,8 +1,26 @@
 """Sums over ranks, the same code for one process and many."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
+    """(rank, world size) of a script under torchrun, with its process group; (0, 1) of one that was started alone."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield 0, 1
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank(), world_size
+    finally:
+        dist.destroy_process_group()
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

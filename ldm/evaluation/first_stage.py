@@ -1,0 +1,131 @@
+"""How well a first stage reconstructs held-out images: the columns of table 8 (arXiv 2112.10752), with their protocol.
+
+rFID, PSNR, PSIM (LPIPS-VGG), SSIM and Inception score of the reconstructions, over any number of processes; what is
+called rFID and IS there needs Inception as `metric`, and bears the backbone's name here.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from ldm.build import Parts, load_autoencoder
+from ldm.config import instantiate
+from ldm.device import choose
+from ldm.files import write_json
+from ldm.first_stage.first_stage import reconstruct
+from ldm.images import grid, save_image
+from ldm.metrics.features import FeatureBank, Features
+from ldm.metrics.frechet import frechet_distance, moments
+from ldm.metrics.inception_score import inception_score
+from ldm.metrics.kid import kernel_distance
+from ldm.metrics.reconstruction import reconstruction_errors
+from ldm.networks.lpips import pretrained_lpips
+from ldm.training.distributed import process_group
+
+Row = dict[str, Any]
+SHOWN = 8  # images of each kind in the picture
+
+
+def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
+    """Measure the first stage of `tree` (conf/evaluate.yaml) on up to `num_samples` of its validation images.
+
+    Returns rows (metric, value, spread over images, higher or lower) and their folder, where ``first_stage.json`` and
+    ``first_stage.csv`` hold them and ``reconstructions.png`` shows the worst and the median images.
+    """
+    device = choose(tree["device"])
+    path = Path(tree["model"])
+    parts, found = load_autoencoder(path)
+    data = parts["data"]
+    data.setup()
+    count = min(tree["num_samples"], data.num_validation)
+    if count < 2:
+        raise ValueError(f"model={path}: its data has {count} validation images; name some with data.validation=")
+    folder = Path(tree["out"]) if tree["out"] else found.run / "evaluation"
+    autoencoder, regularizer = parts["autoencoder"].to(device), parts["regularizer"].to(device)
+    backbone = instantiate(tree["metric"], Parts(tree).__getitem__, "metric").to(device)
+    alex, vgg = (pretrained_lpips(net).to(device) for net in ("alex", "vgg"))
+    with process_group(device) as (rank, world_size), torch.no_grad():
+        bank = FeatureBank().to(device)
+        with Progress(disable=rank != 0) as progress:
+            bar = progress.add_task(f"reconstructing with {found.run.name}", total=count)
+            for batch in data.validation_loader(rank, world_size, tree["batch_size"], count):
+                image = batch["image"].to(device)
+                output = reconstruct(autoencoder, regularizer, image)
+                errors = reconstruction_errors(output, image, alex) | {"psim": vgg(output, image)}
+                values = torch.stack(list(errors.values()), 1).double()
+                bank.update(
+                    torch.cat([values, backbone(image).double(), backbone(output).double()], 1),
+                    batch["index"].to(device),
+                )
+                progress.advance(bar, world_size * len(image))
+        every, indices = (tensor.cpu() for tensor in bank.compute())
+        if rank:
+            return [], folder
+    values, real, fake = every.split([len(errors), backbone.dim, backbone.dim], 1)
+    rows = [
+        {"metric": name, "value": column.mean().item(), "std": column.std().item()}
+        for name, column in zip(errors, values.T, strict=True)
+    ] + _sets(real, fake, backbone, tree["seed"])
+    _write(folder, rows, tree, found, data, backbone, len(values), world_size)
+    order = indices[values[:, list(errors).index("psim")].argsort(descending=True)].tolist()
+    middle = max(len(order) // 2 - SHOWN // 2, 0)
+    _draw(folder, [order[:SHOWN], order[middle : middle + SHOWN]], data, autoencoder, regularizer, device)
+    return rows, folder
+
+
+def _sets(real: Tensor, fake: Tensor, backbone: Features, seed: int) -> list[Row]:
+    """Distances of the two sets of features, and the Inception score of the second."""
+    backbone = backbone.cpu()
+    kid, kid_std = kernel_distance(real, fake, torch.Generator().manual_seed(seed))
+    score, spread = inception_score(backbone.classify(fake.float()), num_splits=10 if len(fake) >= 5000 else 1)
+    return [
+        {"metric": f"r{backbone.frechet}/{backbone.name}", "value": frechet_distance(moments(real), moments(fake))},
+        {"metric": f"rkid/{backbone.name}", "value": kid, "std": kid_std},
+        {"metric": f"is/{backbone.name}", "value": score, "std": spread},
+    ]
+
+
+def _write(
+    folder: Path, rows: list[Row], tree: dict[str, Any], found: Any, data: Any, backbone: Features, count: int,
+    world_size: int,
+) -> None:  # fmt: skip
+    resize = f"short side to {data.image_size} px, centre crop (data/transforms.py), 8 bit images as decoded"
+    protocol = {
+        "model": found.run.name,
+        "weights": found.digest,
+        "images": count,
+        "data": data.fingerprint,
+        "image_size": data.image_size,
+        "resize": resize,
+        "backbone": backbone.name,
+        "psim": "LPIPS-VGG v0.1",
+        "latent": "the mode of the posterior for KL, the nearest code for VQ",
+        "processes": world_size,
+    }
+    write_json(folder / "first_stage.json", {"protocol": protocol, "metrics": rows})
+    with (folder / "first_stage.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["metric", "value", "std"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _draw(
+    folder: Path, chosen: list[list[int]], data: Any, autoencoder: Any, regularizer: Any, device: torch.device
+) -> None:
+    """Two rows for each kind: the images, and below them their reconstructions."""
+    sheets = []
+    for indices in chosen:
+        image = data.validation_batch(indices)["image"]
+        with torch.no_grad():
+            output = reconstruct(autoencoder, regularizer, image.to(device)).cpu()
+        sheets.append(grid(torch.cat([image, output]), columns=len(image)))
+    rule = torch.ones(3, 12, sheets[0].shape[-1])
+    save_image(
+        folder / "reconstructions.png",
+        torch.cat([sheets[0], rule, sheets[1]], 1),
+        text={"rows": "worst by PSIM: images, reconstructions; median by PSIM: images, reconstructions"},
+    )

@@ -1,0 +1,57 @@
+"""The evaluation of a first stage: table 8's columns, their protocol, the same over any number of processes."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from toys import Process, train
+
+from ldm.config import compose
+from ldm.evaluation.evaluate import evaluate
+from ldm.run import Run
+
+NAMES = ["psnr", "ssim", "l1", "lpips_alex", "psim"]
+SETS = ["rfd/efficientnet_lite0@32", "rkid/efficientnet_lite0@32", "is/efficientnet_lite0@32"]
+OPTIONS = ("metric.size=32", "batch_size=2", "device=cpu")
+
+
+@pytest.fixture(scope="module")
+def measured(first_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    rows, found = evaluate(compose("evaluate", [f"model={first_stage.folder}", f"out={folder}", *OPTIONS]))
+    assert found == folder and [row["metric"] for row in rows] == NAMES + SETS
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_the_table_and_its_protocol(measured: Path):
+    content = json.loads((measured / "first_stage.json").read_text())
+    assert content["protocol"]["images"] == 4 and content["protocol"]["backbone"] == "efficientnet_lite0@32"
+    assert content["protocol"]["image_size"] == 32 and "crop" in content["protocol"]["resize"]
+    with (measured / "first_stage.csv").open() as file:
+        rows = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+    assert rows == {row["metric"]: row["value"] for row in content["metrics"]}
+    assert 5 < rows["psnr"] < 40 and 0 < rows["psim"] < 2 and rows[SETS[0]] > 0
+
+
+def test_the_picture_has_worst_and_median_images_with_their_reconstructions(measured: Path):
+    assert Image.open(measured / "reconstructions.png").size[1] > 4 * 32
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same(first_stage: Run, measured: Path, tmp_path: Path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "scripts/evaluate.py"]
+    process = Process([*command, f"model={first_stage.folder}", f"out={tmp_path}", *OPTIONS], tmp_path / "said.txt")
+    assert process.wait() == 0, process.said
+    both = [json.loads((folder / "first_stage.json").read_text())["metrics"] for folder in (tmp_path, measured)]
+    for one, other in zip(*both, strict=True):
+        assert one["value"] == pytest.approx(other["value"], rel=1e-5, abs=1e-6), one["metric"]
+    assert process.said.count("psnr") == 1
+
+
+def test_a_run_without_validation_images_says_so(tmp_path: Path):
+    run = train("quickstart/autoencoder", tmp_path, "data.validation=null")
+    with pytest.raises(ValueError, match=r"data\.validation="):
+        evaluate(compose("evaluate", [f"model={run.folder}", *OPTIONS]))
