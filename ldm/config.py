@@ -44,6 +44,7 @@ ROOT_TYPES = {
     "label": int,
     "tile": int,
     "members": list[str],
+    "runs": list[str],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
 }

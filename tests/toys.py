@@ -49,6 +49,7 @@ TINY_PARTS = {
     "ldm.first_stage.reconstruction.ReconstructionLoss": ["lpips.net=alex", "start_step=1"],
     "ldm.networks.unet.UNet": [
         "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",
+        "patch_size=1",
     ],
 }  # fmt: skip
 

@@ -97,7 +97,9 @@ class UNet(nn.Module):
     `channels * multipliers[l]` is the width of level l, `attention_factors` the downsampling factors at which it
     attends (the middle always does), with `num_heads` heads or heads of `head_channels`: give one of the two.
     With `tokens_width` 0 the attention blocks are plain self-attention, else transformers of `transformer_depth`.
-    `vector_width` 0: no vector; `concat_channels` are appended to the input. The argument list is the paper's table.
+    `vector_width` 0: no vector; `concat_channels` are appended to the input. `patch_size` p folds p x p positions into
+    channels first, and unfolds them last (arXiv 2301.11093, section 3.2): for small budgets. The argument list is the
+    paper's table.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class UNet(nn.Module):
         resblock_updown: bool = False,
         legacy_attention_order: bool = True,
         norm_groups: int = 32,
+        patch_size: int = 1,
     ):
         super().__init__()
         if (num_heads is None) == (head_channels is None):
@@ -130,7 +133,8 @@ class UNet(nn.Module):
         self.concat_channels = concat_channels
         self.tokens_width = tokens_width
         self.vector_width = vector_width
-        self.factor = 2 ** (len(multipliers) - 1)  # height and width must be multiples of it
+        self.patch_size = patch_size
+        self.factor = patch_size * 2 ** (len(multipliers) - 1)  # height and width must be multiples of it
         emb_width = 4 * channels
 
         def res(width: int, out_width: int, **resample: bool) -> nn.Module:
@@ -157,7 +161,7 @@ class UNet(nn.Module):
         skips = [width]
         last = len(multipliers) - 1
         self.input_blocks = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d(in_channels + concat_channels, width, 3, padding=1))]
+            [nn.Sequential(nn.Conv2d((in_channels + concat_channels) * patch_size**2, width, 3, padding=1))]
         )
         for level, multiplier in enumerate(multipliers):
             for _ in range(num_blocks):
@@ -181,7 +185,9 @@ class UNet(nn.Module):
                 self.output_blocks.append(nn.ModuleList(layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, width), nn.SiLU(), zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
+            nn.GroupNorm(norm_groups, width),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)),
         )
 
     def forward(
@@ -207,7 +213,7 @@ class UNet(nn.Module):
             x = torch.cat([x, concat.to(x.dtype)], dim=1)
         cond = Cond(emb, tokens, None if tokens_mask is None else tokens_mask[:, None, None, :])
 
-        h = self.input_blocks[0](x)
+        h = self.input_blocks[0](F.pixel_unshuffle(x, self.patch_size))
         skips = [h]
         for block in self.input_blocks[1:]:
             h = _apply(block, h, cond)
@@ -215,7 +221,7 @@ class UNet(nn.Module):
         h = _apply(self.middle_block, h, cond)
         for block in self.output_blocks:
             h = _apply(block, torch.cat([h, skips.pop()], dim=1), cond)
-        return self.out(h)
+        return F.pixel_shuffle(self.out(h), self.patch_size)
 
     def _check(self, x: Tensor, vector: Tensor | None, tokens: Tensor | None, concat: Tensor | None) -> None:
         expected = {

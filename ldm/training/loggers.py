@@ -89,6 +89,13 @@ def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: 
     return logger
 
 
+def log_picture(loggers: list[Logger], name: str, path: Path, step: int) -> None:
+    """Show a PNG file under `name` in W&B, where there is one."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)], step=step)
+
+
 def close(loggers: list[Logger]) -> None:
     """Send what is pending and end the W&B run, so that the next run of this process is its own."""
     for logger in loggers:

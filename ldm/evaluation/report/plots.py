@@ -135,6 +135,37 @@ def trade_off(
     return draw(path, 425 + legend_height(models), paint)
 
 
+def rate_distortion(
+    path: Path | str,
+    codecs: Mapping[str, Sequence[tuple[float, float]]],
+    models: Mapping[str, Sequence[tuple[float, float, str]]],
+    *,
+    distortion_label: str,
+) -> Path:
+    """Codecs {name: [(bits per pixel, distortion)]} as lines and models {name: [(..., ..., label)]} as points."""
+    if not models:
+        raise ValueError("rate_distortion needs at least one model")
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        entries = {}
+        for place, (name, points) in enumerate(codecs.items()):
+            entries[name] = axes.plot(
+                *zip(*sorted(points), strict=True), LINES[1 + place % 3], color=theme.muted, linewidth=1.2
+            )[0]
+        for place, (name, points) in enumerate(models.items()):
+            color, marker = theme.series[place % len(theme.series)], MARKERS[place % len(MARKERS)]
+            rates, values, _ = zip(*points, strict=True)
+            (entries[name],) = axes.plot(rates, values, marker, color=color, markeredgecolor=theme.surface)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.margins(0.08)
+        label(axes, theme, "bits per pixel", distortion_label)
+        legend(axes, entries)
+        label_points(axes, theme, [[(text, rate, value) for rate, value, text in points] for points in models.values()])
+
+    return draw(path, 425 + legend_height([*codecs, *models]), paint)
+
+
 def interval_bars(path: Path | str, losses: Mapping[str, tuple[float, float]]) -> Path:
     """Per noise interval {name: (parent's loss, expert's loss)}: the change in per cent, both losses in figures.
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
 
 from ldm.images import save_image
+from ldm.training.loggers import log_picture
 from ldm.training.task import Task
 
 
@@ -32,7 +32,4 @@ class Panels(pl.Callback):
             panels = task.panels(trainer.strategy.batch_to_device(batch))
         for name, picture in panels.items():
             path = self.folder / "samples" / f"step_{task.step:08d}_{name}.png"
-            save_image(path, picture)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"panels/{name}", [str(path)], step=task.step)
+            log_picture(trainer.loggers, f"panels/{name}", save_image(path, picture), task.step)

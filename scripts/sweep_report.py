@@ -1,0 +1,26 @@
+"""Compare the first stages of a sweep: table 8's columns, rate and distortion, JPEG, WebP and bicubic beside them.
+
+    python scripts/sweep_report.py
+    python scripts/sweep_report.py runs=[runs/kl_f4,runs/vq_f4] out=runs/comparison
+
+Writes index.html, table.csv and PNG plots.
+"""
+
+from ldm.config import compose, guarded, help_text
+
+
+def main(arguments: list[str]) -> int:
+    """Measure every run on its validation images, then write the report."""
+    if "--help" in arguments or "-h" in arguments:
+        usage, examples, note = __doc__.strip().split("\n\n")
+        print(help_text("sweep_report", f"python scripts/sweep_report.py [key=value ...]\n\n{usage}\n{note}", examples))
+        return 0
+    tree = compose("sweep_report", arguments)
+    from ldm.evaluation.sweep_report import sweep_report
+
+    print(f"look at {sweep_report(tree)}")
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)

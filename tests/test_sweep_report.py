@@ -1,0 +1,62 @@
+"""The report on a sweep of first stages: codecs' curves, rates, the table and the page."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toys import train
+
+from ldm.config import compose
+from ldm.evaluation.codecs import at_bits, bicubic_point, codec_curve
+from ldm.evaluation.sweep_report import sweep_report
+from ldm.networks.lpips import LPIPS
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    coarse = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return F.interpolate(coarse, scale_factor=8, mode="bicubic").clamp(-1, 1)
+
+
+@pytest.mark.parametrize("codec", ["JPEG", "WebP"])
+def test_a_codec_gets_larger_and_better_with_its_quality(codec, images):
+    points = codec_curve(codec, images, LPIPS("alex"), qualities=(5, 50, 95))
+    assert [p.bits for p in points] == sorted(p.bits for p in points)
+    assert [p.errors["psnr"] for p in points] == sorted(p.errors["psnr"] for p in points)
+
+
+def test_errors_at_equal_bits_lie_on_the_curve_and_not_beyond_it(images):
+    points = codec_curve("JPEG", images, LPIPS("alex"), qualities=(5, 50, 95))
+    assert at_bits(points, points[1].bits) == pytest.approx(points[1].errors)
+    middle = at_bits(points, math.sqrt(points[0].bits * points[1].bits))
+    assert middle["psnr"] == pytest.approx((points[0].errors["psnr"] + points[1].errors["psnr"]) / 2)
+    assert at_bits(points, points[0].bits / 2) is None and at_bits(points, points[2].bits * 2) is None
+
+
+def test_bicubic_keeps_24_bits_a_pixel(images):
+    point = bicubic_point(images, 4, LPIPS("alex"))
+    assert point.bits == 24 * 16 * 16 and 10 < point.errors["psnr"] < 60
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_the_report_of_a_sweep(tmp_path: Path):
+    train("sweep/autoencoder", tmp_path, run="sweep-autoencoder-f4-kl")
+    train("sweep/autoencoder", tmp_path, "autoencoder.multipliers=[1,1,1,1]", "regularizer=vq", "regularizer.num_codes=32",
+          run="sweep-autoencoder-f8-vq")  # fmt: skip
+    page = sweep_report(compose("sweep_report", [f"runs_dir={tmp_path}", "metric.size=32", "device=cpu"]))
+    assert "First stages" in page.read_text()
+    with (page.parent / "table.csv").open() as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    vq = rows["sweep-autoencoder-f8-vq"]
+    assert (vq["f"], vq["regularizer"], vq["codes"], float(vq["bits"])) == ("8", "VQ", "32", 5.0 * 4 * 4)
+    kl = rows["sweep-autoencoder-f4-kl"]
+    assert float(kl["bits"]) > 0 and {"psnr", "ssim", "psim", "rfd/efficientnet_lite0@32"} <= kl.keys()
+    assert (page.parent / "rate_psnr.png").exists() and (page.parent / kl["run"] / "reconstructions.png").exists()
+
+
+def test_a_sweep_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match="begins with other"):
+        sweep_report(compose("sweep_report", [f"runs_dir={tmp_path}", "prefix=other"]))
