@@ -39,7 +39,7 @@ class Model:
     def sampling(self, tree: dict[str, Any]) -> Sampling:
         """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's."""
         chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
-        if not tree["sigmas"] and "num_steps" in tree:
+        if not tree["sigmas"] and "num_steps" in tree and "num_steps" in chosen["sigmas"]:
             chosen["sigmas"] = {**chosen["sigmas"], "num_steps": tree["num_steps"]}
         return Parts({**self.parts.tree, **chosen}, schedule=self.schedule)["sampling"]
 

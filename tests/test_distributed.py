@@ -116,3 +116,30 @@ def test_two_ranks_stop_together_and_one_goes_on(
     own = (f"first_stage={first_stage.folder}", *OPTIONS, *long, f"max_steps={step + 1}")
     run = train("quickstart/diffusion", tmp_path, *own, run="two")
     assert run.finished and state(run.folder, step + 1)["step"] == step + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regularizer", ["kl", "vq"])
+def test_two_ranks_measure_and_revive_what_one_process_does(regularizer: str, tmp_path: Path):
+    callbacks = ["metrics", "gan_health", "validation", "panels", "checkpoint", "signals", "progress"]
+    callbacks += ["code_revival"] * (regularizer == "vq")
+    own = (
+        f"regularizer={regularizer}",
+        f"callback=[{','.join(callbacks)}]",
+        "optimizer.eps=0.1",
+        "reconstruction.start_step=100",  # batch norm would see half a batch on each rank
+        *(("regularizer.num_codes=32", "callback.code_revival.every_steps=1") if regularizer == "vq" else ()),
+    )
+    one = train("quickstart/autoencoder", tmp_path, *own, run="one")
+    arguments = tiny("quickstart/autoencoder", tmp_path, *own, *TWO_RANKS, "run=two")
+    finish([*TORCHRUN, "train.py", *arguments], tmp_path)
+    assert losses(tmp_path / "two")[:1] == losses(one.folder)[:1]
+    latents = [
+        json.loads((folder / "weights/step_00000002.json").read_text())["latent"]
+        for folder in (tmp_path / "two", one.folder)
+    ]
+    assert latents[0]["count"] == latents[1]["count"] == 16 * 8 * 8
+    for name in ("mean", "std"):
+        assert latents[0][name] == pytest.approx(latents[1][name], abs=1e-4)
+    if regularizer == "vq":
+        assert curve(tmp_path / "two", "train/revived_codes") == curve(one.folder, "train/revived_codes")

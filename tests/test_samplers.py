@@ -1,21 +1,34 @@
 """Samplers: orders of convergence on the closed-form Gaussian, the two ends of a ladder, and parity with diffusers."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.precond import Eps, Flow
-from ldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, euler, euler_ancestral, heun, kutta3
+from ldm.diffusion.samplers import (
+    ddim,
+    ddpm,
+    deis,
+    dpmpp_2m,
+    dpmpp_2s,
+    dpmpp_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    kutta3,
+    plms,
+)
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.sigmas import ddim as ddim_ladder
 from ldm.diffusion.sigmas import exponential, flow, init_noise, karras, trailing
 
 MEAN, STD = 0.3, 0.7
-DETERMINISTIC = [euler, ddim, heun, kutta3, dpmpp_2m]
-STOCHASTIC = [lambda *a, **k: ddim(*a, eta=0.5, **k), euler_ancestral, ddpm]
+DETERMINISTIC = [euler, ddim, heun, kutta3, dpmpp_2m, dpmpp_2s, plms, deis]
+STOCHASTIC = [lambda *a, **k: ddim(*a, eta=0.5, **k), euler_ancestral, ddpm, dpmpp_sde]
 
 
 def gaussian(x, sigma):
@@ -29,7 +42,13 @@ def normals(seed, shape=(20_000, 1)):
     return lambda step: torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2), (kutta3, 3)])
+ORDERS = [
+    (euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2), (plms, 2), (kutta3, 3), (deis, 3),
+    (partial(deis, order=1), 1), (partial(deis, order=2), 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sampler", "order"), ORDERS)
 @pytest.mark.parametrize("ladder", [exponential, karras])
 def test_order_of_convergence_between_positive_sigmas(sampler, order, ladder):
     x = torch.linspace(-20, 20, 9, dtype=torch.float64)[:, None]
@@ -67,7 +86,8 @@ def test_samples_have_the_data_distribution(sampler):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "num_evaluations"), [(euler, 10), (ddim, 10), (heun, 19), (kutta3, 28), (dpmpp_2m, 10)]
+    ("sampler", "num_evaluations"),
+    [(euler, 10), (ddim, 10), (heun, 19), (kutta3, 28), (dpmpp_2m, 10), (dpmpp_2s, 19), (plms, 11), (deis, 10)],
 )
 def test_number_of_evaluations(sampler, num_evaluations):
     sigmas_seen = []
@@ -94,9 +114,11 @@ def test_a_bad_ladder_is_refused(sampler, ladder):
 
 
 def test_eta_and_its_noise_are_checked():
-    for sampler in (ddpm, euler_ancestral):
+    for sampler in (ddpm, euler_ancestral, dpmpp_sde):
         with pytest.raises(ValueError, match="noise"):
             sampler(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="order"):
+        deis(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]), order=5)
     with pytest.raises(ValueError, match="eta"):
         ddim(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]), eta=1.5)
 
@@ -207,6 +229,34 @@ def test_dpmpp_2m_equals_diffusers():
     scheduler.set_timesteps(20)
     n = first_noise()
     torch.testing.assert_close(ours(dpmpp_2m, trailing(20, SCHEDULE), n), theirs(scheduler, n), rtol=1e-4, atol=1e-4)
+
+
+def test_plms_equals_diffusers():
+    from diffusers import PNDMScheduler
+
+    scheduler = PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
+    scheduler.set_timesteps(50)
+    n, sigmas = first_noise(), ddim_ladder(50, SCHEDULE)
+    expected = theirs(scheduler, n)
+    scale = (1 + sigmas[-1] ** 2).sqrt().item()
+    torch.testing.assert_close(ours(plms, sigmas, n) / scale, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_deis_equals_diffusers():
+    from diffusers import DEISMultistepScheduler
+
+    scheduler = DEISMultistepScheduler(**SD, solver_order=3, timestep_spacing="trailing", lower_order_final=False)
+    scheduler.set_timesteps(20)
+    sigmas, n = torch.cat([trailing(20, SCHEDULE)[:-1], SCHEDULE.sigmas[:1]]), first_noise()
+    expected = theirs(scheduler, n)
+    scale = (1 + sigmas[-1] ** 2).sqrt().item()
+    torch.testing.assert_close(ours(deis, sigmas, n) / scale, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_stochastic_solver_without_noise_is_the_deterministic_one():
+    x = 80 * normals(0, (5, 2))(0)
+    ladder = karras(20, 0.002, 80.0)
+    assert torch.equal(dpmpp_sde(gaussian, x, ladder, eta=0.0), dpmpp_2s(gaussian, x, ladder))
 
 
 def test_euler_on_a_flow_equals_diffusers():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.diffusion.schedule import MAX_SIGMA, VE, Flow, scaled_linear
-from ldm.diffusion.sigmas import ddim, exponential, flow, init_noise, karras, trailing
+from ldm.diffusion.sigmas import ddim, exponential, flow, given, init_noise, karras, polynomial, trailing
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
 LADDERS = {
@@ -13,6 +13,7 @@ LADDERS = {
     "ddim": lambda n: ddim(n, SCHEDULE),
     "trailing": lambda n: trailing(n, SCHEDULE),
     "flow": lambda n: flow(n, shift=3.0),
+    "polynomial": lambda n: polynomial(n, 0.002, 80.0, power=2.0),
 }
 
 
@@ -35,6 +36,18 @@ def test_karras_is_edms_equation_5():
 def test_exponential_is_geometric():
     ratios = exponential(10, 0.01, 10.0)[:-1].log().diff()
     torch.testing.assert_close(ratios, ratios.mean().expand(9))
+
+
+def test_a_polynomial_of_power_1_is_geometric_and_above_it_dwells_at_low_noise():
+    torch.testing.assert_close(polynomial(9, 0.01, 10.0), exponential(9, 0.01, 10.0))
+    assert (polynomial(9, 0.01, 10.0, power=2.0)[1:-2] < exponential(9, 0.01, 10.0)[1:-2]).all()
+
+
+def test_given_levels_are_taken_as_they_are_or_refused():
+    assert given([3, 1.0, 0]).tolist() == [3.0, 1.0, 0.0]
+    for levels in ([1.0], [1.0, 2.0], [1.0, -1.0], [float("inf"), 0.0], [1.0, 1.0]):
+        with pytest.raises(ValueError, match=r"sigmas\.levels"):
+            given(levels)
 
 
 def test_ddim_has_the_published_steps():

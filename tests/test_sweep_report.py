@@ -44,14 +44,14 @@ def test_bicubic_keeps_24_bits_a_pixel(images):
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 def test_the_report_of_a_sweep(tmp_path: Path):
     train("sweep/autoencoder", tmp_path, run="sweep-autoencoder-f4-kl")
-    train("sweep/autoencoder", tmp_path, "autoencoder.multipliers=[1,1,1,1]", "regularizer=vq", "regularizer.num_codes=32",
-          run="sweep-autoencoder-f8-vq")  # fmt: skip
+    vq = ("regularizer=vq", "regularizer.num_codes=32", "autoencoder.multipliers=[1,1,1,1]")
+    train("sweep/autoencoder", tmp_path, *vq, run="sweep-autoencoder-f8-vq")
     page = sweep_report(compose("sweep_report", [f"runs_dir={tmp_path}", "metric.size=32", "device=cpu"]))
     assert "First stages" in page.read_text()
     with (page.parent / "table.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
-    vq = rows["sweep-autoencoder-f8-vq"]
-    assert (vq["f"], vq["regularizer"], vq["codes"], float(vq["bits"])) == ("8", "VQ", "32", 5.0 * 4 * 4)
+    other = rows["sweep-autoencoder-f8-vq"]
+    assert (other["f"], other["regularizer"], other["codes"], float(other["bits"])) == ("8", "VQ", "32", 5.0 * 4 * 4)
     kl = rows["sweep-autoencoder-f4-kl"]
     assert float(kl["bits"]) > 0 and {"psnr", "ssim", "psim", "rfd/efficientnet_lite0@32"} <= kl.keys()
     assert (page.parent / "rate_psnr.png").exists() and (page.parent / kl["run"] / "reconstructions.png").exists()

@@ -196,3 +196,9 @@ def test_an_ensemble_of_copies_is_the_single_model(num_copies: int, diffusion: R
     sampling = single.sampling({"sampler": None, "guidance": None, "sigmas": None})
     prompts, numbers = {"caption": ["red heart", "key"]}, torch.tensor([5, 6])
     assert torch.equal(single.generate(sampling, prompts, numbers, 0), ensemble.generate(sampling, prompts, numbers, 0))
+
+
+def test_the_identity_is_not_trained(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"f = 1, pixel space, where there is nothing to train"):
+        train("sweep/autoencoder", tmp_path, "autoencoder=f1", "autoencoder.multipliers=[1]")
+    assert not list(tmp_path.iterdir())

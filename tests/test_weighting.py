@@ -1,11 +1,14 @@
 """Weights on the x0 error: the published losses in one unit."""
 
+import math
+
 import pytest
 import torch
 
 from ldm.diffusion import weighting
+from ldm.diffusion.noise import Discrete, LogNormal, LogUniform
 from ldm.diffusion.precond import EDM, X0, Eps, Flow, V
-from ldm.diffusion.schedule import VE
+from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.schedule import Flow as FlowSchedule
 
 SIGMA = torch.logspace(-2.5, 2, 50, dtype=torch.float64)
@@ -31,11 +34,34 @@ def test_min_snr_is_the_published_weight_for_each_parametrisation():
     torch.testing.assert_close(weight / weighting.Native(X0(VE()))(SIGMA), capped)
 
 
+def test_soft_min_snr_follows_the_smaller_of_the_two():
+    weight, snr = weighting.SoftMinSNR(gamma=5.0)(SIGMA), 1 / SIGMA**2
+    torch.testing.assert_close(1 / weight, 1 / snr + 1 / 5)
+
+
+@pytest.mark.parametrize("noise", [LogNormal(-0.5, 1.2), LogNormal(0.5, 1.5), LogUniform(0.01, 100.0)])
+def test_the_variational_bound_does_not_depend_on_the_noise_trained_on(noise):
+    generator = torch.Generator().manual_seed(0)
+    sigma = noise.icdf(torch.rand(200_000, generator=generator, dtype=torch.float64))
+    inside = (sigma > 0.1) & (sigma < 3.0)
+    error = 1 / (1 + 1 / sigma**2)  # of the best denoiser of N(0, 1)
+    bound = (weighting.ELBO(noise)(sigma) * error * inside).mean()
+    exact = 0.5 * (math.log(1 + 1 / 0.1**2) - math.log(1 + 1 / 3.0**2))  # integral of 1 / (1 + sigma^2) d ln(sigma)
+    assert bound.item() == pytest.approx(exact, rel=0.02)
+
+
+def test_the_bound_needs_a_density():
+    with pytest.raises(ValueError, match="discrete"):
+        weighting.ELBO(Discrete(scaled_linear(0.00085, 0.012)))
+
+
 def test_unit_weight():
     assert torch.equal(weighting.Unit()(SIGMA), torch.ones_like(SIGMA))
 
 
-@pytest.mark.parametrize(("make", "key"), [(weighting.EDM, "sigma_data"), (weighting.MinSNR, "gamma")])
+@pytest.mark.parametrize(
+    ("make", "key"), [(weighting.EDM, "sigma_data"), (weighting.MinSNR, "gamma"), (weighting.SoftMinSNR, "gamma")]
+)
 def test_non_positive_constants_are_refused(make, key):
     with pytest.raises(ValueError, match=key):
         make(0.0)

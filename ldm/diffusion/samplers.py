@@ -53,8 +53,7 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
     if eta > 0 and noise is None:
         raise ValueError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
     for step, (sigma, sigma_next) in enumerate(_steps(sigmas)):
-        added = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)  # fresh noise, standard deviation
-        kept = math.sqrt(sigma_next**2 - added**2)
+        kept, added = _ancestral(sigma, sigma_next, eta)
         x = _move(_estimate(denoise, x, sigma), x, kept / sigma)
         if added > 0:
             x = x + added * noise(step)
@@ -118,3 +117,103 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None
         x = _move(middle, x, sigma_next / sigma)
         x0_before, width_before = x0, width
     return x
+
+
+@torch.no_grad()
+def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """Pseudo linear multistep (arXiv:2202.09778, equations 12 to 14), as published with latent diffusion: order 2.
+
+    Adams-Bashforth on the noise estimate; the first step takes two evaluations, one into 0 is Euler's.
+    """
+    slopes: list[Tensor] = []  # newest first
+    for sigma, sigma_next in _steps(sigmas):
+        x0 = _estimate(denoise, x, sigma)
+        if sigma_next == 0:
+            return x0
+        slopes = [(x - x0) / sigma, *slopes[:3]]
+        if len(slopes) == 1:
+            ahead = x + (sigma_next - sigma) * slopes[0]
+            slope = (slopes[0] + (ahead - _estimate(denoise, ahead, sigma_next)) / sigma_next) / 2
+        else:
+            slope = sum(weight * value for weight, value in zip(_ADAMS[len(slopes)], slopes, strict=True))
+        x = x + (sigma_next - sigma) * slope
+    return x
+
+
+_ADAMS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+
+
+@torch.no_grad()
+def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, order: int = 3) -> Tensor:
+    """DEIS (arXiv:2204.13902, log-rho AB): the last noise estimates, as a polynomial in ln(sigma), integrated.
+
+    One evaluation a step; the first steps are of lower order, one into 0 is Euler's. `order` is 1 to 4.
+    """
+    if not 1 <= order <= 4:
+        raise ValueError(f"order: DEIS has the orders 1 to 4, got {order}")
+    slopes: list[Tensor] = []  # newest first
+    levels: list[float] = []  # their logarithms
+    for sigma, sigma_next in _steps(sigmas):
+        x0 = _estimate(denoise, x, sigma)
+        if sigma_next == 0:
+            return x0
+        slopes = [(x - x0) / sigma, *slopes[: order - 1]]
+        levels = [math.log(sigma), *levels[: order - 1]]
+        weights = _lagrange_integrals(levels, math.log(sigma), math.log(sigma_next))
+        x = x + sum(weight * slope for weight, slope in zip(weights, slopes, strict=True))
+    return x
+
+
+def _lagrange_integrals(nodes: list[float], start: float, end: float) -> list[float]:
+    """Integral over sigma, from e^start to e^end, of each Lagrange polynomial in ln(sigma) through `nodes`."""
+    # Gauss-Legendre, its nodes from the eigenvalues of the Jacobi matrix (Golub, Welsch 1969).
+    k = torch.arange(1, 12, dtype=torch.float64)
+    off = k / (4 * k**2 - 1).sqrt()
+    points, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    u = start + (end - start) * (points + 1) / 2
+    weights = vectors[0].square() * (end - start) * u.exp()  # 2 v^2 (end - start) / 2, and d sigma = e^u du
+    integrals = []
+    for own in nodes:
+        others = [other for other in nodes if other is not own]
+        integrals.append((weights * math.prod([(u - other) / (own - other) for other in others])).sum().item())
+    return integrals
+
+
+def dpmpp_2s(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """DPM-Solver++(2S): order 2, single step, two evaluations (arXiv:2211.01095, Algorithm 1); Euler into 0."""
+    return dpmpp_sde(denoise, x, sigmas, noise=noise, eta=0.0)
+
+
+@torch.no_grad()
+def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 1.0) -> Tensor:
+    """SDE-DPM-Solver++(2S): two evaluations a step and `eta` of the ancestral noise; Euler into 0.
+
+    The noise of the half step and of the whole step are increments of one Brownian motion in sigma.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: must lie in [0, 1], got {eta:g}")
+    if eta > 0 and noise is None:
+        raise ValueError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
+    for step, (sigma, sigma_next) in enumerate(_steps(sigmas)):
+        x0 = _estimate(denoise, x, sigma)
+        if sigma_next == 0:
+            return x0
+        middle = math.sqrt(sigma * sigma_next)
+        kept, added = _ancestral(sigma, middle, eta)
+        half = _move(x0, x, kept / sigma)
+        if added > 0:
+            first, second = noise(2 * step), noise(2 * step + 1)
+            half = half + added * first
+        x0 = _estimate(denoise, half, middle)
+        kept, added = _ancestral(sigma, sigma_next, eta)
+        x = _move(x0, x, kept / sigma)
+        if added > 0:
+            early, late = (sigma - middle) / (sigma - sigma_next), (middle - sigma_next) / (sigma - sigma_next)
+            x = x + added * (math.sqrt(early) * first + math.sqrt(late) * second)
+    return x
+
+
+def _ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """(level to go down to, standard deviation of the noise to add there) of a step from sigma to sigma_next."""
+    added = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+    return math.sqrt(sigma_next**2 - added**2), added

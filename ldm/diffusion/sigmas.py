@@ -4,6 +4,7 @@ Ladders end in 0, save `ddim`, which ends at its schedule's sigma(t = 0) as publ
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +45,24 @@ def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     _check(num_steps, sigma_min, sigma_max)
     logs = torch.linspace(math.log(sigma_max), math.log(sigma_min), num_steps, dtype=torch.float64)
     return _between(sigma_max, logs.exp(), sigma_min)
+
+
+def polynomial(num_steps: int, sigma_min: float, sigma_max: float, power: float = 1.0) -> Tensor:
+    """ln(sigma) falls as a power of the step: 1 is `exponential`, above 1 dwells at low noise, below 1 at high."""
+    _check(num_steps, sigma_min, sigma_max)
+    if not power > 0:
+        raise ValueError(f"power: must be positive, got {power:g}")
+    left = torch.linspace(1, 0, num_steps, dtype=torch.float64) ** power
+    logs = left * (math.log(sigma_max) - math.log(sigma_min)) + math.log(sigma_min)
+    return _between(sigma_max, logs.exp(), sigma_min)
+
+
+def given(levels: Sequence[float]) -> Tensor:
+    """The levels of a list, finite, strictly decreasing, none below 0; num_steps is their number less one."""
+    sigmas = torch.tensor(list(levels), dtype=torch.float64)
+    if len(sigmas) < 2 or not bool(sigmas.isfinite().all() and (sigmas.diff() < 0).all() and sigmas[-1] >= 0):
+        raise ValueError(f"sigmas.levels: two or more finite levels, strictly decreasing, none below 0; got {levels}")
+    return sigmas
 
 
 def ddim(num_steps: int, schedule: Discrete) -> Tensor:

@@ -1,10 +1,12 @@
 """Weights w(sigma) of the squared error on x0; every published loss is one of them, whatever the network predicts."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.noise import Discrete, NoiseDistribution
 from ldm.diffusion.precond import Precond
 
 
@@ -43,6 +45,38 @@ class EDM(Weighting):
 
     def __call__(self, sigma: Tensor) -> Tensor:
         return 1 / sigma**2 + 1 / self.sigma_data**2
+
+
+class SoftMinSNR(Weighting):
+    """gamma SNR / (SNR + gamma): min-SNR without its corner (arXiv:2401.11605, section 4)."""
+
+    def __init__(self, gamma: float = 4.0):
+        if not gamma > 0:
+            raise ValueError(f"gamma: must be positive, got {gamma:g}")
+        self.gamma = gamma
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        return self.gamma / (1 + self.gamma * sigma**2)
+
+
+class ELBO(Weighting):
+    """-d SNR / d ln(sigma) / 2 = 1 / sigma^2 over the density of ln(sigma): the variational bound (arXiv:2107.00630).
+
+    Their equation 15 for x0, as importance weights of the training `noise`, so that the expectation is the bound's
+    integral over ln(sigma) whatever noise is trained on.
+    """
+
+    def __init__(self, noise: NoiseDistribution):
+        if isinstance(noise, Discrete):
+            raise ValueError("weighting=elbo: needs a noise with a density; noise=discrete has steps")
+        self.noise = noise
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        low, high = (self.noise.cdf(sigma.double() * math.exp(shift)) for shift in (-_STEP, _STEP))
+        return (1 / sigma.double() ** 2 / ((high - low) / (2 * _STEP)).clamp(min=1e-12)).to(sigma)
+
+
+_STEP = 0.02  # in ln(sigma), of the density's central difference
 
 
 class MinSNR(Weighting):

@@ -200,6 +200,11 @@ class Autoencoder(nn.Module):
         image_channels: int = 3,
     ):
         super().__init__()
+        if len(multipliers) < 2:
+            raise ValueError(
+                "autoencoder.multipliers: one level is f = 1, pixel space, where there is nothing to train; train the "
+                "diffusion model with first_stage=null"
+            )
         if channels % norm_groups:
             raise ValueError(f"autoencoder.channels={channels} must be a multiple of norm_groups={norm_groups}")
         self.f = 2 ** (len(multipliers) - 1)

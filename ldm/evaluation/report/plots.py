@@ -166,6 +166,31 @@ def rate_distortion(
     return draw(path, 425 + legend_height([*codecs, *models]), paint)
 
 
+def quality_over_speed(
+    path: Path | str, models: Mapping[str, Sequence[tuple[float, float, str]]], *, quality_label: str
+) -> Path:
+    """Curves {model: [(samples per second, quality, label)]}: speed across, logarithmic; lower quality is better."""
+    if not models:
+        raise ValueError("quality_over_speed needs at least one model")
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        entries = {}
+        for place, (name, points) in enumerate(models.items()):
+            color, marker = theme.series[place % len(theme.series)], MARKERS[place % len(MARKERS)]
+            rates, values, _ = zip(*points, strict=True)
+            (entries[name],) = axes.plot(
+                rates, values, LINES[place % len(LINES)], color=color, marker=marker, markeredgecolor=theme.surface
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.margins(0.1)
+        label(axes, theme, "samples/s (labels: sampling steps)", f"{quality_label} (lower is better)")
+        legend(axes, entries)
+        label_points(axes, theme, [[(text, rate, value) for rate, value, text in points] for points in models.values()])
+
+    return draw(path, 425 + legend_height(models), paint)
+
+
 def interval_bars(path: Path | str, losses: Mapping[str, tuple[float, float]]) -> Path:
     """Per noise interval {name: (parent's loss, expert's loss)}: the change in per cent, both losses in figures.
 
