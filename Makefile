@@ -33,10 +33,10 @@ clean:
 	@date +%s > .install-began
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv .venv
 	$(BIN)/python -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 14), "Python 3.11 to 3.13 is needed"'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e .
 	@echo $$(( $$(date +%s) - $$(cat .install-began) )) > .venv/.install-seconds; rm .install-began
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
