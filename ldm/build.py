@@ -63,7 +63,16 @@ def _conditioner(parts: Parts) -> Conditioners:
 
 def _first_stage(parts: Parts) -> Any:
     path = parts.tree.get("first_stage")
+    if not path and parts.tree.get("autoencoder"):
+        raise ValueError("first_stage: has to be given, a run of the autoencoder that this experiment names")
     return load_first_stage(Path(path)) if path else Identity()
+
+
+def _latent_width(parts: Parts) -> int:
+    """Channels of the latents: of the first stage, or of the one that the tree describes but does not have yet."""
+    if parts.tree.get("autoencoder") and not parts.tree.get("first_stage"):
+        return parts["regularizer"].latent_channels
+    return parts["first_stage"].spec.channels
 
 
 def load_first_stage(path: Path) -> FirstStage:
@@ -80,11 +89,16 @@ def load_first_stage(path: Path) -> FirstStage:
     return FirstStage(parts["autoencoder"], parts["regularizer"], mean, std, found.digest)
 
 
+def is_first_stage(tree: dict[str, Any]) -> bool:
+    """Whether a tree trains a first stage; one with a network may only say which first stage it is for."""
+    return bool(tree.get("autoencoder")) and not tree.get("network")
+
+
 def load_autoencoder(path: Path) -> tuple[Parts, weights.Weights]:
     """The parts of an autoencoder's run, its averaged weights in them, and those weights; finished or not."""
     found = weights.load(path)
     parts = Parts(load_tree(found.run / "config.yaml"))
-    if not parts.tree.get("autoencoder"):
+    if not is_first_stage(parts.tree):
         raise ValueError(f"first_stage={path}: not an autoencoder's run")
     model = nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
     weights.load_strict(model, found.state, str(found.path))
@@ -107,8 +121,8 @@ FACTS = {
     "first_stage": _first_stage,
     "denoiser": _denoiser,
     "sampling": _sampling,
-    "in_channels": lambda parts: parts["first_stage"].spec.channels,
-    "out_channels": lambda parts: parts["first_stage"].spec.channels,
+    "in_channels": _latent_width,
+    "out_channels": _latent_width,
     "tokens_width": lambda parts: parts["conditioner"].widths()["tokens_width"],
     "vector_width": lambda parts: parts["conditioner"].widths()["vector_width"],
     "concat_channels": lambda parts: parts["conditioner"].widths()["concat_channels"],

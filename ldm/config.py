@@ -35,7 +35,7 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
     "prompt negative_prompt prompts first_stage branch model run runs_dir out source checkpoint overrides "
-    "autoencoder_overrides diffusion_overrides "
+    "autoencoder_overrides diffusion_overrides validation "
     "data.train data.validation".split()
 )
 

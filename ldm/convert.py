@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.build import Parts
+from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import export, foreign, resume, weights
 from ldm.config import load_tree
 from ldm.diffusion.draws import normal
@@ -22,20 +22,43 @@ FORMATS = ("safetensors", "published", "diffusers")
 
 
 def layout(tree: dict[str, Any]) -> list[str]:
-    """Lines ``key<TAB>shape`` of the published layout of what `tree` trains; nothing is allocated."""
-    return [f"{name}\t{list(tensor.shape)}" for name, tensor in _published(tree).items()]
+    """Lines ``key<TAB>shape`` of the published layout of what `tree` trains; nothing is allocated.
+
+    A diffusion model's has the buffers of its schedule, the network, its average, the first stage and the conditioner.
+    """
+    state = _published(tree) if is_first_stage(tree) else _published_diffusion(tree)
+    return [f"{name}\t{list(tensor.shape)}" for name, tensor in state.items()]
 
 
 def _published(tree: dict[str, Any]) -> foreign.State:
-    """The published state of a tree's model, on the meta device."""
+    """The published state of a tree's first stage, on the meta device."""
     with torch.device("meta"):
         return foreign.published(foreign.FIRST_STAGE, _model(Parts(tree)).state_dict())
 
 
+def _published_diffusion(tree: dict[str, Any]) -> foreign.State:
+    """The published state of a tree's whole latent diffusion model, on the meta device."""
+    if not tree.get("network") or not tree.get("autoencoder"):
+        raise ValueError("experiment: only first stages and the diffusion models of conf/experiment/ldm are published")
+    parts = Parts(tree)
+    length = len(parts["schedule"].sigmas)
+    with torch.device("meta"):
+        network, conditioner = parts["network"], parts["conditioner"]
+        state = {name: torch.empty(length) for name in foreign.SCHEDULE}
+        state |= {f"{foreign.NETWORK}{name}": value for name, value in network.state_dict().items()}
+        if tree["ema"]:
+            state |= {f"{foreign.AVERAGE}{name}": torch.empty(()) for name in ("decay", "num_updates")}
+            state |= {foreign.average_name(name): value for name, value in network.named_parameters()}
+        state |= {f"first_stage_model.{name}": value for name, value in _published(tree).items()}
+        for part in conditioner.parts.values():
+            state |= {f"cond_stage_model.{name}": value for name, value in part.state_dict().items()}
+        if tree["task"]["single_factor"]:
+            state["scale_factor"] = torch.empty(())
+    return state
+
+
 def _model(parts: Parts) -> nn.ModuleDict:
-    """The model of a first stage's tree, as its run saves it."""
-    if not parts.tree.get("autoencoder"):
-        raise ValueError("experiment: only first stages have a published layout here so far")
+    """The first stage that a tree describes, as its own run saves it."""
     return nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
 
 
@@ -47,6 +70,8 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
     """
     if (out / "config.yaml").exists():
         raise ValueError(f"out={out}: there is a run already; give another folder")
+    if not is_first_stage(tree):
+        raise ValueError("experiment: only first stages can be imported so far")
     state, counters = foreign.read(checkpoint)
     state, average = foreign.split_average(state)
     parts = Parts(tree)
@@ -120,7 +145,7 @@ def export_model(path: Path, form: str, out: Path) -> list[Path]:
         raise ValueError(f"format={form}: there are {', '.join(FORMATS)}")
     found = weights.load(path)
     tree = load_tree(found.run / "config.yaml")
-    if not tree.get("autoencoder"):
+    if not is_first_stage(tree):
         raise ValueError(f"model={path}: only first stages can be exported so far")
     latent = found.metadata.get("latent")
     if form != "published" and latent is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from toys import Process, train
+from toys import QUICKSTART, Process, train
 
 from ldm.config import compose
 from ldm.evaluation.evaluate import evaluate
@@ -53,5 +53,9 @@ def test_two_processes_measure_the_same(first_stage: Run, measured: Path, tmp_pa
 
 def test_a_run_without_validation_images_says_so(tmp_path: Path):
     run = train("quickstart/autoencoder", tmp_path, "data.validation=null")
-    with pytest.raises(ValueError, match=r"data\.validation="):
+    with pytest.raises(ValueError, match=r"validation="):
         evaluate(compose("evaluate", [f"model={run.folder}", *OPTIONS]))
+    [weights] = run.folder.glob("weights/*.ema.safetensors")
+    shards = f"validation={QUICKSTART}/validation-00000.tar"
+    rows, _ = evaluate(compose("evaluate", [f"model={weights}", f"out={tmp_path}", "num_samples=3", shards, *OPTIONS]))
+    assert rows[0]["metric"] == "psnr"

@@ -49,7 +49,7 @@ TINY_PARTS = {
     "ldm.first_stage.reconstruction.ReconstructionLoss": ["lpips.net=alex", "start_step=1"],
     "ldm.networks.unet.UNet": [
         "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",
-        "patch_size=1",
+        "patch_size=1", "num_heads=null",
     ],
 }  # fmt: skip
 
@@ -67,6 +67,8 @@ def _tiny(experiment: str) -> list[str]:
     for group, part in tree.items():
         if isinstance(part, dict):
             words += [f"{group}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
+    if tree["task"].get("single_factor"):  # the toy first stage whitens each channel
+        words.append("task.single_factor=false")
     if tree["autoencoder"]:  # as many levels as it has
         words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))
     return words

@@ -31,6 +31,19 @@ FIRST_STAGE_LOSS: Names = (
 LEFT_OUT = ("loss.perceptual_loss.", "loss.colorize")
 AVERAGE = "model_ema."
 
+# A latent diffusion model: its schedule's buffers, in their order, and the prefix of its network.
+SCHEDULE = (
+    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
+    "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
+    "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2"
+).split()
+NETWORK = "model.diffusion_model."
+
+
+def average_name(name: str) -> str:
+    """The name of a network's parameter in the average of a published latent diffusion model."""
+    return f"{AVERAGE}diffusion_model{name.replace('.', '')}"
+
 
 def published(names: Names, state: Mapping[str, Tensor]) -> State:
     """Our state under the published names and in their order; what `names` does not know is left out."""

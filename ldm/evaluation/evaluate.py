@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ldm.build import Parts
+from ldm.build import Parts, is_first_stage
 from ldm.config import instantiate, load_tree
 from ldm.device import choose
 from ldm.evaluation.first_stage import evaluate_first_stage
@@ -27,8 +27,9 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
 
     A diffusion model gives a row for each guidance scale, a first stage one for each metric (no rows on ranks but 0).
     """
-    config = Path(tree["model"]) / "config.yaml"
-    if config.exists() and load_tree(config).get("autoencoder"):
+    path = Path(tree["model"])
+    config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
+    if config.exists() and is_first_stage(load_tree(config)):
         return evaluate_first_stage(tree)
     scales = [float(scale) for scale in tree["guidance"]["scale"]]
     if not scales or tree["num_samples"] < 2:

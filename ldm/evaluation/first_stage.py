@@ -33,17 +33,21 @@ SHOWN = 8  # images of each kind in the picture
 def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     """Measure the first stage of `tree` (conf/evaluate.yaml) on up to `num_samples` of its validation images.
 
-    Returns rows (metric, value, spread over images, higher or lower) and their folder, where ``first_stage.json`` and
+    Returns rows (metric, value, std over images) and their folder, where ``first_stage.json`` and
     ``first_stage.csv`` hold them and ``reconstructions.png`` shows the worst and the median images.
     """
     device = choose(tree["device"])
     path = Path(tree["model"])
     parts, found = load_autoencoder(path)
+    if tree.get("validation"):
+        own = parts.tree["data"]
+        own |= {"validation": tree["validation"], "validation_samples": None}
+        own["train"] = tree["validation"] if own["train"] == "???" else own["train"]
     data = parts["data"]
     data.setup()
     count = min(tree["num_samples"], data.num_validation)
     if count < 2:
-        raise ValueError(f"model={path}: its data has {count} validation images; name some with data.validation=")
+        raise ValueError(f"model={path}: its data has {count} validation images; name some with validation=")
     folder = Path(tree["out"]) if tree["out"] else found.run / "evaluation"
     autoencoder, regularizer = parts["autoencoder"].to(device), parts["regularizer"].to(device)
     backbone = instantiate(tree["metric"], Parts(tree).__getitem__, "metric").to(device)

@@ -27,6 +27,7 @@ class DiffusionTask(Task):
     """Trains `denoiser` (and the trainable conditioners) on `expert`'s part of `noise`.
 
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
+    `single_factor`: take only a first stage whose latents are whitened by one factor (`scale_by_std`, as published).
     """
 
     def __init__(
@@ -45,7 +46,14 @@ class DiffusionTask(Task):
         seed: int,
         data: ShardData,
         keep_latents: bool = False,
+        single_factor: bool = False,
     ):
+        spec = first_stage.spec
+        if single_factor and (any(spec.mean) or len(set(spec.std)) > 1):
+            raise ValueError(
+                "task.single_factor: this model is for latents whitened by one factor, and the first stage whitens "
+                "each channel by its own mean and std: train it with task.single_factor=true too, or set it false here"
+            )
         if keep_latents and data.augments:
             raise ValueError(
                 "task.keep_latents keeps one latent per image, but data.horizontal_flip_prob or data.random_crop "

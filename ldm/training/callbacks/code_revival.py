@@ -38,19 +38,23 @@ class CodeRevival(pl.Callback):
         self, trainer: pl.Trainer, task: Task, outputs: Any, batch: dict[str, Any], batch_index: int
     ) -> None:
         if task.stepped and task.step % self.every_steps == 0:
-            revived = self.revive(trainer, task, batch["image"])
+            revived = self.revive(trainer, task, batch["image"], batch["number"])
             for logger in trainer.loggers:
                 logger.log_metrics({"train/revived_codes": revived}, step=task.step)
 
-    def revive(self, trainer: pl.Trainer, task: Task, image: Tensor) -> int:
-        """Set dead codes, the same on all ranks, to features of their images [B, 3, H, W]. Returns how many."""
+    def revive(self, trainer: pl.Trainer, task: Task, image: Tensor, numbers: Tensor) -> int:
+        """Set dead codes, the same on all ranks, to features of their images [B, 3, H, W], numbered `numbers` [B].
+
+        Returns how many codes were dead.
+        """
         dead = (all_reduce_sum(self._regularizer.hits) < self.min_hits).nonzero()[:, 0]
         self._regularizer.hits.zero_()
         if not len(dead):
             return 0
         with trainer.precision_plugin.forward_context():
-            features = task.autoencoder.encode(image).float().movedim(1, -1).flatten(0, -2).contiguous()
-        features = torch.cat(gather(features))  # [values, C]
+            features = task.autoencoder.encode(image).float().movedim(1, -1).contiguous()
+        order = torch.cat(gather(numbers)).argsort()  # that of the samples, however they are spread over ranks
+        features = torch.cat(gather(features))[order].flatten(0, -2)  # [values, C]
         draws = uniform(task.seed, "revival", torch.arange(len(dead), device=dead.device), stream=task.step)[:, 0]
         chosen = (draws * len(features)).long().clamp(max=len(features) - 1)
         weight = self._regularizer.embedding.weight
