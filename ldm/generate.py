@@ -5,6 +5,7 @@ An image is a function of the model, its prompt, the seed and its number: not of
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,13 +50,17 @@ def generate(
     shape = (spec.channels, size // spec.f, size // spec.f)
     keep = conditioner.drop_none(len(numbers))
     cond = conditioner(batch, drop=keep)
-    null = conditioner(negative, drop=keep) if negative else conditioner(batch, drop=conditioner.drop_all(len(numbers)))
+
+    @cache
+    def null() -> dict[str, Tensor]:  # asked for by guidance that compares, which is not every one
+        drop = keep if negative else conditioner.drop_all(len(numbers))
+        return conditioner(negative or batch, drop=drop)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(x, sigma, cond)
 
     def reference(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(x, sigma, null)
+        return denoiser(x, sigma, null())
 
     def noise(step: int) -> Tensor:
         return normal(seed, "sampler noise", numbers, shape, stream=step)
