@@ -94,13 +94,18 @@ def is_first_stage(tree: dict[str, Any]) -> bool:
     return bool(tree.get("autoencoder")) and not tree.get("network")
 
 
+def first_stage_model(parts: Parts) -> nn.ModuleDict:
+    """The first stage that a tree describes, under the names its run saves it by."""
+    return nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
+
+
 def load_autoencoder(path: Path) -> tuple[Parts, weights.Weights]:
     """The parts of an autoencoder's run, its averaged weights in them, and those weights; finished or not."""
     found = weights.load(path)
     parts = Parts(load_tree(found.run / "config.yaml"))
     if not is_first_stage(parts.tree):
         raise ValueError(f"first_stage={path}: not an autoencoder's run")
-    model = nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
+    model = first_stage_model(parts)
     weights.load_strict(model, found.state, str(found.path))
     model.eval().requires_grad_(False)
     return parts, found

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.build import Parts, is_first_stage
+from ldm.build import Parts, first_stage_model, is_first_stage
 from ldm.checkpoint import export, foreign, resume, weights
 from ldm.config import load_tree
 from ldm.diffusion.draws import normal
@@ -33,7 +33,7 @@ def layout(tree: dict[str, Any]) -> list[str]:
 def _published(tree: dict[str, Any]) -> foreign.State:
     """The published state of a tree's first stage, on the meta device."""
     with torch.device("meta"):
-        return foreign.published(foreign.FIRST_STAGE, _model(Parts(tree)).state_dict())
+        return foreign.published(foreign.FIRST_STAGE, first_stage_model(Parts(tree)).state_dict())
 
 
 def _published_diffusion(tree: dict[str, Any]) -> foreign.State:
@@ -48,18 +48,15 @@ def _published_diffusion(tree: dict[str, Any]) -> foreign.State:
         state |= {f"{foreign.NETWORK}{name}": value for name, value in network.state_dict().items()}
         if tree["ema"]:
             state |= {f"{foreign.AVERAGE}{name}": torch.empty(()) for name in ("decay", "num_updates")}
-            state |= {foreign.average_name(name): value for name, value in network.named_parameters()}
+            state |= {
+                foreign.average_name(f"diffusion_model.{name}"): value for name, value in network.named_parameters()
+            }
         state |= {f"first_stage_model.{name}": value for name, value in _published(tree).items()}
         for part in conditioner.parts.values():
             state |= {f"cond_stage_model.{name}": value for name, value in part.state_dict().items()}
         if tree["task"]["single_factor"]:
             state["scale_factor"] = torch.empty(())
     return state
-
-
-def _model(parts: Parts) -> nn.ModuleDict:
-    """The first stage that a tree describes, as its own run saves it."""
-    return nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
 
 
 def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_factor: float | None) -> Run:
@@ -72,10 +69,10 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
         raise ValueError(f"out={out}: there is a run already; give another folder")
     if not is_first_stage(tree):
         raise ValueError("experiment: only first stages can be imported so far")
-    state, counters = foreign.read(checkpoint)
+    state, step = foreign.read(checkpoint)
     state, average = foreign.split_average(state)
     parts = Parts(tree)
-    model = _model(parts)
+    model = first_stage_model(parts)
     kept = {name: value for name, value in state.items() if not name.startswith(foreign.LEFT_OUT)}
     training = {name: value for name, value in kept.items() if name.startswith("loss.")}
     theirs = {name: value.float() for name, value in kept.items() if name not in training}
@@ -85,7 +82,6 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
     ema = {name: value.float() for name, value in foreign.ours(foreign.FIRST_STAGE, average).items() if name in own}
     latent = _latent(parts, model, scale_factor, ema)
 
-    step = counters["global_step"]
     run = Run(out, {**tree, "run": out.name, "runs_dir": str(out.parent), "max_steps": max(step, 1)})
     run.lineage = {"run": out.name, "parent": None, "code_version": code_version()}
     run.begin()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoint.foreign import AVERAGE, State
+from ldm.checkpoint.foreign import State, average_name
 from ldm.files import replace, write_text
 
 
@@ -22,7 +22,7 @@ def write_published(path: Path, state: Mapping[str, Tensor], average: Mapping[st
 
     `state` and `average` bear the published names.
     """
-    ema = {AVERAGE + name.replace(".", ""): value for name, value in average.items()}
+    ema = {average_name(name): value for name, value in average.items()}
     content = {"state_dict": {**state, **ema}, "global_step": global_step}
     replace(path, lambda temporary: torch.save(content, temporary))
 

@@ -41,8 +41,8 @@ NETWORK = "model.diffusion_model."
 
 
 def average_name(name: str) -> str:
-    """The name of a network's parameter in the average of a published latent diffusion model."""
-    return f"{AVERAGE}diffusion_model{name.replace('.', '')}"
+    """Where a published average holds the parameter `name`: under its name without dots."""
+    return AVERAGE + name.replace(".", "")
 
 
 def published(names: Names, state: Mapping[str, Tensor]) -> State:
@@ -70,12 +70,11 @@ def split_average(state: Mapping[str, Tensor]) -> tuple[State, State]:
     An average's names are those of the parameters without dots, so they are found through them.
     """
     plain = {key: value for key, value in state.items() if not key.startswith(AVERAGE)}
-    average = {key: state[AVERAGE + key.replace(".", "")] for key in plain if AVERAGE + key.replace(".", "") in state}
-    return plain, average
+    return plain, {key: state[average_name(key)] for key in plain if average_name(key) in state}
 
 
-def read(path: Path) -> tuple[State, dict[str, int]]:
-    """The state dict of a published file, and its counters (``global_step`` where it has one). Executes nothing.
+def read(path: Path) -> tuple[State, int]:
+    """The state dict of a published file, and its ``global_step`` (0 where it has none). Executes nothing.
 
     Raises ValueError if it cannot be read so, or holds no state dict.
     """
@@ -89,7 +88,7 @@ def read(path: Path) -> tuple[State, dict[str, int]]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint={path}: holds no state dict (a mapping of names to tensors)")
     step = content.get("global_step", 0)
-    return dict(state), {"global_step": step if isinstance(step, int) else 0}
+    return dict(state), step if isinstance(step, int) else 0
 
 
 class _Inert:

@@ -23,9 +23,13 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def all_reduce_sum(value: Tensor) -> Tensor:
     """`value` summed over all ranks; itself when there is one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if _world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
     return value
@@ -33,15 +37,14 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """`value` averaged over all ranks; itself when there is one."""
-    world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return all_reduce_sum(value) / world_size if world_size > 1 else value
+    return all_reduce_sum(value) / _world_size() if _world_size() > 1 else value
 
 
 def gather(value: Tensor) -> list[Tensor]:
     """`value` of every rank, in their order; all have its shape."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if _world_size() == 1:
         return [value]
-    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    found = [torch.empty_like(value) for _ in range(_world_size())]
     dist.all_gather(found, value.contiguous())
     return found
 
