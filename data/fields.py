@@ -3,7 +3,9 @@
 A field has two halves: `read` decodes (the result may be kept in memory), `collate` applies the views and stacks.
 """
 
+import io
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -111,6 +113,128 @@ class Mask(Field):
         """Cropped and flipped with the image."""
         windows = [view.crop(value, image_size) for value, view in zip(values, views, strict=True)]
         return torch.from_numpy(np.stack(windows)).float()[:, None]
+
+
+class SemanticMap(Field):
+    """Class numbers of the pixels, int64 [B, H, W], from a one-channel 8-bit image, cut like the image itself."""
+
+    yields = "int64 [B, H, W]"
+
+    def __init__(self, extension: str = "segmentation.png"):
+        self.extension = extension
+
+    def read(self, content: bytes, size: tuple[int, int]) -> np.ndarray:
+        """uint8 [H, W], resized with the nearest pixel."""
+        return resize_nearest(decode_mask(content), size)
+
+    def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:
+        """Cropped and flipped with the image."""
+        windows = [view.crop(value, image_size) for value, view in zip(values, views, strict=True)]
+        return torch.from_numpy(np.stack(windows)).long()
+
+
+class Embeddings(Field):
+    """Precomputed tokens, float32 [B, N, D], from an .npy member [num_tokens, D]; fewer are filled up with zeros."""
+
+    yields = "float32 [B, N, D]"
+
+    def __init__(self, num_tokens: int, extension: str = "npy"):
+        self.num_tokens = num_tokens
+        self.extension = extension
+
+    def read(self, content: bytes, size: tuple[int, int]) -> np.ndarray:
+        """float32 [num_tokens, D]."""
+        try:
+            array = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise BadSample("broken array", str(error)) from None
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
+            raise BadSample("broken array", "expected floats of the shape [tokens, width]")
+        if len(array) > self.num_tokens:
+            raise BadSample("broken array", f"{len(array)} tokens, at most {self.num_tokens} are taken")
+        return np.pad(array.astype(np.float32), ((0, self.num_tokens - len(array)), (0, 0)))
+
+    def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:
+        """Stacked; views do not change an embedding."""
+        return torch.from_numpy(np.stack(values))
+
+
+class Layout(Field):
+    """Objects with boxes as token numbers, int64 [B, 3 max_objects + 2] (arXiv 2112.10752, section 4.3.1).
+
+    The .json member lists them under `key` as ``{"category": 3, "box": [left, top, right, bottom]}``, in shares of the
+    image, perhaps with group, occluded, depiction or inside true. Each becomes three tokens: its class
+    (category + num_classes times the sum of those flags' 1, 2, 4, 8) and the places of its corners on a square grid of
+    floor(sqrt(vocabulary)) a side; two last tokens say where the crop lies. Objects come in random order where the
+    view is random; what lies outside the crop is left out.
+    """
+
+    yields = "int64 [B, N]"
+    FLAGS = ("group", "occluded", "depiction", "inside")
+
+    def __init__(
+        self,
+        num_classes: int,
+        key: str = "objects",
+        extension: str = "json",
+        vocabulary: int = 8192,
+        max_objects: int = 30,
+    ):
+        self.side = math.isqrt(vocabulary)
+        if not 1 <= num_classes * 2 ** len(self.FLAGS) < vocabulary:
+            raise ValueError(f"num_classes={num_classes}: 16 times as many class tokens must fit below {vocabulary}")
+        self.num_classes = num_classes
+        self.key = key
+        self.extension = extension
+        self.none = vocabulary - 1
+        self.max_objects = max_objects
+
+    def read(self, content: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Class tokens [K], boxes [K, 4] and the resized image's size."""
+        objects = _entry(content, self.key, "missing objects")
+        try:
+            classes = np.array([self._class_token(entry) for entry in objects], dtype=np.int64)
+            boxes = np.array([entry["box"] for entry in objects], dtype=np.float64).reshape(-1, 4)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadSample("broken objects", f"{self.key}: {type(error).__name__} {error}") from None
+        if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, :2] > boxes[:, 2:]).any():
+            raise BadSample("broken objects", f"{self.key}: a box is left, top, right, bottom in shares of the image")
+        return classes, boxes, size
+
+    def _class_token(self, entry: Mapping[str, Any]) -> int:
+        category = entry["category"]
+        if type(category) is not int or not 0 <= category < self.num_classes:
+            raise ValueError(f"category {category!r} is not in 0..{self.num_classes - 1}")
+        flags = sum(2**place for place, name in enumerate(self.FLAGS) if entry.get(name))
+        return category + self.num_classes * flags
+
+    def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:
+        """One row of tokens for each sample."""
+        return torch.stack([self._tokens(*v, view, image_size) for v, view in zip(values, views, strict=True)])
+
+    def _tokens(
+        self, classes: np.ndarray, boxes: np.ndarray, size: tuple[int, int], view: View, image_size: int
+    ) -> torch.Tensor:
+        width, height = size
+        left, top = view.corner(height, width, image_size)
+        crop = np.array([left / width, top / height, (left + image_size) / width, (top + image_size) / height])
+        seen = (boxes[:, :2] < crop[2:]).all(1) & (boxes[:, 2:] > crop[:2]).all(1)
+        order = np.random.Generator(np.random.Philox(int(view.choice * 2**53))).permutation(len(boxes))
+        if view.choice == 0:
+            order = np.arange(len(boxes))
+        chosen = order[seen[order]][: self.max_objects]
+        tokens = np.full((self.max_objects, 3), self.none)
+        tokens[: len(chosen), 0] = classes[chosen]
+        tokens[: len(chosen), 1:] = self._places(boxes[chosen], view.flip)
+        return torch.from_numpy(np.append(tokens, self._places(crop[None], view.flip)))
+
+    def _places(self, boxes: np.ndarray, flip: bool) -> np.ndarray:
+        """Tokens [K, 2] of the top left and bottom right corners of boxes [K, 4], mirrored or not."""
+        left, top, right, bottom = boxes.T
+        if flip:
+            left, right = 1 - right, 1 - left
+        columns, rows = (np.stack(pair, 1) * (self.side - 1) for pair in ((left, right), (top, bottom)))
+        return (np.rint(rows) * self.side + np.rint(columns)).astype(np.int64)
 
 
 def _text(content: bytes) -> str:

@@ -102,10 +102,13 @@ class View:
 
     def crop(self, array: np.ndarray, image_size: int) -> np.ndarray:
         """The window [image_size, image_size, ...] of an array [H, W, ...]."""
-        top = int(self.top * (array.shape[0] - image_size + 1))
-        left = int(self.left * (array.shape[1] - image_size + 1))
+        left, top = self.corner(*array.shape[:2], image_size)
         window = array[top : top + image_size, left : left + image_size]
         return window[:, ::-1] if self.flip else window
+
+    def corner(self, height: int, width: int, image_size: int) -> tuple[int, int]:
+        """(left, top) of the window in an array of that height and width."""
+        return int(self.left * (width - image_size + 1)), int(self.top * (height - image_size + 1))
 
     def choose(self, count: int) -> int:
         """One of `count` alternatives."""

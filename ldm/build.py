@@ -126,6 +126,7 @@ FACTS = {
     "first_stage": _first_stage,
     "denoiser": _denoiser,
     "sampling": _sampling,
+    "encode_image": lambda parts: lambda image: parts["first_stage"].encode(image),
     "in_channels": _latent_width,
     "out_channels": _latent_width,
     "tokens_width": lambda parts: parts["conditioner"].widths()["tokens_width"],

@@ -2,10 +2,12 @@
 
     python scripts/convert.py layout experiment=ldm/first_stage/kl_f8
     python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/first_stage/kl_f8 out=runs/kl scale_factor=0.2
+    python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/cin256_v2 out=runs/cin256
     python scripts/convert.py export model=runs/kl format=diffusers out=exported/kl
 
-layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from; without
-scale_factor it measures the latent statistics over data.train. format is safetensors, published or diffusers.
+layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from. scale_factor of the
+latents is that of the file or the published one where it is known; a first stage's is measured over data.train if that is given.
+format is safetensors, published or diffusers.
 """
 
 from pathlib import Path

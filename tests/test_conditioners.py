@@ -1,13 +1,17 @@
 """Conditioners: drop all is null, merging by slot, addressed drops, a text encoding that depends on its text alone."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ldm.conditioners.base import Conditioners, check_network
-from ldm.conditioners.image import ImageConcat
+from ldm.conditioners.embeddings import Embeddings
+from ldm.conditioners.image import LowResolution, MaskedImage, SemanticMap, holes
 from ldm.conditioners.label import Label
 from ldm.conditioners.text import TextEncoder, TextTokens, text_tokens
+from ldm.conditioners.transformer import CaptionTransformer, LayoutTransformer
 from ldm.networks.unet import UNet
 
 WORDS = ["a", "red", "blue", "heart", "cat", "dog", "on", "the", "moon"]
@@ -39,7 +43,7 @@ def conditioners(encoder):
             "text": TextTokens(encoder, drop_prob=0.5),
             "label": Label(3, width=8, slot="tokens"),
             "class_vector": Label(3, width=5, slot="vector"),
-            "low": ImageConcat("image", 3, downscale=2),
+            "low": LowResolution(factor=2),
         }
     )
 
@@ -159,7 +163,7 @@ def test_missing_fields_and_wrong_labels_are_named(conditioners):
         text({"label": BATCH["label"]}, drop)
     with pytest.raises(ValueError, match=r"num_classes=3 asks for 0\.\.2"):
         label({"label": torch.tensor([3])}, drop)
-    with pytest.raises(ValueError, match="downscale=2"):
+    with pytest.raises(ValueError, match="factor=2"):
         conditioners.parts["low"]({"image": torch.zeros(1, 3, 7, 8)}, drop)
 
 
@@ -187,3 +191,102 @@ def test_conditions_fit_the_network_built_for_their_widths(conditioners):
     network = UNet(3, 3, 16, [1, 2], num_blocks=1, num_heads=2, norm_groups=8, **conditioners.widths())
     cond = conditioners(BATCH, drop=conditioners.drop_none(3))
     assert network(torch.zeros(3, 3, 4, 4), torch.ones(3), **cond).shape == (3, 3, 4, 4)
+
+
+# Images, layouts, transformers
+
+
+class Encoder:
+    """A first stage's encoding, f = 4: averages, two channels."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(image, 4)[:, :2]
+
+
+KEEP = torch.zeros(2, dtype=torch.bool)
+
+
+def test_low_resolution_is_given_or_reduced_from_the_image():
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    conditioner = LowResolution(factor=4)
+    low = conditioner({"image": image}, KEEP)["concat"]
+    assert low.shape == (2, 3, 4, 4)
+    expected = np.asarray(Image.fromarray(image[0, 0].numpy()).resize((4, 4), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(low[0, 0].numpy(), expected.clip(-1, 1), atol=1e-5)
+    assert torch.equal(conditioner({"low_resolution": low, "image": image}, KEEP)["concat"], low)
+    with pytest.raises(ValueError, match="low_resolution needs 'image'"):
+        conditioner({}, KEEP)
+
+
+def test_a_masked_image_hides_what_is_in_the_hole_and_says_where_it_is():
+    conditioner = MaskedImage(Encoder(), in_channels=2, seed=0)
+    image, other = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, 4:12] = 1
+    concat = conditioner({"image": image, "mask": mask}, KEEP)["concat"]
+    assert concat.shape == (2, 3, 4, 4) == (2, conditioner.width, 4, 4)
+    assert torch.equal(concat[0, 2, :, 0], torch.tensor([-1.0, 1, 1, -1]))
+    filled = conditioner({"image": image.where(mask < 1, other), "mask": mask}, KEEP)["concat"]
+    assert torch.equal(filled, concat) and torch.equal(concat[:, :2, 1:3], torch.full((2, 2, 2, 4), -1.0))
+    assert torch.equal(concat[:, :2, 0], Encoder()(image)[:, :, 0])
+
+
+def test_holes_are_drawn_by_seed_and_number():
+    numbers = torch.arange(500)
+    masks = holes(0, numbers, 16, 24)
+    assert masks.shape == (500, 1, 16, 24) and set(masks.unique().tolist()) == {0, 1}
+    assert torch.equal(masks[100:200:7], holes(0, numbers[100:200:7], 16, 24))
+    assert not torch.equal(masks, holes(1, numbers, 16, 24))
+    covered = masks.mean((1, 2, 3))
+    assert covered.min() > 0 and covered.max() < 1 and 0.1 < covered.mean() < 0.5
+    image = {"image": torch.ones(3, 3, 16, 24), "number": numbers[:3]}
+    concat = MaskedImage(Encoder(), in_channels=2, seed=0)(image, torch.zeros(3, dtype=torch.bool))["concat"]
+    small = torch.nn.functional.interpolate(masks[:3], (4, 6), mode="nearest")
+    assert torch.equal(concat[:, 2:], small * 2 - 1)
+
+
+def test_a_semantic_map_mixes_the_shares_of_its_classes():
+    conditioner = SemanticMap(num_classes=3, channels=2, factor=4)
+    classes = torch.zeros(1, 8, 8, dtype=torch.int64)
+    classes[:, :, 4:] = 2
+    concat = conditioner({"segmentation": classes}, KEEP[:1])["concat"]
+    weight = conditioner.channel_mapper.weight[:, :, 0, 0]  # [channels, classes]
+    torch.testing.assert_close(concat[0, :, 0, 0], weight[:, 0])
+    torch.testing.assert_close(concat[0, :, 1, 1], weight[:, 2])
+    with pytest.raises(ValueError, match="num_classes=3"):
+        conditioner({"segmentation": classes + 1}, KEEP[:1])
+    with pytest.raises(ValueError, match="power of 2"):
+        SemanticMap(num_classes=3, factor=3)
+
+
+def test_layouts_and_embeddings_have_their_nulls_and_their_sizes():
+    layout = LayoutTransformer(width=8, depth=1, vocabulary=50, num_tokens=5)
+    ids = torch.randint(0, 49, (2, 5), generator=torch.Generator().manual_seed(0))
+    tokens = layout({"layout": ids}, torch.tensor([False, True]))["tokens"]
+    assert tokens.shape == (2, 5, 8)
+    torch.testing.assert_close(tokens[1:], layout({"layout": torch.full((1, 5), 49)}, KEEP[:1])["tokens"])
+    assert torch.equal(layout({}, ~KEEP)["tokens"][0], layout({}, ~KEEP)["tokens"][1])
+    for wrong in (ids[:, :4], ids + 40):
+        with pytest.raises(ValueError, match="layout_transformer"):
+            layout({"layout": wrong}, KEEP)
+
+    embeddings = Embeddings(width=4, num_tokens=3)
+    given = torch.rand(2, 3, 4)
+    tokens = embeddings({"embeddings": given}, torch.tensor([False, True]))["tokens"]
+    assert torch.equal(tokens[0], given[0]) and not tokens[1].any()
+    assert torch.equal(embeddings({}, ~KEEP)["tokens"], torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match=r"embeddings\.width=4"):
+        embeddings({"embeddings": given[..., :2]}, KEEP)
+
+
+def test_a_caption_transformer_is_trained_and_its_logits_are_not(tmp_path):
+    conditioner = CaptionTransformer(width=8, depth=1, max_tokens=9)
+    tokens = conditioner({"caption": ["a red heart", "x"]}, torch.tensor([False, True]))["tokens"]
+    assert tokens.shape == (2, 9, 8)
+    torch.testing.assert_close(tokens[1], conditioner({"caption": [""]}, KEEP[:1])["tokens"][0])
+    tokens.sum().backward()
+    without = {name for name, parameter in conditioner.named_parameters() if parameter.grad is None}
+    assert without == {"transformer.to_logits.weight", "transformer.to_logits.bias"}
+    small = CaptionTransformer(width=8, depth=1, vocabulary=10)
+    with pytest.raises(ValueError, match=r"caption_transformer\.vocabulary=10"):
+        small({"caption": ["a"]}, KEEP[:1])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from data.errors import BadSample
-from data.fields import Caption, Field, Label, Mask
+from data.fields import Caption, Embeddings, Field, Label, Layout, Mask, SemanticMap
 from data.transforms import Augmentation, View
 
 SIZE = (8, 8)
@@ -90,3 +90,84 @@ def test_a_mask_moves_with_its_image() -> None:
     assert left[..., :4].eq(1).all() and left[..., 4:].eq(0).all()
     assert collate(Mask(), value, View(left=0.0, flip=True)).equal(left.flip(-1))
     assert collate(Mask(), value, View(left=0.999)).sum() == 0
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_a_semantic_map_is_cut_like_the_image() -> None:
+    classes = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    field = SemanticMap()
+    value = field.read(png(classes), SIZE)
+    assert torch.equal(collate(field, value), torch.from_numpy(classes).long()[None])
+    flipped = field.collate([value], [View(top=0.99, left=0, flip=True)], 4)
+    assert torch.equal(flipped[0], torch.from_numpy(classes[4:, 3::-1].copy()).long())
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_embeddings_are_filled_up_and_never_unpickled() -> None:
+    field, tokens = Embeddings(num_tokens=3), np.ones((2, 4), np.float16)
+    found = collate(field, field.read(npy(tokens), SIZE))
+    assert found.dtype == torch.float32 and found.tolist() == [[[1] * 4, [1] * 4, [0] * 4]]
+    for broken in (
+        b"",
+        npy(np.ones((4, 4))),
+        npy(np.ones(3)),
+        npy(np.array([{}], dtype=object)),
+        npy(np.ones((2, 2), int)),
+    ):
+        with pytest.raises(BadSample):
+            field.read(broken, SIZE)
+
+
+LAYOUT = Layout(num_classes=10, vocabulary=170, max_objects=2)  # a grid of 13 a side, none is 169
+
+
+def test_objects_become_their_class_and_the_places_of_their_corners() -> None:
+    objects = [{"category": 3, "box": [0.25, 0, 0.5, 1]}, {"category": 9, "box": [0, 0, 1, 0.5], "occluded": True}]
+    value = LAYOUT.read(as_json(objects=objects), SIZE)
+    tokens = collate(LAYOUT, value)[0].tolist()
+    assert tokens == [3, 3, 12 * 13 + 6, 9 + 10 * 2, 0, 6 * 13 + 12, 0, 168]
+    flipped = LAYOUT.collate([value], [View(flip=True)], 8)[0].tolist()
+    assert flipped == [3, 6, 12 * 13 + 9, 29, 0, 6 * 13 + 12, 0, 168]
+    one = LAYOUT.read(as_json(objects=objects[:1]), SIZE)
+    assert collate(LAYOUT, one)[0].tolist()[3:6] == [169] * 3
+
+
+def test_a_crop_leaves_out_what_it_does_not_show_and_says_where_it_lies() -> None:
+    objects = [{"category": 1, "box": [0, 0, 0.4, 1]}, {"category": 2, "box": [0.6, 0, 1, 1]}]
+    value = LAYOUT.read(as_json(objects=objects), (16, 8))
+    right = LAYOUT.collate([value], [View(left=0.999)], 8)[0].tolist()
+    assert right[0] == 2 and right[3] == 169
+    assert right[6:] == [6, 168]
+
+
+def test_objects_come_in_an_order_drawn_by_the_view() -> None:
+    objects = [{"category": c, "box": [0, 0, 1, 1]} for c in range(6)]
+    value = LAYOUT.read(as_json(objects=objects), SIZE)
+    views = Augmentation(seed=0, horizontal_flip_prob=0, random_crop=False).views(np.arange(300))
+    first = LAYOUT.collate([value] * 300, views, 8)[:, 0]
+    assert first.bincount(minlength=6).min() > 30
+    assert torch.equal(first, LAYOUT.collate([value] * 300, views, 8)[:, 0])
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [[{"category": 10, "box": [0, 0, 1, 1]}], [{"category": 1}], [{"category": 1, "box": [0.5, 0, 0.2, 1]}], [3], "x"],
+)
+def test_broken_objects_are_bad_samples(objects: object) -> None:
+    with pytest.raises(BadSample, match="objects"):
+        LAYOUT.read(as_json(objects=objects), SIZE)
+
+
+def test_a_vocabulary_too_small_for_the_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes=600"):
+        Layout(num_classes=600)

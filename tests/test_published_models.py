@@ -7,7 +7,7 @@ import torch
 
 from ldm.build import Parts
 from ldm.conditioners.label import Label
-from ldm.config import compose
+from ldm.config import CONF, compose
 from ldm.convert import layout
 
 # M parameters of the network; lines of the published list and the first 12 hex digits of their sha256, where there is
@@ -19,18 +19,50 @@ MODELS = {
     "lsun_churches": (294.97, 1303, "6bbfbf96d23a"),
     "cin256_f8": (394.98, 1566, "5ac23bf0d91a"),
     "cin256_v2": (400.92, 906, "8fdf419739d7"),
+    "text2img_1p45b": (872.30, 1368, "a3df8efca227"),
+    "text2img_cc": (403.62, 2017, "b10fe833ea11"),
+    "layout_openimages": (246.28, 3089, "a54793d93e32"),
+    "semantic_landscapes": (215.23, 652, "0afa399f7695"),
+    "semantic_landscapes_512": (215.23, 652, "0afa399f7695"),
+    "superres_bsr": (113.62, 831, "49d6ef22af0f"),
+    "inpainting_big": (387.25, 1216, "7d7dfcea4ea1"),
+    "rdm_768": (1335.48, 1732, "df2dd7f3efa3"),
 }
+# Of those without a published list: tables 13, 14 and 15, table 6, Stable Diffusion v1.
+UNLISTED = {
+    "cin256_f1": 396.84, "cin256_f2": 390.89, "cin256_f4": 400.92, "cin256_f16": 395.00, "cin256_f32": 395.11,
+    "celeba_f1": 270.46, "celeba_f2": 264.51, "celeba_f4": 274.06, "celeba_f8": 257.73, "celeba_f16": 257.75,
+    "celeba_f32": 257.86, "layout_coco": 312.24, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
+    "inpainting_noattn": 215.23, "inpainting_pixel": 215.23, "sd_v1": 859.52,
+}  # fmt: skip
+# M parameters of the conditioners that come with them.
+CONDITIONERS = {"text2img_1p45b": 581.99, "text2img_cc": 186.15, "layout_openimages": 58.86, "cin256_v2": 0.51}
 
 
 def tree(name: str, *more: str) -> dict:
     return compose("config", [f"experiment=ldm/{name}", *more], complete=False)
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_every_experiment_of_the_paper_is_counted():
+    found = {path.stem for path in CONF.glob("experiment/ldm/*.yaml")}
+    assert found == MODELS.keys() | UNLISTED.keys()
+
+
+@pytest.mark.parametrize("name", [*MODELS, *UNLISTED])
 def test_the_published_models_have_their_parameters(name):
     with torch.device("meta"):
         network = Parts(tree(name))["network"]
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == MODELS[name][0]
+    assert millions(network) == (MODELS[name][0] if name in MODELS else UNLISTED[name])
+
+
+@pytest.mark.parametrize("name", CONDITIONERS)
+def test_their_conditioners_have_theirs(name):
+    with torch.device("meta"):
+        assert millions(Parts(tree(name))["conditioner"]) == CONDITIONERS[name]
+
+
+def millions(module: torch.nn.Module) -> float:
+    return round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
 
 
 @pytest.mark.parametrize("name", MODELS)

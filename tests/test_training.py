@@ -31,7 +31,8 @@ def test_every_experiment_trains_two_steps(
     experiment: str, first_stage: Run, diffusion: Run, tmp_path: Path, request: pytest.FixtureRequest
 ):
     tree = compose("config", tiny(experiment, tmp_path))
-    given = [f"first_stage={first_stage.folder}"] if tree["network"] else []
+    in_pixels = experiment.startswith("ldm/") and not tree["autoencoder"]
+    given = [f"first_stage={first_stage.folder}"] if tree["network"] and not in_pixels else []
     if Path(experiment).name == "expert":
         given = [f"branch={diffusion.folder}", "expert.node=[1,1]"]
     run = train(experiment, tmp_path, *given)

@@ -1,18 +1,30 @@
 """Experiments shrunk to toys: real trainers on the built-in images, in a second or two."""
 
+import atexit
 import csv
+import io
+import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
+import webdataset as wds
+from PIL import Image
 
 from ldm.checkpoint import resume
+from ldm.checkpoint.clip_encoder import write_encoder
+from ldm.conditioners import clip
 from ldm.config import CONF, compose
 from ldm.fit import fit
 from ldm.run import Run
@@ -51,6 +63,9 @@ TINY_PARTS = {
         "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",
         "patch_size=1", "num_heads=null",
     ],
+    "ldm.conditioners.transformer.CaptionTransformer": ["width=8", "depth=1"],
+    "ldm.conditioners.transformer.LayoutTransformer": ["width=8", "depth=1"],
+    "ldm.conditioners.embeddings.Embeddings": ["width=8"],
 }  # fmt: skip
 
 
@@ -63,15 +78,62 @@ def tiny(experiment: str, runs_dir: Path, *more: str) -> list[str]:
 @cache
 def _tiny(experiment: str) -> list[str]:
     words = [f"experiment={experiment}", *TINY_RUN, "~logger"]
-    tree = compose("config", words)
-    for group, part in tree.items():
+    tree = compose("config", words, complete=False)
+    conditioners = {f"conditioner.{name}": part for name, part in (tree["conditioner"] or {}).items()}
+    for place, part in {**tree, **conditioners}.items():
         if isinstance(part, dict):
-            words += [f"{group}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
+            words += [f"{place}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
+    if "conditioner.clip_text" in conditioners:
+        words.append(f"conditioner.clip_text.path={clip_folder()}")
+    if {"layout", "segmentation", "embeddings"} & set(tree["data"]["fields"] or {}):
+        words += [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     if tree["task"].get("single_factor"):  # the toy first stage whitens each channel
         words.append("task.single_factor=false")
     if tree["autoencoder"]:  # as many levels as it has
         words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))
     return words
+
+
+@cache
+def _made() -> Path:
+    """A folder for what several tests read, gone with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="toys-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def annotated_shard() -> Path:
+    """A few built-in images with what the built-in shards lack: objects, a map of classes, embeddings."""
+    path, generator = _made() / "annotated.tar", np.random.default_rng(0)
+    source = wds.WebDataset(str(QUICKSTART / "validation-00000.tar"), shardshuffle=False)
+    with wds.TarWriter(str(path)) as writer:
+        for sample in itertools.islice(source, 16):
+            mask = np.asarray(Image.open(io.BytesIO(sample["mask.png"])).convert("L")) >= 128
+            rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+            height, width = mask.shape
+            box = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+            facts = json.loads(sample["json"])
+            facts["objects"] = [{"category": facts["label"], "box": box}, {"category": 0, "box": [0, 0, 1, 1]}]
+            pixels = io.BytesIO()
+            Image.fromarray(mask.astype(np.uint8) * (1 + facts["label"])).save(pixels, "png")
+            tokens = io.BytesIO()
+            np.save(tokens, generator.standard_normal((3, 8), dtype=np.float32))
+            more = {"json": json.dumps(facts), "segmentation.png": pixels.getvalue(), "npy": tokens.getvalue()}
+            writer.write({"__key__": sample["__key__"], "webp": sample["webp"], **{k: v if isinstance(v, bytes) else
+                          v.encode() for k, v in more.items()}})  # fmt: skip
+    return path
+
+
+@cache
+def clip_folder() -> Path:
+    """CLIP's text encoder, eight channels wide, with random weights and its own tokenizer."""
+    small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with patch.dict(clip.CONFIG, small):
+        published = {name: torch.randn(value.shape) / 3 for name, value in clip.layout().items()}
+        bare = {name.removeprefix("transformer."): value for name, value in published.items()}
+        write_encoder(_made() / "clip", clip.CONFIG, clip.encoder_state(bare))
+    return _made() / "clip"
 
 
 def train(experiment: str, runs_dir: Path, *more: str, run: str | None = None) -> Run:

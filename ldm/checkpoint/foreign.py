@@ -38,6 +38,18 @@ SCHEDULE = (
     "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2"
 ).split()
 NETWORK = "model.diffusion_model."
+LATENT = "first_stage_model."
+CONDITIONER = "cond_stage_model."
+AVERAGE_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
+# What some files hold that no model needs: a sampler's tables, weights of a loss, positions counted from 0.
+IRREGULAR = (
+    "ddim_",
+    "lvlb_weights",
+    "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    "cond_stage_model.transformer.embeddings.position_ids",
+)
+# The factors published with KL first stages, by f and channels, where a diffusion model's file does not hold its own.
+SCALE_FACTORS = {(8, 4): 0.18215, (16, 16): 0.22765929}
 
 
 def average_name(name: str) -> str:

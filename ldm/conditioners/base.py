@@ -24,6 +24,8 @@ class Conditioner(nn.Module, ABC):
     Conditioners drop independently of each other, save those that name another in `drop_with`: same draw, both or none.
     """
 
+    shares_first_stage = False  # whether published files hold the first stage a second time in its place
+
     def __init__(self, slot: str, width: int, drop_prob: float, drop_with: str | None = None):
         super().__init__()
         if slot not in SLOTS:
@@ -41,6 +43,10 @@ class Conditioner(nn.Module, ABC):
 
         A batch whose samples are all dropped need not hold the field.
         """
+
+    def published_state(self) -> dict[str, Tensor]:
+        """What published files hold of it, by their names below the conditioner's."""
+        return self.state_dict()
 
 
 class Conditioners(nn.Module):

@@ -1,34 +1,113 @@
-"""Images and masks as extra input channels (arXiv 2112.10752, sections 4.4 and 4.5)."""
+"""What has the shape of the image, as extra input channels: low resolution, masked images, semantic maps.
 
+arXiv 2112.10752, sections 4.3.2, 4.4 and 4.5.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.diffusion.draws import uniform
 
 
-class ImageConcat(Conditioner):
-    """batch[key] [B, channels, H, W] -> [B, channels, H / downscale, W / downscale]; the null is zero.
+class LowResolution(Conditioner):
+    """batch["low_resolution"] [B, 3, H / factor, W / factor], or batch["image"] [B, 3, H, W] reduced by `factor`.
 
-    `downscale` is the first stage's f where the field has the size of the image. `smooth` averages and interpolates
-    (images); otherwise the nearest value is taken (masks).
+    Reduction is bicubic and antialiased; the pixels stand beside a latent of their size. The null is zero.
     """
 
-    def __init__(self, key: str, channels: int, downscale: int = 1, smooth: bool = True, drop_prob: float = 0.0):
-        super().__init__("concat", channels, drop_prob)
-        self.key = key
-        self.downscale = downscale
-        self.smooth = smooth
+    def __init__(self, factor: int = 4, drop_prob: float = 0.0):
+        super().__init__("concat", 3, drop_prob)
+        if factor < 1:
+            raise ValueError(f"conditioner.low_resolution.factor={factor}: must be at least 1")
+        self.factor = factor
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        image = field(batch, self.key, f"concat of {self.key}").to(drop.device)
-        if image.shape[1] != self.width or image.shape[2] % self.downscale or image.shape[3] % self.downscale:
-            raise ValueError(
-                f"{self.key} {list(image.shape[1:])}: expected {self.width} channels and sides that "
-                f"downscale={self.downscale} divides"
-            )
-        size = [side // self.downscale for side in image.shape[2:]]
-        if self.smooth:
-            image = F.interpolate(image.float(), size, mode="bilinear", antialias=True)
+        if "low_resolution" in batch:
+            low = batch["low_resolution"].to(drop.device).float()
         else:
-            image = F.interpolate(image.float(), size, mode="nearest")
-        return {"concat": image.masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
+            image = field(batch, "image", "low_resolution").to(drop.device).float()
+            if any(side % self.factor for side in image.shape[2:]):
+                raise ValueError(
+                    f"image {list(image.shape[2:])}: its sides must be multiples of "
+                    f"conditioner.low_resolution.factor={self.factor}"
+                )
+            size = [side // self.factor for side in image.shape[2:]]
+            low = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return {"concat": low.masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
+
+
+class MaskedImage(Conditioner):
+    """The encoded image with its hole, and the hole: [B, C + 1, h, w] of C latent channels and a mask in {-1, 1}.
+
+    batch["image"] [B, 3, H, W] and batch["mask"] [B, 1, H, W], 1 where the hole is; without a mask holes are drawn,
+    addressed by (seed, sample number): up to four boxes of up to half a side. The hole is black before it is encoded,
+    by the model's own first stage. The null is zero.
+    """
+
+    shares_first_stage = True
+
+    def __init__(self, encode_image: Callable[[Tensor], Tensor], in_channels: int, seed: int, drop_prob: float = 0.0):
+        super().__init__("concat", in_channels + 1, drop_prob)
+        self.encode_image = encode_image
+        self.seed = seed
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        image = field(batch, "image", "masked_image").to(drop.device)
+        if "mask" in batch:
+            mask = batch["mask"].to(drop.device).float()
+        else:
+            numbers = field(batch, "number", "masked_image").to(drop.device)
+            mask = holes(self.seed, numbers, image.shape[-2], image.shape[-1])
+        latent = self.encode_image(image.where(mask < 0.5, -1.0))
+        small = F.interpolate(mask, latent.shape[2:], mode="nearest") * 2 - 1
+        return {"concat": torch.cat([latent, small], dim=1).masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
+
+
+def holes(seed: int, numbers: Tensor, height: int, width: int, max_boxes: int = 4) -> Tensor:
+    """Masks [B, 1, height, width], 1 in one to `max_boxes` boxes of an eighth to half of each side."""
+    draws = uniform(seed, "hole", numbers, 1 + 4 * max_boxes).float()
+    boxes = draws[:, 1:].view(-1, max_boxes, 4, 1)
+    size = 0.125 + 0.375 * boxes[:, :, :2]
+    start = boxes[:, :, 2:] * (1 - size)
+    inside = [
+        (places >= start[:, :, axis]) & (places < start[:, :, axis] + size[:, :, axis])  # [B, max_boxes, side]
+        for axis, places in enumerate(
+            (torch.arange(side, device=numbers.device) + 0.5) / side for side in (height, width)
+        )
+    ]
+    used = torch.arange(max_boxes, device=numbers.device) <= (draws[:, :1] * max_boxes).floor()  # [B, max_boxes]
+    covered = inside[0][..., :, None] & inside[1][..., None, :] & used[:, :, None, None]
+    return covered.any(1, keepdim=True).float()
+
+
+class SemanticMap(Conditioner):
+    """batch["segmentation"] [B, H, W], class numbers in [0, num_classes) -> [B, channels, H / factor, W / factor].
+
+    One-hot, halved by bilinear interpolation until `factor` is reached, mapped by a learned 1x1 convolution: the
+    published spatial rescaler. The null is zero.
+    """
+
+    def __init__(self, num_classes: int, channels: int = 3, factor: int = 4, drop_prob: float = 0.0):
+        super().__init__("concat", channels, drop_prob)
+        self.halvings = round(math.log2(factor)) if factor > 0 else 0
+        if 2**self.halvings != factor:
+            raise ValueError(f"conditioner.semantic_map.factor={factor}: must be a power of 2")
+        self.num_classes = num_classes
+        self.channel_mapper = nn.Conv2d(num_classes, channels, 1, bias=False)
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        classes = field(batch, "segmentation", "semantic_map").to(drop.device)
+        if classes.min() < 0 or classes.max() >= self.num_classes:
+            raise ValueError(
+                f"segmentation {classes.min().item()}..{classes.max().item()}: "
+                f"conditioner.semantic_map.num_classes={self.num_classes} asks for 0..{self.num_classes - 1}"
+            )
+        maps = F.one_hot(classes, self.num_classes).permute(0, 3, 1, 2).float()
+        for _ in range(self.halvings):
+            maps = F.interpolate(maps, scale_factor=0.5, mode="bilinear")
+        return {"concat": self.channel_mapper(maps).masked_fill(drop.view(-1, 1, 1, 1), 0.0)}

@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 class TextEncoder(nn.Module):
     """A Hugging Face encoder with its tokenizer: captions -> `max_tokens` tokens each, `width` wide.
 
-    `model(input_ids, attention_mask).last_hidden_state` is used; `tokenizer` pads and cuts.
+    `model(input_ids, attention_mask).last_hidden_state` is used; `tokenizer` pads and cuts. With
+    `see_padding` padding counts as words: there are always `max_tokens`.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: object, max_tokens: int):
+    def __init__(self, model: nn.Module, tokenizer: object, max_tokens: int, see_padding: bool = False):
         super().__init__()
         limit = model.config.max_position_embeddings
         if not 2 < max_tokens <= limit:
@@ -30,25 +31,29 @@ class TextEncoder(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.see_padding = see_padding
         self.width = model.config.hidden_size
         self.num_cut = 0
 
     @classmethod
-    def load(cls, folder: Path, max_tokens: int) -> "TextEncoder":
+    def load(cls, folder: Path, max_tokens: int, see_padding: bool = False) -> "TextEncoder":
         """Read model and tokenizer from a local folder; nothing is downloaded."""
         # Imported here: seconds that only text models pay.
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # of reading 0.1 s of weights
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens)
+        with torch.device("cpu"):  # also while a model is counted on the meta device
+            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens, see_padding)
 
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B captions -> tokens [B, max_tokens, width] in fp32, zero where padded, and mask [B, max_tokens]."""
         captions = list(captions)
         self._count_cut(captions)
+        if self.see_padding:
+            return self._encode_all(captions)
         given = self.tokenizer(
             captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
@@ -57,6 +62,12 @@ class TextEncoder(nn.Module):
         mask = given.attention_mask.bool()
         missing = self.max_tokens - mask.shape[1]  # the network's width is fixed, the encoder need not see the padding
         return F.pad(hidden.float() * mask[..., None], (0, 0, 0, missing)), F.pad(mask, (0, missing))
+
+    def _encode_all(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.max_tokens).input_ids
+        with torch.autocast(self.model.device.type, enabled=False):
+            hidden = self.model(input_ids=torch.tensor(ids, device=self.model.device)).last_hidden_state
+        return hidden.float(), torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
 
     def _count_cut(self, captions: list[str]) -> None:
         lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False).input_ids]
@@ -83,7 +94,7 @@ class CaptionEncoder:
 
     def __init__(self, encoder: TextEncoder, capacity: int, memo: Memo | None = None):
         self.width = encoder.width
-        self._encoder = Frozen(encoder)
+        self.encoder = Frozen(encoder)
         self._capacity = capacity
         self._memo = {} if memo is None else memo
 
@@ -93,7 +104,7 @@ class CaptionEncoder:
         if not drop.all():
             given = field(batch, "caption", "text")
             captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
-        encoder = self._encoder.on(drop.device)
+        encoder = self.encoder.on(drop.device)
         if not self._capacity:
             return encoder(captions)
         new = {}

@@ -109,7 +109,7 @@ def reconstruct(autoencoder: nn.Module, regularizer: nn.Module, image: Tensor) -
 def _spec(
     f: int, channels: int, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, fingerprint: str
 ) -> LatentSpec:
-    mean, std = (tuple(torch.as_tensor(values, dtype=torch.float64).tolist()) for values in (mean, std))
+    mean, std = (tuple(torch.as_tensor(values, dtype=torch.float64, device="cpu").tolist()) for values in (mean, std))
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"latent mean and std: {len(mean)} and {len(std)} values for {channels} channels")
     if not all(0 < value < float("inf") for value in std):

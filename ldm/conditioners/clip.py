@@ -1,0 +1,80 @@
+"""CLIP's text tokens as Stable Diffusion v1 takes them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.conditioners.base import Batch, Conditioner
+from ldm.conditioners.text import CaptionEncoder, TextEncoder
+
+MAX_TOKENS = 77
+# The text encoder of CLIP ViT-L/14.
+CONFIG = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": MAX_TOKENS,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
+}
+
+
+class ClipText(Conditioner):
+    """batch["caption"], B texts -> tokens [B, 77, 768], padding among them; the null is the encoding of ''.
+
+    `path` is a folder with the encoder, which is frozen and not saved; '???' is no encoder, to count a model alone.
+    """
+
+    def __init__(self, path: str, drop_prob: float = 0.1, memo_captions: int = 0):
+        captions = None if path == "???" else CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions)
+        super().__init__("tokens", captions.width if captions else CONFIG["hidden_size"], drop_prob)
+        self._captions = captions
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        tokens, mask = self._captions(batch, drop)
+        return {"tokens": tokens, "tokens_mask": mask}
+
+    def published_state(self) -> dict[str, Tensor]:
+        if self._captions is None:
+            return layout()
+        state = self._captions.encoder.module.model.state_dict()
+        return {f"transformer.text_model.{_bare(name)}": value for name, value in state.items()}
+
+
+def _encoder(folder: Path) -> TextEncoder:
+    if not (folder / "config.json").exists():
+        raise ValueError(f"conditioner.clip_text.path={folder}: no encoder there (a folder with config.json)")
+    return TextEncoder.load(folder, MAX_TOKENS, see_padding=True)
+
+
+def layout() -> dict[str, Tensor]:
+    """The encoder's state under the names of the published files, on the meta device."""
+    from transformers import CLIPTextConfig, CLIPTextModel  # imported here: seconds that only its users pay
+
+    with torch.device("meta"):
+        state = CLIPTextModel(CLIPTextConfig(**CONFIG)).state_dict()
+    return {f"transformer.text_model.{_bare(name)}": value for name, value in state.items()}
+
+
+def _bare(name: str) -> str:
+    """Without the prefix that transformers before 5.6 has."""
+    return name.removeprefix("text_model.")
+
+
+def encoder_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's published state, fp32, under the names that the installed transformers has for it."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        names = CLIPTextModel(CLIPTextConfig(**CONFIG)).state_dict()
+    bare = {_bare(name): value.float() for name, value in published.items()}
+    return {name: bare[_bare(name)] for name in names}

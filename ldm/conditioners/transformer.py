@@ -1,0 +1,83 @@
+"""Words and layouts as the tokens of a transformer trained with the diffusion model (arXiv 2112.10752, table 17)."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.networks.pretrained import locate
+from ldm.networks.text_transformer import TextTransformer
+
+
+class CaptionTransformer(Conditioner):
+    """batch["caption"], B texts -> tokens [B, max_tokens, width]; the null is the encoding of ''.
+
+    `tokenizer` is a fetched one by name (minilm has BERT's word pieces, as published) or the folder of any Hugging
+    Face one. Texts are padded to `max_tokens`, and padding is seen like any word, as published.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        tokenizer: str = "minilm",
+        vocabulary: int = 30522,
+        max_tokens: int = 77,
+        drop_prob: float = 0.1,
+    ):
+        super().__init__("tokens", width, drop_prob)
+        self.tokenizer_at = tokenizer
+        self.max_tokens = max_tokens
+        self.transformer = TextTransformer(vocabulary, max_tokens, width, depth)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Read when the first caption comes: a layout is counted without it."""
+        from transformers import AutoTokenizer  # imported here: seconds that only text models pay
+
+        folder = Path(self.tokenizer_at).expanduser()
+        if not folder.is_dir():
+            folder = locate(self.tokenizer_at)
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if len(found) > self.transformer.token_emb.num_embeddings:
+            raise ValueError(
+                f"conditioner.caption_transformer.vocabulary={self.transformer.token_emb.num_embeddings}: "
+                f"the tokenizer in {folder} has {len(found)} words"
+            )
+        return found
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        captions = [""] * len(drop)
+        if not drop.all():
+            given = field(batch, "caption", "caption_transformer")
+            captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
+        ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.max_tokens).input_ids
+        return {"tokens": self.transformer(torch.tensor(ids, device=drop.device))}
+
+
+class LayoutTransformer(Conditioner):
+    """batch["layout"] [B, num_tokens] of token numbers (data.fields.Layout) -> tokens [B, num_tokens, width].
+
+    The null is a layout without objects: its last number, none, everywhere.
+    """
+
+    def __init__(self, width: int, depth: int, vocabulary: int = 8192, num_tokens: int = 92, drop_prob: float = 0.0):
+        super().__init__("tokens", width, drop_prob)
+        self.num_tokens = num_tokens
+        self.transformer = TextTransformer(vocabulary, num_tokens, width, depth)
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        none = self.transformer.token_emb.num_embeddings - 1
+        ids = torch.full((len(drop), self.num_tokens), none, device=drop.device)
+        if not drop.all():
+            given = field(batch, "layout", "layout_transformer").to(drop.device)
+            if given.shape[1] != self.num_tokens or given.min() < 0 or given.max() > none:
+                raise ValueError(
+                    f"layout {list(given.shape)} of numbers up to {given.max().item()}: conditioner.layout_transformer "
+                    f"takes num_tokens={self.num_tokens} numbers in 0..{none}"
+                )
+            ids = given.where(~drop[:, None], ids)
+        return {"tokens": self.transformer(ids)}

@@ -1,0 +1,59 @@
+"""Models to and from the formats of others: the published layout, safetensors and diffusers folders.
+
+An imported model is a run like any other: sampled, evaluated, used as a first stage, or branched from. What a first
+stage needs is in first_stage.py, a whole diffusion model in diffusion.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ldm.build import is_first_stage
+from ldm.checkpoint import foreign, weights
+from ldm.config import load_tree
+from ldm.convert import diffusion, first_stage
+from ldm.files import sha256
+from ldm.run import Run
+
+FORMATS = ("safetensors", "published", "diffusers")
+
+
+def layout(tree: dict[str, Any]) -> list[str]:
+    """Lines ``key<TAB>shape`` of the published layout of what `tree` trains; nothing is allocated.
+
+    A diffusion model's has the buffers of its schedule, the network, its average, the first stage and the conditioner.
+    """
+    state = first_stage.published(tree) if is_first_stage(tree) else diffusion.published(tree)
+    return [f"{name}\t{list(tensor.shape)}" for name, tensor in state.items()]
+
+
+def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_factor: float | None) -> Run:
+    """A run in `out` from a published file, loaded strictly into the model of `tree`.
+
+    Its latents are whitened by `scale_factor` as published (std 1 / scale_factor), else by the factor in the file or
+    the one published with such a first stage, or by statistics of the tree's data; a VQ model's default is 1. Raises
+    ValueError naming keys that do not fit, or a factor that nobody knows.
+    """
+    if (out / "config.yaml").exists():
+        raise ValueError(f"out={out}: there is a run already; give another folder")
+    if scale_factor is not None and not 0 < scale_factor < float("inf"):
+        raise ValueError(f"scale_factor={scale_factor}: must be positive")
+    state, step = foreign.read(checkpoint)
+    job = first_stage if is_first_stage(tree) else diffusion
+    run = job.import_state(state, step, tree, out, scale_factor, f"checkpoint={checkpoint}")
+    run.record(imported={"file": checkpoint.name, "sha256": sha256(checkpoint)}, finished_step=run.tree["max_steps"])
+    return run
+
+
+def export_model(path: Path, form: str, out: Path) -> list[Path]:
+    """Write the model of a run (or of one weights file) into the folder `out`; returns the files made.
+
+    ``published``: model.ckpt; ``safetensors``: model.safetensors under the published names, the latent statistics in
+    its header; ``diffusers``: a folder for from_pretrained, with the averaged weights and the measured statistics.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"format={form}: there are {', '.join(FORMATS)}")
+    found = weights.load(path)
+    tree = load_tree(found.run / "config.yaml")
+    raw = weights.load(path, "raw") if path.suffix != ".safetensors" else found
+    job = first_stage if is_first_stage(tree) else diffusion
+    return job.export(tree, found, raw, form, out)

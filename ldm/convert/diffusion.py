@@ -1,0 +1,265 @@
+"""Whole latent diffusion models in and out of the formats of others; the package says which.
+
+A published file holds twelve buffers of the schedule, the network, perhaps its average, the first stage, perhaps a
+conditioner and a scale factor. The first stage becomes a run of its own inside the run.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.build import Parts, load_autoencoder, load_first_stage
+from ldm.checkpoint import export as exports
+from ldm.checkpoint import foreign, weights
+from ldm.checkpoint.clip_encoder import write_encoder
+from ldm.conditioners import clip
+from ldm.conditioners.base import Conditioners
+from ldm.convert import first_stage as first_stages
+from ldm.diffusion.schedule import Discrete
+from ldm.files import replace
+from ldm.run import Run, code_version
+
+log = logging.getLogger(__name__)
+FIRST_STAGE_RUN = "first_stage"  # folder of the imported first stage in the run's
+KEPT = "published.safetensors"  # what a published file holds and no model needs, so that it goes out as it came in
+TEXT_ENCODER = "text_encoder"
+
+
+def published(tree: dict[str, Any]) -> foreign.State:
+    """The published state of a tree's whole latent diffusion model, on the meta device."""
+    if not tree.get("network") or not tree.get("autoencoder"):
+        raise ValueError("experiment: only first stages and latent diffusion models are published")
+    parts = Parts({**tree, "first_stage": None})  # described by the tree, whether it is there or not
+    length = len(_discrete(parts).sigmas)
+    with torch.device("meta"):
+        network = parts["network"]
+        state = {name: torch.empty(length) for name in foreign.SCHEDULE}
+        state |= {f"{foreign.NETWORK}{name}": value for name, value in network.state_dict().items()}
+        if tree["ema"]:
+            state |= {name: torch.empty(()) for name in foreign.AVERAGE_COUNTERS}
+            state |= {foreign.average_name(f"diffusion_model.{name}"): p for name, p in network.named_parameters()}
+        first_stage = first_stages.published(tree)
+        state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
+        state |= {f"{foreign.CONDITIONER}{name}": value for name, value in _condition(parts, first_stage).items()}
+        if tree["task"]["single_factor"]:
+            state["scale_factor"] = torch.empty(())
+    return state
+
+
+def _discrete(parts: Parts) -> Discrete:
+    schedule = parts["schedule"]
+    if not isinstance(schedule, Discrete):
+        raise ValueError("schedule: the published layout has the buffers of a chain of steps, as scaled_linear is")
+    return schedule
+
+
+def _condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:
+    """What published files hold of the one conditioner that has anything to hold."""
+    held = {}
+    for part in parts["conditioner"].parts.values():
+        own = dict(first_stage) if part.shares_first_stage else part.published_state()
+        if own and held:
+            raise ValueError("conditioner: the published layout holds one conditioner with weights, not several")
+        held = held or own
+    return held
+
+
+def buffers(schedule: Discrete) -> foreign.State:
+    """The twelve buffers of a schedule, float32, by name (arXiv 2006.11239, equations 4 to 7)."""
+    alpha_bar = 1 / (1 + schedule.sigmas**2)
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    beta = 1 - alpha_bar / before
+    variance = beta * (1 - before) / (1 - alpha_bar)
+    values = (
+        beta, alpha_bar, before, alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), (1 - alpha_bar).log(),
+        (1 / alpha_bar).sqrt(), (1 / alpha_bar - 1).sqrt(), variance, variance.clamp(min=1e-20).log(),
+        beta * before.sqrt() / (1 - alpha_bar), (1 - before) * (1 - beta).sqrt() / (1 - alpha_bar),
+    )  # fmt: skip
+    return {name: value.float() for name, value in zip(foreign.SCHEDULE, values, strict=True)}
+
+
+def import_state(
+    state: foreign.State, step: int, tree: dict[str, Any], out: Path, scale_factor: float | None, source: str
+) -> Run:
+    """A diffusion model's run in `out`, its first stage in `out/first_stage`; see convert.import_checkpoint.
+
+    Whether there is an average and a scale factor is the file's word, not the tree's.
+    """
+    published(tree)  # so that a tree which is none of a latent diffusion model is refused first
+    state = {_regular(name): value for name, value in state.items() if not name.startswith(foreign.IRREGULAR)}
+    tree = _as_the_file(tree, state)
+    expected = published(tree)
+    parts = Parts(tree)
+    with torch.device("meta"):
+        conditioner = parts["conditioner"]
+    if any(part.shares_first_stage for part in conditioner.parts.values()):
+        state, expected = _without_repeated(state, source), _without(expected, foreign.CONDITIONER)
+    weights.check_fit(expected, state, source)
+    _compare_schedule(_discrete(parts), state, source)
+
+    fs_tree = {**tree, **dict.fromkeys(_STAGE_TWO), "conditioner": {}, "first_stage": None}
+    factor = scale_factor or state.get("scale_factor")
+    factor = first_stages.known_factor(Parts(fs_tree)) if factor is None else float(factor)
+    folder = out / FIRST_STAGE_RUN
+    first_stage = first_stages.import_state(_below(state, foreign.LATENT), step, fs_tree, folder, factor, source)
+    first_stage.record(finished_step=first_stage.tree["max_steps"])
+    tree = {**tree, "first_stage": str(folder)}
+    if "clip_text" in conditioner.parts:
+        encoder = clip.encoder_state(_below(state, f"{foreign.CONDITIONER}transformer."))
+        write_encoder(out / TEXT_ENCODER, clip.CONFIG, encoder)
+        held = {**tree["conditioner"]["clip_text"], "path": str(out / TEXT_ENCODER)}
+        tree = {**tree, "conditioner": {**tree["conditioner"], "clip_text": held}}
+
+    own, ema = _ours(conditioner, state)
+    about = {
+        "intervals": parts["expert"].intervals(parts["noise"]),
+        "latent": load_first_stage(folder).spec.to_dict(),
+    }
+    run = Run(out, {**tree, "run": out.name, "runs_dir": str(out.parent), "max_steps": max(step, 1)})
+    run.lineage = {"run": out.name, "parent": None, "code_version": code_version()}
+    run.begin()
+    kept = {name: value.contiguous() for name, value in state.items() if name in _UNUSED}
+    replace(out / KEPT, lambda path: save_file(kept, path))
+    states = {"raw": own} | ({"ema": {**own, **ema}} if ema else {})
+    weights.save(out / "weights", step, states, {"step": step, "samples_seen": 0, **about})
+    updates = int(state.get("model_ema.num_updates", step))
+    averages = {"num_updates": updates, "averages": _all_trained(conditioner, own, ema)} if ema else None
+    first_stages.save_branch_point(out, step, about, own, averages)
+    return run
+
+
+_STAGE_TWO = "network schedule precond noise weighting expert sigmas sampler guidance ema".split()
+_UNUSED = {*foreign.SCHEDULE, *foreign.AVERAGE_COUNTERS, "scale_factor"}
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> foreign.State:
+    """What lies under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _without(state: Mapping[str, Tensor], prefix: str) -> foreign.State:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+def _regular(name: str) -> str:
+    """CLIP's names as they were published; files saved with transformers from 5.6 on lack a part of them."""
+    found = re.fullmatch(r"(cond_stage_model\.transformer\.)((?:embeddings|encoder|final_layer_norm)\..*)", name)
+    return f"{found[1]}text_model.{found[2]}" if found else name
+
+
+def _as_the_file(tree: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`tree` with an average and a scale factor if, and only if, `state` has them."""
+    averaged = any(name.startswith(foreign.AVERAGE) for name in state)
+    default = {"_target_": "ldm.training.ema.EMA", "_partial_": True, "decay": 0.9999}
+    task = {**tree["task"], "single_factor": "scale_factor" in state}
+    return {**tree, "ema": (tree["ema"] or default) if averaged else None, "task": task}
+
+
+def _without_repeated(state: foreign.State, source: str) -> foreign.State:
+    """`state` without the first stage's second copy. Raises ValueError if the two differ."""
+    repeated, first_stage = _below(state, foreign.CONDITIONER), _below(state, foreign.LATENT)
+    if repeated:
+        weights.check_fit(first_stage, repeated, f"{source}, {foreign.CONDITIONER}*,")
+        differing = [name for name, value in repeated.items() if not torch.equal(value, first_stage[name])]
+        if differing:
+            raise ValueError(
+                f"{source}: {foreign.CONDITIONER}{differing[0]} differs from {foreign.LATENT}{differing[0]}; the "
+                "conditioner of this model is its own first stage"
+            )
+    return _without(state, foreign.CONDITIONER)
+
+
+def _compare_schedule(schedule: Discrete, state: Mapping[str, Tensor], source: str) -> None:
+    """Say so if the file was trained with other noise than the tree's."""
+    own, theirs = buffers(schedule)["alphas_cumprod"], state["alphas_cumprod"].float()
+    if not torch.allclose(own, theirs, rtol=1e-3, atol=1e-6):
+        log.warning(
+            "%s: its alphas_cumprod ends at %.3g, the experiment's schedule at %.3g; the experiment's is used",
+            source, theirs[-1], own[-1],
+        )  # fmt: skip
+
+
+def _ours(conditioner: Conditioners, state: Mapping[str, Tensor]) -> tuple[foreign.State, foreign.State]:
+    """(our state of the model, the averages in it) from a published state, fp32."""
+    network = _below(state, foreign.NETWORK)
+    own = {f"network.{name}": value.float() for name, value in network.items()}
+    for name, part in conditioner.parts.items():
+        if part.state_dict():
+            given = _below(state, foreign.CONDITIONER)
+            own |= {f"conditioner.parts.{name}.{key}": value.float() for key, value in given.items()}
+    places = {name: foreign.average_name(f"diffusion_model.{name}") for name in network}
+    return own, {f"network.{name}": state[place].float() for name, place in places.items() if place in state}
+
+
+def _all_trained(conditioner: Conditioners, own: foreign.State, ema: foreign.State) -> foreign.State:
+    """Averages of all that is trained: published ones leave the conditioner out, which is its own average then."""
+    trained = [f"conditioner.{name}" for name, parameter in conditioner.named_parameters() if parameter.requires_grad]
+    return {**{name: own[name] for name in trained}, **ema}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Out
+
+
+def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
+    """See convert.export_model; `raw` are the weights that `found` average, or the same."""
+    if not tree.get("first_stage"):
+        raise ValueError(f"model={found.run}: a model in pixel space has no published layout")
+    parts, stage = load_autoencoder(Path(tree["first_stage"]))
+    described = {name: parts.tree[name] for name in ("autoencoder", "regularizer")}
+    tree = {**tree, **described}
+    first_stage = first_stages.in_order(parts.tree, stage.state)
+    first_stage, factor = _whitened(first_stage, stage.metadata["latent"], tree["first_stage"])
+    if form == "diffusers":
+        raise ValueError("format=diffusers: only first stages so far")
+    if tree["network"].get("patch_size", 1) != 1:
+        raise ValueError(f"format={form}: the published layout has no patches; network.patch_size is not 1")
+    kept = load_file(found.run / KEPT) if (found.run / KEPT).exists() else None
+    state = buffers(_discrete(Parts(tree))) if kept is None else kept
+    average = found.state if raw.path != found.path else {}
+    if form == "safetensors":
+        raw, average = found, {}
+    state = {**state, **_theirs(raw.state)}
+    if average:
+        state = {"model_ema.decay": torch.tensor(tree["ema"]["decay"]),
+                 "model_ema.num_updates": torch.tensor(found.metadata["step"], dtype=torch.int), **state}  # fmt: skip
+        ema = _below(average, "network.")
+        state |= {foreign.average_name(f"diffusion_model.{name}"): value for name, value in ema.items()}
+    state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
+    held = _condition(Parts(tree), first_stage)
+    state = {**{f"{foreign.CONDITIONER}{name}": value.clone() for name, value in held.items()}, **state}
+    layout = published({**tree, "ema": tree["ema"] if average else None})
+    if kept is None and factor != 1:
+        layout["scale_factor"] = torch.empty((), device="meta")
+    state = {name: torch.tensor(factor) if name == "scale_factor" and kept is None else state[name] for name in layout}
+    if form == "safetensors":
+        exports.write_safetensors(out / "model.safetensors", state, {"latent": stage.metadata["latent"]})
+        return [out / "model.safetensors"]
+    exports.write_published(out / "model.ckpt", state, {}, found.metadata["step"])
+    return [out / "model.ckpt"]
+
+
+def _theirs(own: Mapping[str, Tensor]) -> foreign.State:
+    """Our state of the model under the published names."""
+    prefixes = {r"^network\.": foreign.NETWORK, r"^conditioner\.parts\.\w+\.": foreign.CONDITIONER}
+    return {re.sub(ours, theirs, name): value for ours, theirs in prefixes.items() for name, value in own.items()
+            if re.match(ours, name)}  # fmt: skip
+
+
+def _whitened(state: foreign.State, latent: Mapping[str, Any], path: str) -> tuple[foreign.State, float]:
+    """(the first stage, the one factor its latents are scaled by): several factors of a KL model are folded into it."""
+    mean, std = latent["mean"], latent["std"]
+    if not any(mean) and len(set(std)) == 1:
+        return state, 1 / std[0]
+    if "quantize.embedding.weight" in state:
+        raise ValueError(
+            f"first_stage={path}: the published layout takes one scale factor, and this VQ model whitens each channel "
+            "by its own mean and std; train it with task.single_factor=true"
+        )
+    return exports.fold_whitening(state, mean, std), 1.0

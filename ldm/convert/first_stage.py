@@ -1,0 +1,117 @@
+"""First stages in and out of the formats of others; the package says which."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.build import Parts, first_stage_model
+from ldm.checkpoint import export as exports
+from ldm.checkpoint import foreign, resume, weights
+from ldm.diffusion.draws import normal
+from ldm.first_stage.statistics import LatentStatistics
+from ldm.run import Run, code_version
+
+
+def published(tree: dict[str, Any]) -> foreign.State:
+    """The published state of a tree's first stage, on the meta device."""
+    with torch.device("meta"):
+        return foreign.published(foreign.FIRST_STAGE, first_stage_model(Parts(tree)).state_dict())
+
+
+def import_state(
+    state: foreign.State, step: int, tree: dict[str, Any], out: Path, scale_factor: float | None, source: str
+) -> Run:
+    """A first stage's run in `out` from a published `state`; see convert.import_checkpoint."""
+    state, average = foreign.split_average(state)
+    parts = Parts(tree)
+    model = first_stage_model(parts)
+    kept = {name: value for name, value in state.items() if not name.startswith(foreign.LEFT_OUT)}
+    training = {name: value for name, value in kept.items() if name.startswith("loss.")}
+    theirs = {name: value.float() for name, value in kept.items() if name not in training}
+    weights.check_fit(published(tree), theirs, source)
+    own = foreign.ours(foreign.FIRST_STAGE, theirs)
+    model.load_state_dict(own)
+    ema = {name: value.float() for name, value in foreign.ours(foreign.FIRST_STAGE, average).items() if name in own}
+    latent = _latent(parts, model, scale_factor, ema)
+
+    run = Run(out, {**tree, "run": out.name, "runs_dir": str(out.parent), "max_steps": max(step, 1)})
+    run.lineage = {"run": out.name, "parent": None, "code_version": code_version()}
+    run.begin()
+    states = {"raw": own} | ({"ema": {**own, **ema}} if ema else {})
+    weights.save(out / "weights", step, states, {"step": step, "samples_seen": 0, "latent": latent})
+    averages = {"num_updates": int(state.get("model_ema.num_updates", step)), "averages": ema} if ema else None
+    trained = {**own, **foreign.ours(foreign.FIRST_STAGE_LOSS, training)}
+    save_branch_point(out, step, {}, trained, averages)
+    return run
+
+
+def save_branch_point(
+    out: Path, step: int, about: dict[str, Any], trained: dict[str, Tensor], averages: dict[str, Any] | None
+) -> None:
+    """A checkpoint to branch from; it has no optimizer, so that it cannot be resumed."""
+    state = {"step": step, "about": about, "trained": trained, "ema": averages, "optimizer": None, "callbacks": {}}
+    counted = {"step": step, "samples_seen": 0, "seconds": 0.0, "device_hours": 0.0}
+    resume.save(out / "checkpoints", step, {**state, "counters": counted}, counted)
+
+
+def _latent(parts: Parts, model: nn.ModuleDict, scale_factor: float | None, ema: Mapping[str, Tensor]) -> dict:
+    """What whitens the latents: the given factor, the statistics of the data, or for VQ nothing."""
+    channels = parts["regularizer"].latent_channels
+    if scale_factor is None and parts.tree["data"]["train"] == "???":
+        scale_factor = known_factor(parts)
+    if scale_factor is not None:
+        return {"mean": [0.0] * channels, "std": [1 / scale_factor] * channels, "count": 0}
+    data = parts["data"]
+    data.setup()
+    statistics = LatentStatistics(channels)
+    held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict({**held, **ema})
+    with torch.no_grad():
+        for batch in data.statistics_loader(batch_size=16):
+            moments = model["autoencoder"].encode(batch["image"])
+            shape = (channels, *moments.shape[2:])
+            noise = normal(parts.tree["seed"], "statistics", batch["index"], shape)
+            statistics.update(model["regularizer"].sample(moments, noise))
+    model.load_state_dict(held)
+    return statistics.summary(parts.tree["task"].get("single_factor", False)) | {"data_fingerprint": data.fingerprint}
+
+
+def known_factor(parts: Parts) -> float:
+    """The factor published with a first stage like this one: 1 for VQ. Raises ValueError where none is known."""
+    regularizer = parts["regularizer"]
+    if regularizer.moment_channels == regularizer.latent_channels:
+        return 1.0
+    with torch.device("meta"):
+        factor = foreign.SCALE_FACTORS.get((parts["autoencoder"].f, regularizer.latent_channels))
+    if factor is None:
+        raise ValueError(
+            "scale_factor: a KL first stage needs the factor it was published with, scale_factor=0.18215 for "
+            "example, or data.train=... to measure the statistics of its latents"
+        )
+    return factor
+
+
+def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
+    """See convert.export_model; `raw` are the weights that `found` average, or the same."""
+    latent = found.metadata.get("latent")
+    if form != "published" and latent is None:
+        raise ValueError(f"model={found.run}: has no latent statistics yet; let it finish (its own command resumes it)")
+    state = in_order(tree, found.state)
+    if form == "published":
+        average = state if raw.path != found.path else {}
+        exports.write_published(out / "model.ckpt", in_order(tree, raw.state), average, found.metadata["step"])
+        return [out / "model.ckpt"]
+    if form == "safetensors":
+        exports.write_safetensors(out / "model.safetensors", state, {"latent": latent})
+        return [out / "model.safetensors"]
+    exports.write_diffusers_autoencoder(out, state, tree["autoencoder"], latent, tree["image_size"])
+    return [out / "config.json", out / "diffusion_pytorch_model.safetensors"]
+
+
+def in_order(tree: dict[str, Any], own: Mapping[str, Tensor]) -> foreign.State:
+    """Our state of a first stage under the published names and in the published order; safetensors keeps none."""
+    state = foreign.published(foreign.FIRST_STAGE, own)
+    return {name: state[name] for name in published(tree)}
