@@ -5,9 +5,9 @@
     python scripts/convert.py import checkpoint=model.ckpt experiment=ldm/cin256_v2 out=runs/cin256
     python scripts/convert.py export model=runs/kl format=diffusers out=exported/kl
 
-layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from. scale_factor of the
-latents is that of the file or the published one where it is known; a first stage's is measured over data.train if that is given.
-format is safetensors, published or diffusers.
+layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from. The latents'
+scale_factor is the file's own or the published one where it is known; a first stage's is measured over data.train if
+that is given. format is safetensors, published or diffusers.
 """
 
 from pathlib import Path
