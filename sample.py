@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
         part = rows[start : start + tree["batch_size"]]
         batch = collate([conditions[place] for place, _ in part], device)
-        negative = {**batch, "caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
+        negative = {"caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
         numbers = torch.tensor([number for _, number in part], device=device)
         made.append(model.generate(sampling, batch, numbers, tree["seed"], tree["image_size"], negative).cpu())
     images = torch.cat(made)

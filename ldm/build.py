@@ -112,7 +112,8 @@ def load_autoencoder(path: Path) -> tuple[Parts, weights.Weights]:
 
 
 def _sampling(parts: Parts) -> Sampling:
-    return Sampling(parts["sampler"], parts["sigmas"], parts["guidance"], parts["schedule"])
+    after = instantiate(parts.tree.get("loss_guidance") or {}, parts.__getitem__, "loss_guidance")
+    return Sampling(parts["sampler"], parts["sigmas"], parts["guidance"], parts["schedule"], tuple(after.values()))
 
 
 def _denoiser(parts: Parts) -> Denoiser:

@@ -3,8 +3,8 @@
 An image is a function of the model, its prompt, the seed and its number: not of the batch or the rank it is made in.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,20 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioners
+from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.draws import normal
-from ldm.diffusion.guidance import ClassifierFree
+from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.sigmas import init_noise
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x."""
+    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x.
+
+    `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made.
+    """
 
     sampler: Callable[..., Tensor]
     sigmas: Tensor
-    guidance: ClassifierFree
+    guidance: ScaledGuidance
     process: Schedule
+    loss_guidance: tuple[Guidance, ...] = ()
 
 
 @torch.no_grad()
@@ -38,33 +43,44 @@ def generate(
     numbers: Tensor,
     seed: int,
     size: int,
-    negative: dict[str, Any] | None = None,
+    negative: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Images [B, 3, size, size] in [-1, 1] for the conditions in `batch`; `numbers` [B] address their noise.
 
-    Without `negative` (a batch like `batch`) guidance is against the conditioner's null.
+    Guidance is against the conditioner's null, or where a field is in `negative` against that.
     """
     spec = first_stage.spec
     if size % spec.f:
         raise ValueError(f"image_size={size}: must be a multiple of the first stage's f = {spec.f}")
     shape = (spec.channels, size // spec.f, size // spec.f)
-    keep = conditioner.drop_none(len(numbers))
-    cond = conditioner(batch, drop=keep)
-
-    @cache
-    def null() -> dict[str, Tensor]:  # asked for by guidance that compares, which is not every one
-        drop = keep if negative else conditioner.drop_all(len(numbers))
-        return conditioner(negative or batch, drop=drop)
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(x, sigma, cond)
-
-    def reference(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(x, sigma, null())
+    given = bind(denoiser, conditioner, batch, len(numbers), negative)
+    names = conditioner.names
+    bound = Bound(given(names), given, names, batch, len(numbers), first_stage.decode)
+    for guidance in (sampling.guidance, *sampling.loss_guidance):
+        bound = replace(bound, denoise=guidance.guide(bound))
 
     def noise(step: int) -> Tensor:
         return normal(seed, "sampler noise", numbers, shape, stream=step)
 
     x = init_noise(normal(seed, "first noise", numbers, shape), sampling.sigmas[0].item(), sampling.process)
-    z = sampling.sampler(sampling.guidance(denoise, reference), x, sampling.sigmas, noise=noise)
+    z = sampling.sampler(bound.denoise, x, sampling.sigmas, noise=noise)
     return first_stage.decode(z).float().clamp(-1, 1)
+
+
+def bind(
+    denoiser: nn.Module,
+    conditioner: Conditioners,
+    batch: Mapping[str, Any],
+    num_samples: int,
+    negative: Mapping[str, Any] | None = None,
+) -> Callable[[Collection[str]], Denoise]:
+    """`given` of a `Bound`: names of conditions of `batch` -> the denoiser with them; encoded once, when it is used."""
+
+    @cache
+    def cond(names: frozenset[str]) -> dict[str, Tensor]:
+        return conditioner(batch, drop=conditioner.drop_all_but(names, num_samples), negative=negative)
+
+    def given(names: Collection[str]) -> Denoise:
+        return lambda x, sigma: denoiser(x, sigma, cond(frozenset(names)))
+
+    return given

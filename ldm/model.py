@@ -37,10 +37,14 @@ class Model:
         return self.parts["image_size"]
 
     def sampling(self, tree: dict[str, Any]) -> Sampling:
-        """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's."""
+        """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's.
+
+        `loss_guidance` is only ever the tree's.
+        """
         chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
         if not tree["sigmas"] and "num_steps" in tree and "num_steps" in chosen["sigmas"]:
             chosen["sigmas"] = {**chosen["sigmas"], "num_steps": tree["num_steps"]}
+        chosen["loss_guidance"] = tree.get("loss_guidance")
         return Parts({**self.parts.tree, **chosen}, schedule=self.schedule)["sampling"]
 
     def to(self, device: torch.device | str) -> "Model":

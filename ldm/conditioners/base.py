@@ -6,7 +6,7 @@ A conditioner turns fields of the batch into one slot: "vector" [B, V], "tokens"
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -19,11 +19,12 @@ SLOTS = ("vector", "tokens", "concat")
 
 
 class Conditioner(nn.Module, ABC):
-    """Fields of a batch -> one slot of the network, `width` channels wide; dropped in training with `drop_prob`.
+    """Field `key` of a batch -> one slot of the network, `width` channels wide; dropped in training with `drop_prob`.
 
     Conditioners drop independently of each other, save those that name another in `drop_with`: same draw, both or none.
     """
 
+    key: str
     shares_first_stage = False  # whether published files hold the first stage a second time in its place
 
     def __init__(self, slot: str, width: int, drop_prob: float, drop_with: str | None = None):
@@ -77,19 +78,37 @@ class Conditioners(nn.Module):
             for name, conditioner in self.parts.items()
         }
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What can be given or left out by itself, in order; one that drops with another goes by the other's name."""
+        return tuple(dict.fromkeys(conditioner.drop_with or name for name, conditioner in self.parts.items()))
+
+    def drop_all_but(self, given: Collection[str], num_samples: int) -> dict[str, Tensor]:
+        """Those of `names` that are in `given` kept, every other condition replaced by its null."""
+        return {
+            name: torch.full((num_samples,), (conditioner.drop_with or name) not in given, device=self._where.device)
+            for name, conditioner in self.parts.items()
+        }
+
     def drop_none(self, num_samples: int) -> dict[str, Tensor]:
         """Every condition kept."""
-        return {name: torch.zeros(num_samples, dtype=torch.bool, device=self._where.device) for name in self.parts}
+        return self.drop_all_but(self.names, num_samples)
 
     def drop_all(self, num_samples: int) -> dict[str, Tensor]:
         """Every condition replaced by its null."""
-        return {name: ~kept for name, kept in self.drop_none(num_samples).items()}
+        return self.drop_all_but((), num_samples)
 
-    def forward(self, batch: Batch, *, drop: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's keywords for a batch; `drop` as given by draw_drop, drop_none or drop_all."""
+    def forward(self, batch: Batch, *, drop: Mapping[str, Tensor], negative: Batch | None = None) -> dict[str, Tensor]:
+        """The network's keywords for a batch; `drop` as made by draw_drop or the methods beside it.
+
+        A condition that is dropped for the whole batch takes its field of `negative`, where that has it, as its null.
+        """
         parts: dict[str, list[Tensor]] = {}
         for name, conditioner in self.parts.items():
-            given = conditioner(batch, drop[name])
+            if negative and conditioner.key in negative and drop[name].all():
+                given = conditioner({**batch, **negative}, ~drop[name])
+            else:
+                given = conditioner(batch, drop[name])
             if conditioner.slot == "tokens":
                 given = {"tokens_mask": _all_real(given["tokens"]), **given}
             for key, value in given.items():

@@ -12,6 +12,8 @@ class Label(Conditioner):
     guided. One token of width 512 is how the published ImageNet models see a class.
     """
 
+    key = "label"
+
     def __init__(
         self, num_classes: int, width: int = 512, slot: str = "tokens", drop_prob: float = 0.1, has_null: bool = True
     ):
@@ -31,7 +33,7 @@ class Label(Conditioner):
             raise ValueError("conditioner.label has no null (has_null=false): sample with guidance.scale=1")
         label = drop.long() * self.num_classes
         if not drop.all():
-            given = field(batch, "label", "label").to(drop.device)
+            given = field(batch, self.key, "label").to(drop.device)
             if given.min() < 0 or given.max() >= self.num_classes:
                 raise ValueError(
                     f"label {given.min().item()}..{given.max().item()}: "

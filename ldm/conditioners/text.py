@@ -125,6 +125,8 @@ class TextTokens(Conditioner):
     The encoder is frozen and not saved.
     """
 
+    key = "caption"
+
     def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
         super().__init__("tokens", encoder.width, drop_prob)
         self._captions = CaptionEncoder(encoder, memo_captions, memo)
@@ -136,6 +138,8 @@ class TextTokens(Conditioner):
 
 class TextVector(Conditioner):
     """batch["caption"] -> the mean of its tokens as a vector [B, width] of unit variance; dropped with `text`."""
+
+    key = "caption"
 
     def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
         super().__init__("vector", encoder.width, drop_prob, drop_with="text")

@@ -1,15 +1,49 @@
-"""Guidance: wraps `denoise(x, sigma) -> x0` together with a reference into one guided `denoise`.
+"""Guidance: wraps `denoise(x, sigma) -> x0` together with what it is compared with into one guided `denoise`.
 
 Classifier-free guidance (arXiv:2207.12598), optionally in a limited interval of noise (arXiv:2404.07724). Linear in D,
 so it is the same on noise, v or velocity. Samplers never know of it.
 """
 
 import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise, expand
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A denoiser bound to the conditions of a batch: all that guidance is made from.
+
+    `denoise` has every condition given, and is guided by whatever comes before in the declared order. `given(names)` is
+    the denoiser with only those of `conditions` given and for each other its negative or its null; not called, it costs
+    nothing. `decode` takes a latent [B, C, h, w] to an image [B, 3, H, W] and can be differentiated.
+    """
+
+    denoise: Denoise
+    given: Callable[[Collection[str]], Denoise]
+    conditions: tuple[str, ...]
+    batch: Mapping[str, Any]
+    num_samples: int
+    decode: Callable[[Tensor], Tensor]
+
+
+class Guidance(Protocol):
+    """What steers sampling: one method, called once for each batch."""
+
+    def guide(self, bound: Bound) -> Denoise:
+        """The guided form of `bound.denoise`."""
+
+
+class ScaledGuidance(Guidance, Protocol):
+    """Guidance that compares, by a scale that can be varied: 0 is what it compares with, 1 no guidance."""
+
+    def with_scale(self, scale: float) -> "ScaledGuidance":
+        """The same guidance at another scale."""
 
 
 class ClassifierFree:
@@ -30,6 +64,14 @@ class ClassifierFree:
         self.rescale = rescale
         self.sigma_lo = sigma_lo
         self.sigma_hi = sigma_hi
+
+    def guide(self, bound: Bound) -> Denoise:
+        """Guided away from what the denoiser gives without any condition."""
+        return self(bound.denoise, bound.given(()))
+
+    def with_scale(self, scale: float) -> "ClassifierFree":
+        """The same guidance at another scale."""
+        return ClassifierFree(scale, self.sigma_lo, self.sigma_hi, self.rescale)
 
     def __call__(self, denoise: Denoise, reference: Denoise) -> Denoise:
         """`denoise` with the condition and `reference` without it (or a weaker model) -> the guided one."""

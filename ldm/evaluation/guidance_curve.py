@@ -6,12 +6,12 @@ backbone's name.
 
 import csv
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ldm.diffusion.guidance import ClassifierFree
 from ldm.evaluation.reference import Reference
 from ldm.generate import Sampling
 from ldm.metrics.features import Features
@@ -53,10 +53,8 @@ def alignment_key(alignment: nn.Module) -> str:
 
 
 def with_scale(sampling: Sampling, scale: float) -> Sampling:
-    """The same sampling under classifier-free guidance of `scale`."""
-    own = sampling.guidance
-    guidance = ClassifierFree(scale, own.sigma_lo, own.sigma_hi, own.rescale)
-    return Sampling(sampling.sampler, sampling.sigmas, guidance, sampling.process)
+    """The same sampling with its guidance at `scale`."""
+    return replace(sampling, guidance=sampling.guidance.with_scale(scale))
 
 
 def write_csv(path: Path, rows: Sequence[Point]) -> Path:
