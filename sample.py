@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
 
     device = choose(tree["device"])
     model = load(tree["model"], tree["first_stage"]).to(device)
+    check_read(tree, model.conditioner.fields)
     model.first_stage.tile = tree["tile"]
     sampling = model.sampling(tree)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
@@ -57,9 +58,8 @@ def main(arguments: list[str]) -> int:
 
 def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
     """What to draw, one dict per row of the grid. Raises ValueError if nothing is asked for, or two things at once."""
-    given = [key for key in ("prompt", "prompts", "label") if tree[key] is not None]
-    if len(given) > 1:
-        raise ValueError(f"{given[0]} and {given[1]} exclude each other")
+    if tree["prompt"] is not None and tree["prompts"] is not None:
+        raise ValueError("prompt and prompts exclude each other")
     if tree["num_images"] < 1 or tree["batch_size"] < 1:
         raise ValueError("num_images and batch_size must be at least 1")
     if tree["prompts"] is not None:
@@ -67,10 +67,25 @@ def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
         found = [{"caption": line} for line in lines if line]
         if not found:
             raise ValueError(f"prompts={tree['prompts']}: no prompt in it")
-        return found
-    if tree["label"] is not None:
-        return [{"label": tree["label"]}]
-    return [{"caption": tree["prompt"] or ""}]
+    elif tree["prompt"] is not None or tree["label"] is None:
+        found = [{"caption": tree["prompt"] or ""}]
+    else:
+        found = [{}]
+    label = {} if tree["label"] is None else {"label": tree["label"]}
+    return [{**condition, **label} for condition in found]
+
+
+def check_read(tree: dict[str, Any], fields: set[str]) -> None:
+    """Raises ValueError for a condition on the command line that a model, which reads `fields`, would not see."""
+    for key, field in (
+        ("prompt", "caption"),
+        ("prompts", "caption"),
+        ("negative_prompt", "caption"),
+        ("label", "label"),
+    ):
+        if tree[key] not in (None, "") and field not in fields:
+            given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
+            raise ValueError(f"{key}: this model reads no {field}; {given}")
 
 
 def collate(conditions: list[dict[str, Any]], device: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners, check_network
 from ldm.config import instantiate, load_tree
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.guidance import ClassifierFree
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.generate import Sampling
 
@@ -112,8 +113,16 @@ def load_autoencoder(path: Path) -> tuple[Parts, weights.Weights]:
 
 
 def _sampling(parts: Parts) -> Sampling:
+    guidance = parts["guidance"] or ClassifierFree(scale=1.0)
     after = instantiate(parts.tree.get("loss_guidance") or {}, parts.__getitem__, "loss_guidance")
-    return Sampling(parts["sampler"], parts["sigmas"], parts["guidance"], parts["schedule"], tuple(after.values()))
+    return Sampling(parts["sampler"], parts["sigmas"], guidance, parts["schedule"], tuple(after.values()))
+
+
+def _weak_model(parts: Parts) -> Any:
+    raise ValueError(
+        "guidance=autoguidance: compares with a second, worse network; sample.py and scripts/evaluate.py take it as "
+        "weak_model=runs/NAME"
+    )
 
 
 def _denoiser(parts: Parts) -> Denoiser:
@@ -128,6 +137,7 @@ FACTS = {
     "denoiser": _denoiser,
     "sampling": _sampling,
     "encode_image": lambda parts: lambda image: parts["first_stage"].encode(image),
+    "weak_model": _weak_model,
     "in_channels": _latent_width,
     "out_channels": _latent_width,
     "tokens_width": lambda parts: parts["conditioner"].widths()["tokens_width"],

@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
-    "prompt negative_prompt prompts first_stage branch model run runs_dir out source checkpoint overrides "
+    "prompt negative_prompt prompts first_stage branch model weak_model run runs_dir out source checkpoint overrides "
     "autoencoder_overrides diffusion_overrides validation "
     "data.train data.validation".split()
 )
@@ -52,6 +52,8 @@ ROOT_TYPES = {
 POSITIVE = frozenset(
     ["image_size", "accumulation", "max_steps", "num_steps", "num_images", "num_samples", "batch_size", "enlarge"]
 )
+# Keys that hold several of what their constructor takes one of, to be done one after the other.
+SWEPT = {"evaluate": ("guidance.scale",)}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -79,7 +81,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
             raise ValueError(_explain(error, config_name, parsed)) from error
     tree = {**_restore(tree, held), **dict.fromkeys(left_out - {"experiment"})}
     _check_root(tree, config_name)
-    validate(tree)
+    validate(tree, SWEPT.get(config_name, ()))
     return tree
 
 
@@ -127,7 +129,8 @@ def _check_root(tree: dict[str, Any], config_name: str) -> None:
         node = tree.setdefault(group, None)
         several = isinstance(chosen, list) and isinstance(node, dict)  # each option nests under its own name
         for where, option in [(f"{group}.{k}", v) for k, v in node.items()] if several else [(group, node)]:
-            if option is not None and not (isinstance(option, dict) and "_target_" in option):
+            chosen_or_empty = option is None or (isinstance(option, dict) and "_target_" in option)
+            if not chosen_or_empty and group not in root:
                 raise ValueError(
                     f"{where}: its keys are set but it is not chosen; {group} is one of {', '.join(groups()[group])}"
                 )
@@ -266,15 +269,18 @@ def resolve_target(name: str, where: str) -> Callable:
     return target
 
 
-def validate(tree: dict[str, Any]) -> None:
-    """Bind every key of every ``_target_`` to its constructor and check its type, before anything is built."""
-    _validate(tree, "")
+def validate(tree: dict[str, Any], swept: Collection[str] = ()) -> None:
+    """Bind every key of every ``_target_`` to its constructor and check its type, before anything is built.
+
+    Each item of a list under one of the `swept` keys is checked.
+    """
+    _validate(tree, "", swept)
 
 
-def _validate(node: Any, where: str) -> None:
+def _validate(node: Any, where: str, swept: Collection[str]) -> None:
     if isinstance(node, list):
         for position, item in enumerate(node):
-            _validate(item, f"{where}[{position}]")
+            _validate(item, f"{where}[{position}]", swept)
     if not isinstance(node, dict):
         return
     if "_target_" in node:
@@ -287,10 +293,11 @@ def _validate(node: Any, where: str) -> None:
                     f"{where}.{key}: no such key{_nearest(key, parameters)} (takes {', '.join(parameters)})"
                 )
             annotation = parameters[key].annotation
-            if not accepts(annotation, value):
+            values = value if f"{where}.{key}" in swept and isinstance(value, list) else [value]
+            if not all(accepts(annotation, item) for item in values):
                 raise ValueError(f"{where}.{key}={value!r}: expected {_readable(annotation)}")
     for key, value in node.items():
-        _validate(value, f"{where}.{key}".lstrip("."))
+        _validate(value, f"{where}.{key}".lstrip("."), swept)
 
 
 def _parameters(target: Callable) -> dict[str, inspect.Parameter]:
@@ -359,6 +366,11 @@ def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
             hint = f"choose one with {name}=..." if name in groups() else f"set {where}.{name}"
             raise ValueError(f"{where} ({target.__name__}) needs {name}: {hint}")
     return partial(target, **built) if node.get("_partial_") else target(**built)
+
+
+def takes(node: dict[str, Any], name: str) -> bool:
+    """Whether the constructor of a node has the argument `name`."""
+    return name in _parameters(resolve_target(node["_target_"], name))
 
 
 def dump(tree: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 What comes with a run is data: its tree is held to the registry of config.py, its weights are safetensors with a hash.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from ldm.build import Parts
 from ldm.checkpoint.weights import Weights, load_strict
 from ldm.checkpoint.weights import load as load_weights
 from ldm.conditioners.base import Conditioners
-from ldm.config import load_tree
+from ldm.config import load_tree, takes
+from ldm.diffusion.denoiser import Denoise
+from ldm.diffusion.guidance import Bound
 from ldm.diffusion.schedule import Schedule
 from ldm.first_stage.spec import LatentSpec
-from ldm.generate import Sampling, generate
+from ldm.generate import Sampling, bind, generate
 
 
 @dataclass
@@ -39,13 +42,33 @@ class Model:
     def sampling(self, tree: dict[str, Any]) -> Sampling:
         """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's.
 
-        `loss_guidance` is only ever the tree's.
+        `loss_guidance` and `weak_model` are only ever the tree's. Raises ValueError for a weak model that does not fit.
         """
         chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
         if not tree["sigmas"] and "num_steps" in tree and "num_steps" in chosen["sigmas"]:
             chosen["sigmas"] = {**chosen["sigmas"], "num_steps": tree["num_steps"]}
         chosen["loss_guidance"] = tree.get("loss_guidance")
-        return Parts({**self.parts.tree, **chosen}, schedule=self.schedule)["sampling"]
+        given = {"schedule": self.schedule}
+        if tree.get("weak_model"):
+            if not chosen["guidance"] or not takes(chosen["guidance"], "weak_model"):
+                raise ValueError(f"weak_model={tree['weak_model']}: only guidance=autoguidance takes it")
+            given["weak_model"] = self._weaker(Path(tree["weak_model"]), tree.get("first_stage"))
+        return Parts({**self.parts.tree, **chosen}, **given)["sampling"]
+
+    def _weaker(self, path: Path, first_stage: str | None) -> Callable[[Bound], Denoise]:
+        """The denoiser of another run in the same latent space, its conditions through its own conditioner."""
+        try:
+            weak = load_model(path, first_stage)
+            self.first_stage.spec.check(weak.first_stage.spec)
+        except ValueError as error:
+            raise ValueError(f"weak_model={path}: {error}") from error
+        weak.to(next(self.denoiser.parameters()).device)
+        denoiser, conditioner = weak.denoiser, weak.conditioner
+
+        def bound_to(bound: Bound) -> Denoise:
+            return bind(denoiser, conditioner, bound.batch, bound.num_samples)(conditioner.names)
+
+        return bound_to
 
     def to(self, device: torch.device | str) -> "Model":
         """Move all parts."""

@@ -10,7 +10,7 @@ from ldm.conditioners.base import Conditioners, check_network
 from ldm.conditioners.embeddings import Embeddings
 from ldm.conditioners.image import LowResolution, MaskedImage, SemanticMap, holes
 from ldm.conditioners.label import Label
-from ldm.conditioners.text import TextEncoder, TextTokens, text_tokens
+from ldm.conditioners.text import TextEncoder, TextTokens, TextVector, text_tokens
 from ldm.conditioners.transformer import CaptionTransformer, LayoutTransformer
 from ldm.networks.unet import UNet
 
@@ -87,6 +87,27 @@ def test_drops_are_addressed_by_seed_name_and_sample_number(conditioners):
     some = conditioners.draw_drop(0, numbers[100:200:7])
     assert all(torch.equal(drop[name][100:200:7], some[name]) for name in drop)
     assert not torch.equal(conditioners.draw_drop(1, numbers)["text"], drop["text"])
+
+
+def test_conditions_that_drop_together_are_given_together(encoder):
+    both = Conditioners({"text": TextTokens(encoder), "pooled": TextVector(encoder), "label": Label(3, width=8)})
+    assert both.names == ("text", "label")
+    drop = both.drop_all_but(["text"], 2)
+    assert {name: value.tolist() for name, value in drop.items()} == {
+        "text": [False] * 2, "pooled": [False] * 2, "label": [True] * 2,
+    }  # fmt: skip
+
+
+def test_a_negative_is_the_null_of_the_conditions_that_read_it(conditioners):
+    negative = {"caption": ["a moon"] * 3}
+    drop = conditioners.drop_all_but(["low"], 3)
+    cond = conditioners(BATCH, drop=drop, negative=negative)
+    expected = conditioners({**BATCH, **negative}, drop=conditioners.drop_all_but(["low", "text"], 3))
+    assert all(torch.equal(cond[key], expected[key]) for key in expected)
+    kept = conditioners.drop_none(3)
+    assert torch.equal(
+        conditioners(BATCH, drop=kept, negative=negative)["tokens"], conditioners(BATCH, drop=kept)["tokens"]
+    )
 
 
 def test_what_is_trained_and_saved(conditioners):

@@ -324,6 +324,22 @@ def test_a_wrong_type_names_key_value_and_type():
         validate({"ema": {"_target_": "ldm.training.ema.EMA", 1: 0.5}})
 
 
+def test_evaluation_takes_several_scales_of_any_guidance_and_sampling_one():
+    tree = compose("evaluate", ["model=x", "guidance.scale=[1,2.5]"])
+    assert tree["guidance"] == {"scale": [1, 2.5]}, "the run's guidance"
+    words = ["model=x", "guidance=autoguidance", "weak_model=runs/a, b"]
+    tree = compose("evaluate", [*words, "guidance.scale=[1,2.5]", "guidance.sigma_lo=0.3"])
+    assert tree["guidance"]["scale"] == [1, 2.5] and tree["guidance"]["sigma_lo"] == 0.3
+    assert tree["weak_model"] == "runs/a, b" and tree["loss_guidance"] in (None, {}, [])
+    assert compose("evaluate", words)["guidance"]["scale"] == leaf("evaluate")["guidance"]["scale"]
+    with pytest.raises(ValueError, match=r"guidance\.scale=\[1, 'a'\]: expected float"):
+        compose("evaluate", [*words, "guidance.scale=[1,a]"])
+    with pytest.raises(ValueError, match=r"guidance\.scale=\[1, 2\]: expected float"):
+        compose("sample", [*words, "guidance.scale=[1,2]"])
+    with pytest.raises(ValueError, match=r"guidance\.scale: no such key \(takes scales"):
+        compose("evaluate", ["model=x", "guidance=per_condition", "guidance.scales={text:2}"])
+
+
 # Objects
 
 

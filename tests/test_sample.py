@@ -37,13 +37,13 @@ def test_one_prompt_or_a_file_of_them_or_a_label(tmp_path):
         {"caption": "a red, fox"}, {"caption": "käse = 3"},
     ]  # fmt: skip
     assert read_conditions(tree(label=0)) == [{"label": 0}]
+    assert read_conditions(tree(label=0, prompt="a")) == [{"caption": "a", "label": 0}]
     assert read_conditions(tree()) == [{"caption": ""}]
 
 
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"prompt": "a", "label": 1}, "prompt and label exclude each other"),
         ({"prompt": "", "prompts": "x"}, "prompt and prompts exclude each other"),
         ({"num_images": 0}, "num_images and batch_size must be at least 1"),
     ],
@@ -149,7 +149,15 @@ def test_a_size_the_model_was_not_trained_at(model, tmp_path):
     ("arguments", "problem"),
     [
         (["label=9"], r"label 9\.\.9"),
-        (["prompt=cat"], "conditioner label needs 'label'"),
+        ([], "conditioner label needs 'label'"),
+        (["prompt=cat"], "prompt: this model reads no caption; it is conditioned on label"),
+        (["label=1", "negative_prompt=cat"], "negative_prompt: this model reads no caption"),
+        (["label=1", "guidance=per_condition"], r"guidance\.scales: has to be given"),
+        (["label=1", "guidance=per_condition", "guidance.scales={text:2}"], "no condition text; .* label"),
+        (["label=1", "guidance=autoguidance"], "second, worse network; .* weak_model=runs/NAME"),
+        (["label=1", "weak_model=runs/nowhere"], "weak_model=runs/nowhere: only guidance=autoguidance takes it"),
+        (["label=1", "guidance=autoguidance", "weak_model=runs/no, where"], "weak_model=runs/no, where: .*no weights"),
+        (["label=1", "guidance.channels=[0,3]"], r"guidance\.channels=\[0, 3\]: .* channels 0\.\.2"),
         (["label=x"], "label='x': expected int"),
         (["label=1", "device=warp9"], "device=warp9: not a device"),
         (["label=1", "first_stage=runs/nowhere"], "runs/nowhere"),
@@ -159,6 +167,85 @@ def test_mistakes_are_value_errors(model, tmp_path, arguments, problem):
     with pytest.raises(ValueError, match=problem):
         main([f"model={model}", "num_images=1", f"out={tmp_path}", *arguments])
     assert not list(tmp_path.iterdir())
+
+
+# Guidance
+
+
+def first_image(model: Path, out: Path, *arguments: str) -> np.ndarray:
+    assert main([f"model={model}", "num_images=1", f"out={out}", *arguments]) == 0
+    (image,) = [value for name, value in pixels(out).items() if name != "grid.png"]
+    return image
+
+
+def test_every_guidance_of_one_model(model, tmp_path):
+    # Untrained, it hears labels so faintly that scales have to be large.
+    words = {
+        "plain": ["guidance.scale=1"],
+        "free": ["guidance.scale=41"],
+        "per_condition": ["guidance=per_condition", "guidance.scales={label:41}"],
+        "profile": ["guidance.scale=41", "guidance.profile=[[0.1,1],[80,0]]"],
+        "channels": ["guidance.scale=41", "guidance.channels=[0]"],
+        "constant": ["guidance.scale=21", "guidance.profile=[[0.1,2],[80,2]]"],
+    }
+    images = {name: first_image(model, tmp_path / name, "label=1", *given) for name, given in words.items()}
+    assert np.abs(images["free"] - images["per_condition"]).max() <= 1
+    assert np.abs(images["free"] - images["constant"]).max() <= 1
+    for name in ("plain", "profile", "channels"):
+        assert np.abs(images["free"] - images[name]).max() > 5, name
+
+
+def test_autoguidance_compares_with_another_run_under_the_same_label(model, tmp_path):
+    other = untrained_run(tmp_path / "weak, a=b", "network.channels=8", "network.norm_groups=4", seed=1)
+    words = ["label=1", "guidance=autoguidance"]
+    plain = first_image(model, tmp_path / "plain", "label=1", "guidance.scale=1")
+    one = first_image(model, tmp_path / "one", *words, f"weak_model={other}", "guidance.scale=1")
+    same = first_image(model, tmp_path / "same", *words, f"weak_model={model}")
+    led = first_image(model, tmp_path / "led", *words, f"weak_model={other}")
+    weak = first_image(model, tmp_path / "zero", *words, f"weak_model={other}", "guidance.scale=0")
+    assert np.array_equal(one, plain)
+    assert np.abs(same - plain).max() <= 1
+    assert np.abs(led - plain).max() > 5
+    assert np.abs(weak - first_image(other, tmp_path / "weak", "label=1", "guidance.scale=1")).max() <= 1
+
+
+def test_a_weak_model_of_another_latent_space_is_refused(model, tmp_path):
+    other = untrained_run(tmp_path / "other")
+    description = other / "weights" / "step_00000001.json"
+    description.write_text(description.read_text().replace('"fingerprint": "identity"', '"fingerprint": "another"'))
+    with pytest.raises(ValueError, match=r"weak_model=.*/other: first_stage: not the latent space .*: fingerprint"):
+        main([f"model={model}", "label=1", "guidance=autoguidance", f"weak_model={other}", f"out={tmp_path}/out"])
+
+
+def test_a_model_without_conditions_or_without_null_is_not_guided(tmp_path):
+    free = untrained_run(tmp_path / "free", "conditioner=[]")
+    with pytest.raises(ValueError, match=r"no conditions to guide by; sample with guidance\.scale=1"):
+        main([f"model={free}", f"out={tmp_path}/out"])
+    with pytest.raises(ValueError, match="label: this model reads no label; it has no conditions"):
+        main([f"model={free}", "label=1", "guidance.scale=1", f"out={tmp_path}/out"])
+    first_image(free, tmp_path / "out", "guidance.scale=1")
+    without = untrained_run(tmp_path / "w", "conditioner.label.has_null=false", "conditioner.label.drop_prob=0.0")
+    with pytest.raises(ValueError, match=r"no null .*guidance\.scale=1"):
+        main([f"model={without}", "label=1", f"out={tmp_path}/out"])
+    first_image(without, tmp_path / "w_out", "label=1", "guidance.scale=1")
+
+
+def test_a_prompt_and_a_label_each_have_their_scale(tmp_path):
+    both = untrained_run(
+        tmp_path / "both", "conditioner=[text,label]", "conditioner.label.slot=vector", "network.attention_factors=[1]"
+    )
+
+    def drawn(name: str, *words: str) -> np.ndarray:
+        return first_image(both, tmp_path / name, "prompt=a cat", "label=1", *words)
+
+    joint = drawn("joint", "guidance.scale=40")
+    same = drawn("same", "guidance=per_condition", "guidance.scales={text:40,label:40}")
+    text = drawn("text", "guidance=per_condition", "guidance.scales={text:40}")
+    assert np.abs(joint - same).max() <= 1
+    assert np.abs(joint - text).max() > 5
+    assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == ["a-cat-1_0000.png", "grid.png"]
+    negative = drawn("negative", "guidance.scale=40", "negative_prompt=a dog")
+    assert not np.array_equal(negative, joint)
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from toys import EXPERIMENTS, curve, losses, same, state, tiny, train
+from untrained import untrained_run
 
 from ldm.checkpoint import weights
 from ldm.config import compose
@@ -197,6 +198,18 @@ def test_an_ensemble_of_copies_is_the_single_model(num_copies: int, diffusion: R
     sampling = single.sampling({"sampler": None, "guidance": None, "sigmas": None})
     prompts, numbers = {"caption": ["red heart", "key"]}, torch.tensor([5, 6])
     assert torch.equal(single.generate(sampling, prompts, numbers, 0), ensemble.generate(sampling, prompts, numbers, 0))
+
+
+def test_a_weak_model_in_another_latent_space_is_refused(diffusion: Run, tmp_path: Path):
+    pixels = untrained_run(tmp_path / "pixels")
+    tree = {
+        "sampler": None,
+        "sigmas": None,
+        "guidance": compose("sample", ["model=x", "guidance=autoguidance"])["guidance"],
+    }
+    with pytest.raises(ValueError, match=r"weak_model=.*/pixels: first_stage: not the latent space .*: f is 1 where 4"):
+        load(diffusion.folder).sampling({**tree, "weak_model": str(pixels)})
+    load(diffusion.folder).sampling({**tree, "weak_model": str(diffusion.folder)})
 
 
 def test_the_identity_is_not_trained(tmp_path: Path):

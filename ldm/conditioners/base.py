@@ -83,6 +83,11 @@ class Conditioners(nn.Module):
         """What can be given or left out by itself, in order; one that drops with another goes by the other's name."""
         return tuple(dict.fromkeys(conditioner.drop_with or name for name, conditioner in self.parts.items()))
 
+    @property
+    def fields(self) -> set[str]:
+        """What is read of a batch."""
+        return {conditioner.key for conditioner in self.parts.values()}
+
     def drop_all_but(self, given: Collection[str], num_samples: int) -> dict[str, Tensor]:
         """Those of `names` that are in `given` kept, every other condition replaced by its null."""
         return {

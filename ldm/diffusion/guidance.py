@@ -1,12 +1,14 @@
 """Guidance: wraps `denoise(x, sigma) -> x0` together with what it is compared with into one guided `denoise`.
 
-Classifier-free guidance (arXiv:2207.12598), optionally in a limited interval of noise (arXiv:2404.07724). Linear in D,
-so it is the same on noise, v or velocity. Samplers never know of it.
+Classifier-free guidance (arXiv:2207.12598), jointly or with a scale for each condition, and autoguidance, all within
+`Limits`. Linear in D, so the same on noise, v or velocity. Samplers never know of it.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -46,56 +48,64 @@ class ScaledGuidance(Guidance, Protocol):
         """The same guidance at another scale."""
 
 
-class ClassifierFree:
-    """D = D_u + scale (D_c - D_u) where sigma lies in [sigma_lo, sigma_hi), D_c elsewhere; scale 0 is the reference.
+class Limits:
+    """How much of guidance is taken and where, in this order: `profile`, `channels`, `rescale`, all in the interval.
 
-    `rescale` draws the standard deviation of the guided D towards that of D_c, each over all values of a sample
-    (arXiv:2305.08891, equations 15 and 16, on x0): 0 not at all, 1 wholly.
+    `profile`: points [sigma, share], share of D_guided - D_c that is taken, linear in ln(sigma) between the points and
+    constant beyond them: any schedule of the scale (arXiv:2404.13040). `channels`: only these are guided (three of the
+    four in the public code of arXiv:2212.09748). `rescale` draws the standard deviation of the guided D towards that of
+    D_c, each over all values of a sample (arXiv:2305.08891, equations 15 and 16, on x0): 0 not at all, 1 wholly.
+    Outside [sigma_lo, sigma_hi) (arXiv:2404.07724), and where the share is 0, stands D_c and nothing else is evaluated.
     """
 
-    def __init__(self, scale: float, sigma_lo: float = 0.0, sigma_hi: float = math.inf, rescale: float = 0.0):
-        if not math.isfinite(scale):
-            raise ValueError(f"scale: must be finite, got {scale:g}")
+    def __init__(
+        self,
+        sigma_lo: float = 0.0,
+        sigma_hi: float = math.inf,
+        rescale: float = 0.0,
+        profile: Sequence[Sequence[float]] | None = None,
+        channels: Sequence[int] | None = None,
+    ):
         if not 0 <= sigma_lo < sigma_hi:
             raise ValueError(f"sigma_lo, sigma_hi: need 0 <= sigma_lo < sigma_hi, got {sigma_lo:g} and {sigma_hi:g}")
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale: must lie in [0, 1], got {rescale:g}")
-        self.scale = scale
-        self.rescale = rescale
+        if profile is not None:
+            _check_profile(profile)
+        if channels is not None and (not channels or min(channels) < 0 or len(set(channels)) < len(channels)):
+            raise ValueError(f"channels: must name channels of the latent from 0, each once, got {list(channels)}")
         self.sigma_lo = sigma_lo
         self.sigma_hi = sigma_hi
+        self.rescale = rescale
+        self.profile = profile
+        self.channels = channels
 
-    def guide(self, bound: Bound) -> Denoise:
-        """Guided away from what the denoiser gives without any condition."""
-        return self(bound.denoise, bound.given(()))
+    def apply(self, denoise: Denoise, guided: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Denoise:
+        """`denoise` and what guidance makes of `(x, sigma, D_c)` -> the limited one."""
 
-    def with_scale(self, scale: float) -> "ClassifierFree":
-        """The same guidance at another scale."""
-        return ClassifierFree(scale, self.sigma_lo, self.sigma_hi, self.rescale)
-
-    def __call__(self, denoise: Denoise, reference: Denoise) -> Denoise:
-        """`denoise` with the condition and `reference` without it (or a weaker model) -> the guided one."""
-        if self.scale == 1:
-            return denoise
-        inner = reference if self.scale == 0 else self._blend(denoise, reference)
-        if self.sigma_lo == 0 and self.sigma_hi == math.inf:
-            return inner
-        return self._limit(denoise, inner)
-
-    def _blend(self, denoise: Denoise, reference: Denoise) -> Denoise:
-        def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        def inner(x: Tensor, sigma: Tensor) -> Tensor:
             conditional = denoise(x, sigma)
-            blended = torch.lerp(reference(x, sigma), conditional, self.scale)
-            if not self.rescale:
-                return blended
-            ratio = conditional.flatten(1).std(1) / blended.flatten(1).std(1).clamp(min=1e-12)
-            return blended * (1 + self.rescale * (expand(ratio, x) - 1))
+            result = guided(x, sigma, conditional)
+            if self.profile is not None:
+                result = torch.lerp(conditional, result, expand(self._share(sigma), x).to(result))
+            if self.channels is not None:
+                result = torch.where(self._guided_channels(x), result, conditional)
+            if self.rescale:
+                ratio = conditional.flatten(1).std(1) / result.flatten(1).std(1).clamp(min=1e-12)
+                result = result * (1 + self.rescale * (expand(ratio, x) - 1))
+            return result
 
-        return guided
+        return self.within(denoise, inner)
 
-    def _limit(self, outer: Denoise, inner: Denoise) -> Denoise:
+    def within(self, outer: Denoise, inner: Denoise) -> Denoise:
+        """`inner` where there is guidance, `outer` elsewhere."""
+        if self.sigma_lo == 0 and self.sigma_hi == math.inf and self.profile is None:
+            return inner
+
         def limited(x: Tensor, sigma: Tensor) -> Tensor:
             inside = (sigma >= self.sigma_lo) & (sigma < self.sigma_hi)
+            if self.profile is not None:
+                inside = inside & (self._share(sigma) > 0)
             if bool(inside.all()):
                 return inner(x, sigma)
             if not bool(inside.any()):
@@ -103,3 +113,168 @@ class ClassifierFree:
             return torch.where(expand(inside, x), inner(x, sigma), outer(x, sigma))
 
         return limited
+
+    def _share(self, sigma: Tensor) -> Tensor:
+        points = torch.tensor(self.profile, dtype=torch.float32, device=sigma.device)
+        levels, shares = points[:, 0].log(), points[:, 1].contiguous()
+        place = sigma.float().log().clamp(levels[0], levels[-1]).contiguous()
+        right = torch.searchsorted(levels.contiguous(), place).clamp(min=1)
+        left = right - 1
+        return torch.lerp(shares[left], shares[right], (place - levels[left]) / (levels[right] - levels[left]))
+
+    def _guided_channels(self, x: Tensor) -> Tensor:
+        if max(self.channels) >= x.shape[1]:
+            raise ValueError(
+                f"guidance.channels={list(self.channels)}: the latents of this model have channels 0..{x.shape[1] - 1}"
+            )
+        mask = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+        mask[list(self.channels)] = True
+        return mask.view(-1, *[1] * (x.ndim - 2))
+
+
+class ClassifierFree:
+    """D = D_u + scale (D_c - D_u) within `Limits`, D_c elsewhere; scale 0 is the reference D_u, 1 the identity.
+
+    The reference is given no condition, each replaced by its null or its negative.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        sigma_lo: float = 0.0,
+        sigma_hi: float = math.inf,
+        rescale: float = 0.0,
+        profile: Sequence[Sequence[float]] | None = None,
+        channels: Sequence[int] | None = None,
+    ):
+        self.scale = _finite(scale, "scale")
+        self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
+
+    def __call__(self, denoise: Denoise, reference: Denoise) -> Denoise:
+        """`denoise` with the condition and `reference` without it -> the guided one."""
+        return _compare(denoise, reference, self.scale, self.limits)
+
+    def guide(self, bound: Bound) -> Denoise:
+        """Away from no condition at all. Raises ValueError if the model has none and the scale is not 1."""
+        if self.scale != 1 and not bound.conditions:
+            raise ValueError(
+                f"guidance.scale={self.scale:g}: this model has no conditions to guide by; sample with guidance.scale=1"
+            )
+        return self(bound.denoise, bound.given(()))
+
+    def with_scale(self, scale: float) -> "ClassifierFree":
+        """The same guidance at another scale."""
+        other = copy(self)
+        other.scale = _finite(scale, "scale")
+        return other
+
+
+class PerCondition:
+    """D(0) + s_1 (D(c_1) - D(0)) + s_2 (D(c_1, c_2) - D(c_1)) + ... for `scales` {c: s}, in their order.
+
+    arXiv:2211.09800, equation 3, for any number of conditions; within `Limits`. Equal scales are joint classifier-free
+    guidance. A condition that is not named is always given. The costs are one evaluation for each different scale, and
+    one for all conditions.
+    """
+
+    def __init__(
+        self,
+        scales: Mapping[str, float],
+        sigma_lo: float = 0.0,
+        sigma_hi: float = math.inf,
+        rescale: float = 0.0,
+        profile: Sequence[Sequence[float]] | None = None,
+        channels: Sequence[int] | None = None,
+    ):
+        if not scales:
+            raise ValueError("guidance.scales: names no condition, guidance.scales={text:3,label:1.5} names two")
+        self.scales = {name: _finite(scale, f"guidance.scales.{name}") for name, scale in scales.items()}
+        self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
+
+    def guide(self, bound: Bound) -> Denoise:
+        """Condition after condition. Raises ValueError naming a condition that the model does not have."""
+        unknown = [name for name in self.scales if name not in bound.conditions]
+        if unknown:
+            known = ", ".join(bound.conditions) or "none"
+            raise ValueError(
+                f"guidance.scales: no condition {', '.join(unknown)}; the conditions of this model: {known}"
+            )
+        names, scales = list(self.scales), list(self.scales.values())
+        always = [name for name in bound.conditions if name not in self.scales]
+        # Collected by D(c_1 ... c_k), its factor is s_k - s_(k+1), s_0 being 1.
+        factors = [before - after for before, after in pairwise([1.0, *scales])]
+        terms = [(f, bound.given([*always, *names[:k]])) for k, f in enumerate(factors) if f != 0]
+        if not terms:
+            return bound.denoise
+
+        def guided(x: Tensor, sigma: Tensor, conditional: Tensor) -> Tensor:
+            return conditional + sum(factor * (denoise(x, sigma) - conditional) for factor, denoise in terms)
+
+        return self.limits.apply(bound.denoise, guided)
+
+    def with_scale(self, scale: float) -> "PerCondition":
+        """The same guidance with all its scales equal."""
+        other = copy(self)
+        other.scales = dict.fromkeys(self.scales, _finite(scale, "scale"))
+        return other
+
+
+class Autoguidance:
+    """D = D_weak + scale (D - D_weak) within `Limits`: against a worse model, all conditions given (arXiv:2406.02507).
+
+    `weak_model` gives the worse model's denoiser for what is bound.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        weak_model: Callable[[Bound], Denoise],
+        sigma_lo: float = 0.0,
+        sigma_hi: float = math.inf,
+        rescale: float = 0.0,
+        profile: Sequence[Sequence[float]] | None = None,
+        channels: Sequence[int] | None = None,
+    ):
+        self.scale = _finite(scale, "scale")
+        self.weak_model = weak_model
+        self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
+
+    def guide(self, bound: Bound) -> Denoise:
+        """Away from what the worse model gives."""
+        return _compare(bound.denoise, self.weak_model(bound), self.scale, self.limits)
+
+    def with_scale(self, scale: float) -> "Autoguidance":
+        """The same guidance at another scale."""
+        other = copy(self)
+        other.scale = _finite(scale, "scale")
+        return other
+
+
+def _compare(denoise: Denoise, reference: Denoise, scale: float, limits: Limits) -> Denoise:
+    """reference + scale (denoise - reference), evaluating neither where its factor is 0."""
+    if scale == 1:
+        return denoise
+    if scale == 0 and limits.profile is None and limits.channels is None:
+        return limits.within(denoise, reference)
+
+    def guided(x: Tensor, sigma: Tensor, conditional: Tensor) -> Tensor:
+        return torch.lerp(reference(x, sigma), conditional, scale)
+
+    return limits.apply(denoise, guided)
+
+
+def _finite(scale: float, name: str) -> float:
+    if not math.isfinite(scale):
+        raise ValueError(f"{name}: must be finite, got {scale:g}")
+    return scale
+
+
+def _check_profile(profile: Sequence[Sequence[float]]) -> None:
+    pairs = len(profile) > 1 and all(len(point) == 2 for point in profile)
+    levels = [point[0] for point in profile] if pairs else []
+    rising = pairs and all(low < high for low, high in pairwise([0.0, *levels]))
+    if not rising or not all(math.isfinite(sigma) and 0 <= share < math.inf for sigma, share in profile):
+        raise ValueError(
+            "profile: needs at least two points [sigma, share], sigma above 0 and rising, share not below 0; "
+            f"got {[list(point) for point in profile]}"
+        )

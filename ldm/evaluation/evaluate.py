@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ldm.build import Parts, is_first_stage
+from ldm.checkpoint.weights import load as load_weights
 from ldm.config import instantiate, load_tree
 from ldm.device import choose
 from ldm.evaluation.first_stage import evaluate_first_stage
@@ -31,7 +32,8 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
     config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
     if config.exists() and is_first_stage(load_tree(config)):
         return evaluate_first_stage(tree)
-    scales = [float(scale) for scale in tree["guidance"]["scale"]]
+    given = tree["guidance"]["scale"]
+    scales = [float(scale) for scale in (given if isinstance(given, list) else [given])]
     if not scales or tree["num_samples"] < 2:
         raise ValueError("guidance.scale needs at least one scale, num_samples at least 2")
     device = choose(tree["device"])
@@ -66,7 +68,8 @@ def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Pa
     alignment = instantiate(tree["alignment"], parts.__getitem__, "alignment").to(device)
     against = reference(model.parts["data"], backbone, device)
     captions = against.prompts(tree["num_samples"])
-    sampling = model.sampling({**tree, "guidance": None})
+    guidance = {**tree["guidance"], "scale": scales[0]} if "_target_" in tree["guidance"] else None
+    sampling = model.sampling({**tree, "guidance": guidance})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
         bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
@@ -83,6 +86,12 @@ def _identity(model: Model, tree: dict[str, Any]) -> str:
     """What the points depend on besides the scale; other points are measured anew."""
     keys = ("num_samples", "num_steps", "seed", "sampler", "sigmas", "metric", "alignment")
     facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
+    if "_target_" in tree["guidance"]:
+        facts["guidance"] = {key: value for key, value in tree["guidance"].items() if key != "scale"}
+    if tree["loss_guidance"]:
+        facts["loss_guidance"] = tree["loss_guidance"]
+    if tree["weak_model"]:
+        facts["weak_model"] = load_weights(Path(tree["weak_model"])).digest
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

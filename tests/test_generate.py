@@ -1,0 +1,83 @@
+"""Sampling's one place: what is bound to a batch, references, and the order in which guidance is applied."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.conditioners.base import Conditioners
+from ldm.conditioners.label import Label
+from ldm.diffusion.guidance import Bound, ClassifierFree
+from ldm.diffusion.samplers import euler
+from ldm.diffusion.schedule import VE
+from ldm.first_stage.first_stage import Identity
+from ldm.generate import Sampling, bind, generate
+
+NUMBERS = torch.tensor([3, 8])
+BATCH = {"label": torch.tensor([0, 2])}
+SIGMAS = torch.tensor([5.0, 1.0, 0.2, 0.0])
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Shifted(nn.Module):
+    """A posterior mean whose prior is centred where its condition says."""
+
+    def forward(self, x, sigma, cond):
+        centre = cond["vector"].mean(1).view(-1, 1, 1, 1) if cond else 0.0
+        return centre + (x - centre) / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+
+
+@dataclass
+class Noted:
+    """Guidance that notes what it is given, then adds and multiplies."""
+
+    add: float
+    factor: float
+    seen: list
+
+    def guide(self, bound: Bound):
+        self.seen.append(bound)
+        return lambda x, sigma: (bound.denoise(x, sigma) + self.add) * self.factor
+
+
+@pytest.fixture
+def conditioner() -> Conditioners:
+    torch.manual_seed(0)
+    return Conditioners({"label": Label(5, width=4, slot="vector")})
+
+
+def draw(conditioner: Conditioners, *loss_guidance, scale: float = 1.0, negative=None):
+    sampling = Sampling(euler, SIGMAS, ClassifierFree(scale), VE(), loss_guidance)
+    return generate(Shifted(), conditioner, Identity(), sampling, BATCH, NUMBERS, 0, 4, negative)
+
+
+def test_each_guidance_takes_what_the_one_before_it_made(conditioner):
+    seen = []
+    first, second = Noted(0.1, 1.0, seen), Noted(0.0, 0.5, seen)
+    images = draw(conditioner, first, second)
+    assert not torch.equal(images, draw(conditioner, second, first)), "the order counts"
+    level = torch.full((2,), 2.0)
+    expected = (seen[0].denoise(X, level) + 0.1) * 0.5
+    assert torch.equal(second.guide(seen[1])(X, level), expected)
+    assert seen[0].conditions == ("label",) and seen[0].batch is BATCH and seen[0].num_samples == 2
+    assert seen[0].decode(X).shape == (2, 3, 4, 4)
+
+
+def test_a_negative_stands_in_the_place_of_the_null(conditioner):
+    other = {"label": torch.tensor([1, 1])}
+    given, level = bind(Shifted(), conditioner, BATCH, 2, other), torch.full((2,), 2.0)
+    kept = conditioner.drop_none(2)
+    assert torch.equal(given(["label"])(X, level), Shifted()(X, level, conditioner(BATCH, drop=kept)))
+    assert torch.equal(given(())(X, level), Shifted()(X, level, conditioner(other, drop=kept)))
+    assert not torch.equal(draw(conditioner, scale=2.0), draw(conditioner, scale=2.0, negative=other))
+    assert torch.equal(draw(conditioner, scale=2.0, negative=BATCH), draw(conditioner, scale=1.0))
+
+
+def test_conditions_are_encoded_once_and_only_if_they_are_used(conditioner):
+    calls = []
+    conditioner.register_forward_hook(lambda module, args, result: calls.append(1))
+    draw(conditioner)
+    assert len(calls) == 1, "scale 1 needs no null"
+    draw(conditioner, scale=2.0)
+    assert len(calls) == 3
