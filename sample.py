@@ -2,7 +2,7 @@
 
     python sample.py model=runs/quickstart-diffusion prompt="red heart" num_images=4 seed=0 guidance.scale=3
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
-    python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4
+    python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
 
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     from ldm.run import load
 
     device = choose(tree["device"])
-    model = load(tree["model"], tree["first_stage"]).to(device)
+    model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device)
     check_read(tree, model.conditioner.fields)
     model.first_stage.tile = tree["tile"]
     sampling = model.sampling(tree)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.checkpoint import weights
+from ldm.checkpoint import posthoc_ema, weights
 from ldm.conditioners.base import Conditioners, check_network
 from ldm.config import instantiate, load_tree
 from ldm.diffusion.denoiser import Denoiser
@@ -21,8 +21,8 @@ from ldm.generate import Sampling
 
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
-    "task autoencoder regularizer reconstruction discriminator network precond schedule noise weighting "
-    "sigmas sampler guidance expert ema data optimizer lr logger"
+    "task autoencoder regularizer reconstruction discriminator network precond schedule noise resampler weighting "
+    "log_variance sigmas sampler guidance expert ema data optimizer lr logger"
 ).split()
 ROOT_FACTS = ("image_size", "seed", "accumulation", "max_steps")
 
@@ -100,9 +100,9 @@ def first_stage_model(parts: Parts) -> nn.ModuleDict:
     return nn.ModuleDict({"autoencoder": parts["autoencoder"], "regularizer": parts["regularizer"]})
 
 
-def load_autoencoder(path: Path) -> tuple[Parts, weights.Weights]:
-    """The parts of an autoencoder's run, its averaged weights in them, and those weights; finished or not."""
-    found = weights.load(path)
+def load_autoencoder(path: Path, ema: str = "ema") -> tuple[Parts, weights.Weights]:
+    """The parts of an autoencoder's run, its weights averaged as `ema` says, and those weights; finished or not."""
+    found = posthoc_ema.load(path, ema)
     parts = Parts(load_tree(found.run / "config.yaml"))
     if not is_first_stage(parts.tree):
         raise ValueError(f"first_stage={path}: not an autoencoder's run")

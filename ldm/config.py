@@ -66,6 +66,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     ``group=null`` leaves a part out, with whatever an experiment sets in it. Raises ValueError with the offending key
     and the nearest valid one, or with a key that has to be given and is not (it stays ``???`` unless `complete`).
     """
+    facts, arguments = _split_facts(config_name, arguments)
     literal, overrides = split_literal(arguments)
     held = {f"__literal_{place}__": text for place, text in enumerate(literal.values())}
     overrides += [f"{key}={name}" for key, name in zip(literal, held, strict=True)]
@@ -79,10 +80,18 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
             tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ValueError(_explain(error, config_name, parsed)) from error
-    tree = {**_restore(tree, held), **dict.fromkeys(left_out - {"experiment"})}
+    tree = {**_restore(tree, held), **facts, **dict.fromkeys(left_out - {"experiment"})}
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
     return tree
+
+
+def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate text for root keys that bear the name of a group of another root (``ema``): to Hydra they are groups."""
+    root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
+    named = {argument: argument.partition("=") for argument in arguments}
+    ours = [word for word, (key, equals, _) in named.items() if key in root and key in groups() and equals]
+    return {named[word][0]: named[word][2] for word in ours}, [word for word in arguments if word not in ours]
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -404,9 +413,9 @@ def help_text(config_name: str, usage: str, examples: str) -> str:
     """What --help prints: usage, examples, the root's shared facts, the groups and their options."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         root = OmegaConf.to_container(hydra_compose(config_name))
-    facts = [f"  {key}={value}" for key, value in root.items() if not isinstance(value, dict) and key not in groups()]
     defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())["defaults"]
     named = {key for entry in defaults if isinstance(entry, dict) for key in entry}
+    facts = [f"  {key}={value}" for key, value in root.items() if not isinstance(value, dict) and key not in named]
     used = {key: options for key, options in groups().items() if key in named}
     table = [f"  {group + '=':<16}{', '.join(options)}" for group, options in used.items()]
     return "\n".join([f"usage: {usage}", "", examples, "", "keys", *facts, "", "groups", *table])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.build import Parts
+from ldm.checkpoint import posthoc_ema
 from ldm.checkpoint.weights import Weights, load_strict
-from ldm.checkpoint.weights import load as load_weights
 from ldm.conditioners.base import Conditioners
 from ldm.config import load_tree, takes
 from ldm.diffusion.denoiser import Denoise
@@ -87,12 +87,14 @@ class Model:
         )
 
 
-def load_model(path: Path, first_stage: str | None = None, kind: str = "ema") -> Model:
+def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> Model:
     """The diffusion model of a run's folder or of one weights file; `first_stage` says where the first stage moved.
+
+    `ema` chooses the average of the weights: ``ema``, ``raw``, or a relative length (posthoc_ema.py).
 
     Raises ValueError if it is not a diffusion run, or the first stage is not the one it was trained with.
     """
-    weights = load_weights(path, kind)
+    weights = posthoc_ema.load(path, ema)
     tree = load_tree(weights.run / "config.yaml")
     if not tree.get("network"):
         raise ValueError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")

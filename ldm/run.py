@@ -135,12 +135,19 @@ def _parent(branch: str) -> dict[str, Any]:
     }
 
 
-def load(path: str | Path, first_stage: str | None = None) -> Model:
-    """A trained model, from a run's folder, one of its weights files, or an ensemble's manifest (.yaml)."""
+def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Model:
+    """A trained model, from a run's folder, one of its weights files, or an ensemble's manifest (.yaml).
+
+    `ema` chooses among a run's averages of its weights: ``ema``, ``raw``, or a relative length such as ``0.05``.
+    """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"model={path}: no such run or manifest")
-    return load_ensemble(path, first_stage) if path.suffix == ".yaml" else load_model(path, first_stage)
+    if path.suffix != ".yaml":
+        return load_model(path, first_stage, ema)
+    if ema != "ema":
+        raise ValueError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
+    return load_ensemble(path, first_stage)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -84,15 +84,30 @@ def test_a_leaf_of_a_group_that_takes_several_nests_under_its_own_name():
 
 
 def test_only_facts_of_the_root_are_interpolated():
-    root = set(leaf("config")) - {"defaults"}
+    root = set(leaf("config")) - {"defaults"} | {"sigmas"}  # the ladder, for noise that is matched to it
     for name in LEAVES:
         text = (CONF / f"{name}.yaml").read_text()
         for fragment in text.split("${")[1:]:
             assert fragment.split("}")[0] in root, name
 
 
-def test_no_group_bears_the_name_of_a_root_key():
-    assert not set(groups()) & (set(leaf("config")) | set(leaf("sample"))) - {"defaults"}
+ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_no_root_key_bears_the_name_of_a_group_of_its_root(root):
+    keys = leaf(root)
+    chosen = {key for entry in keys.pop("defaults") if isinstance(entry, dict) for key in entry}
+    assert not chosen & set(keys)
+
+
+@pytest.mark.parametrize("root", ["sample", "evaluate"])
+def test_a_root_key_may_bear_the_name_of_a_group_of_another_root(root):
+    for value in ("0.05", "raw", "power"):
+        assert compose(root, ["model=x", f"ema={value}"])["ema"] == value
+    assert compose(root, ["model=x"])["ema"] == "ema" and "  ema=ema" in help_text(root, "", "")
+    with pytest.raises(ValueError, match="ema"):
+        compose(root, ["model=x", "ema.decay=0.5"])
 
 
 def test_the_registry_is_what_the_leaves_name_and_all_of_it_is_there():

@@ -72,3 +72,13 @@ def test_seed_purpose_number_and_stream_each_change_the_draw():
     ]
     for other in others:
         assert not torch.isin(base, other).any()
+
+
+def test_ranks_of_one_step_draw_noise_and_levels_of_their_own():
+    """Under one seed, the samples that two ranks have in a step never share their noise or their level."""
+    ranks = torch.arange(64, 80).split(8)
+    levels = torch.cat([uniform(0, "sigma", numbers)[:, 0] for numbers in ranks])
+    noise = torch.cat([normal(0, "noise", numbers, (4, 8, 8)) for numbers in ranks]).flatten(1)
+    assert len(levels.unique()) == 16
+    correlation = torch.corrcoef(noise) - torch.eye(16)
+    assert correlation.abs().max() < 0.35  # 256 numbers each: five and a half standard deviations

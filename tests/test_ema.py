@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.ema import EMA
+from ldm.checkpoint.posthoc_ema import exponent
+from ldm.training.ema import EMA, PowerEMA
 
 
 def model() -> nn.Module:
@@ -38,7 +39,7 @@ def test_the_average_is_the_recursion_with_its_warm_up(decay):
         ema.update()
         d = min(decay, (1 + n) / (10 + n))
         expected = d * expected + (1 - d) * network[0].weight.detach().double()
-    torch.testing.assert_close(ema.weights()["0.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ema.weights()["ema"]["0.weight"].double(), expected, rtol=1e-5, atol=1e-6)
     assert ema.num_updates == 12
 
 
@@ -47,7 +48,7 @@ def test_decay_0_is_the_model_itself():
     ema = EMA(network, 0.0)
     disturb(network, 1)
     ema.update()
-    assert same(ema.weights(), network.state_dict())
+    assert same(ema.weights()["ema"], network.state_dict())
 
 
 def test_a_model_that_does_not_change_is_its_own_average():
@@ -55,7 +56,7 @@ def test_a_model_that_does_not_change_is_its_own_average():
     ema = EMA(network, 0.9)
     for _ in range(5):
         ema.update()
-    assert same(ema.weights(), network.state_dict())
+    assert same(ema.weights()["ema"], network.state_dict())
 
 
 def test_buffers_and_frozen_parameters_are_the_models():
@@ -65,7 +66,7 @@ def test_buffers_and_frozen_parameters_are_the_models():
     with torch.no_grad():
         network[2].weight.fill_(3.0)
     ema.update()
-    weights = ema.weights()
+    weights = ema.weights()["ema"]
     assert weights.keys() == network.state_dict().keys()
     assert (weights["1.running_mean"] == 7).all() and (weights["2.weight"] == 3).all()
 
@@ -76,7 +77,7 @@ def test_swapping_computes_with_the_averages_and_leaves_no_trace():
     disturb(network, 1)
     ema.update()
     reference = copy.deepcopy(network)
-    reference.load_state_dict(ema.weights())
+    reference.load_state_dict(ema.weights()["ema"])
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(3))
     before, output = copy.deepcopy(network.state_dict()), network(x)
     pointers = [parameter.data_ptr() for parameter in network.parameters()]
@@ -112,7 +113,7 @@ def test_resumed_is_uninterrupted_bit_for_bit():
     second.module.load_state_dict(first.module.state_dict())
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     run(second, range(4, 10))
-    assert same(second.weights(), straight.weights())
+    assert same(second.weights()["ema"], straight.weights()["ema"])
     assert second.num_updates == straight.num_updates
 
 
@@ -129,7 +130,7 @@ def test_averages_are_fp32_whatever_the_model_is():
     network = nn.Linear(2, 2).to(torch.bfloat16)
     ema = EMA(network, 0.999)
     ema.update()
-    assert ema.weights()["weight"].dtype == torch.float32
+    assert ema.weights()["ema"]["weight"].dtype == torch.float32
     with ema.swapped():
         assert network.weight.dtype == torch.bfloat16
 
@@ -139,7 +140,81 @@ def test_another_models_average_is_refused():
         EMA(model(), 0.9).load_state_dict(EMA(nn.Linear(2, 2), 0.9).state_dict())
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
+def test_several_decays_are_each_as_if_alone():
+    network = model()
+    several, alone = EMA(network, [0.5, 0.999]), [EMA(network, 0.5), EMA(network, 0.999)]
+    for n in range(20):
+        disturb(network, n)
+        for ema in (several, *alone):
+            ema.update()
+    assert several.kinds == ("ema", "ema_0.999")
+    for kind, ema in zip(several.kinds, alone, strict=True):
+        assert same(several.weights()[kind], ema.weights()["ema"])
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.25])
+def test_a_power_profile_weighs_each_update_by_a_power_of_its_number(sigma_rel):
+    network = model()
+    ema, seen = PowerEMA(network, [sigma_rel]), []
+    for n in range(30):
+        disturb(network, n)
+        ema.update()
+        seen.append(network[0].weight.detach().double().clone())
+    ends = (torch.arange(31, dtype=torch.float64) / 30) ** (exponent(sigma_rel) + 1)
+    expected = (ends.diff()[:, None, None] * torch.stack(seen)).sum(0)  # the start has no part in it
+    torch.testing.assert_close(ema.weights()["ema"]["0.weight"].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_profiles_resume_together_and_other_profiles_are_refused():
+    straight, first = PowerEMA(model()), PowerEMA(model())
+    for n in range(8):
+        disturb(straight.module, n)
+        straight.update()
+        if n < 3:
+            disturb(first.module, n)
+            first.update()
+    second = PowerEMA(model())
+    second.module.load_state_dict(first.module.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for n in range(3, 8):
+        disturb(second.module, n)
+        second.update()
+    for kind in ("ema", "ema_0.1"):
+        assert same(second.weights()[kind], straight.weights()[kind])
+    for other in (PowerEMA(model(), [0.05]), PowerEMA(model(), [0.05, 0.2]), EMA(model())):
+        with pytest.raises(ValueError, match="other profiles"):
+            other.load_state_dict(first.state_dict())
+
+
+def test_other_profiles_start_from_the_first():
+    parent = EMA(model(), 0.9)
+    disturb(parent.module, 1)
+    parent.update()
+    child = PowerEMA(model(), [0.05, 0.1, 0.2])
+    child.start_from(parent.state_dict())
+    for kind in child.kinds:
+        assert same(child.averages()[kind], parent.averages()["ema"])
+    disturb(child.module, 2)
+    child.update()
+    assert not same(child.averages()["ema"], child.averages()["ema_0.2"]) and child.num_updates == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"sigma_rels": []}, "sigma_rels"),
+        ({"sigma_rels": [0.1, 0.1]}, "sigma_rels"),
+        ({"sigma_rels": [0.5]}, "relative length"),
+        ({"sigma_rels": [0.0]}, "relative length"),
+        ({"snapshot_every_steps": 0}, "snapshot_every_steps"),
+    ],
+)
+def test_profiles_that_are_none_are_refused(settings, key):
+    with pytest.raises(ValueError, match=key):
+        PowerEMA(model(), **settings)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, [], [0.5, 0.5], [0.5, 1.0]])
 def test_a_decay_that_is_none_is_refused(decay):
     with pytest.raises(ValueError, match=r"ema\.decay"):
         EMA(model(), decay)

@@ -6,14 +6,16 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, Restricted, logit_normal, stratify
+from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, Restricted, SamplerMatched, logit_normal, stratify
 from ldm.diffusion.schedule import scaled_linear
+from ldm.diffusion.sigmas import ddim, exponential, karras
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
 CONTINUOUS = {
     "log_normal": LogNormal(-1.2, 1.2),
     "log_uniform": LogUniform(0.002, 80.0),
     "logit_normal": logit_normal(0.0, 1.0, shift=3.0),
+    "sampler_matched": SamplerMatched(karras(25, 0.002, 80.0)),
     "restricted": Restricted(LogNormal(-1.2, 1.2), [(0.01, 0.1), (0.5, math.inf)]),
 }
 ALL = {**CONTINUOUS, "discrete": Discrete(SCHEDULE)}
@@ -65,6 +67,26 @@ def test_logit_normal_is_log_normal_sigma_and_a_shift_multiplies_sigma():
     shifted = 3 * t / (1 + 2 * t)  # the time shift of rectified flow, arXiv:2403.03206
     assert ks_statistic(t / (1 - t), logit_normal(0.3, 0.7).cdf) < 1.63
     assert ks_statistic(shifted / (1 - shifted), logit_normal(0.3, 0.7, shift=3.0).cdf) < 1.63
+
+
+@pytest.mark.parametrize("sigmas", [karras(25, 0.002, 80.0), ddim(50, SCHEDULE)], ids=["to 0", "to a level"])
+def test_quantiles_of_matched_noise_tile_the_ladder(sigmas):
+    noise, levels = SamplerMatched(sigmas), sigmas[sigmas > 0].flip(0)
+    u = torch.linspace(0, 1, len(levels), dtype=torch.float64)
+    assert torch.equal(noise.icdf(u), levels)
+    torch.testing.assert_close(noise.cdf(levels), u, rtol=0, atol=1e-15)
+    middles = noise.icdf((u[1:] + u[:-1]) / 2)  # between two levels ln(sigma) is uniform
+    torch.testing.assert_close(middles, (levels[1:] * levels[:-1]).sqrt(), rtol=1e-13, atol=0)
+
+
+def test_matched_to_an_exponential_ladder_is_log_uniform():
+    noise, reference = SamplerMatched(exponential(10, 0.01, 50.0)), LogUniform(0.01, 50.0)
+    torch.testing.assert_close(noise.icdf(U), reference.icdf(U), rtol=1e-12, atol=0)
+
+
+def test_a_ladder_without_levels_between_is_refused():
+    with pytest.raises(ValueError, match="num_steps"):
+        SamplerMatched(torch.tensor([80.0, 0.0]))
 
 
 @pytest.mark.parametrize("noise", ALL.values(), ids=ALL.keys())

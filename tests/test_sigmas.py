@@ -26,6 +26,14 @@ def test_a_ladder_has_exactly_its_steps_and_decreases(name, num_steps):
     assert sigmas[-1] == (SCHEDULE.sigmas[0] if name == "ddim" else 0)
 
 
+def test_ddim_takes_any_number_of_steps_of_the_chain_but_its_last():
+    for num_steps in range(1, 1000):
+        sigmas = ddim(num_steps, SCHEDULE)
+        assert len(sigmas) == num_steps + 1 and (sigmas.diff() < 0).all()
+    with pytest.raises(ValueError, match="num_steps"):
+        ddim(1000, SCHEDULE)
+
+
 def test_karras_is_edms_equation_5():
     sigmas = karras(18, 0.002, 80.0, rho=7.0)
     expected = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]

@@ -75,6 +75,9 @@ def test_two_micro_batches_are_one_batch(train_diffusion: Train):
     parts = train_diffusion(SMOOTH, "accumulation=2", run="parts").folder
     assert curve(parts) == pytest.approx(curve(whole), abs=1e-6)
     torch.testing.assert_close(state(parts, 2)["trained"], state(whole, 2)["trained"], rtol=0, atol=1e-6)
+    averages = state(parts, 2)["ema"], state(whole, 2)["ema"]
+    assert averages[0]["num_updates"] == averages[1]["num_updates"] == 2  # of optimizer steps, not of micro-batches
+    torch.testing.assert_close(averages[0]["averages"], averages[1]["averages"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e6])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.diffusion import weighting
-from ldm.diffusion.noise import Discrete, LogNormal, LogUniform
+from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, SamplerMatched
 from ldm.diffusion.precond import EDM, X0, Eps, Flow, V
 from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.schedule import Flow as FlowSchedule
@@ -48,6 +48,27 @@ def test_the_variational_bound_does_not_depend_on_the_noise_trained_on(noise):
     bound = (weighting.ELBO(noise)(sigma) * error * inside).mean()
     exact = 0.5 * (math.log(1 + 1 / 0.1**2) - math.log(1 + 1 / 3.0**2))  # integral of 1 / (1 + sigma^2) d ln(sigma)
     assert bound.item() == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", [scaled_linear(0.0015, 0.0195), scaled_linear(0.00085, 0.012)])
+def test_the_bound_over_the_steps_of_a_chain_is_ddpms(schedule):
+    # Between two steps the continuous weight is the discrete one of the step, up to the step's length in ln(sigma).
+    alpha_bar = 1 / (1 + schedule.sigmas**2)
+    alpha = alpha_bar[1:] / alpha_bar[:-1]
+    beta = 1 - alpha
+    variance = beta * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])  # of the posterior q(x_{t-1} | x_t, x0)
+    of_noise = beta**2 / (2 * variance * alpha * (1 - alpha_bar[1:]))  # arXiv:2006.11239, equation 12
+    snr = 1 / schedule.sigmas**2
+    of_x0 = (snr[:-1] - snr[1:]) / 2  # arXiv:2107.00630, equation 13
+    torch.testing.assert_close(of_noise * snr[1:], of_x0, rtol=1e-9, atol=0)
+
+    middle = (schedule.sigmas[1:] * schedule.sigmas[:-1]).sqrt()
+    per_step = weighting.ELBO(SamplerMatched(schedule.sigmas.flip(0)))(middle) / len(beta)
+    length = (schedule.sigmas[1:] / schedule.sigmas[:-1]).log()
+    inner = slice(20, -20)  # the density there is not cut by the ends of the ladder
+    torch.testing.assert_close(per_step[inner], of_x0[inner], rtol=1e-3, atol=0)
+    native = per_step / weighting.Native(Eps(schedule))(middle)
+    assert ((native / of_noise - 1).abs() < 1.01 * length + 1e-3)[inner].all()
 
 
 def test_the_bound_needs_a_density():

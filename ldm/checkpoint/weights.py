@@ -1,5 +1,7 @@
 """Weights for use: ``weights/step_00001000.{ema,raw}.safetensors`` and a JSON beside them with what they are.
 
+Further averages are further kinds, as ``ema_0.1``; snapshots of averages, kept for good, are such sets too.
+
 The JSON carries the sha256 of each file and, for a first stage, its latent statistics, so that weights never travel
 without the numbers needed to use them.
 """
@@ -65,7 +67,7 @@ def load(path: Path, kind: str = "ema") -> Weights:
     EMA by default, raw where there is no EMA. Raises ValueError if there are none, or all are damaged.
     """
     if path.suffix == ".safetensors":
-        return _read(path, path.with_name(f"{path.name.split('.')[0]}.json"))
+        return read(path)
     run = path.parent.parent if path.suffix == ".ckpt" else path
     found = [run / "weights" / f"{path.stem}.json"] if path.suffix == ".ckpt" else _sets(run / "weights")
     if not found:
@@ -75,7 +77,7 @@ def load(path: Path, kind: str = "ema") -> Weights:
     for place, description in enumerate(found):
         file = description.with_suffix(f".{kind}.safetensors")
         try:
-            return _read(file if file.exists() else description.with_suffix(".raw.safetensors"), description)
+            return read(file if file.exists() else description.with_suffix(".raw.safetensors"))
         except ValueError as error:
             if place == len(found) - 1:
                 raise
@@ -83,13 +85,15 @@ def load(path: Path, kind: str = "ema") -> Weights:
     raise AssertionError("a set was read or the last error was raised")
 
 
-def _read(file: Path, description: Path) -> Weights:
+def read(file: Path) -> Weights:
+    """One file of a set, held to the hash that the JSON beside it records. Raises ValueError if it is not that."""
+    description = file.with_name(f"{file.name.split('.')[0]}.json")
     if not file.exists() or not description.exists():
         raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
     digest = sha256(file)
     try:
         metadata = json.loads(description.read_text())
-        recorded = metadata["sha256"].get(file.name.split(".")[1])
+        recorded = metadata["sha256"].get(file.name.removeprefix(f"{description.stem}.").removesuffix(file.suffix))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{description}: cannot be read as the description of weights") from error
     if recorded != digest:

@@ -1,7 +1,8 @@
 """Distributions of the training sigma, each given by its cdf and its inverse in float64 (the one way to sample them).
 
 So an expert is the same distribution restricted to intervals (`Restricted`): exact inverse CDF, never rejection.
-Log-normal: EDM (arXiv:2206.00364); logit-normal flow time: arXiv:2403.03206. Inference ladders are sigmas.py.
+Log-normal: EDM (arXiv:2206.00364); logit-normal flow time: arXiv:2403.03206. Inference ladders are sigmas.py;
+importance sampling by past losses is resampling.py.
 """
 
 import math
@@ -90,6 +91,32 @@ class LogUniform(NoiseDistribution):
     def icdf(self, u: Tensor) -> Tensor:
         u = u.double()
         return self.sigma_min ** (1 - u) * self.sigma_max**u
+
+
+class SamplerMatched(NoiseDistribution):
+    """The levels that an inference ladder visits: ln(sigma) uniform between its neighbours, all steps equally likely.
+
+    `sigmas` [num_steps + 1] decreases; the step down to 0, if the ladder ends there, has no levels between.
+    """
+
+    def __init__(self, sigmas: Tensor):
+        self.levels = sigmas[sigmas > 0].flip(0).double()  # [K + 1], increasing
+        if len(self.levels) < 2:
+            raise ValueError("noise=sampler_matched: needs a ladder with two levels above 0; raise num_steps")
+        self.cumulative = torch.linspace(0, 1, len(self.levels), dtype=torch.float64)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        levels, cumulative = self.levels.to(sigma.device), self.cumulative.to(sigma.device)
+        sigma = sigma.double().clamp(levels[0], levels[-1])
+        k = (torch.searchsorted(levels, sigma, right=True) - 1).clamp(max=len(levels) - 2)
+        share = (sigma / levels[k]).log() / (levels[k + 1] / levels[k]).log()
+        return torch.lerp(cumulative[k], cumulative[k + 1], share)
+
+    def icdf(self, u: Tensor) -> Tensor:
+        levels, cumulative = self.levels.to(u.device), self.cumulative.to(u.device)
+        k = (torch.searchsorted(cumulative, u.double(), right=True) - 1).clamp(0, len(levels) - 2)
+        share = (u.double() - cumulative[k]) / (cumulative[k + 1] - cumulative[k])
+        return levels[k] ** (1 - share) * levels[k + 1] ** share
 
 
 class Discrete(NoiseDistribution):

@@ -38,7 +38,7 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     """
     device = choose(tree["device"])
     path = Path(tree["model"])
-    parts, found = load_autoencoder(path)
+    parts, found = load_autoencoder(path, tree["ema"])
     if tree.get("validation"):
         own = parts.tree["data"]
         own |= {"validation": tree["validation"], "validation_samples": None}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.charts import Curve
 from ldm.diffusion.draws import normal
 from ldm.first_stage.first_stage import reconstruct
 from ldm.first_stage.statistics import LatentStatistics
@@ -68,6 +69,10 @@ class AutoencoderTask(Task):
         """Images and, below them, their reconstructions."""
         image = batch["image"]
         return {"reconstructions": grid(torch.cat([image, self.reconstruct(image)]), columns=len(image))}
+
+    def curves(self) -> dict[str, Curve]:
+        """None: a first stage knows no noise levels."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Nothing: a first stage stands on its own."""

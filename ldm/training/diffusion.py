@@ -8,24 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from data.module import ShardData
+from ldm.charts import Curve
 from ldm.conditioners.base import Conditioners
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.experts import Expert
+from ldm.diffusion.log_variance import LogVariance, uncertain
 from ldm.diffusion.loss import diffusion_loss, stratified_losses
 from ldm.diffusion.noise import NoiseDistribution, stratify
+from ldm.diffusion.resampling import LossHistory
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, generate
 from ldm.images import grid
+from ldm.training.distributed import all_reduce_sum
 from ldm.training.optim import Schedule
 from ldm.training.task import Batch, Task
 
 NUM_VALIDATION_LEVELS = 4
+NUM_CURVE_LEVELS = 101  # of a curve over the noise
 
 
 class DiffusionTask(Task):
     """Trains `denoiser` (and the trainable conditioners) on `expert`'s part of `noise`.
 
+    `resampler`: draws the levels with large losses more often.
+    `log_variance`: a learned scale of the loss at each noise level, by which it is divided.
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
     `single_factor`: take only a first stage whose latents are whitened by one factor (`scale_by_std`, as published).
     """
@@ -45,6 +52,8 @@ class DiffusionTask(Task):
         max_steps: int,
         seed: int,
         data: ShardData,
+        resampler: LossHistory | None = None,
+        log_variance: LogVariance | None = None,
         keep_latents: bool = False,
         single_factor: bool = False,
     ):
@@ -60,8 +69,10 @@ class DiffusionTask(Task):
                 "changes images: set task.keep_latents=false or switch the augmentation off"
             )
         model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})
+        only_training = {"resampler": resampler, "log_variance": log_variance}
+        trained = nn.ModuleDict({**model, **{name: part for name, part in only_training.items() if part is not None}})
         super().__init__(
-            model=model, trained=model, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+            model=model, trained=trained, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
         )
         self.denoiser = denoiser
         self.conditioner = conditioner
@@ -69,6 +80,8 @@ class DiffusionTask(Task):
         self.noise = expert.restrict(noise)
         self.intervals = expert.intervals(noise)
         self.weighting = weighting
+        self.resampler = resampler
+        self.log_variance = log_variance
         self.sampling = sampling
         self.batch_size = data.batch_size
         self.keep_latents = keep_latents
@@ -84,12 +97,27 @@ class DiffusionTask(Task):
         moments = self.moments(batch["image"]) if self._kept is None else self._kept[batch["index"]]
         x0 = self.latents(moments, purpose="posterior", numbers=numbers)
         u = stratify(uniform(self.seed, "sigma", numbers)[:, 0], numbers, self.batch_size)
-        sigma = self.noise.icdf(u)
+        quantile, weight = self.resampler(u) if self.resampler is not None else (u, torch.ones_like(u))
+        sigma = self.noise.icdf(quantile).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
-        losses = diffusion_loss(self.denoiser, x0, sigma.to(x0), noise, cond, self.weighting)
-        self.logs = {"loss": losses.mean().detach()}
-        return losses.mean()
+        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting)
+        return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
+
+    def _objective(self, losses: Tensor, sigma: Tensor, quantile: Tensor, weight: Tensor, batch_index: int) -> Tensor:
+        """What is minimised, a scalar: `losses` [B] scaled by what is learned of them, each with its importance."""
+        self.logs = {"loss": (weight * losses).mean().detach()}
+        terms = scaled = losses
+        if self.log_variance is not None:
+            u = self.log_variance(sigma)
+            terms = uncertain(losses, u)
+            scaled = terms - u
+            self.logs["uncertain_loss"] = (weight * terms).mean().detach()
+        if self.resampler is not None:
+            self.resampler.record(quantile, scaled.detach())
+            if (batch_index + 1) % self.trainer.accumulate_grad_batches == 0:
+                self.resampler.update(all_reduce_sum)
+        return (weight * terms).mean()
 
     @torch.no_grad()
     def moments(self, image: Tensor) -> Tensor:
@@ -129,6 +157,25 @@ class DiffusionTask(Task):
             batch, batch["index"], self.seed, image.shape[-1],
         )  # fmt: skip
         return {"samples": grid(torch.cat([image, made]), columns=len(image))}
+
+    def curves(self) -> dict[str, Curve]:
+        """Over ln(sigma): the learned log-variance, and how often the resampler draws what the noise draws once."""
+        found = {}
+        if self.resampler is not None:
+            density = self.resampler.probabilities() * len(self.resampler.squares)
+            middles = (torch.arange(len(density), dtype=torch.float64) + 0.5) / len(density)
+            ln_sigma = self.noise.icdf(middles).log().tolist()
+            found["resampling"] = Curve("ln sigma", "draws over the noise's own", ln_sigma, density.tolist())
+        if self.log_variance is not None:
+            found["log_variance"] = self._log_variance_curve()
+        return found
+
+    def _log_variance_curve(self) -> Curve:
+        """From the 0.001 to the 0.999 quantile of the training noise."""
+        lo, hi = self.noise.icdf(torch.tensor([1e-3, 1 - 1e-3], dtype=torch.float64)).log().tolist()
+        ln_sigma = torch.linspace(lo, hi, NUM_CURVE_LEVELS)
+        u = self.log_variance(ln_sigma.exp().to(self.device)).detach()
+        return Curve("ln sigma", "log-variance", ln_sigma.tolist(), u.tolist())
 
     def describe(self) -> dict[str, Any]:
         """The noise levels this denoiser is for, as an ensemble needs them, and the latent space it lives in."""

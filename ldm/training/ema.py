@@ -1,26 +1,42 @@
-"""Exponential moving average of weights: one fused update for all parameters, swapped in where it is wanted."""
+"""Moving averages of weights: one fused update of each profile, the first of which is swapped in where it is wanted.
 
-from collections.abc import Iterator
+`EMA` forgets exponentially; `PowerEMA` keeps power-function profiles (EDM2, arXiv:2312.02696, section 3), from which
+any other length can be made afterwards (ldm/checkpoint/posthoc_ema.py).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint.posthoc_ema import exponent
 
-class EMA:
-    """Average of a module's trainable parameters with the warm-up decay min(decay, (1 + n) / (10 + n)) after n updates.
+
+class Averages(ABC):
+    """Averages of a module's trainable parameters, one for each of `kinds`; the first is meant where none is named.
 
     Buffers and frozen parameters are not averaged. The averages are fp32 on the parameters' device.
     """
 
-    def __init__(self, module: nn.Module, decay: float = 0.9999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema.decay={decay}: must be in [0, 1)")
-        self.decay = decay
+    snapshot_every_steps: int | None = None  # how often they are kept for good; None is never
+
+    def __init__(self, module: nn.Module, kinds: Sequence[str]):
         self.module = module
         self.num_updates = 0
+        self.kinds = tuple(kinds)
         self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._averages = [parameter.detach().clone().float() for parameter in self._parameters()]
+        self._averages = [[p.detach().clone().float() for p in self._parameters()] for _ in kinds]
+
+    @abstractmethod
+    def decays(self, num_updates: int) -> Sequence[float]:
+        """The decay of each kind in the update that follows `num_updates` others."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What has to be known of the averages to combine them; it goes beside the weights."""
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -29,39 +45,102 @@ class EMA:
     def update(self) -> None:
         """Move the averages towards the current parameters; call once per optimizer step."""
         parameters = self._parameters()
-        if self._averages and self._averages[0].device != parameters[0].device:
-            self._averages = [a.to(p.device) for a, p in zip(self._averages, parameters, strict=True)]
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self._averages, [parameter.detach().float() for parameter in parameters], 1 - decay)
+        if self._averages[0] and self._averages[0][0].device != parameters[0].device:
+            self._averages = [[a.to(p.device) for a, p in zip(own, parameters, strict=True)] for own in self._averages]
+        current = [parameter.detach().float() for parameter in parameters]
+        for averages, decay in zip(self._averages, self.decays(self.num_updates), strict=True):
+            torch._foreach_lerp_(averages, current, 1 - decay)
         self.num_updates += 1
 
-    def average_of(self, parameter: nn.Parameter) -> Tensor:
-        """The average of one of the module's trainable parameters, itself and not a copy."""
+    def averages_of(self, parameter: nn.Parameter) -> list[Tensor]:
+        """The averages of one of the module's trainable parameters, themselves and not copies."""
         place = next(place for place, own in enumerate(self._parameters()) if own is parameter)
-        return self._averages[place]
+        return [averages[place] for averages in self._averages]
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within the block the module computes with the averages; the same tensors come back after it."""
+        """Within the block the module computes with the first average; the same tensors come back after it."""
         parameters = self._parameters()
         held = [parameter.data for parameter in parameters]
         try:
-            for parameter, average in zip(parameters, self._averages, strict=True):
+            for parameter, average in zip(parameters, self._averages[0], strict=True):
                 parameter.data = average.to(device=parameter.device, dtype=parameter.dtype)
             yield
         finally:
             for parameter, data in zip(parameters, held, strict=True):
                 parameter.data = data
 
-    def weights(self) -> dict[str, Tensor]:
-        """The module's state dict with averages in the place of parameters."""
-        return {**self.module.state_dict(), **dict(zip(self._names, self._averages, strict=True))}
+    def averages(self) -> dict[str, dict[str, Tensor]]:
+        """kind -> the averages by the parameters' names."""
+        return {
+            kind: dict(zip(self._names, own, strict=True)) for kind, own in zip(self.kinds, self._averages, strict=True)
+        }
 
-    def state_dict(self) -> dict:
-        return {"num_updates": self.num_updates, "averages": dict(zip(self._names, self._averages, strict=True))}
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """kind -> the module's state dict with averages in the place of parameters."""
+        return {kind: {**self.module.state_dict(), **own} for kind, own in self.averages().items()}
 
-    def load_state_dict(self, state: dict) -> None:
-        if sorted(state["averages"]) != sorted(self._names):
+    def state_dict(self) -> dict[str, Any]:
+        first, *further = self.averages().items()
+        state = {"num_updates": self.num_updates, "averages": first[1]}
+        return {**state, "further": dict(further)} if further else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the averages of the same kinds. Raises ValueError for those of others, or of other parameters."""
+        stored = [state["averages"], *state.get("further", {}).values()]
+        if list(state.get("further", {})) != list(self.kinds[1:]):
+            raise ValueError("the checkpoint's EMA has other profiles than this run's")
+        if any(sorted(own) != sorted(self._names) for own in stored):
             raise ValueError("the checkpoint's EMA is of other parameters than this model's")
         self.num_updates = state["num_updates"]
-        self._averages = [state["averages"][name].clone().float() for name in self._names]
+        self._averages = [[own[name].clone().float() for name in self._names] for own in stored]
+
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Go on from another run's averages; where its kinds are others, all start from its first."""
+        if list(state.get("further", {})) != list(self.kinds[1:]):
+            first = state["averages"]
+            state = {**state, "further": dict.fromkeys(self.kinds[1:], first)}
+        self.load_state_dict(state)
+
+
+class EMA(Averages):
+    """Averages with the warm-up decay min(decay, (1 + n) / (10 + n)) after n updates, one for each `decay`."""
+
+    def __init__(self, module: nn.Module, decay: float | list[float] = 0.9999):
+        self.decay = list(decay) if isinstance(decay, Sequence) else [decay]
+        if not self.decay or not all(0 <= own < 1 for own in self.decay) or len(set(self.decay)) < len(self.decay):
+            raise ValueError(f"ema.decay={decay}: must be in [0, 1), or a list of different such numbers")
+        super().__init__(module, ["ema", *[f"ema_{own:g}" for own in self.decay[1:]]])
+
+    def decays(self, num_updates: int) -> Sequence[float]:
+        return [min(own, (1 + num_updates) / (10 + num_updates)) for own in self.decay]
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+class PowerEMA(Averages):
+    """Power-function averages: after t updates that of update i weighs i^gamma, where `sigma_rels` are their widths.
+
+    A relative length sigma_rel is the standard deviation of the weights' places divided by t (EDM2, equation 123), so
+    that the average grows with the training. Snapshots, every `snapshot_every_steps`, stay for later reconstruction.
+    """
+
+    def __init__(
+        self, module: nn.Module, sigma_rels: list[float] = (0.05, 0.10), snapshot_every_steps: int | None = 1000
+    ):
+        if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
+            raise ValueError(f"ema.sigma_rels={list(sigma_rels)}: one or more different relative lengths")
+        if snapshot_every_steps is not None and snapshot_every_steps < 1:
+            raise ValueError(f"ema.snapshot_every_steps={snapshot_every_steps}: must be at least 1, or null for none")
+        self.sigma_rels = list(sigma_rels)
+        self.snapshot_every_steps = snapshot_every_steps
+        self._exponents = [exponent(sigma_rel) for sigma_rel in sigma_rels]
+        super().__init__(module, ["ema", *[f"ema_{sigma_rel:g}" for sigma_rel in sigma_rels[1:]]])
+
+    def decays(self, num_updates: int) -> Sequence[float]:
+        return [(num_updates / (num_updates + 1)) ** (gamma + 1) for gamma in self._exponents]
+
+    def describe(self) -> dict[str, Any]:
+        lengths = dict(zip(self.kinds, self.sigma_rels, strict=True))
+        return {"ema_profiles": {"num_updates": self.num_updates, "sigma_rels": lengths}}

@@ -16,8 +16,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ldm.charts import Curve
 from ldm.checkpoint.weights import load_strict
-from ldm.training.ema import EMA
+from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import Schedule
 
@@ -46,7 +47,7 @@ class Task(pl.LightningModule):
         self.trained = trained
         self.make_optimizer = optimizer
         self.lr_factor = lr
-        self.ema: EMA | None = ema(model) if ema else None
+        self.ema: Averages | None = ema(model) if ema else None
         self.guard = Guard(trained)
         self.max_steps = max_steps
         self.seed = seed
@@ -70,6 +71,10 @@ class Task(pl.LightningModule):
     @abstractmethod
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a held-out batch, name -> image grid [3, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def curves(self) -> dict[str, Curve]:
+        """Curves over the noise that the training has learned so far, by name."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -153,8 +158,8 @@ class Task(pl.LightningModule):
         self.train(was_training)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Weights for use: ``raw`` and, with EMA, ``ema``."""
-        return {"raw": self.model.state_dict()} | ({"ema": self.ema.weights()} if self.ema else {})
+        """Weights for use: ``raw`` and, with EMA, ``ema`` and the kinds beside it."""
+        return {"raw": self.model.state_dict()} | (self.ema.weights() if self.ema else {})
 
     def resume_state(self) -> dict[str, Any]:
         """All that a resumed run needs besides its configuration."""
@@ -182,16 +187,26 @@ class Task(pl.LightningModule):
     def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:
         """Start from another run's model: weights and EMA, and its optimizer only if asked.
 
-        What only training needs (a discriminator) starts fresh where the parent, an imported model, has none of it.
+        A part that only training needs (a discriminator) starts fresh where the parent has none of it, as an imported
+        model, and stays behind where this run has none.
         """
         self.accept(state["about"])
-        own = self.trained.state_dict()
-        only_training = own.keys() - self.model.state_dict().keys()
-        fresh = {name: own[name] for name in only_training if not only_training & state["trained"].keys()}
-        load_strict(self.trained, {**fresh, **state["trained"]}, source)
+        own, parents = self.trained.state_dict(), state["trained"]
+        parts = {name for name, _ in self.trained.named_children()}
+        fresh = parts - {name for name, _ in self.model.named_children()} - {_part(name) for name in parents}
+        taken = {name: tensor for name, tensor in parents.items() if _part(name) in parts}
+        load_strict(self.trained, taken | {n: t for n, t in own.items() if _part(n) in fresh}, source)
         if self.ema and state["ema"]:
-            self.ema.load_state_dict(state["ema"])
+            self.ema.start_from(state["ema"])
         if keep_optimizer:
             if state["optimizer"] is None:
                 raise ValueError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")
-            self.trainer.optimizers[0].load_state_dict(state["optimizer"])
+            try:
+                self.trainer.optimizers[0].load_state_dict(state["optimizer"])
+            except ValueError as error:
+                raise ValueError(f"branch_optimizer=keep: {source} trained other parameters; use fresh") from error
+
+
+def _part(name: str) -> str:
+    """The part of what is trained that a tensor's name belongs to."""
+    return name.partition(".")[0]

@@ -14,7 +14,10 @@ from ldm.training.task import Task
 
 
 class Checkpoint(pl.Callback):
-    """A checkpoint and weights every `every_steps` steps and at the end; the newest `keep` and `keep_weights` stay."""
+    """A checkpoint and weights every `every_steps` steps and at the end; the newest `keep` and `keep_weights` stay.
+
+    Snapshots of averages that are to be combined afterwards are written when those say, and all stay.
+    """
 
     def __init__(self, folder: Path, every_steps: int = 1000, keep: int = 2, keep_weights: int = 2):
         if every_steps < 1:
@@ -26,8 +29,17 @@ class Checkpoint(pl.Callback):
         self.saved_step = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
-        if task.stepped and task.step % self.every_steps == 0:
+        if not task.stepped:
+            return
+        if task.ema and task.ema.snapshot_every_steps and task.step % task.ema.snapshot_every_steps == 0:
+            self.snapshot(trainer, task)
+        if task.step % self.every_steps == 0:
             self.save(trainer, task)
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
+        inherited = task.step == 0 and task.ema and task.ema.num_updates
+        if inherited and task.ema.snapshot_every_steps:  # what the parent's training adds to the averages
+            self.snapshot(trainer, task)
 
     def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
         self.save(trainer, task)
@@ -43,10 +55,16 @@ class Checkpoint(pl.Callback):
         if trainer.is_global_zero:
             counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
             resume.save(self.folder / "checkpoints", task.step, {**state, "counters": counters}, counters)
-            weights.save(self.folder / "weights", task.step, task.weights(), {**counters, **task.describe()})
+            facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
+            weights.save(self.folder / "weights", task.step, task.weights(), facts)
             resume.retain(self.folder / "checkpoints", self.keep)
             weights.retain(self.folder / "weights", self.keep_weights)
         trainer.strategy.barrier()
+
+    def snapshot(self, trainer: pl.Trainer, task: Task) -> None:
+        """Keep the averages of this step."""
+        if trainer.is_global_zero:
+            weights.save(self.folder / "snapshots", task.step, task.ema.averages(), task.ema.describe())
 
 
 def check_finite(state: dict[str, torch.Tensor], step: int) -> None:

@@ -63,7 +63,8 @@ class CodeRevival(pl.Callback):
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 value[dead] = 0
         if task.ema:
-            task.ema.average_of(weight)[dead] = weight[dead].float()
+            for average in task.ema.averages_of(weight):
+                average[dead] = weight[dead].float()
         return len(dead)
 
     def state_dict(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class LatentProbe(pl.Callback):
                 optimizer.step()
                 ema.update()
                 losses.append(loss.detach())
-        network.load_state_dict(ema.weights())
+        network.load_state_dict(ema.weights()["ema"])
         return denoiser.eval(), torch.stack(losses[-max(self.fit_steps // 10, 1) :]).mean().item()
 
     def _latents(self, denoiser: Denoiser, like: Tensor) -> Iterator[Tensor]:

@@ -1,17 +1,21 @@
-"""Pictures to look at while it trains: what the task draws of a few held-out samples."""
+"""Pictures to look at while it trains: what the task draws of a few held-out samples, and curves it has learned."""
 
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.charts import save_curve
 from ldm.images import save_image
 from ldm.training.loggers import log_picture
 from ldm.training.task import Task
 
 
 class Panels(pl.Callback):
-    """Every `every_steps` steps and at the end: ``samples/step_<n>_<name>.png`` of `num_images` held-out samples."""
+    """Every `every_steps` steps and at the end: ``samples/step_<n>_<name>.png`` of `num_images` held-out samples.
+
+    Curves over the noise, where the task learns one, come beside them as PNG and CSV.
+    """
 
     def __init__(self, folder: Path, every_steps: int = 1000, num_images: int = 8):
         self.folder = folder
@@ -25,11 +29,17 @@ class Panels(pl.Callback):
     def draw(self, trainer: pl.Trainer, task: Task) -> None:
         """Draw on rank zero only; the other ranks go on."""
         data = trainer.datamodule
-        if not trainer.is_global_zero or not data.num_validation:
+        if not trainer.is_global_zero:
             return
-        batch = next(iter(data.validation_loader(0, 1, self.num_images)))
-        with task.averaged():
-            panels = task.panels(trainer.strategy.batch_to_device(batch))
-        for name, picture in panels.items():
-            path = self.folder / "samples" / f"step_{task.step:08d}_{name}.png"
-            log_picture(trainer.loggers, f"panels/{name}", save_image(path, picture), task.step)
+        panels = {}
+        if data.num_validation:
+            batch = next(iter(data.validation_loader(0, 1, self.num_images)))
+            with task.averaged():
+                panels = task.panels(trainer.strategy.batch_to_device(batch))
+        pictures = {name: save_image(self._path(task, name), picture) for name, picture in panels.items()}
+        curves = {name: save_curve(self._path(task, name), curve) for name, curve in task.curves().items()}
+        for name, path in {**pictures, **curves}.items():
+            log_picture(trainer.loggers, f"panels/{name}", path, task.step)
+
+    def _path(self, task: Task, name: str) -> Path:
+        return self.folder / "samples" / f"step_{task.step:08d}_{name}.png"
