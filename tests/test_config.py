@@ -351,7 +351,7 @@ def test_evaluation_takes_several_scales_of_any_guidance_and_sampling_one():
         compose("evaluate", [*words, "guidance.scale=[1,a]"])
     with pytest.raises(ValueError, match=r"guidance\.scale=\[1, 2\]: expected float"):
         compose("sample", [*words, "guidance.scale=[1,2]"])
-    with pytest.raises(ValueError, match=r"guidance\.scale: no such key \(takes scales"):
+    with pytest.raises(ValueError, match=r"guidance\.scale: no such key; did you mean 'scales'"):
         compose("evaluate", ["model=x", "guidance=per_condition", "guidance.scales={text:2}"])
 
 
