@@ -5,6 +5,7 @@ It does not know what the conditions mean, nor in which parametrisation its outp
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,92 @@ class ResBlock(nn.Module):
         return self.skip_connection(self.resample(x)) + conv3x3(conv, dropout(act(h)))
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Makes the blocks of one U-Net, or of its encoder alone; the fields are arguments of `UNet`."""
+
+    channels: int
+    multipliers: Sequence[int]
+    num_blocks: int
+    attention_factors: Sequence[int]
+    num_heads: int | None
+    head_channels: int | None
+    tokens_width: int = 0
+    transformer_depth: int = 1
+    dropout: float = 0.0
+    scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    legacy_attention_order: bool = True
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if (self.num_heads is None) == (self.head_channels is None):
+            raise ValueError("network.num_heads or network.head_channels: set exactly one of the two, the other null")
+        if self.channels % self.norm_groups:
+            raise ValueError(
+                f"network.channels={self.channels} must be a multiple of network.norm_groups={self.norm_groups}"
+            )
+
+    @property
+    def emb_width(self) -> int:
+        """Width of the embedding of noise level and vectors."""
+        return 4 * self.channels
+
+    def embedding(self, width: int) -> nn.Sequential:
+        """Two layers from `width` to the width of the embedding."""
+        return nn.Sequential(nn.Linear(width, self.emb_width), nn.SiLU(), nn.Linear(self.emb_width, self.emb_width))
+
+    def heads(self, width: int) -> int:
+        """The number of heads of an attention of that width."""
+        heads = self.num_heads or width // self.head_channels
+        if width % heads or (self.head_channels and width % self.head_channels):
+            key = "num_heads" if self.num_heads else "head_channels"
+            raise ValueError(f"network.{key}: does not divide {width} channels")
+        return heads
+
+    def res(self, width: int, out_width: int, **resample: bool) -> nn.Module:
+        """A residual block."""
+        return ResBlock(
+            width, out_width, self.emb_width, self.dropout, self.scale_shift_norm,
+            norm_groups=self.norm_groups, **resample,
+        )  # fmt: skip
+
+    def attend(self, width: int) -> nn.Module:
+        """An attention block."""
+        if self.tokens_width:
+            return SpatialTransformer(
+                width, self.tokens_width, self.heads(width), self.transformer_depth, self.norm_groups
+            )
+        return SelfAttention(width, self.heads(width), self.legacy_attention_order, self.norm_groups)
+
+    def block(self, width: int, out_width: int, factor: int) -> list[nn.Module]:
+        """A residual block, and an attention where this downsampling factor has one."""
+        return [
+            self.res(width, out_width),
+            *([self.attend(out_width)] if factor in self.attention_factors else []),
+        ]
+
+    def encoder(self, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
+        """From the input to the lowest level, and the width that each entry gives."""
+        width = self.channels
+        widths = [width]
+        layers = nn.ModuleList([nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1))])
+        for level, multiplier in enumerate(self.multipliers):
+            for _ in range(self.num_blocks):
+                layers.append(nn.ModuleList(self.block(width, self.channels * multiplier, 2**level)))
+                width = self.channels * multiplier
+                widths.append(width)
+            if level != len(self.multipliers) - 1:
+                down = self.res(width, width, down=True) if self.resblock_updown else Downsample(width)
+                layers.append(nn.ModuleList([down]))
+                widths.append(width)
+        return layers, widths
+
+    def middle(self, width: int) -> nn.ModuleList:
+        """Between encoder and decoder; it always attends."""
+        return nn.ModuleList([self.res(width, width), self.attend(width), self.res(width, width)])
+
+
 class UNet(nn.Module):
     """F(x, c_noise, conditions): x [B, in_channels, H, W] -> [B, out_channels, H, W], zero at initialisation.
 
@@ -124,10 +211,10 @@ class UNet(nn.Module):
         patch_size: int = 1,
     ):
         super().__init__()
-        if (num_heads is None) == (head_channels is None):
-            raise ValueError("network.num_heads or network.head_channels: set exactly one of the two, the other null")
-        if channels % norm_groups:
-            raise ValueError(f"network.channels={channels} must be a multiple of network.norm_groups={norm_groups}")
+        blocks = Blocks(
+            channels, multipliers, num_blocks, attention_factors, num_heads, head_channels, tokens_width,
+            transformer_depth, dropout, scale_shift_norm, resblock_updown, legacy_attention_order, norm_groups,
+        )  # fmt: skip
         self.channels = channels
         self.in_channels = in_channels
         self.concat_channels = concat_channels
@@ -135,53 +222,21 @@ class UNet(nn.Module):
         self.vector_width = vector_width
         self.patch_size = patch_size
         self.factor = patch_size * 2 ** (len(multipliers) - 1)  # height and width must be multiples of it
-        emb_width = 4 * channels
 
-        def res(width: int, out_width: int, **resample: bool) -> nn.Module:
-            return ResBlock(width, out_width, emb_width, dropout, scale_shift_norm, norm_groups=norm_groups, **resample)
-
-        def attend(width: int) -> nn.Module:
-            heads = num_heads or width // head_channels
-            if width % heads or (head_channels and width % head_channels):
-                raise ValueError(
-                    f"network.{'num_heads' if num_heads else 'head_channels'}: does not divide {width} channels"
-                )
-            if tokens_width:
-                return SpatialTransformer(width, tokens_width, heads, transformer_depth, norm_groups)
-            return SelfAttention(width, heads, legacy_attention_order, norm_groups)
-
-        def block(width: int, out_width: int, factor: int) -> list[nn.Module]:
-            return [res(width, out_width), *([attend(out_width)] if factor in attention_factors else [])]
-
-        self.time_embed = _embedding(channels, emb_width)
+        self.time_embed = blocks.embedding(channels)
         if vector_width:
-            self.label_emb = nn.Sequential(_embedding(vector_width, emb_width))
-
-        width = channels
-        skips = [width]
-        last = len(multipliers) - 1
-        self.input_blocks = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d((in_channels + concat_channels) * patch_size**2, width, 3, padding=1))]
-        )
-        for level, multiplier in enumerate(multipliers):
-            for _ in range(num_blocks):
-                self.input_blocks.append(nn.ModuleList(block(width, channels * multiplier, 2**level)))
-                width = channels * multiplier
-                skips.append(width)
-            if level != last:
-                down = res(width, width, down=True) if resblock_updown else Downsample(width)
-                self.input_blocks.append(nn.ModuleList([down]))
-                skips.append(width)
-
-        self.middle_block = nn.ModuleList([res(width, width), attend(width), res(width, width)])
+            self.label_emb = nn.Sequential(blocks.embedding(vector_width))
+        self.input_blocks, skips = blocks.encoder((in_channels + concat_channels) * patch_size**2)
+        width = skips[-1]
+        self.middle_block = blocks.middle(width)
 
         self.output_blocks = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for place in range(num_blocks + 1):
-                layers = block(width + skips.pop(), channels * multiplier, 2**level)
+                layers = blocks.block(width + skips.pop(), channels * multiplier, 2**level)
                 width = channels * multiplier
                 if level and place == num_blocks:
-                    layers.append(res(width, width, up=True) if resblock_updown else Upsample(width))
+                    layers.append(blocks.res(width, width, up=True) if resblock_updown else Upsample(width))
                 self.output_blocks.append(nn.ModuleList(layers))
 
         self.out = nn.Sequential(
@@ -216,11 +271,11 @@ class UNet(nn.Module):
         h = self.input_blocks[0](F.pixel_unshuffle(x, self.patch_size))
         skips = [h]
         for block in self.input_blocks[1:]:
-            h = _apply(block, h, cond)
+            h = apply(block, h, cond)
             skips.append(h)
-        h = _apply(self.middle_block, h, cond)
+        h = apply(self.middle_block, h, cond)
         for block in self.output_blocks:
-            h = _apply(block, torch.cat([h, skips.pop()], dim=1), cond)
+            h = apply(block, torch.cat([h, skips.pop()], dim=1), cond)
         return F.pixel_shuffle(self.out(h), self.patch_size)
 
     def _check(self, x: Tensor, vector: Tensor | None, tokens: Tensor | None, concat: Tensor | None) -> None:
@@ -237,11 +292,8 @@ class UNet(nn.Module):
             raise ValueError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {self.factor}")
 
 
-def _apply(layers: nn.ModuleList, h: Tensor, cond: Cond) -> Tensor:
+def apply(layers: nn.ModuleList, h: Tensor, cond: Cond) -> Tensor:
+    """One entry of the blocks: its layers one after the other."""
     for layer in layers:
         h = layer(h, cond)
     return h
-
-
-def _embedding(width: int, out_width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
