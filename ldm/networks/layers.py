@@ -43,6 +43,20 @@ def conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return _Conv3x3.apply(x.bfloat16(), conv.weight.bfloat16(), conv.bias.bfloat16())
 
 
+def tuned(network: Module, device: torch.device, compile: bool = False) -> Module:
+    """The same network, its kernels laid out for `device` and its calls compiled if asked; no name of a tensor changes.
+
+    Channels last is what GPUs' kernels and oneDNN's convolutions like. Not for training on a CPU: GroupNorm's backward
+    takes 3 times as long there in fp32, 5 in bf16, and convolutions gain nothing.
+    """
+    trains = any(parameter.requires_grad for parameter in network.parameters())
+    if device.type != "cpu" or not trains:
+        network.to(memory_format=torch.channels_last)
+    if compile:
+        network.compile()
+    return network
+
+
 class _Conv3x3(torch.autograd.Function):
     """torch's convolution; the gradient of its weight is dy^T [O, BHW] times the patches of x [BHW, 9C]."""
 
