@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     from ldm.run import load
 
     device = choose(tree["device"])
-    model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device)
+    model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     check_read(tree, model.conditioner.fields)
     model.first_stage.tile = tree["tile"]
     sampling = model.sampling(tree)

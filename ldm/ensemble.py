@@ -97,8 +97,11 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
                 "condition once, so its members need a conditioner that is frozen"
             )
     denoiser = ExpertDenoiser([model.denoiser for model in models], [pieces for _, _, pieces in members])
+    networks = [model.networks[0] for model in models]
     weights = [model.weights[0] for model in models]
-    return Model(path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, weights)
+    return Model(
+        path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, networks, weights
+    )
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.config import instantiate
+from ldm.device import keep_memory
 from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.loggers import CSVLog, close
@@ -50,6 +51,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         trainer = make_trainer(callbacks=[restore, *parts.callbacks], logger=loggers)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
+    if trainer.strategy.root_device.type == "cpu":
+        keep_memory()
     trainer.fit(task, datamodule=data)
     close(trainer.loggers)
     if task.step >= task.max_steps:

@@ -21,6 +21,7 @@ from ldm.diffusion.guidance import Bound
 from ldm.diffusion.schedule import Schedule
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, bind, generate
+from ldm.networks.layers import tuned
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Model:
     denoiser: nn.Module
     schedule: Schedule
     parts: Parts
+    networks: list[nn.Module]  # of the denoiser, or of each expert
     weights: list[Weights] = field(default_factory=list)
 
     @property
@@ -76,6 +78,12 @@ class Model:
             part.to(device)
         return self
 
+    def tuned(self, compile: bool = False) -> "Model":
+        """The same model with its networks as its device likes them (layers.tuned); after `to`."""
+        for network in self.networks:
+            tuned(network, next(network.parameters()).device, compile)
+        return self
+
     def generate(
         self, sampling: Sampling, batch: dict[str, Any], numbers: Tensor, seed: int, size: int | None = None,
         negative: dict[str, Any] | None = None,
@@ -110,4 +118,7 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
         LatentSpec.from_dict(trained_with).check(parts["first_stage"].spec)
     denoiser.eval().requires_grad_(False)
     conditioner.eval().requires_grad_(False)
-    return Model(weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [weights])
+    return Model(
+        weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [denoiser.network],
+        [weights],
+    )  # fmt: skip

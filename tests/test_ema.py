@@ -88,6 +88,21 @@ def test_swapping_computes_with_the_averages_and_leaves_no_trace():
     assert [parameter.data_ptr() for parameter in network.parameters()] == pointers, "the optimizer holds these"
 
 
+def test_a_model_whose_layout_changes_goes_on_being_averaged():
+    torch.manual_seed(0)
+    network, plain = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 3)
+    plain.load_state_dict(network.state_dict())
+    changing, steady = EMA(network, 0.9), EMA(plain, 0.9)
+    for n in range(4):
+        if n == 2:
+            network.to(memory_format=torch.channels_last)  # new memory: the average's buffer holds the old one
+        for ema in (changing, steady):
+            disturb(ema.module, n)
+            ema.update()
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(changing.weights()["ema"], steady.weights()["ema"], rtol=1e-6, atol=1e-7)
+
+
 def test_an_error_inside_the_swap_restores_the_model():
     network = model()
     ema = EMA(network, 0.9)

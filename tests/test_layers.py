@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ldm.networks import layers
-from ldm.networks.layers import Frozen, attention, conv3x3, pointwise, sinusoid, to_grid, to_tokens
+from ldm.networks.layers import Frozen, attention, conv3x3, pointwise, sinusoid, to_grid, to_tokens, tuned
+from ldm.networks.unet import UNet
 
 
 def plain_attention(q, k, v, mask=None):
@@ -86,3 +87,41 @@ def test_a_frozen_module_is_neither_trained_nor_saved():
     module = holder.frozen.on(torch.device("cpu"))
     assert not module.training and not module[1].training
     assert not any(p.requires_grad for p in module.parameters())
+
+
+def small_unet() -> UNet:
+    torch.manual_seed(0)
+    network = UNet(4, 4, 32, (1, 2), 1, (1, 2), head_channels=16, tokens_width=8)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def evaluate(network: UNet) -> torch.Tensor:
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    tokens = torch.ones(2, 3, 8).cumsum(1)
+    with torch.no_grad():
+        return network(x, torch.tensor([1.0, 5.0]), tokens=tokens)
+
+
+def test_a_tuned_network_has_the_same_parameters_names_and_results():
+    plain, used = small_unet(), small_unet().requires_grad_(False)
+    parameters = list(used.parameters())
+    assert tuned(used, torch.device("cpu")) is used
+    assert all(one is other for one, other in zip(parameters, used.parameters(), strict=True))
+    assert list(used.state_dict()) == list(plain.state_dict())
+    assert used.input_blocks[1][0].in_layers[2].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(evaluate(used), evaluate(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_training_on_a_cpu_keeps_its_layout_and_its_bits():
+    trained = tuned(small_unet(), torch.device("cpu"))
+    assert torch.equal(evaluate(trained), evaluate(small_unet()))
+    assert all(parameter.is_contiguous() for parameter in trained.parameters())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_the_same_names_and_results():
+    plain, compiled = small_unet(), tuned(small_unet(), torch.device("cpu"), compile=True)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(evaluate(compiled), evaluate(plain), rtol=1e-4, atol=1e-5)

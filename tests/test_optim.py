@@ -1,5 +1,6 @@
 """Learning rates as factors of the step, and which parameters are decayed."""
 
+import copy
 import itertools
 import math
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.optim import adam, adamw, constant, cosine
+from ldm.training.optim import adam, adamw, constant, cosine, load_state
 
 
 def test_constant_warms_up_linearly_and_stays():
@@ -74,3 +75,28 @@ def test_one_fused_kernel_takes_the_same_steps_as_many(make):
             optimizer.step()
         results.append(torch.cat([parameter.detach().flatten() for parameter in layers.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+LAYOUTS = [(torch.channels_last, torch.contiguous_format), (torch.contiguous_format, torch.channels_last)]
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+def test_a_state_saved_in_another_layout_goes_on_the_same(layouts):
+    x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+
+    def step(layers: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        layers(x).square().mean().backward()
+        optimizer.step()
+
+    networks = [network().to(memory_format=layout) for layout in layouts]
+    optimizers = [adamw(lr=1e-2)(layers) for layers in networks]
+    for _ in range(3):
+        step(networks[0], optimizers[0])
+    networks[1].load_state_dict(networks[0].state_dict())
+    load_state(optimizers[1], copy.deepcopy(optimizers[0].state_dict()))
+    for layers, optimizer in zip(networks, optimizers, strict=True):
+        step(layers, optimizer)
+    one, other = (layers[0].weight for layers in networks)
+    assert one.stride() != other.stride()
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)

@@ -38,7 +38,7 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
         raise ValueError("guidance.scale needs at least one scale, num_samples at least 2")
     device = choose(tree["device"])
     path = Path(tree["model"])
-    model = load(path, tree["first_stage"], tree["ema"]).to(device)
+    model = load(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"evaluation-{model.name}"
     kept = folder / "points.json"
     identity = _identity(model, tree)

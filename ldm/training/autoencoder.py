@@ -12,6 +12,7 @@ from ldm.diffusion.draws import normal
 from ldm.first_stage.first_stage import reconstruct
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.images import grid
+from ldm.networks.layers import tuned
 from ldm.training.distributed import gather, mean_over_ranks
 from ldm.training.optim import Schedule
 from ldm.training.task import Batch, Task
@@ -45,6 +46,9 @@ class AutoencoderTask(Task):
         self.regularizer = regularizer
         self.reconstruction = reconstruction
         self.single_factor = single_factor
+
+    def configure_model(self) -> None:
+        tuned(self.autoencoder, self.trainer.strategy.root_device)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One forward of the autoencoder; the returned scalar's gradients train it and the discriminator."""

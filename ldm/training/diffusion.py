@@ -20,6 +20,7 @@ from ldm.diffusion.resampling import LossHistory
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, generate
 from ldm.images import grid
+from ldm.networks.layers import tuned
 from ldm.training.distributed import all_reduce_sum
 from ldm.training.optim import Schedule
 from ldm.training.task import Batch, Task
@@ -34,6 +35,7 @@ class DiffusionTask(Task):
     `resampler`: draws the levels with large losses more often.
     `log_variance`: a learned scale of the loss at each noise level, by which it is divided.
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
+    `compile`: compile the network, which takes minutes and then pays on GPUs.
     `single_factor`: take only a first stage whose latents are whitened by one factor (`scale_by_std`, as published).
     """
 
@@ -56,6 +58,7 @@ class DiffusionTask(Task):
         log_variance: LogVariance | None = None,
         keep_latents: bool = False,
         single_factor: bool = False,
+        compile: bool = False,
     ):
         spec = first_stage.spec
         if single_factor and (any(spec.mean) or len(set(spec.std)) > 1):
@@ -85,7 +88,11 @@ class DiffusionTask(Task):
         self.sampling = sampling
         self.batch_size = data.batch_size
         self.keep_latents = keep_latents
+        self.compile_network = compile
         self._kept: Tensor | None = None  # moments [N, ...] of the training images, by index
+
+    def configure_model(self) -> None:
+        tuned(self.denoiser.network, self.trainer.strategy.root_device, self.compile_network)
 
     def on_fit_start(self) -> None:
         if self.keep_latents:

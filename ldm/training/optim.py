@@ -1,7 +1,8 @@
-"""Learning-rate schedules as factors of the step, and the fused optimizer choice for a device."""
+"""Learning-rate schedules as factors of the step, the optimizers, and their state read back."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,6 +42,19 @@ def adamw(
         return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
 
     return build
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict(state)`, laid out as the parameters are.
+
+    Fused kernels run over memory, not over places: a state saved where the layout was another would meet the wrong
+    weights, without an error on a CPU.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def adam(lr: float, betas: list[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:

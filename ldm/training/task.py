@@ -20,7 +20,7 @@ from ldm.charts import Curve
 from ldm.checkpoint.weights import load_strict
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
-from ldm.training.optim import Schedule
+from ldm.training.optim import Schedule, load_state
 
 Batch = dict[str, Any]
 
@@ -180,7 +180,7 @@ class Task(pl.LightningModule):
         load_strict(self.trained, state["trained"], source)
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        self.trainer.optimizers[0].load_state_dict(state["optimizer"])
+        load_state(self.trainer.optimizers[0], state["optimizer"])
         self.guard.load_state_dict(state["guard"])
         self.step = state["step"]
 
@@ -202,7 +202,7 @@ class Task(pl.LightningModule):
             if state["optimizer"] is None:
                 raise ValueError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")
             try:
-                self.trainer.optimizers[0].load_state_dict(state["optimizer"])
+                load_state(self.trainer.optimizers[0], state["optimizer"])
             except ValueError as error:
                 raise ValueError(f"branch_optimizer=keep: {source} trained other parameters; use fresh") from error
 

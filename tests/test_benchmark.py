@@ -1,0 +1,37 @@
+"""The benchmark's suites run, small, and print their ratios; peers are the same function with the same weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def benchmark(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/benchmark.py", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["unet_train", "unet_sample", "ema", "optimizer", "autoencoder"])
+def test_a_suite_prints_ratios_against_its_peers(suite):
+    found = benchmark(f"suite={suite}", "repeats=1", "batch_size=1", "image_size=16", "precision=fp32")
+    assert found.returncode == 0, found.stderr
+    ratios = [line for line in found.stdout.splitlines() if "ratio" in line]
+    assert ratios and all(line.endswith((": met", ": missed")) for line in ratios)
+    assert ("peak memory" in found.stdout) == (suite in ("unet_train", "autoencoder"))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["suite=nothing"], "suite=nothing"),
+        (["suite=ema", "repeat=1"], "repeat"),
+        (["suite=ema", "repeats=0"], "repeats=0"),
+    ],
+)
+def test_a_wrong_key_is_named(words, named):
+    found = benchmark(*words)
+    assert found.returncode == 2 and named in found.stderr and "Traceback" not in found.stderr
