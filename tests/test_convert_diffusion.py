@@ -46,18 +46,18 @@ def _narrow_clip(monkeypatch):
 
 
 def tree(name: str, *more: str) -> dict:
-    words = [*NARROW, *MORE[name]]
+    words = [*NARROW, *MORE.get(name, [])]
     described = compose("config", [f"experiment=ldm/{name}"], complete=False)
     if "num_codes" in described["regularizer"]:
         words.append("regularizer.num_codes=16")
     return compose("config", [f"experiment=ldm/{name}", *words, *more], complete=False)
 
 
-def random_state(name: str, seed: int = 0) -> dict[str, Tensor]:
+def random_state(name: str, *more: str, seed: int = 0) -> dict[str, Tensor]:
     """A published state of a narrow model with the buffers of its schedule and weights that matter everywhere."""
     generator = torch.Generator().manual_seed(seed)
-    state = buffers(Parts(tree(name))["schedule"])
-    for line in layout(tree(name)):
+    state = buffers(Parts(tree(name, *more))["schedule"])
+    for line in layout(tree(name, *more)):
         key, shape = line.split("\t")
         value = torch.randn(json.loads(shape), generator=generator)
         fan_in = value[0].numel() if value.ndim > 1 else 1
