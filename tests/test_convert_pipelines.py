@@ -1,16 +1,25 @@
 """Whole diffusion models as folders of diffusers: the same latents from the same noise, and what is refused."""
 
+import json
 import runpy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
 from test_convert_diffusion import _narrow_clip, random_state, saved, tree  # noqa: F401
 from torch import Tensor
 
-from ldm.convert import export_model, import_checkpoint
+from ldm.checkpoint import diffusers_unet, weights
+from ldm.conditioners.label import Label
+from ldm.config import dump, load_tree
+from ldm.convert import conditions, export_model, import_checkpoint
 from ldm.diffusion.draws import normal
 from ldm.run import Run, load
 
@@ -117,7 +126,6 @@ def test_a_number_of_heads_for_all_widths_comes_as_code_that_has_to_be_trusted(t
 CAPTIONS = ["a red fox", "two blue houses by the sea"]
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize(
     ("name", "more", "size"),
     [
@@ -128,13 +136,31 @@ CAPTIONS = ["a red fox", "two blue houses by the sea"]
         ("sd_v1", ["regularizer=vq", "regularizer.channels=4", "regularizer.num_codes=16"], 64),
     ],
 )
-def test_text_models_give_the_same_latents_and_images(name, more, size, scale, tmp_path, monkeypatch):
+def test_text_models_give_the_same_latents_and_images(name, more, size, tmp_path, monkeypatch):
     run = run_of(name, tmp_path, *more, size=size)
-    noise, z, images = ours(run, {"caption": CAPTIONS}, size, scale)
     export_model(run.folder, "diffusers", tmp_path / "out")
-    their_z, their_images = theirs(
-        tmp_path / "out", noise, monkeypatch, CAPTIONS, guidance_scale=scale, latents=noise.clone()
-    )
+    for scale in (1.0, 3.0):
+        noise, z, images = ours(run, {"caption": CAPTIONS}, size, scale)
+        given = {"guidance_scale": scale, "latents": noise.clone()}
+        their_z, their_images = theirs(tmp_path / "out", noise, monkeypatch, CAPTIONS, **given)
+        close(their_z, z)
+        close(their_images, images)
+
+
+def whiten(folder: Path, mean: list[float], std: list[float]) -> None:
+    """Say that the first stage of an imported run was whitened so, and its diffusion model trained on that."""
+    stage = load(folder).first_stage.spec.to_dict()
+    weights.amend(folder / "first_stage" / "weights", {"latent": {"mean": mean, "std": std, "count": 1}})
+    weights.amend(folder / "weights", {"latent": {**stage, "mean": mean, "std": std}})
+
+
+def test_kl_latents_whitened_by_channel_go_into_the_weights(tmp_path, monkeypatch):
+    run = run_of("text2img_1p45b", tmp_path)
+    whiten(run.folder, [0.125, -0.25, 0.0, 0.5], [2.0, 3.0, 1.0, 0.5])
+    noise, z, images = ours(run, {"caption": CAPTIONS})
+    export_model(run.folder, "diffusers", tmp_path / "out")
+    assert json.loads((tmp_path / "out/vqvae/config.json").read_text())["scaling_factor"] == 1
+    their_z, their_images = theirs(tmp_path / "out", noise, monkeypatch, CAPTIONS, latents=noise.clone())
     close(their_z, z)
     close(their_images, images)
 
@@ -202,3 +228,105 @@ def test_other_models_are_parts_and_a_script_with_the_same_latents_and_images(na
     their_z, their_images = scripted(tmp_path / "out", noise, scale, *condition, null=null)
     close(their_z, z)
     close(their_images, images)
+
+
+def test_the_script_runs_as_it_is(tmp_path):
+    run = run_of("cin256_v2", tmp_path)
+    export_model(run.folder, "diffusers", tmp_path / "out")
+    runpy.run_path(str(tmp_path / "out/sample.py"), run_name="__main__")
+    pictures = [np.asarray(Image.open(tmp_path / f"out/sample_{number}.png")) for number in range(2)]
+    assert pictures[0].shape == (64, 64, 3) and (pictures[0] != pictures[1]).any()
+
+
+def test_factors_are_the_models_own(tmp_path):
+    """Neither library's default of 0.18215 nor 1 stands where another factor was used."""
+    for name, factor, expected in (("celebahq", 0.5, 0.5), ("lsun_churches", None, 0.25), ("superres_bsr", 0.5, 1.0)):
+        (tmp_path / name).mkdir()
+        run = run_of(name, tmp_path / name, factor=factor, size=128)
+        export_model(run.folder, "diffusers", tmp_path / name / "out")
+        found = json.loads((tmp_path / name / "out/vqvae/config.json").read_text())["scaling_factor"]
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("more", [[], UPDOWN, ["conditioner=[text]"], ["network.transformer_depth=2"]])
+def test_every_name_of_their_networks_is_met(more, tmp_path):
+    run = run_of("celebahq", tmp_path, *more)
+    export_model(run.folder, "diffusers", tmp_path / "out")
+    unet = UNet2DConditionModel if "conditioner=[text]" in more else UNet2DModel
+    expected = unet.from_config(unet.load_config(tmp_path / "out/unet")).state_dict()
+    found = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
+
+
+# --- what diffusers cannot hold
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    """The folder of an imported unconditional model."""
+    return run_of("celebahq", tmp_path_factory.mktemp("celebahq")).folder
+
+
+def altered(imported: Path, tmp_path: Path, change: Callable[[dict], None]) -> Path:
+    """A copy of an imported model, its first stage with it, whose tree is changed."""
+    folder = shutil.copytree(imported, tmp_path / "run")
+    changed = {**load_tree(folder / "config.yaml"), "first_stage": str(folder / "first_stage")}
+    change(changed)
+    (folder / "config.yaml").write_text(dump(changed))
+    return folder
+
+
+EDM, FLOW = {"_target_": "ldm.diffusion.schedule.VE"}, {"_target_": "ldm.diffusion.precond.Flow"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(schedule=EDM), "schedule: .*chain of steps.*format=safetensors"),
+        (lambda t: t.update(precond=FLOW), "precond: .*eps, v and x0.*format=safetensors"),
+        (lambda t: t["network"].update(patch_size=2), "network.patch_size: .*patch_size=1"),
+        (lambda t: t.update(conditioner={"text_vector": VECTOR}), "conditioner: .*vector.*slot=tokens"),
+        (lambda t: t.update(first_stage=None), "pixel space.*safetensors already"),
+    ],
+)
+def test_what_diffusers_cannot_hold_is_refused_by_its_key(change, message, imported, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_model(altered(imported, tmp_path, change), "diffusers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+VECTOR = {"_target_": "ldm.conditioners.text.text_vector", "model": "minilm"}
+
+
+def test_an_expert_and_latents_of_vq_whitened_by_channel_are_refused(imported, tmp_path):
+    folder = altered(imported, tmp_path, lambda t: None)
+    weights.amend(folder / "weights", {"intervals": [[1.0, float("inf")]]})
+    with pytest.raises(ValueError, match="expert: "):
+        export_model(folder, "diffusers", tmp_path / "out")
+    weights.amend(folder / "first_stage" / "weights", {"latent": {"mean": [0.0] * 3, "std": [1.0, 2.0, 3.0]}})
+    with pytest.raises(ValueError, match=r"first_stage=.*task\.single_factor=true"):
+        export_model(folder, "diffusers", tmp_path / "out")
+
+
+def test_several_conditions_and_unknown_ones_are_refused(tmp_path):
+    latent, label = conditions.Latent(3, 16, 4, is_vq=True), Label(3, width=4)
+    with pytest.raises(ValueError, match="conditioner: a, b together"):
+        conditions.write({"a": label, "b": label}, {}, latent, tmp_path)
+    with pytest.raises(ValueError, match=r"conditioner\.a: has no form"):
+        conditions.write({"a": label}, {"a": "mine.Label"}, latent, tmp_path)
+
+
+NETWORK = {
+    "channels": 8, "multipliers": [1, 2], "num_blocks": 1, "attention_factors": [2], "num_heads": 2, "norm_groups": 4,
+    "head_channels": None, "transformer_depth": 1, "dropout": 0.0, "scale_shift_norm": False, "resblock_updown": True,
+    "legacy_attention_order": True, "patch_size": 1,
+}  # fmt: skip
+
+
+def test_blocks_that_neither_network_of_theirs_has_are_refused():
+    widths = {"tokens_width": 4, "vector_width": 0, "concat_channels": 0}
+    with pytest.raises(ValueError, match=r"network\.resblock_updown: .*resblock_updown=false"):
+        diffusers_unet.config(NETWORK, 3, widths, 8)
+    diffusers_unet.config({**NETWORK, "attention_factors": []}, 3, widths, 8)
+    with pytest.raises(ValueError, match=r"network: mine\.weight"):
+        diffusers_unet.names({"mine.weight": torch.zeros(1)}, NETWORK, by_tokens=False)

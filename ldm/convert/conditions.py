@@ -196,7 +196,7 @@ def _masked_image(part: MaskedImage, latent: Latent, out: Path) -> Written:
     side = latent.side * latent.f
     example = f"""\
 mask = torch.zeros(2, 1, {side}, {side})  # 1 where the hole is
-mask[..., {side // 4} : {side // 2}, {side // 4} : {side // 2}] = 1
+mask[..., {side // 4}:{side // 2}, {side // 4}:{side // 2}] = 1
 given = condition(torch.zeros(2, 3, {side}, {side}), mask)  # images in [-1, 1]
 null = None"""
     return Written(script=Script("import torch.nn.functional as F", code, example))

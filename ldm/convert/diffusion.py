@@ -211,7 +211,10 @@ def _all_trained(conditioner: Conditioners, own: foreign.State, ema: foreign.Sta
 def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
     """See convert.export_model; `raw` are the weights that `found` average, or the same."""
     if not tree.get("first_stage"):
-        raise ValueError(f"model={found.run}: a model in pixel space has no published layout")
+        raise ValueError(
+            f"format={form}: a model in pixel space has no published layout, from which exports are made; its weights "
+            f"are safetensors already, {found.path}"
+        )
     parts, stage = load_autoencoder(Path(tree["first_stage"]))
     described = {name: parts.tree[name] for name in ("autoencoder", "regularizer")}
     tree = {**tree, **described}

@@ -145,7 +145,7 @@ def scheduler_config(tree: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
         raise ValueError(f"schedule: the pipelines of diffusers take a chain of steps, as scaled_linear is; {INSTEAD}")
     if prediction is None:
         raise ValueError(f"precond: diffusers' DDIM knows eps, v and x0, not this model's; {INSTEAD}")
-    trailing = tree["sigmas"]["_target_"] == TRAILING
+    trailing = (tree["sigmas"] or {}).get("_target_") == TRAILING
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": VERSION,

@@ -21,9 +21,8 @@ _FRAME = Template('''"""Samples this model with diffusers: python sample.py writ
 From other code: sample() takes standard normal noise [B, $channels, h, w] and what condition() makes.
 """
 
-from pathlib import Path
+$standard
 
-import torch
 $imports
 
 FOLDER = Path(__file__).parent
@@ -80,14 +79,16 @@ def text(script: Script, unet: str, unet_module: str, vae: str, **facts: float) 
     `unet_module` is a file beside the U-Net that defines its class, or '' for one of diffusers.
     """
     classes = sorted({"DDIMScheduler", vae, *([] if unet_module else [unet])})
+    standard = ["from pathlib import Path"]
     imports = [
+        "import torch",
         f"from diffusers import {', '.join(classes)}",
         "from diffusers.image_processor import VaeImageProcessor",
         *script.imports.splitlines(),
     ]
     load = ""
     if unet_module:
-        imports.append("from importlib.util import module_from_spec, spec_from_file_location")
+        standard.insert(0, "from importlib.util import module_from_spec, spec_from_file_location")
         load = _LOAD.format(module=unet_module, name=unet)
     indented = "\n".join(f"    {line}" for line in script.example.strip().splitlines())
     return _FRAME.substitute(
@@ -95,7 +96,8 @@ def text(script: Script, unet: str, unet_module: str, vae: str, **facts: float) 
         unet=unet,
         vae=vae,
         load=load,
-        imports="\n".join(imports),
+        standard="\n".join(standard),
+        imports="\n".join(sorted(imports, key=lambda line: (line.startswith("from"), line))),
         code=f"{script.code.rstrip()}\n",
         example=indented,
     )
