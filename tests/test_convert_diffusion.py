@@ -50,10 +50,14 @@ def _narrow_clip(monkeypatch):
 def tree(name: str, *more: str) -> dict:
     """The tree of a narrow model; not to be changed."""
     words = [*NARROW, *MORE.get(name, [])]
-    described = compose("config", [f"experiment=ldm/{name}"], complete=False)
-    if "num_codes" in described["regularizer"]:
+    if is_vq(name):
         words.append("regularizer.num_codes=16")
     return compose("config", [f"experiment=ldm/{name}", *words, *more], complete=False)
+
+
+@cache
+def is_vq(name: str) -> bool:
+    return "num_codes" in compose("config", [f"experiment=ldm/{name}"], complete=False)["regularizer"]
 
 
 def random_state(name: str, *more: str, seed: int = 0) -> dict[str, Tensor]:
