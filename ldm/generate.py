@@ -69,6 +69,9 @@ def generate(
 
     x = init_noise(normal(seed, "first noise", numbers, shape), sampling.sigmas[0].item(), sampling.process)
     z = sampling.sampler(bound.denoise, x, sampling.sigmas, noise=noise)
+    z = z * sampling.process.scale(
+        sampling.sigmas[-1].item()
+    )  # a published ladder stops above 0, in its process's scale
     return first_stage.decode(z).float().clamp(-1, 1)
 
 

@@ -10,7 +10,7 @@ from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label
 from ldm.diffusion.guidance import Bound, ClassifierFree
 from ldm.diffusion.samplers import euler
-from ldm.diffusion.schedule import VE
+from ldm.diffusion.schedule import VE, Flow, scaled_linear
 from ldm.first_stage.first_stage import Identity
 from ldm.generate import Sampling, bind, generate
 
@@ -81,3 +81,17 @@ def test_conditions_are_encoded_once_and_only_if_they_are_used(conditioner):
     assert len(calls) == 1, "scale 1 needs no null"
     draw(conditioner, scale=2.0)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("end", [0.0, 0.75])
+def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_process(end):
+    def decoded(process):
+        sampling = Sampling(
+            lambda denoise, x, sigmas, noise: torch.full_like(x, 0.5), ladder, ClassifierFree(1.0), process
+        )
+        return generate(Shifted(), Conditioners(), Identity(), sampling, {}, NUMBERS, 0, 4)[0, 0, 0, 0].item()
+
+    ladder = torch.tensor([2.0, end])
+    assert decoded(scaled_linear(0.00085, 0.012)) == pytest.approx(0.5 / (1 + end**2) ** 0.5)
+    assert decoded(Flow()) == pytest.approx(0.5 / (1 + end))
+    assert decoded(VE()) == 0.5

@@ -41,6 +41,11 @@ class ClipText(Conditioner):
         super().__init__("tokens", captions.width if captions else CONFIG["hidden_size"], drop_prob)
         self._captions = captions
 
+    @property
+    def encoder(self) -> TextEncoder:
+        """The frozen encoder with its tokenizer."""
+        return self._captions.encoder.module
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self._captions(batch, drop)
         return {"tokens": tokens, "tokens_mask": mask}

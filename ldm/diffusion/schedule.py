@@ -1,6 +1,6 @@
 """Noise processes: schedule time t in [0, 1] <-> sigma, where x = x0 + sigma * noise whatever the process.
 
-A process also knows how the network is told sigma (c_noise) and how much noise its sampling starts from.
+A process also knows how the network is told sigma (c_noise), how much noise its sampling starts from, and its scale.
 Integer timesteps live here and nowhere else (DDPM, arXiv:2006.11239). Training noise: noise.py; ladders: sigmas.py.
 """
 
@@ -33,6 +33,10 @@ class Schedule(ABC):
     @abstractmethod
     def init_scale(self, sigma: float) -> float:
         """Factor on standard normal noise that starts sampling at sigma."""
+
+    @abstractmethod
+    def scale(self, sigma: float) -> float:
+        """The process's own x over ours, x0 + sigma noise: 1 at sigma 0."""
 
 
 def _check_t(t: Tensor) -> Tensor:
@@ -92,6 +96,9 @@ class Discrete(Schedule):
 
     def init_scale(self, sigma: float) -> float:
         return (1 + sigma**2) ** 0.5
+
+    def scale(self, sigma: float) -> float:
+        return (1 + sigma**2) ** -0.5
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
@@ -167,6 +174,9 @@ class VE(Schedule):
     def init_scale(self, sigma: float) -> float:
         return sigma
 
+    def scale(self, sigma: float) -> float:
+        return 1.0
+
 
 class Flow(Schedule):
     """Rectified flow (1 - t) x0 + t noise, i.e. sigma = t / (1 - t) (arXiv:2209.03003); c_noise = c_noise_scale * t.
@@ -192,3 +202,6 @@ class Flow(Schedule):
 
     def init_scale(self, sigma: float) -> float:
         return 1 + sigma
+
+    def scale(self, sigma: float) -> float:
+        return 1 / (1 + sigma)
