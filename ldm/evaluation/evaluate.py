@@ -88,8 +88,7 @@ def _identity(model: Model, tree: dict[str, Any]) -> str:
     facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
     if "_target_" in tree["guidance"]:
         facts["guidance"] = {key: value for key, value in tree["guidance"].items() if key != "scale"}
-    if tree["loss_guidance"]:
-        facts["loss_guidance"] = tree["loss_guidance"]
+    facts |= {key: tree[key] for key in ("loss_guidance", "tiling") if tree[key]}
     if tree["weak_model"]:
         facts["weak_model"] = load_weights(Path(tree["weak_model"])).digest
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
