@@ -34,9 +34,10 @@ def main(arguments: list[str]) -> int:
 
     device = choose(tree["device"])
     model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device)
-    check_read(tree, model.conditioner.fields)
-    model.first_stage.tile = tree["tile"]
     sampling = model.sampling(tree)
+    check_read(tree, model.conditioner.fields | sampling.fields)
+    model.first_stage.tile = tree["tile"]
+    target = None if tree["target"] is None else read_target(Path(tree["target"])).to(device)
     size = tree["image_size"] or model.image_size
     size = (tree["height"] or size, tree["width"] or size)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> int:
     for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
         part = rows[start : start + tree["batch_size"]]
         batch = collate([conditions[place] for place, _ in part], device)
+        if target is not None:
+            batch["target"] = target.expand(len(part), -1, -1, -1)
         negative = {"caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
         numbers = torch.tensor([number for _, number in part], device=device)
         made.append(model.generate(sampling, batch, numbers, tree["seed"], size, negative).cpu())
@@ -85,10 +88,24 @@ def check_read(tree: dict[str, Any], fields: set[str]) -> None:
         ("prompts", "caption"),
         ("negative_prompt", "caption"),
         ("label", "label"),
+        ("target", "target"),
     ):
         if tree[key] not in (None, "") and field not in fields:
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
             raise ValueError(f"{key}: this model reads no {field}; {given}")
+
+
+def read_target(path: Path) -> Any:
+    """An image file as [1, 3, H, W] in [-1, 1]. Raises ValueError if it is broken, OSError if it is not there."""
+    import numpy as np
+
+    from data.errors import BadSample
+    from data.transforms import decode_image, to_tensor
+
+    try:
+        return to_tensor([np.asarray(decode_image(path.read_bytes()))])
+    except BadSample as error:
+        raise ValueError(f"target={path}: {error.kind} ({error})") from error
 
 
 def collate(conditions: list[dict[str, Any]], device: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldm.conditioners.base import Conditioners
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.draws import normal
-from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
+from ldm.diffusion.guidance import Bound, FieldGuidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.sigmas import init_noise
 from ldm.diffusion.tiles import Tiling
@@ -35,8 +35,13 @@ class Sampling:
     sigmas: Tensor
     guidance: ScaledGuidance
     process: Schedule
-    loss_guidance: tuple[Guidance, ...] = ()
+    loss_guidance: tuple[FieldGuidance, ...] = ()
     tiling: Tiling | None = None
+
+    @property
+    def fields(self) -> set[str]:
+        """What guidance reads of a batch beside the model's conditions."""
+        return {name for guidance in self.loss_guidance for name in guidance.fields}
 
 
 @torch.no_grad()

@@ -67,7 +67,6 @@ def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Pa
     backbone = instantiate(tree["metric"], parts.__getitem__, "metric").to(device)
     alignment = instantiate(tree["alignment"], parts.__getitem__, "alignment").to(device)
     against = reference(model.parts["data"], backbone, device)
-    captions = against.prompts(tree["num_samples"])
     guidance = {**tree["guidance"], "scale": scales[0]} if "_target_" in tree["guidance"] else None
     sampling = model.sampling({**tree, "guidance": guidance})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -75,7 +74,7 @@ def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Pa
         bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
         for scale in scales:
             done[f"{scale:g}"] = measure(
-                model, with_scale(sampling, scale), against, captions, backbone, alignment, tree["seed"],
+                model, with_scale(sampling, scale), against, tree["num_samples"], backbone, alignment, tree["seed"],
                 tree["batch_size"], device,
                 lambda count: progress.advance(bar, count),
             )  # fmt: skip
@@ -88,9 +87,13 @@ def _identity(model: Model, tree: dict[str, Any]) -> str:
     facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
     if "_target_" in tree["guidance"]:
         facts["guidance"] = {key: value for key, value in tree["guidance"].items() if key != "scale"}
-    facts |= {key: tree[key] for key in ("loss_guidance", "tiling") if tree[key]}
-    if tree["weak_model"]:
-        facts["weak_model"] = load_weights(Path(tree["weak_model"])).digest
+    if tree["loss_guidance"]:
+        facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
+    if tree["tiling"]:
+        facts["tiling"] = tree["tiling"]
+    for key in ("weak_model", "classifier"):
+        if tree[key]:
+            facts[key] = load_weights(Path(tree[key])).digest
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -25,7 +25,7 @@ def measure(
     model: Model,
     sampling: Sampling,
     against: Reference,
-    captions: list[str],
+    num_samples: int,
     backbone: Features,
     alignment: nn.Module,
     seed: int,
@@ -33,15 +33,17 @@ def measure(
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Point:
-    """Metrics of one sample per caption; sample n has noise n whatever the model and the batch."""
+    """Metrics of samples for the first conditions of `against`; sample n has noise n whatever model and batch."""
     features, cosines = [], []
-    for start in range(0, len(captions), batch_size):
-        part = captions[start : start + batch_size]
-        numbers = torch.arange(start, start + len(part), device=device)
-        images = model.generate(sampling, {"caption": part}, numbers, seed)
+    for start in range(0, num_samples, batch_size):
+        stop = min(start + batch_size, num_samples)
+        batch = against.conditions(start, stop)
+        if "label" in batch:
+            batch["label"] = batch["label"].to(device)
+        images = model.generate(sampling, batch, torch.arange(start, stop, device=device), seed)
         features.append(backbone(images).cpu())
-        cosines.append(alignment(images, part).cpu())
-        advance(len(part))
+        cosines.append(alignment(images, batch["caption"]).cpu())
+        advance(stop - start)
     generator = torch.Generator().manual_seed(seed)
     table = sample_quality(against.features, torch.cat(features), backbone, generator)
     return {**table, alignment_key(alignment): torch.cat(cosines).mean().item()}

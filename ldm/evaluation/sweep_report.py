@@ -60,7 +60,7 @@ def _finished(tree: dict[str, Any]) -> list[Path]:
 
 def _row(run: Path, tree: dict[str, Any], folder: Path) -> tuple[Row, Tensor]:
     """What the table says of one run, and the images it was measured on."""
-    measured, _ = evaluate_first_stage({**tree, "model": str(run), "out": str(folder / run.name)})
+    measured, _ = evaluate_first_stage({**tree, "model": str(run), "ema": "ema", "out": str(folder / run.name)})
     parts, found = load_autoencoder(run)
     data = parts["data"]
     data.setup()
