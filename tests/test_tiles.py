@@ -120,16 +120,16 @@ def test_weights_are_positive_symmetric_and_largest_in_the_middle():
 
 @pytest.mark.parametrize("tie_breaker", [False, True])
 def test_published_windows_are_those_of_unfold_and_fold(tie_breaker):
-    """The public code's arithmetic, written with the same two operations on a rectangle of 2 x 3 windows."""
-    size, stride, x = 8, 4, randn(1, 1, 12, 16)
+    """The public code's arithmetic, written with the same two operations on a rectangle of 3 x 4 windows."""
+    size, stride, x = 8, 4, randn(1, 1, 16, 20)
     unfold = {"kernel_size": size, "stride": stride}
-    patches = F.unfold(x, **unfold).view(1, 1, size, size, 6)
-    answers = torch.stack([patches[..., k].cumsum(-1) for k in range(6)], -1)  # looks beyond single positions
-    weights = border_distance(size, size)[..., None] * torch.ones(6)
+    patches = F.unfold(x, **unfold).view(1, 1, size, size, 12)
+    answers = torch.stack([patches[..., k].cumsum(-1) for k in range(12)], -1)  # looks beyond single positions
+    weights = border_distance(size, size)[..., None] * torch.ones(12)
     if tie_breaker:
-        weights = weights * border_distance(2, 3).flatten()
-    fold = {"output_size": (12, 16), **unfold}
-    expected = F.fold((answers * weights).view(1, -1, 6), **fold) / F.fold(weights.reshape(1, -1, 6), **fold)
+        weights = weights * border_distance(3, 4).flatten()
+    fold = {"output_size": (16, 20), **unfold}
+    expected = F.fold((answers * weights).view(1, -1, 12), **fold) / F.fold(weights.reshape(1, -1, 12), **fold)
     tiling = published(size, stride, tie_breaker)
     answer = tiling(lambda x, sigma, cond: x.cumsum(-1))(x, SIGMA[:1], {})
     torch.testing.assert_close(answer, expected, rtol=0, atol=1e-5)
