@@ -47,6 +47,8 @@ ROOT_TYPES = {
     "tile": int,
     "members": list[str],
     "runs": list[str],
+    "samplers": list[str],
+    "steps": list[int],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
 }

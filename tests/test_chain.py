@@ -11,8 +11,8 @@ import torch
 
 from ldm.evaluation.chain import Chain
 from ldm.evaluation.evaluate import curve_keys
-from ldm.evaluation.guidance_curve import write_csv
 from ldm.evaluation.reference import Reference
+from ldm.evaluation.table import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = (

@@ -15,9 +15,10 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.config import instantiate, load_tree
 from ldm.device import choose
 from ldm.evaluation.first_stage import evaluate_first_stage
-from ldm.evaluation.guidance_curve import Point, alignment_key, measure, with_scale, write_csv
+from ldm.evaluation.guidance_curve import Point, alignment_key, measure, with_scale
 from ldm.evaluation.reference import reference
 from ldm.evaluation.report.plots import trade_off
+from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.model import Model
 from ldm.run import load

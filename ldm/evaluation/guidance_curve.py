@@ -4,10 +4,8 @@ Quality is measured against the training images, through the same resizing as th
 backbone's name.
 """
 
-import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -57,13 +55,3 @@ def alignment_key(alignment: nn.Module) -> str:
 def with_scale(sampling: Sampling, scale: float) -> Sampling:
     """The same sampling with its guidance at `scale`."""
     return replace(sampling, guidance=sampling.guidance.with_scale(scale))
-
-
-def write_csv(path: Path, rows: Sequence[Point]) -> Path:
-    """One row per point of the curve."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
