@@ -3,6 +3,7 @@
     python sample.py model=runs/quickstart-diffusion prompt="red heart" num_images=4 seed=0 guidance.scale=3
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
+    python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
 
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> int:
     check_read(tree, model.conditioner.fields | sampling.fields)
     model.first_stage.tile = tree["tile"]
     target = None if tree["target"] is None else read_target(Path(tree["target"])).to(device)
+    size = tree["image_size"] or model.image_size
+    size = (tree["height"] or size, tree["width"] or size)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
     made = []
     starts = range(0, len(rows), tree["batch_size"])
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> int:
             batch["target"] = target.expand(len(part), -1, -1, -1)
         negative = {"caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
         numbers = torch.tensor([number for _, number in part], device=device)
-        made.append(model.generate(sampling, batch, numbers, tree["seed"], tree["image_size"], negative).cpu())
+        made.append(model.generate(sampling, batch, numbers, tree["seed"], size, negative).cpu())
     images = torch.cat(made)
     out = Path(tree["out"])
     names = file_names(conditions)

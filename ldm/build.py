@@ -23,7 +23,7 @@ from ldm.generate import Sampling
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
     "task autoencoder regularizer reconstruction discriminator network precond schedule noise resampler weighting "
-    "log_variance sigmas sampler guidance operator distance alignment expert ema data optimizer lr logger"
+    "log_variance sigmas sampler guidance tiling operator distance alignment expert ema data optimizer lr logger"
 ).split()
 ROOT_FACTS = ("image_size", "seed", "accumulation", "max_steps")
 
@@ -128,7 +128,8 @@ def load_autoencoder(path: Path, ema: str = "ema") -> tuple[Parts, weights.Weigh
 def _sampling(parts: Parts) -> Sampling:
     guidance = parts["guidance"] or ClassifierFree(scale=1.0)
     after = instantiate(parts.tree.get("loss_guidance") or {}, parts.__getitem__, "loss_guidance")
-    return Sampling(parts["sampler"], parts["sigmas"], guidance, parts["schedule"], tuple(after.values()))
+    after = tuple(after.values())
+    return Sampling(parts["sampler"], parts["sigmas"], guidance, parts["schedule"], after, parts["tiling"])
 
 
 def _weak_model(parts: Parts) -> Any:

@@ -41,6 +41,8 @@ LITERAL = frozenset(
 # Types of root keys that their defaults do not tell, and those that must be at least 1.
 ROOT_TYPES = {
     "image_size": int,
+    "height": int,
+    "width": int,
     "label": int,
     "tile": int,
     "members": list[str],
@@ -51,7 +53,7 @@ ROOT_TYPES = {
     "branch_optimizer": Literal["fresh", "keep"],
 }
 POSITIVE = frozenset(
-    ["image_size", "accumulation", "max_steps", "num_steps", "num_images", "num_samples", "batch_size", "enlarge"]
+    "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
 )
 # Keys that hold several of what their constructor takes one of, to be done one after the other.
 SWEPT = {"evaluate": ("guidance.scale",)}

@@ -90,6 +90,8 @@ def _identity(model: Model, tree: dict[str, Any]) -> str:
         facts["guidance"] = {key: value for key, value in tree["guidance"].items() if key != "scale"}
     if tree["loss_guidance"]:
         facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
+    if tree["tiling"]:
+        facts["tiling"] = tree["tiling"]
     for key in ("weak_model", "classifier"):
         if tree[key]:
             facts[key] = load_weights(Path(tree[key])).digest
