@@ -130,7 +130,11 @@ CAPTIONS = ["a red fox", "two blue houses by the sea"]
     ("name", "more", "size"),
     [
         ("text2img_1p45b", [], 64),
-        ("text2img_1p45b", ["network.transformer_depth=2", "network.scale_shift_norm=true"], 128),
+        (
+            "text2img_1p45b",
+            ["network.transformer_depth=2", "network.scale_shift_norm=true", "network.linear_projections=true"],
+            128,
+        ),
         ("text2img_cc", [], 64),
         ("sd_v1", [], 64),
         ("sd_v1", ["regularizer=vq", "regularizer.channels=4", "regularizer.num_codes=16"], 64),
