@@ -3,6 +3,7 @@
     python sample.py model=runs/quickstart-diffusion prompt="red heart" num_images=4 seed=0 guidance.scale=3
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
+    python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
 
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
@@ -32,19 +33,30 @@ def main(arguments: list[str]) -> int:
     from ldm.run import load
 
     device = choose(tree["device"])
+<<<<<<< HEAD
     model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     check_read(tree, model.conditioner.fields)
     model.first_stage.tile = tree["tile"]
+=======
+    model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device)
+>>>>>>> main
     sampling = model.sampling(tree)
+    check_read(tree, model.conditioner.fields | sampling.fields)
+    model.first_stage.tile = tree["tile"]
+    target = None if tree["target"] is None else read_target(Path(tree["target"])).to(device)
+    size = tree["image_size"] or model.image_size
+    size = (tree["height"] or size, tree["width"] or size)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
     made = []
     starts = range(0, len(rows), tree["batch_size"])
     for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
         part = rows[start : start + tree["batch_size"]]
         batch = collate([conditions[place] for place, _ in part], device)
+        if target is not None:
+            batch["target"] = target.expand(len(part), -1, -1, -1)
         negative = {"caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
         numbers = torch.tensor([number for _, number in part], device=device)
-        made.append(model.generate(sampling, batch, numbers, tree["seed"], tree["image_size"], negative).cpu())
+        made.append(model.generate(sampling, batch, numbers, tree["seed"], size, negative).cpu())
     images = torch.cat(made)
     out = Path(tree["out"])
     names = file_names(conditions)
@@ -82,10 +94,24 @@ def check_read(tree: dict[str, Any], fields: set[str]) -> None:
         ("prompts", "caption"),
         ("negative_prompt", "caption"),
         ("label", "label"),
+        ("target", "target"),
     ):
         if tree[key] not in (None, "") and field not in fields:
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
             raise ValueError(f"{key}: this model reads no {field}; {given}")
+
+
+def read_target(path: Path) -> Any:
+    """An image file as [1, 3, H, W] in [-1, 1]. Raises ValueError if it is broken, OSError if it is not there."""
+    import numpy as np
+
+    from data.errors import BadSample
+    from data.transforms import decode_image, to_tensor
+
+    try:
+        return to_tensor([np.asarray(decode_image(path.read_bytes()))])
+    except BadSample as error:
+        raise ValueError(f"target={path}: {error.kind} ({error})") from error
 
 
 def collate(conditions: list[dict[str, Any]], device: Any) -> dict[str, Any]:

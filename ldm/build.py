@@ -14,6 +14,7 @@ from torch import nn
 from ldm.checkpoint import posthoc_ema, weights
 from ldm.conditioners.base import Conditioners, check_network
 from ldm.config import instantiate, load_tree
+from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.first_stage.first_stage import FirstStage, Identity
@@ -22,7 +23,7 @@ from ldm.generate import Sampling
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
     "task autoencoder regularizer reconstruction discriminator network precond schedule noise resampler weighting "
-    "log_variance sigmas sampler guidance expert ema data optimizer lr logger"
+    "log_variance sigmas sampler guidance tiling operator distance alignment expert ema data optimizer lr logger"
 ).split()
 ROOT_FACTS = ("image_size", "seed", "accumulation", "max_steps")
 
@@ -76,6 +77,13 @@ def _latent_width(parts: Parts) -> int:
     return parts["first_stage"].spec.channels
 
 
+def _latent_size(parts: Parts) -> int:
+    """Height and width of the latents of the images a tree trains on."""
+    described = parts.tree.get("autoencoder") and not parts.tree.get("first_stage")
+    f = parts["autoencoder"].f if described else parts["first_stage"].spec.f
+    return parts["image_size"] // f
+
+
 def load_first_stage(path: Path) -> FirstStage:
     """The frozen first stage of an autoencoder's run (or one of its weights files), with its latent statistics.
 
@@ -93,6 +101,11 @@ def load_first_stage(path: Path) -> FirstStage:
 def is_first_stage(tree: dict[str, Any]) -> bool:
     """Whether a tree trains a first stage; one with a network may only say which first stage it is for."""
     return bool(tree.get("autoencoder")) and not tree.get("network")
+
+
+def is_classifier(tree: dict[str, Any]) -> bool:
+    """Whether a tree trains a classifier of noisy latents."""
+    return "num_classes" in (tree.get("network") or {})
 
 
 def first_stage_model(parts: Parts) -> nn.ModuleDict:
@@ -115,7 +128,8 @@ def load_autoencoder(path: Path, ema: str = "ema") -> tuple[Parts, weights.Weigh
 def _sampling(parts: Parts) -> Sampling:
     guidance = parts["guidance"] or ClassifierFree(scale=1.0)
     after = instantiate(parts.tree.get("loss_guidance") or {}, parts.__getitem__, "loss_guidance")
-    return Sampling(parts["sampler"], parts["sigmas"], guidance, parts["schedule"], tuple(after.values()))
+    after = tuple(after.values())
+    return Sampling(parts["sampler"], parts["sigmas"], guidance, parts["schedule"], after, parts["tiling"])
 
 
 def _weak_model(parts: Parts) -> Any:
@@ -131,6 +145,15 @@ def _denoiser(parts: Parts) -> Denoiser:
     return Denoiser(network, parts["precond"])
 
 
+def _classifier(parts: Parts) -> NoisyClassifier:
+    if not is_classifier(parts.tree):
+        raise ValueError(
+            "loss_guidance=[classifier]: goes by a classifier of noisy latents; sample.py and scripts/evaluate.py take "
+            "it as classifier=runs/NAME, and experiment=quickstart/classifier trains one"
+        )
+    return NoisyClassifier(parts["network"], parts["schedule"])
+
+
 FACTS = {
     "conditioner": _conditioner,
     "first_stage": _first_stage,
@@ -138,6 +161,8 @@ FACTS = {
     "sampling": _sampling,
     "encode_image": lambda parts: lambda image: parts["first_stage"].encode(image),
     "weak_model": _weak_model,
+    "classifier": _classifier,
+    "latent_size": _latent_size,
     "in_channels": _latent_width,
     "out_channels": _latent_width,
     "tokens_width": lambda parts: parts["conditioner"].widths()["tokens_width"],

@@ -34,23 +34,26 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
-    "prompt negative_prompt prompts first_stage branch model weak_model run runs_dir out source checkpoint overrides "
-    "autoencoder_overrides diffusion_overrides validation "
-    "data.train data.validation".split()
+    "prompt negative_prompt prompts first_stage branch model weak_model classifier target run runs_dir out source "
+    "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation".split()
 )
 
 # Types of root keys that their defaults do not tell, and those that must be at least 1.
 ROOT_TYPES = {
     "image_size": int,
+    "height": int,
+    "width": int,
     "label": int,
     "tile": int,
     "members": list[str],
     "runs": list[str],
+    "samplers": list[str],
+    "steps": list[int],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
 }
 POSITIVE = frozenset(
-    ["image_size", "accumulation", "max_steps", "num_steps", "num_images", "num_samples", "batch_size", "enlarge"]
+    "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
 )
 # Keys that hold several of what their constructor takes one of, to be done one after the other.
 SWEPT = {"evaluate": ("guidance.scale",)}
@@ -89,8 +92,10 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
 def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """Separate text for root keys that bear the name of a group of another root (``ema``): to Hydra they are groups."""
     root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
+    own_groups = {key for entry in root.pop("defaults") if isinstance(entry, dict) for key in entry}
+    facts = (root.keys() & groups().keys()) - own_groups
     named = {argument: argument.partition("=") for argument in arguments}
-    ours = [word for word, (key, equals, _) in named.items() if key in root and key in groups() and equals]
+    ours = [word for word, (key, equals, _) in named.items() if key in facts and equals]
     return {named[word][0]: named[word][2] for word in ours}, [word for word in arguments if word not in ours]
 
 

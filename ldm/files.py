@@ -86,9 +86,9 @@ def write_text(path: Path, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Durably write JSON, indented for people."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def write_json(path: Path, content: Any) -> Path:
+    """Durably write JSON, indented for people. Returns `path`."""
+    return write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sweep(folder: Path) -> None:

@@ -14,23 +14,34 @@ from torch import Tensor, nn
 from ldm.conditioners.base import Conditioners
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.draws import normal
-from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
+from ldm.diffusion.guidance import Bound, FieldGuidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.sigmas import init_noise
+from ldm.diffusion.tiles import Tiling
+
+# Of an image, px: its side, or (height, width).
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Sampling:
     """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x.
 
-    `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made.
+    `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
+    windows, None the whole latent at once.
     """
 
     sampler: Callable[..., Tensor]
     sigmas: Tensor
     guidance: ScaledGuidance
     process: Schedule
-    loss_guidance: tuple[Guidance, ...] = ()
+    loss_guidance: tuple[FieldGuidance, ...] = ()
+    tiling: Tiling | None = None
+
+    @property
+    def fields(self) -> set[str]:
+        """What guidance reads of a batch beside the model's conditions."""
+        return {name for guidance in self.loss_guidance for name in guidance.fields}
 
 
 @torch.no_grad()
@@ -42,18 +53,18 @@ def generate(
     batch: dict[str, Any],
     numbers: Tensor,
     seed: int,
-    size: int,
+    size: Size,
     negative: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Images [B, 3, size, size] in [-1, 1] for the conditions in `batch`; `numbers` [B] address their noise.
+    """Images [B, 3, H, W] of `size` in [-1, 1] for the conditions in `batch`; `numbers` [B] address their noise.
 
     Guidance is against the conditioner's null, or where a field is in `negative` against that.
     """
     spec = first_stage.spec
-    if size % spec.f:
-        raise ValueError(f"image_size={size}: must be a multiple of the first stage's f = {spec.f}")
-    shape = (spec.channels, size // spec.f, size // spec.f)
-    given = bind(denoiser, conditioner, batch, len(numbers), negative)
+    height, width = (size, size) if isinstance(size, int) else size
+    check_size(height, width, spec.f)
+    shape = (spec.channels, height // spec.f, width // spec.f)
+    given = bind(sampling.tiling(denoiser) if sampling.tiling else denoiser, conditioner, batch, len(numbers), negative)
     names = conditioner.names
     bound = Bound(given(names), given, names, batch, len(numbers), first_stage.decode)
     for guidance in (sampling.guidance, *sampling.loss_guidance):
@@ -64,7 +75,30 @@ def generate(
 
     x = init_noise(normal(seed, "first noise", numbers, shape), sampling.sigmas[0].item(), sampling.process)
     z = sampling.sampler(bound.denoise, x, sampling.sigmas, noise=noise)
+    z = z * sampling.process.scale(sampling.sigmas[-1].item())  # a published ladder stops above 0
     return first_stage.decode(z).float().clamp(-1, 1)
+
+
+def check_size(height: int, width: int, f: int, factor: int = 1, tiling: Tiling | None = None) -> None:
+    """Raises ValueError for an image, px, that the first stage's `f` does not divide, or its latent the network's.
+
+    What the network must find divisible by its `factor` are the windows of a `tiling`, where there are several.
+    """
+    if height % f or width % f:
+        raise ValueError(f"{_named(height, width)}: must be a multiple of the first stage's f = {f}")
+    for side in (height // f, width // f):
+        windows = 1 if tiling is None else len(tiling.starts(side))
+        if windows == 1 and side % factor:
+            raise ValueError(
+                f"{_named(height, width)}: must be a multiple of {f * factor}, the first stage's f = {f} times the "
+                f"network's {factor}"
+            )
+        if windows > 1 and tiling.size % factor:
+            raise ValueError(f"tiling.size={tiling.size}: must be a multiple of the network's {factor}")
+
+
+def _named(height: int, width: int) -> str:
+    return f"image_size={height}" if height == width else f"height={height}, width={width}"
 
 
 def bind(

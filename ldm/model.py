@@ -11,17 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.build import Parts
+from ldm.build import Parts, is_classifier
 from ldm.checkpoint import posthoc_ema
 from ldm.checkpoint.weights import Weights, load_strict
 from ldm.conditioners.base import Conditioners
 from ldm.config import load_tree, takes
+from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.guidance import Bound
 from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.tiles import Tiling
 from ldm.first_stage.spec import LatentSpec
+<<<<<<< HEAD
 from ldm.generate import Sampling, bind, generate
 from ldm.networks.layers import tuned
+=======
+from ldm.generate import Sampling, Size, bind, check_size, generate
+>>>>>>> main
 
 
 @dataclass
@@ -44,20 +50,27 @@ class Model:
     def sampling(self, tree: dict[str, Any]) -> Sampling:
         """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's.
 
-        `loss_guidance` and `weak_model` are only ever the tree's. Raises ValueError for a weak model that does not fit.
+        `loss_guidance`, what it goes by, `tiling` and `weak_model` are only ever the tree's. Raises ValueError for a
+        weak model or a classifier that does not fit, or that nothing takes.
         """
         chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
         if not tree["sigmas"] and "num_steps" in tree and "num_steps" in chosen["sigmas"]:
             chosen["sigmas"] = {**chosen["sigmas"], "num_steps": tree["num_steps"]}
-        chosen["loss_guidance"] = tree.get("loss_guidance")
-        given = {"schedule": self.schedule}
+        chosen |= {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
+        given = {"schedule": self.schedule, "first_stage": self.first_stage}
+        given["tiling"] = Parts({**self.parts.tree, **chosen}, **given)["tiling"]
         if tree.get("weak_model"):
             if not chosen["guidance"] or not takes(chosen["guidance"], "weak_model"):
                 raise ValueError(f"weak_model={tree['weak_model']}: only guidance=autoguidance takes it")
-            given["weak_model"] = self._weaker(Path(tree["weak_model"]), tree.get("first_stage"))
+            given["weak_model"] = self._weaker(Path(tree["weak_model"]), tree.get("first_stage"), given["tiling"])
+        if tree.get("classifier"):
+            if not any(takes(node, "classifier") for node in (tree.get("loss_guidance") or {}).values()):
+                raise ValueError(f"classifier={tree['classifier']}: only loss_guidance=[classifier] takes it")
+            device = next(self.denoiser.parameters()).device
+            given["classifier"] = load_classifier(Path(tree["classifier"]), self.first_stage).to(device)
         return Parts({**self.parts.tree, **chosen}, **given)["sampling"]
 
-    def _weaker(self, path: Path, first_stage: str | None) -> Callable[[Bound], Denoise]:
+    def _weaker(self, path: Path, first_stage: str | None, tiling: Tiling | None) -> Callable[[Bound], Denoise]:
         """The denoiser of another run in the same latent space, its conditions through its own conditioner."""
         try:
             weak = load_model(path, first_stage)
@@ -65,7 +78,8 @@ class Model:
         except ValueError as error:
             raise ValueError(f"weak_model={path}: {error}") from error
         weak.to(next(self.denoiser.parameters()).device)
-        denoiser, conditioner = weak.denoiser, weak.conditioner
+        denoiser = tiling(weak.denoiser) if tiling else weak.denoiser
+        conditioner = weak.conditioner
 
         def bound_to(bound: Bound) -> Denoise:
             return bind(denoiser, conditioner, bound.batch, bound.num_samples)(conditioner.names)
@@ -85,11 +99,13 @@ class Model:
         return self
 
     def generate(
-        self, sampling: Sampling, batch: dict[str, Any], numbers: Tensor, seed: int, size: int | None = None,
+        self, sampling: Sampling, batch: dict[str, Any], numbers: Tensor, seed: int, size: Size | None = None,
         negative: dict[str, Any] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Images [B, 3, size, size] in [-1, 1]; see generate.generate."""
+        """Images [B, 3, H, W] in [-1, 1]; see generate.generate. `size` None is that of the training images."""
         size = size or self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        check_size(height, width, self.first_stage.spec.f, self.denoiser.factor, sampling.tiling)
         return generate(
             self.denoiser, self.conditioner, self.first_stage, sampling, batch, numbers, seed, size, negative
         )
@@ -106,6 +122,8 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
     tree = load_tree(weights.run / "config.yaml")
     if not tree.get("network"):
         raise ValueError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")
+    if is_classifier(tree):
+        raise ValueError(f"{path}: a classifier, not a diffusion model; it guides one, given as classifier={path}")
     if first_stage:
         tree = {**tree, "first_stage": first_stage}
     parts = Parts(tree)
@@ -118,7 +136,29 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
         LatentSpec.from_dict(trained_with).check(parts["first_stage"].spec)
     denoiser.eval().requires_grad_(False)
     conditioner.eval().requires_grad_(False)
+<<<<<<< HEAD
     return Model(
         weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [denoiser.network],
         [weights],
     )  # fmt: skip
+=======
+    return Model(weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [weights])
+
+
+def load_classifier(path: Path, first_stage: nn.Module) -> NoisyClassifier:
+    """The classifier of noisy latents of `first_stage`, from its run's folder or one of its weights files.
+
+    Raises ValueError if it is another kind of run, or was trained on other latents.
+    """
+    weights = posthoc_ema.load(path)
+    tree = load_tree(weights.run / "config.yaml")
+    if not is_classifier(tree):
+        raise ValueError(f"classifier={path}: not a classifier's run; experiment=quickstart/classifier trains one")
+    try:
+        LatentSpec.from_dict(weights.metadata["latent"]).check(first_stage.spec)
+    except ValueError as error:
+        raise ValueError(f"classifier={path}: made for other latents than the model's; {error}") from error
+    classifier = Parts(tree, first_stage=first_stage)["classifier"]
+    load_strict(nn.ModuleDict({"network": classifier.network}), weights.state, str(weights.path))
+    return classifier.eval().requires_grad_(False)
+>>>>>>> main

@@ -8,9 +8,6 @@ Numbers carry the name of the backbone that made them. Sample n has the same noi
 stage is measured on its validation images, under torchrun by all processes.
 """
 
-from rich.console import Console
-from rich.table import Table
-
 from ldm.config import compose, guarded, help_text
 
 
@@ -22,14 +19,12 @@ def main(arguments: list[str]) -> int:
         return 0
     tree = compose("evaluate", arguments)
     from ldm.evaluation.evaluate import evaluate
+    from ldm.evaluation.table import show
 
     rows, folder = evaluate(tree)
     if not rows:
         return 0  # another process writes
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()])
-    Console().print(table)
+    show(rows)
     print(f"also in {folder}/")
     return 0
 

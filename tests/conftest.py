@@ -35,6 +35,13 @@ def diffusion(first_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Run
     return train("quickstart/diffusion", folder, f"first_stage={first_stage.folder}")
 
 
+@pytest.fixture(scope="session")
+def classifier(first_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained toy classifier on noisy latents of `first_stage`. Not to be changed."""
+    folder = tmp_path_factory.mktemp("classifier")
+    return train("quickstart/classifier", folder, f"first_stage={first_stage.folder}")
+
+
 @pytest.fixture
 def train_diffusion(first_stage: Run, tmp_path: Path) -> Callable[..., Run]:
     """``train_diffusion(*overrides, run=name)`` on the session's first stage, in the test's own folder."""

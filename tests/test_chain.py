@@ -11,8 +11,8 @@ import torch
 
 from ldm.evaluation.chain import Chain
 from ldm.evaluation.evaluate import curve_keys
-from ldm.evaluation.guidance_curve import write_csv
 from ldm.evaluation.reference import Reference
+from ldm.evaluation.table import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = (
@@ -21,10 +21,12 @@ TOY = (
 )
 
 
-def test_prompts_repeat_the_captions_in_order():
+def test_conditions_repeat_those_of_the_images_in_order():
     against = Reference(torch.zeros(3, 2), ["a", "b", "c"])
-    assert against.prompts(2) == ["a", "b"]
-    assert against.prompts(7) == ["a", "b", "c", "a", "b", "c", "a"]
+    assert against.conditions(0, 2) == {"caption": ["a", "b"]}
+    assert against.conditions(2, 7) == {"caption": ["c", "a", "b", "c", "a"]}
+    labelled = Reference(torch.zeros(3, 2), ["a", "b", "c"], torch.tensor([5, 6, 7]))
+    assert labelled.conditions(2, 5)["label"].tolist() == [7, 5, 6]
 
 
 def test_curve_is_kid_against_alignment_whatever_the_backbones():

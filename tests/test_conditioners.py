@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ldm.conditioners.base import Conditioners, check_network
+from ldm.conditioners.base import Conditioner, Conditioners, check_network
 from ldm.conditioners.embeddings import Embeddings
 from ldm.conditioners.image import LowResolution, MaskedImage, SemanticMap, holes
 from ldm.conditioners.label import Label
@@ -108,6 +108,10 @@ def test_a_negative_is_the_null_of_the_conditions_that_read_it(conditioners):
     assert torch.equal(
         conditioners(BATCH, drop=kept, negative=negative)["tokens"], conditioners(BATCH, drop=kept)["tokens"]
     )
+
+
+def test_every_conditioner_says_which_field_it_reads():
+    assert all(isinstance(kind.key, str) for kind in Conditioner.__subclasses__())
 
 
 def test_what_is_trained_and_saved(conditioners):

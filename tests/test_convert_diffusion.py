@@ -1,6 +1,7 @@
 """Whole published diffusion models in and out: bits, irregular files, use, and what is refused."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,19 +46,25 @@ def _narrow_clip(monkeypatch):
         monkeypatch.setitem(clip.CONFIG, key, value)
 
 
+@cache
 def tree(name: str, *more: str) -> dict:
-    words = [*NARROW, *MORE[name]]
-    described = compose("config", [f"experiment=ldm/{name}"], complete=False)
-    if "num_codes" in described["regularizer"]:
+    """The tree of a narrow model; not to be changed."""
+    words = [*NARROW, *MORE.get(name, [])]
+    if is_vq(name):
         words.append("regularizer.num_codes=16")
     return compose("config", [f"experiment=ldm/{name}", *words, *more], complete=False)
 
 
-def random_state(name: str, seed: int = 0) -> dict[str, Tensor]:
+@cache
+def is_vq(name: str) -> bool:
+    return "num_codes" in compose("config", [f"experiment=ldm/{name}"], complete=False)["regularizer"]
+
+
+def random_state(name: str, *more: str, seed: int = 0) -> dict[str, Tensor]:
     """A published state of a narrow model with the buffers of its schedule and weights that matter everywhere."""
     generator = torch.Generator().manual_seed(seed)
-    state = buffers(Parts(tree(name))["schedule"])
-    for line in layout(tree(name)):
+    state = buffers(Parts(tree(name, *more))["schedule"])
+    for line in layout(tree(name, *more)):
         key, shape = line.split("\t")
         value = torch.randn(json.loads(shape), generator=generator)
         fan_in = value[0].numel() if value.ndim > 1 else 1
@@ -140,6 +147,7 @@ def test_both_spellings_of_clips_names_are_read(tmp_path):
 
 
 LABELS, COPY = "cond_stage_model.embedding.weight", "cond_stage_model.quant_conv.bias"
+IN = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +159,14 @@ LABELS, COPY = "cond_stage_model.embedding.weight", "cond_stage_model.quant_conv
         ("celebahq", lambda s: s.update(extra=torch.zeros(1)), r"1 keys too many \(extra\)"),
         ("cin256_v2", lambda s: s.update({LABELS: torch.zeros(9, 8)}), r"\(9, 8\), not \(10, 8\)"),
         ("inpainting_big", lambda s: s.update({COPY: torch.ones(3)}), "its own first stage"),
+        (
+            "text2img_1p45b",
+            lambda s: s.update(
+                {"first_stage_model.x": s.pop("first_stage_model.quant_conv.bias"), IN: torch.zeros(32, 3, 3, 3)}
+            ),
+            r"1 keys missing \(first_stage_model\.quant_conv\.bias\); 1 keys too many \(first_stage_model\.x\); "
+            r"1 wrong shapes \(model\..*input_blocks\.0\.0\.weight is \(32, 3, 3, 3\), not \(32, 4, 3, 3\)\)",
+        ),
     ],
 )  # fmt: skip
 def test_checkpoints_that_do_not_fit_are_refused_by_name(name, change, message, tmp_path):

@@ -1,6 +1,7 @@
 """First stage: regularisers, whitening, the latent's spec and its statistics."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -119,6 +120,47 @@ def test_latents_are_whitened_by_the_stored_statistics(regularizer):
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(z.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4)
     assert torch.allclose(stage.decode(z), plain.decode(plain.encode(image)), atol=1e-5)
+
+
+class Louder(torch.nn.Module):
+    """A first stage whose posterior is `loudness` times that of another, and whose images are the same."""
+
+    def __init__(self, autoencoder, loudness: float):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.loudness = loudness
+        self.f = autoencoder.f
+
+    def encode(self, image):
+        mean, log_variance = self.autoencoder.encode(image).chunk(2, dim=1)
+        return torch.cat([mean * self.loudness, log_variance + 2 * math.log(self.loudness)], dim=1)
+
+    def decode(self, z):
+        return self.autoencoder.decode(z / self.loudness)
+
+
+@pytest.mark.parametrize("single_factor", [False, True])
+@pytest.mark.parametrize("loudness", [0.1, 5.0])
+def test_the_signal_to_noise_ratio_does_not_depend_on_the_scale_of_a_kl_stage(loudness, single_factor):
+    """arXiv:2112.10752, D.1: unscaled latents have the SNR Var(z) / sigma^2, too much of it where they are loud."""
+    autoencoder, regularizer, image = tiny(KL(3)), KL(3), torch.rand(4, 3, 16, 16) * 2 - 1
+    noise, sigma = torch.randn(4, 3, 8, 8), 2.0
+
+    def whitened(network):
+        plain = FirstStage(network, regularizer, [0.0] * 3, [1.0] * 3, "x")
+        statistics = LatentStatistics(3)
+        statistics.update(plain.encode(image, noise))
+        summary = statistics.summary(single_factor)
+        return plain, FirstStage(network, regularizer, summary["mean"], summary["std"], "x")
+
+    plain, stage = whitened(Louder(autoencoder, loudness))
+    as_it_is, quiet = whitened(autoencoder)
+    z = stage.encode(image, noise)
+    assert (z.var(correction=0) / sigma**2).item() == pytest.approx(1 / sigma**2, rel=1e-4)
+    too_much = plain.encode(image, noise).var(correction=0) / as_it_is.encode(image, noise).var(correction=0)
+    assert too_much.item() == pytest.approx(loudness**2, rel=1e-3)
+    torch.testing.assert_close(z, quiet.encode(image, noise), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stage.decode(z), quiet.decode(z), rtol=1e-4, atol=1e-4)
 
 
 def test_encoding_is_a_sample_of_the_moments():

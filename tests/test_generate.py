@@ -1,18 +1,25 @@
 """Sampling's one place: what is bound to a batch, references, and the order in which guidance is applied."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from untrained import randomise
 
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label
+from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import Bound, ClassifierFree
-from ldm.diffusion.samplers import euler
-from ldm.diffusion.schedule import VE
+from ldm.diffusion.precond import EDM
+from ldm.diffusion.samplers import ddim, ddpm, dpmpp_sde, euler, euler_ancestral
+from ldm.diffusion.schedule import VE, Flow, scaled_linear
+from ldm.diffusion.sigmas import karras
+from ldm.diffusion.tiles import blended
 from ldm.first_stage.first_stage import Identity
-from ldm.generate import Sampling, bind, generate
+from ldm.generate import Sampling, bind, check_size, generate
+from ldm.networks.unet import UNet
 
 NUMBERS = torch.tensor([3, 8])
 BATCH = {"label": torch.tensor([0, 2])}
@@ -74,6 +81,42 @@ def test_a_negative_stands_in_the_place_of_the_null(conditioner):
     assert torch.equal(draw(conditioner, scale=2.0, negative=BATCH), draw(conditioner, scale=1.0))
 
 
+@pytest.mark.parametrize("sampler", [ddpm, euler_ancestral, dpmpp_sde, partial(ddim, eta=0.5)])
+def test_an_image_is_the_same_whatever_the_batch(conditioner, sampler):
+    """To rounding, with a network that convolves, attends and hears labels, and noise in every step."""
+    network = UNet(3, 3, 8, [1, 2], 1, [1, 2], head_channels=8, vector_width=4, norm_groups=4)
+    randomise(network, 0.1, seed=0)
+    denoiser = Denoiser(network, EDM(VE(), 1.0))
+    labels, numbers = torch.tensor([0, 2, 4, 1]), torch.tensor([3, 8, 0, 5])
+    sampling = Sampling(sampler, karras(6, 0.02, 20.0), ClassifierFree(2.0), VE())
+
+    def drawn(part: slice) -> torch.Tensor:
+        batch = {"label": labels[part]}
+        return generate(denoiser, conditioner, Identity(), sampling, batch, numbers[part], 0, (8, 12))
+
+    together, alone = drawn(slice(None)), torch.cat([drawn(slice(k, k + 1)) for k in range(4)])
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("size", "problem"), [(6, "image_size=6"), ((8, 6), "height=8, width=6")])
+def test_a_size_that_f_does_not_divide_is_refused_by_its_key(conditioner, size, problem):
+    stage = Identity()
+    stage.spec = replace(stage.spec, f=4)
+    sampling = Sampling(euler, SIGMAS, ClassifierFree(1.0), VE())
+    with pytest.raises(ValueError, match=f"{problem}: must be a multiple of the first stage's f = 4"):
+        generate(Shifted(), conditioner, stage, sampling, BATCH, NUMBERS, 0, size)
+
+
+def test_the_networks_factor_counts_for_the_image_or_for_the_windows():
+    check_size(24, 40, f=4, factor=2)
+    with pytest.raises(ValueError, match=r"height=24, width=20: must be a multiple of 8, .* f = 4 times .* 2"):
+        check_size(24, 20, f=4, factor=2)
+    check_size(24, 20, f=4, factor=2, tiling=blended(4))
+    with pytest.raises(ValueError, match=r"tiling\.size=3: must be a multiple of the network's 2"):
+        check_size(24, 20, f=4, factor=2, tiling=blended(3))
+
+
 def test_conditions_are_encoded_once_and_only_if_they_are_used(conditioner):
     calls = []
     conditioner.register_forward_hook(lambda module, args, result: calls.append(1))
@@ -81,3 +124,17 @@ def test_conditions_are_encoded_once_and_only_if_they_are_used(conditioner):
     assert len(calls) == 1, "scale 1 needs no null"
     draw(conditioner, scale=2.0)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("end", [0.0, 0.75])
+def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_process(end):
+    def decoded(process):
+        sampling = Sampling(
+            lambda denoise, x, sigmas, noise: torch.full_like(x, 0.5), ladder, ClassifierFree(1.0), process
+        )
+        return generate(Shifted(), Conditioners(), Identity(), sampling, {}, NUMBERS, 0, 4)[0, 0, 0, 0].item()
+
+    ladder = torch.tensor([2.0, end])
+    assert decoded(scaled_linear(0.00085, 0.012)) == pytest.approx(0.5 / (1 + end**2) ** 0.5)
+    assert decoded(Flow()) == pytest.approx(0.5 / (1 + end))
+    assert decoded(VE()) == 0.5

@@ -138,6 +138,10 @@ def test_training_is_the_only_client_of_wandb():
     assert {name.split(".")[1] for name in users} <= {"training"}
 
 
+def test_nothing_needs_diffusers():
+    assert not [path for path in FILES if "diffusers" in others(path)]
+
+
 def test_no_module_is_called_helpers_or_utils():
     assert not {"utils", "util", "helpers", "common", "misc"} & {path.stem for path in [*FILES, *SCRIPTS]}
 

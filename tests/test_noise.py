@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, Restricted, SamplerMatched, logit_normal, stratify
-from ldm.diffusion.schedule import scaled_linear
+from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.sigmas import ddim, exponential, karras
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
@@ -128,6 +128,11 @@ def test_empty_and_near_empty_restrictions_are_refused():
     for intervals in ([], [(1.0, 1.0)], [(0.5, 1.0), (0.9, 2.0)], [(1.0, 2.0), (0.1, 0.2)]):
         with pytest.raises(ValueError, match="sigma"):
             Restricted(LogNormal(-1.2, 1.2), intervals)
+
+
+def test_discrete_noise_needs_a_chain_of_steps():
+    with pytest.raises(ValueError, match=r"schedule=edm: has no steps; .*noise=discrete"):
+        Discrete(VE())
 
 
 def test_strata_cover_the_unit_interval_evenly_and_follow_the_number():

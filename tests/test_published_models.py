@@ -45,7 +45,7 @@ def tree(name: str, *more: str) -> dict:
 
 def test_every_experiment_of_the_paper_is_counted():
     found = {path.stem for path in CONF.glob("experiment/ldm/*.yaml")}
-    assert found == MODELS.keys() | UNLISTED.keys()
+    assert found == MODELS.keys() | UNLISTED.keys() | {"cin256_classifier"}
 
 
 @pytest.mark.parametrize("name", [*MODELS, *UNLISTED])
@@ -63,6 +63,14 @@ def test_their_conditioners_have_theirs(name):
 
 def millions(module: torch.nn.Module) -> float:
     return round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
+
+
+def test_the_classifier_of_ldm_8_g_has_its_parameters():
+    with torch.device("meta"):
+        network = Parts(tree("cin256_classifier"))["network"]
+    count = sum(p.numel() for p in network.parameters()) / 1e6
+    assert round(count, 2) == 111.60
+    assert int(MODELS["cin256_f8"][0] + count) == 506  # table 10's "506M" for LDM-8 and its classifier
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -70,6 +70,21 @@ def test_diffusion_goes_on_bit_for_bit(train_diffusion: Train):
     assert parts.lineage["samples_seen"] == 16 and len(curve(parts.folder)) == 4
 
 
+def test_a_classifier_goes_on_bit_for_bit(first_stage: Run, tmp_path: Path):
+    own = (
+        "data.horizontal_flip_prob=0.5",
+        "network.dropout=0.1",
+        "accumulation=2",
+        "callback.validation.every_steps=2",
+    )
+    given = (f"first_stage={first_stage.folder}", *own)
+    whole = train("quickstart/classifier", tmp_path, *given, "max_steps=4", run="whole")
+    parts = train("quickstart/classifier", tmp_path, *given, "max_steps=2", run="parts")
+    parts = train("quickstart/classifier", tmp_path, *given, "max_steps=4", run="parts")
+    assert_equal_runs(whole.folder, parts.folder, step=4)
+    assert parts.lineage["samples_seen"] == 16 and len(curve(parts.folder)) == 4
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train("quickstart/autoencoder", tmp_path_factory.mktemp("uninterrupted"), *SIGNALLED)

@@ -141,8 +141,34 @@ def test_the_number_of_steps_counts_also_on_the_models_own_ladder(model):
 def test_a_size_the_model_was_not_trained_at(model, tmp_path):
     main([f"model={model}", "label=1", "num_images=1", "image_size=16", f"out={tmp_path}"])
     assert Image.open(tmp_path / "1_0000.png").size == (16, 16)
-    with pytest.raises(ValueError, match="multiples of 2"):
-        main([f"model={model}", "label=1", "num_images=1", "image_size=9", f"out={tmp_path}"])
+
+
+def test_height_and_width_are_asked_for_one_by_one(model, tmp_path):
+    words = {"wide": ["width=16"], "tall": ["image_size=12", "height=20"], "both": ["height=6", "width=10"]}
+    sizes = {"wide": (16, 8), "tall": (12, 20), "both": (10, 6)}
+    for name, given in words.items():
+        assert first_image(model, tmp_path / name, "label=1", *given).shape == (*sizes[name][::-1], 3)
+
+
+def test_denoising_in_windows(model, tmp_path):
+    def drawn(name: str, *words: str) -> np.ndarray:
+        return first_image(model, tmp_path / name, "label=1", "sampler=euler_ancestral", *words)
+
+    whole = drawn("whole", "width=16", "num_steps=5")
+    words = ["width=16", "num_steps=5", "tiling=blended"]
+    tiled = drawn("tiled", *words)
+    assert not np.array_equal(tiled, whole) and np.abs(tiled - whole).mean() < np.abs(whole[::-1] - whole).mean()
+    assert np.array_equal(tiled, drawn("again", *words)), "the same command gives the same bits"
+    assert np.array_equal(tiled, drawn("given", *words, "tiling.size=8", "tiling.stride=4")), "its training size"
+    assert np.abs(tiled - drawn("one_by_one", *words, "tiling.num_parallel=1")).max() <= 1
+    assert np.array_equal(drawn("small", "tiling=blended"), drawn("plain")), "one window is no tiling"
+
+
+def test_a_weak_model_works_in_the_same_windows(model, tmp_path):
+    words = ["label=1", "width=16", "tiling=blended"]
+    plain = first_image(model, tmp_path / "plain", *words, "guidance.scale=1")
+    same = first_image(model, tmp_path / "same", *words, "guidance=autoguidance", f"weak_model={model}")
+    assert np.abs(same - plain).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -159,6 +185,18 @@ def test_a_size_the_model_was_not_trained_at(model, tmp_path):
         (["label=1", "guidance=autoguidance", "weak_model=runs/no, where"], "weak_model=runs/no, where: .*no weights"),
         (["label=1", "guidance.channels=[0,3]"], r"guidance\.channels=\[0, 3\]: .* channels 0\.\.2"),
         (["label=x"], "label='x': expected int"),
+        (["label=1", "image_size=9"], "image_size=9: must be a multiple of 2, .* f = 1 times the network's 2"),
+        (["label=1", "height=12", "width=7"], "height=12, width=7: must be a multiple of 2"),
+        (["label=1", "width=0"], "width=0: must be at least 1"),
+        (["label=1", "width=20", "tiling=blended", "tiling.size=5"], r"tiling\.size=5: .* multiple of the network's 2"),
+        (["label=1", "width=19", "tiling=published", "tiling.size=4", "tiling.stride=2"], "stride=2: leave the last 1"),
+        (["label=1", "tiling=blended", "tiling.stride=0"], r"tiling\.size, tiling\.stride"),
+        (["label=1", "tiling.size=8"], "tiling: its keys are set but it is not chosen|tiling"),
+        (["label=1", "num_steps=0"], "num_steps=0: must be at least 1"),
+        (["label=1", "num_steps=-5"], "num_steps=-5: must be at least 1"),
+        (["label=1", "sigmas=ddim"], "schedule=edm: has no steps; sigmas=ddim"),
+        (["label=1", "sigmas=given", "sigmas.levels=[1,2,0]"], r"sigmas\.levels: .* strictly decreasing"),
+        (["label=1", "sampler=ddim", "sampler.eta=2.0"], "eta: must lie in"),
         (["label=1", "device=warp9"], "device=warp9: not a device"),
         (["label=1", "first_stage=runs/nowhere"], "runs/nowhere"),
     ],

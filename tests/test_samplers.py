@@ -111,6 +111,20 @@ def test_number_of_evaluations(sampler, num_evaluations):
     assert all(sigma.shape == (3,) and (sigma > 0).all() for sigma in sigmas_seen)
 
 
+@pytest.mark.parametrize("num_steps", [1, 7, 24, 334, 400, 600, 999])
+def test_ddim_takes_the_steps_asked_for_and_none_outside_the_chain(num_steps):
+    """The public code runs 500 steps for 400, and reads past its table for 600 others of 1000 numbers."""
+    schedule, seen = scaled_linear(0.0015, 0.0195), []
+
+    def denoise(x, sigma):
+        seen.append(sigma[0].double())
+        return gaussian(x, sigma)
+
+    ddim(denoise, normals(0, (1, 1))(0), ddim_ladder(num_steps, schedule), noise=normals(1, (1, 1)), eta=1.0)
+    assert len(seen) == num_steps
+    assert torch.isin(torch.stack(seen).float(), schedule.sigmas.float()).all()
+
+
 def test_ddim_without_noise_is_euler():
     x = 80 * normals(0, (5, 2))(0)
     assert torch.equal(ddim(gaussian, x, karras(20, 0.002, 80.0)), euler(gaussian, x, karras(20, 0.002, 80.0)))

@@ -1,15 +1,18 @@
 """Processes: sigma(t) and t(sigma) are inverse and monotone, steps are exact, and the published schedules are met."""
 
+import math
+
 import pytest
 import torch
 
-from ldm.diffusion.schedule import MAX_SIGMA, VE, Discrete, Flow, cosine, linear, scaled_linear
+from ldm.diffusion.schedule import MAX_SIGMA, VE, Discrete, Flow, cosine, given, linear, scaled_linear, sqrt
 
 STABLE_DIFFUSION = scaled_linear(0.00085, 0.012)
 SCHEDULES = {
     "scaled_linear": STABLE_DIFFUSION,
     "linear": linear(),
     "cosine": cosine(),
+    "sqrt": sqrt(1e-8, 1.8e-4),
     "zero_snr": scaled_linear(0.00085, 0.012, zero_terminal_snr=True),
     "ve": VE(),
     "flow": Flow(),
@@ -18,7 +21,7 @@ each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHE
 each_discrete = pytest.mark.parametrize(
     "schedule",
     [s for s in SCHEDULES.values() if type(s) is Discrete],
-    ids=["scaled_linear", "linear", "cosine", "zero"],
+    ids=["scaled_linear", "linear", "cosine", "sqrt", "zero"],
 )
 
 
@@ -41,6 +44,8 @@ def test_steps_and_sigmas_correspond_exactly_also_in_float32(schedule):
     sigma = schedule.sigma(steps.double() / 999)
     assert torch.equal(sigma[[0, -1]], schedule.sigmas[[0, -1]])
     torch.testing.assert_close(sigma, schedule.sigmas, rtol=1e-14, atol=0)
+    assert torch.equal(schedule.t(schedule.sigmas), steps.double() / 999)
+    assert torch.equal(schedule.chain(), schedule.sigmas)
 
 
 def test_timesteps_interpolate_in_log_sigma_and_stop_at_the_ends():
@@ -82,6 +87,24 @@ def test_schedules_equal_those_of_diffusers(ours, options):
     torch.testing.assert_close(1 / (1 + ours.sigmas**2), theirs, rtol=2e-4, atol=2e-8)
 
 
+def test_betas_are_those_of_the_variant():
+    """Each against the product it stands for, alpha_bar_t = (1 - beta_1) ... (1 - beta_t), step by step."""
+    line = [0.01 + (0.16 - 0.01) * k / 4 for k in range(5)]
+    variants = {
+        linear(0.01, 0.16, 5): line,
+        scaled_linear(0.01, 0.16, 5): [(0.1 + 0.3 * k / 4) ** 2 for k in range(5)],
+        sqrt(0.01, 0.16, 5): [value**0.5 for value in line],
+        given([0.3, 0.1, 0.2]): [0.3, 0.1, 0.2],
+    }
+    for schedule, betas in variants.items():
+        kept = [math.prod(1 - beta for beta in betas[: k + 1]) for k in range(len(betas))]
+        snr = torch.tensor([alpha_bar / (1 - alpha_bar) for alpha_bar in kept], dtype=torch.float64)
+        torch.testing.assert_close(1 / schedule.sigmas**2, snr, rtol=1e-6, atol=0)
+        assert schedule.num_timesteps == len(betas)
+    given_chain = given([1e-4 + (0.02 - 1e-4) * k / 999 for k in range(1000)])
+    torch.testing.assert_close(given_chain.sigmas, linear().sigmas, rtol=1e-6, atol=0)
+
+
 def test_infinite_noise_becomes_a_large_finite_sigma():
     assert SCHEDULES["zero_snr"].sigmas[-1] == MAX_SIGMA and SCHEDULES["zero_snr"].is_pure_noise
     assert Flow().sigma(torch.ones(1)) == MAX_SIGMA and Flow().is_pure_noise
@@ -106,6 +129,17 @@ def test_outside_the_span_is_an_error(schedule):
 def test_bad_schedules_are_refused():
     with pytest.raises(ValueError, match="beta_start"):
         scaled_linear(0.0, 0.012)
+    with pytest.raises(ValueError, match="betas"):
+        given([0.1, 1.0])
+    with pytest.raises(ValueError, match="betas"):
+        given([0.1, float("nan")])
+    with pytest.raises(ValueError, match="strictly increases"):
+        given([0.1])
+    with pytest.raises(ValueError, match="strictly increases"):
+        sqrt(1e-4, 0.02)  # the public code's defaults: pure noise from a third of the chain on
+    for continuous in (VE(), Flow()):
+        with pytest.raises(ValueError, match=r"has no steps; sigmas=ddim, .*schedule=scaled_linear"):
+            continuous.chain()
     with pytest.raises(ValueError, match="sigma_min"):
         VE(sigma_min=1.0, sigma_max=0.5)
     with pytest.raises(ValueError, match="strictly increases"):

@@ -30,6 +30,8 @@ def test_ddim_takes_any_number_of_steps_of_the_chain_but_its_last():
     for num_steps in range(1, 1000):
         sigmas = ddim(num_steps, SCHEDULE)
         assert len(sigmas) == num_steps + 1 and (sigmas.diff() < 0).all()
+        steps = SCHEDULE.timestep(sigmas)
+        assert torch.equal(steps, steps.round()) and steps[0] <= 999 and steps[-1] == 0
     with pytest.raises(ValueError, match="num_steps"):
         ddim(1000, SCHEDULE)
 
@@ -80,6 +82,13 @@ def test_flow_is_even_and_shifted_in_time():
     ("make", "key"),
     [
         (lambda: karras(0, 0.002, 80.0), "num_steps"),
+        (lambda: exponential(-1, 0.002, 80.0), "num_steps"),
+        (lambda: polynomial(0, 0.002, 80.0), "num_steps"),
+        (lambda: ddim(0, SCHEDULE), "num_steps"),
+        (lambda: ddim(-3, SCHEDULE), "num_steps"),
+        (lambda: trailing(0, SCHEDULE), "num_steps"),
+        (lambda: ddim(5, VE()), "schedule=edm: has no steps"),
+        (lambda: trailing(5, Flow()), "schedule=flow: has no steps"),
         (lambda: karras(5, 80.0, 0.002), "sigma_min"),
         (lambda: karras(5, 0.0, 80.0), "sigma_min"),
         (lambda: karras(5, 0.002, 80.0, rho=0.0), "rho"),

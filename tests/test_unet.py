@@ -246,3 +246,19 @@ def test_impossible_architectures_are_refused(arguments, message):
 def test_what_the_network_was_not_built_for_is_refused(shape, given, message):
     with pytest.raises(ValueError, match=message):
         UNet(**TINY)(torch.zeros(shape), torch.ones(1), **given)
+
+
+def test_linear_projections_are_1x1_convolutions_with_other_shapes():
+    table = dict(
+        channels=8, multipliers=[1, 2], num_blocks=1, attention_factors=[1, 2], head_channels=4, norm_groups=4,
+        tokens_width=6,
+    )  # fmt: skip
+    conv, linear = UNet(3, 3, **table), UNet(3, 3, **table, linear_projections=True)
+    for parameter in conv.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    shapes = {name: p.shape for name, p in linear.named_parameters()}
+    differing = {name for name, p in conv.named_parameters() if p.shape != shapes[name]}
+    assert differing and all(name.endswith(("proj_in.weight", "proj_out.weight")) for name in differing)
+    linear.load_state_dict({name: p.reshape(shapes[name]) for name, p in conv.named_parameters()})
+    x, level, tokens = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 3.0]), torch.randn(2, 5, 6)
+    assert torch.equal(conv(x, level, tokens=tokens), linear(x, level, tokens=tokens))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoint.foreign import State, average_name
-from ldm.files import replace, write_text
+from ldm.files import replace, write_json
 
 
 def write_published(path: Path, state: Mapping[str, Tensor], average: Mapping[str, Tensor], global_step: int) -> None:
@@ -88,31 +88,51 @@ def fold_whitening(state: Mapping[str, Tensor], mean: list[float], std: list[flo
     return {**state, **{name: value.to(state[name].dtype) for name, value in folded.items()}}
 
 
-def write_diffusers_autoencoder(
-    folder: Path, state: Mapping[str, Tensor], network: Mapping[str, Any], latent: Mapping[str, Any], image_size: int
-) -> None:
-    """An ``AutoencoderKL`` or ``VQModel`` folder of a first stage whose latents are whitened by `latent`.
+def one_factor(state: State, latent: Mapping[str, Any], first_stage: object) -> tuple[State, float]:
+    """(the first stage, the one factor its latents are scaled by), for formats that know no other whitening.
 
-    `state` bears the published names, `network` is the tree's autoencoder, `latent` has "mean" and "std". KL: the
-    whitening is folded into the weights and scaling_factor is 1. Raises ValueError for a VQ model whose whitening is
-    not a single factor, as diffusers can hold no other.
+    Several factors and means of a KL model are folded into its weights; of a VQ model they cannot be: ValueError
+    naming `first_stage`, the run it is from.
     """
     mean, std = latent["mean"], latent["std"]
+    if not any(mean) and len(set(std)) == 1:
+        return state, 1 / std[0]
+    if "quantize.embedding.weight" in state:
+        raise ValueError(
+            f"first_stage={first_stage}: this VQ model whitens each channel by its own mean and std, and other formats "
+            "take one scale factor; train it with task.single_factor=true, or import it with scale_factor="
+        )
+    return fold_whitening(state, mean, std), 1.0
+
+
+def fold_factor(state: State, factor: float) -> State:
+    """A first stage whose latents are scaled by `factor` already: its convolutions there, and its codes, take it."""
+    codebook = "quantize.embedding.weight"
+    if codebook not in state:
+        num_channels = len(state["quant_conv.bias"]) // 2
+        return fold_whitening(state, [0.0] * num_channels, [1 / factor] * num_channels)
+    larger = {name: state[name] * factor for name in ("quant_conv.weight", "quant_conv.bias", codebook)}
+    return {**state, **larger, "post_quant_conv.weight": state["post_quant_conv.weight"] / factor}
+
+
+def write_diffusers_autoencoder(
+    folder: Path, state: Mapping[str, Tensor], network: Mapping[str, Any], factor: float, image_size: int
+) -> list[Path]:
+    """An ``AutoencoderKL`` or ``VQModel`` folder of a first stage whose latents are scaled by `factor`; its files.
+
+    `state` bears the published names, `network` is the tree's autoencoder.
+    """
     codebook = state.get("quantize.embedding.weight")
     if codebook is None:
-        state, kind, own = fold_whitening(state, mean, std), "AutoencoderKL", {"scaling_factor": 1.0}
-    elif any(mean) or len(set(std)) > 1:
-        raise ValueError(
-            "format=diffusers: a VQModel takes one scaling factor, and this first stage whitens each channel by its "
-            "own mean and std; train it with task.single_factor=true, or import it with scale_factor="
-        )
+        kind, own = "AutoencoderKL", {"latent_channels": len(state["quant_conv.bias"]) // 2}
     else:
-        own = {"num_vq_embeddings": len(codebook), "vq_embed_dim": codebook.shape[1], "scaling_factor": 1 / std[0]}
-        kind = "VQModel"
+        kind, num_channels = "VQModel", codebook.shape[1]
+        own = {"num_vq_embeddings": len(codebook), "vq_embed_dim": num_channels, "latent_channels": num_channels}
     levels = range(len(network["multipliers"]))
     attends = [2**level in network["attention_factors"] for level in levels]
     config = {
         "_class_name": kind,
+        "scaling_factor": factor,
         "in_channels": network["image_channels"],
         "out_channels": network["image_channels"],
         "down_block_types": [f"{'Attn' if at else ''}DownEncoderBlock2D" for at in attends],
@@ -120,13 +140,16 @@ def write_diffusers_autoencoder(
         "block_out_channels": [network["channels"] * m for m in network["multipliers"]],
         "layers_per_block": network["num_blocks"],
         "act_fn": "silu",
-        "latent_channels": len(mean),
         "norm_num_groups": network["norm_groups"],
         "sample_size": image_size,
         "mid_block_add_attention": network["mid_attention"],
         **own,
     }
-    write_safetensors(
-        folder / "diffusion_pytorch_model.safetensors", diffusers_names(state, len(levels)), {"format": "pt"}
-    )
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return write_diffusers_model(folder, config, diffusers_names(state, len(levels)))
+
+
+def write_diffusers_model(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[Path]:
+    """A folder that a model of diffusers is read from; its files."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    write_safetensors(path, state, {"format": "pt"})
+    return [write_json(folder / "config.json", config), path]

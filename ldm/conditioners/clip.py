@@ -34,10 +34,17 @@ class ClipText(Conditioner):
     `path` is a folder with the encoder, which is frozen and not saved; '???' is no encoder, to count a model alone.
     """
 
+    key = "caption"
+
     def __init__(self, path: str, drop_prob: float = 0.1, memo_captions: int = 0):
         captions = None if path == "???" else CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions)
         super().__init__("tokens", captions.width if captions else CONFIG["hidden_size"], drop_prob)
         self._captions = captions
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The frozen encoder with its tokenizer."""
+        return self._captions.encoder.module
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self._captions(batch, drop)

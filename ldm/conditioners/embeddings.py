@@ -12,6 +12,8 @@ class Embeddings(Conditioner):
     For the published 768 px model: CLIP's embeddings of the text and of up to 20 neighbours.
     """
 
+    key = "embeddings"
+
     def __init__(self, width: int = 768, num_tokens: int = 21, drop_prob: float = 0.1):
         super().__init__("tokens", width, drop_prob)
         self.num_tokens = num_tokens

@@ -20,6 +20,8 @@ class LowResolution(Conditioner):
     Reduction is bicubic and antialiased; the pixels stand beside a latent of their size. The null is zero.
     """
 
+    key = "image"
+
     def __init__(self, factor: int = 4, drop_prob: float = 0.0):
         super().__init__("concat", 3, drop_prob)
         if factor < 1:
@@ -49,6 +51,7 @@ class MaskedImage(Conditioner):
     by the model's own first stage. The null is zero.
     """
 
+    key = "image"
     shares_first_stage = True
 
     def __init__(self, encode_image: Callable[[Tensor], Tensor], in_channels: int, seed: int, drop_prob: float = 0.0):
@@ -91,6 +94,8 @@ class SemanticMap(Conditioner):
     One-hot, halved by bilinear interpolation until `factor` is reached, mapped by a learned 1x1 convolution: the
     published spatial rescaler. The null is zero.
     """
+
+    key = "segmentation"
 
     def __init__(self, num_classes: int, channels: int = 3, factor: int = 4, drop_prob: float = 0.0):
         super().__init__("concat", channels, drop_prob)

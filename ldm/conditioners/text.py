@@ -131,6 +131,11 @@ class TextTokens(Conditioner):
         super().__init__("tokens", encoder.width, drop_prob)
         self._captions = CaptionEncoder(encoder, memo_captions, memo)
 
+    @property
+    def encoder(self) -> TextEncoder:
+        """The frozen encoder with its tokenizer."""
+        return self._captions.encoder.module
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self._captions(batch, drop)
         return {"tokens": tokens, "tokens_mask": mask}

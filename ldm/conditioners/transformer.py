@@ -19,6 +19,8 @@ class CaptionTransformer(Conditioner):
     Face one. Texts are padded to `max_tokens`, and padding is seen like any word, as published.
     """
 
+    key = "caption"
+
     def __init__(
         self,
         width: int,
@@ -63,6 +65,8 @@ class LayoutTransformer(Conditioner):
 
     The null is a layout without objects: its last number, none, everywhere.
     """
+
+    key = "layout"
 
     def __init__(self, width: int, depth: int, vocabulary: int = 8192, num_tokens: int = 92, drop_prob: float = 0.0):
         super().__init__("tokens", width, drop_prob)

@@ -21,6 +21,7 @@ from ldm.checkpoint.clip_encoder import write_encoder
 from ldm.conditioners import clip
 from ldm.conditioners.base import Conditioners
 from ldm.convert import first_stage as first_stages
+from ldm.convert import pipelines
 from ldm.diffusion.schedule import Discrete
 from ldm.files import replace
 from ldm.run import Run, code_version
@@ -210,14 +211,17 @@ def _all_trained(conditioner: Conditioners, own: foreign.State, ema: foreign.Sta
 def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
     """See convert.export_model; `raw` are the weights that `found` average, or the same."""
     if not tree.get("first_stage"):
-        raise ValueError(f"model={found.run}: a model in pixel space has no published layout")
+        raise ValueError(
+            f"format={form}: a model in pixel space has no published layout, from which exports are made; its weights "
+            f"are safetensors already, {found.path}"
+        )
     parts, stage = load_autoencoder(Path(tree["first_stage"]))
     described = {name: parts.tree[name] for name in ("autoencoder", "regularizer")}
     tree = {**tree, **described}
     first_stage = first_stages.in_order(parts.tree, stage.state)
-    first_stage, factor = _whitened(first_stage, stage.metadata["latent"], tree["first_stage"])
+    first_stage, factor = exports.one_factor(first_stage, stage.metadata["latent"], tree["first_stage"])
     if form == "diffusers":
-        raise ValueError("format=diffusers: only first stages so far")
+        return pipelines.export(tree, found, first_stage, factor, out)
     if tree["network"].get("patch_size", 1) != 1:
         raise ValueError(f"format={form}: the published layout has no patches; network.patch_size is not 1")
     kept = load_file(found.run / KEPT) if (found.run / KEPT).exists() else None
@@ -250,16 +254,3 @@ def _theirs(own: Mapping[str, Tensor]) -> foreign.State:
     prefixes = {r"^network\.": foreign.NETWORK, r"^conditioner\.parts\.\w+\.": foreign.CONDITIONER}
     return {re.sub(ours, theirs, name): value for ours, theirs in prefixes.items() for name, value in own.items()
             if re.match(ours, name)}  # fmt: skip
-
-
-def _whitened(state: foreign.State, latent: Mapping[str, Any], path: str) -> tuple[foreign.State, float]:
-    """(the first stage, the one factor its latents are scaled by): several factors of a KL model are folded into it."""
-    mean, std = latent["mean"], latent["std"]
-    if not any(mean) and len(set(std)) == 1:
-        return state, 1 / std[0]
-    if "quantize.embedding.weight" in state:
-        raise ValueError(
-            f"first_stage={path}: the published layout takes one scale factor, and this VQ model whitens each channel "
-            "by its own mean and std; train it with task.single_factor=true"
-        )
-    return exports.fold_whitening(state, mean, std), 1.0

@@ -107,8 +107,8 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     if form == "safetensors":
         exports.write_safetensors(out / "model.safetensors", state, {"latent": latent})
         return [out / "model.safetensors"]
-    exports.write_diffusers_autoencoder(out, state, tree["autoencoder"], latent, tree["image_size"])
-    return [out / "config.json", out / "diffusion_pytorch_model.safetensors"]
+    state, factor = exports.one_factor(state, latent, found.run)
+    return exports.write_diffusers_autoencoder(out, state, tree["autoencoder"], factor, tree["image_size"])
 
 
 def in_order(tree: dict[str, Any], own: Mapping[str, Tensor]) -> foreign.State:

@@ -8,6 +8,8 @@ from ldm.diffusion.precond import Precond
 
 # A denoiser with its condition bound, `(x [B, ...], sigma [B]) -> x0`: what samplers and guidance work on.
 Denoise = Callable[[Tensor, Tensor], Tensor]
+# With the condition yet to be given, `(x, sigma [B], cond) -> x0`: what `Denoiser` is.
+ConditionalDenoise = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
 def expand(value: Tensor, x: Tensor) -> Tensor:
@@ -22,6 +24,11 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network = network
         self.precond = precond
+
+    @property
+    def factor(self) -> int:
+        """Height and width of x must be multiples of it."""
+        return self.network.factor
 
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """x [B, ...] = x0 + sigma noise, sigma [B] > 0, cond: the network's keywords -> estimate of x0 [B, ...]."""

@@ -122,6 +122,11 @@ class ExpertDenoiser(nn.Module):
         self._lower = torch.tensor([lo for lo, _ in pieces], dtype=torch.float32).tolist()
         self._owner = [member for _, member in pieces]
 
+    @property
+    def factor(self) -> int:
+        """Height and width of x must be multiples of it, for every member."""
+        return math.lcm(*[member.factor for member in self.members])
+
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """x [B, ...], sigma [B], cond {name: [B, ...]} -> x0 [B, ...]; one member call when all of sigma agree."""
         owners = [self._owner[bisect.bisect_right(self._lower, level) - 1] for level in sigma.float().tolist()]

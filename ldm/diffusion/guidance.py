@@ -41,6 +41,12 @@ class Guidance(Protocol):
         """The guided form of `bound.denoise`."""
 
 
+class FieldGuidance(Guidance, Protocol):
+    """Guidance that reads `fields` of the batch itself."""
+
+    fields: tuple[str, ...]
+
+
 class ScaledGuidance(Guidance, Protocol):
     """Guidance that compares, by a scale that can be varied: 0 is what it compares with, 1 no guidance."""
 
@@ -85,17 +91,20 @@ class Limits:
 
         def inner(x: Tensor, sigma: Tensor) -> Tensor:
             conditional = denoise(x, sigma)
-            result = guided(x, sigma, conditional)
-            if self.profile is not None:
-                result = torch.lerp(conditional, result, expand(self._share(sigma), x).to(result))
-            if self.channels is not None:
-                result = torch.where(self._guided_channels(x), result, conditional)
-            if self.rescale:
-                ratio = conditional.flatten(1).std(1) / result.flatten(1).std(1).clamp(min=1e-12)
-                result = result * (1 + self.rescale * (expand(ratio, x) - 1))
-            return result
+            return self.limit(x, sigma, conditional, guided(x, sigma, conditional))
 
         return self.within(denoise, inner)
+
+    def limit(self, x: Tensor, sigma: Tensor, conditional: Tensor, result: Tensor) -> Tensor:
+        """What is taken of the guided `result` instead of `conditional`, both [B, ...] and inside the interval."""
+        if self.profile is not None:
+            result = torch.lerp(conditional, result, expand(self._share(sigma), x).to(result))
+        if self.channels is not None:
+            result = torch.where(self._guided_channels(x), result, conditional)
+        if self.rescale:
+            ratio = conditional.flatten(1).std(1) / result.flatten(1).std(1).clamp(min=1e-12)
+            result = result * (1 + self.rescale * (expand(ratio, x) - 1))
+        return result
 
     def within(self, outer: Denoise, inner: Denoise) -> Denoise:
         """`inner` where there is guidance, `outer` elsewhere."""
@@ -147,7 +156,7 @@ class ClassifierFree:
         profile: Sequence[Sequence[float]] | None = None,
         channels: Sequence[int] | None = None,
     ):
-        self.scale = _finite(scale, "scale")
+        self.scale = finite(scale, "scale")
         self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
 
     def __call__(self, denoise: Denoise, reference: Denoise) -> Denoise:
@@ -165,7 +174,7 @@ class ClassifierFree:
     def with_scale(self, scale: float) -> "ClassifierFree":
         """The same guidance at another scale."""
         other = copy(self)
-        other.scale = _finite(scale, "scale")
+        other.scale = finite(scale, "scale")
         return other
 
 
@@ -188,7 +197,7 @@ class PerCondition:
     ):
         if not scales:
             raise ValueError("guidance.scales: names no condition, guidance.scales={text:3,label:1.5} names two")
-        self.scales = {name: _finite(scale, f"guidance.scales.{name}") for name, scale in scales.items()}
+        self.scales = {name: finite(scale, f"guidance.scales.{name}") for name, scale in scales.items()}
         self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
 
     def guide(self, bound: Bound) -> Denoise:
@@ -215,7 +224,7 @@ class PerCondition:
     def with_scale(self, scale: float) -> "PerCondition":
         """The same guidance with all its scales equal."""
         other = copy(self)
-        other.scales = dict.fromkeys(self.scales, _finite(scale, "scale"))
+        other.scales = dict.fromkeys(self.scales, finite(scale, "scale"))
         return other
 
 
@@ -235,7 +244,7 @@ class Autoguidance:
         profile: Sequence[Sequence[float]] | None = None,
         channels: Sequence[int] | None = None,
     ):
-        self.scale = _finite(scale, "scale")
+        self.scale = finite(scale, "scale")
         self.weak_model = weak_model
         self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
 
@@ -246,7 +255,7 @@ class Autoguidance:
     def with_scale(self, scale: float) -> "Autoguidance":
         """The same guidance at another scale."""
         other = copy(self)
-        other.scale = _finite(scale, "scale")
+        other.scale = finite(scale, "scale")
         return other
 
 
@@ -263,7 +272,8 @@ def _compare(denoise: Denoise, reference: Denoise, scale: float, limits: Limits)
     return limits.apply(denoise, guided)
 
 
-def _finite(scale: float, name: str) -> float:
+def finite(scale: float, name: str) -> float:
+    """`scale` itself. Raises ValueError naming it if it is not finite."""
     if not math.isfinite(scale):
         raise ValueError(f"{name}: must be finite, got {scale:g}")
     return scale

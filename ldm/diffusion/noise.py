@@ -122,8 +122,8 @@ class SamplerMatched(NoiseDistribution):
 class Discrete(NoiseDistribution):
     """Every step of a discrete schedule equally likely (DDPM): T atoms of mass 1 / T."""
 
-    def __init__(self, schedule: schedules.Discrete):
-        self.atoms = schedule.sigmas
+    def __init__(self, schedule: schedules.Schedule):
+        self.atoms = schedule.chain()
         num_atoms = len(self.atoms)
         self.cumulative = torch.arange(num_atoms + 1, dtype=torch.float64) / num_atoms  # [T + 1], 0 to 1
 

@@ -1,10 +1,11 @@
 """Noise processes: schedule time t in [0, 1] <-> sigma, where x = x0 + sigma * noise whatever the process.
 
-A process also knows how the network is told sigma (c_noise) and how much noise its sampling starts from.
+A process also knows how the network is told sigma (c_noise), how much noise its sampling starts from, and its scale.
 Integer timesteps live here and nowhere else (DDPM, arXiv:2006.11239). Training noise: noise.py; ladders: sigmas.py.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +34,21 @@ class Schedule(ABC):
     @abstractmethod
     def init_scale(self, sigma: float) -> float:
         """Factor on standard normal noise that starts sampling at sigma."""
+
+    @abstractmethod
+    def scale(self, sigma: float) -> float:
+        """The process's own x over ours, x0 + sigma noise: 1 at sigma 0."""
+
+    @abstractmethod
+    def chain(self) -> Tensor:
+        """Sigma of each step [T], float64, increasing. Raises ValueError for a process that has no steps."""
+
+
+def _no_chain(name: str) -> ValueError:
+    return ValueError(
+        f"schedule={name}: has no steps; sigmas=ddim, sigmas=trailing and noise=discrete need a chain of them, "
+        "as schedule=scaled_linear is"
+    )
 
 
 def _check_t(t: Tensor) -> Tensor:
@@ -93,6 +109,12 @@ class Discrete(Schedule):
     def init_scale(self, sigma: float) -> float:
         return (1 + sigma**2) ** 0.5
 
+    def scale(self, sigma: float) -> float:
+        return (1 + sigma**2) ** -0.5
+
+    def chain(self) -> Tensor:
+        return self.sigmas
+
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
             self._tables[device] = self.sigmas.to(device)
@@ -105,7 +127,7 @@ class Discrete(Schedule):
 
 def _discrete(betas: Tensor, zero_terminal_snr: bool) -> Discrete:
     if not bool(((betas > 0) & (betas < 1)).all()):
-        raise ValueError("beta_start, beta_end, max_beta: every beta must lie between 0 and 1, ends excluded")
+        raise ValueError("beta_start, beta_end, max_beta, betas: every beta must lie between 0 and 1, ends excluded")
     root = (1 - betas).cumprod(0).sqrt()
     if zero_terminal_snr:  # arXiv:2305.08891, Algorithm 1
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
@@ -123,8 +145,19 @@ def scaled_linear(
 def linear(
     beta_start: float = 1e-4, beta_end: float = 0.02, num_timesteps: int = 1000, zero_terminal_snr: bool = False
 ) -> Discrete:
-    """Betas linear in the step (DDPM, section 4)."""
+    """Betas linear in the step (DDPM, section 4); in the public code of latent diffusion called "sqrt_linear"."""
     return _discrete(torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64), zero_terminal_snr)
+
+
+def sqrt(beta_start: float, beta_end: float, num_timesteps: int = 1000, zero_terminal_snr: bool = False) -> Discrete:
+    """Betas the square roots of numbers linear in the step: "sqrt" in the public code of latent diffusion."""
+    squares = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+    return _discrete(squares**0.5, zero_terminal_snr)
+
+
+def given(betas: Sequence[float], zero_terminal_snr: bool = False) -> Discrete:
+    """The betas of a list, one for each step."""
+    return _discrete(torch.tensor(list(betas), dtype=torch.float64), zero_terminal_snr)
 
 
 def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Discrete:
@@ -167,6 +200,12 @@ class VE(Schedule):
     def init_scale(self, sigma: float) -> float:
         return sigma
 
+    def scale(self, sigma: float) -> float:
+        return 1.0
+
+    def chain(self) -> Tensor:
+        raise _no_chain("edm")
+
 
 class Flow(Schedule):
     """Rectified flow (1 - t) x0 + t noise, i.e. sigma = t / (1 - t) (arXiv:2209.03003); c_noise = c_noise_scale * t.
@@ -192,3 +231,9 @@ class Flow(Schedule):
 
     def init_scale(self, sigma: float) -> float:
         return 1 + sigma
+
+    def scale(self, sigma: float) -> float:
+        return 1 / (1 + sigma)
+
+    def chain(self) -> Tensor:
+        raise _no_chain("flow")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedule import MAX_SIGMA, Discrete, Schedule
+from ldm.diffusion.schedule import MAX_SIGMA, Schedule
 
 
 def _check(num_steps: int, sigma_min: float, sigma_max: float) -> None:
@@ -65,22 +65,24 @@ def given(levels: Sequence[float]) -> Tensor:
     return sigmas
 
 
-def ddim(num_steps: int, schedule: Discrete) -> Tensor:
+def ddim(num_steps: int, schedule: Schedule) -> Tensor:
     """Steps floor(i T / num_steps) + 1, ending at step 0: the published DDIM spacing of latent diffusion.
 
     The published code rounds T / num_steps down first, then runs another number of steps; for divisors of T they agree.
     """
-    _check_num_steps(num_steps, schedule.num_timesteps - 1)
-    steps = torch.arange(num_steps) * schedule.num_timesteps // num_steps + 1
-    return torch.cat([schedule.sigmas[steps].flip(0), schedule.sigmas[:1]])
+    chain = schedule.chain()
+    _check_num_steps(num_steps, len(chain) - 1)
+    steps = torch.arange(num_steps) * len(chain) // num_steps + 1
+    return torch.cat([chain[steps].flip(0), chain[:1]])
 
 
-def trailing(num_steps: int, schedule: Discrete) -> Tensor:
+def trailing(num_steps: int, schedule: Schedule) -> Tensor:
     """Evenly spaced steps from the last one down, then 0 (arXiv:2305.08891, Table 2); num_steps = T is DDPM's chain."""
-    _check_num_steps(num_steps, schedule.num_timesteps)
-    passed = torch.arange(num_steps, dtype=torch.float64) * schedule.num_timesteps / num_steps
-    steps = (schedule.num_timesteps - passed).round().long() - 1
-    return torch.cat([schedule.sigmas[steps], schedule.sigmas.new_zeros(1)])
+    chain = schedule.chain()
+    _check_num_steps(num_steps, len(chain))
+    passed = torch.arange(num_steps, dtype=torch.float64) * len(chain) / num_steps
+    steps = (len(chain) - passed).round().long() - 1
+    return torch.cat([chain[steps], chain.new_zeros(1)])
 
 
 def flow(num_steps: int, shift: float = 1.0) -> Tensor:

@@ -15,9 +15,10 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.config import instantiate, load_tree
 from ldm.device import choose
 from ldm.evaluation.first_stage import evaluate_first_stage
-from ldm.evaluation.guidance_curve import Point, alignment_key, measure, with_scale, write_csv
+from ldm.evaluation.guidance_curve import Point, alignment_key, measure, with_scale
 from ldm.evaluation.reference import reference
 from ldm.evaluation.report.plots import trade_off
+from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.model import Model
 from ldm.run import load
@@ -67,7 +68,6 @@ def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Pa
     backbone = instantiate(tree["metric"], parts.__getitem__, "metric").to(device)
     alignment = instantiate(tree["alignment"], parts.__getitem__, "alignment").to(device)
     against = reference(model.parts["data"], backbone, device)
-    captions = against.prompts(tree["num_samples"])
     guidance = {**tree["guidance"], "scale": scales[0]} if "_target_" in tree["guidance"] else None
     sampling = model.sampling({**tree, "guidance": guidance})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -75,7 +75,7 @@ def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Pa
         bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
         for scale in scales:
             done[f"{scale:g}"] = measure(
-                model, with_scale(sampling, scale), against, captions, backbone, alignment, tree["seed"],
+                model, with_scale(sampling, scale), against, tree["num_samples"], backbone, alignment, tree["seed"],
                 tree["batch_size"], device,
                 lambda count: progress.advance(bar, count),
             )  # fmt: skip
@@ -89,9 +89,12 @@ def _identity(model: Model, tree: dict[str, Any]) -> str:
     if "_target_" in tree["guidance"]:
         facts["guidance"] = {key: value for key, value in tree["guidance"].items() if key != "scale"}
     if tree["loss_guidance"]:
-        facts["loss_guidance"] = tree["loss_guidance"]
-    if tree["weak_model"]:
-        facts["weak_model"] = load_weights(Path(tree["weak_model"])).digest
+        facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
+    if tree["tiling"]:
+        facts["tiling"] = tree["tiling"]
+    for key in ("weak_model", "classifier"):
+        if tree[key]:
+            facts[key] = load_weights(Path(tree[key])).digest
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

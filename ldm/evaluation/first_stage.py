@@ -4,7 +4,6 @@ rFID, PSNR, PSIM (LPIPS-VGG), SSIM and Inception score of the reconstructions, o
 called rFID and IS there needs Inception as `metric`, and bears the backbone's name here.
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from ldm.build import Parts, load_autoencoder
 from ldm.config import instantiate
 from ldm.device import choose
+from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.first_stage.first_stage import reconstruct
 from ldm.images import grid, save_image
@@ -111,10 +111,7 @@ def _write(
         "processes": world_size,
     }
     write_json(folder / "first_stage.json", {"protocol": protocol, "metrics": rows})
-    with (folder / "first_stage.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["metric", "value", "std"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "first_stage.csv", rows)
 
 
 def _draw(

@@ -4,10 +4,8 @@ Quality is measured against the training images, through the same resizing as th
 backbone's name.
 """
 
-import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,7 +23,7 @@ def measure(
     model: Model,
     sampling: Sampling,
     against: Reference,
-    captions: list[str],
+    num_samples: int,
     backbone: Features,
     alignment: nn.Module,
     seed: int,
@@ -33,15 +31,17 @@ def measure(
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Point:
-    """Metrics of one sample per caption; sample n has noise n whatever the model and the batch."""
+    """Metrics of samples for the first conditions of `against`; sample n has noise n whatever model and batch."""
     features, cosines = [], []
-    for start in range(0, len(captions), batch_size):
-        part = captions[start : start + batch_size]
-        numbers = torch.arange(start, start + len(part), device=device)
-        images = model.generate(sampling, {"caption": part}, numbers, seed)
+    for start in range(0, num_samples, batch_size):
+        stop = min(start + batch_size, num_samples)
+        batch = against.conditions(start, stop)
+        if "label" in batch:
+            batch["label"] = batch["label"].to(device)
+        images = model.generate(sampling, batch, torch.arange(start, stop, device=device), seed)
         features.append(backbone(images).cpu())
-        cosines.append(alignment(images, part).cpu())
-        advance(len(part))
+        cosines.append(alignment(images, batch["caption"]).cpu())
+        advance(stop - start)
     generator = torch.Generator().manual_seed(seed)
     table = sample_quality(against.features, torch.cat(features), backbone, generator)
     return {**table, alignment_key(alignment): torch.cat(cosines).mean().item()}
@@ -55,13 +55,3 @@ def alignment_key(alignment: nn.Module) -> str:
 def with_scale(sampling: Sampling, scale: float) -> Sampling:
     """The same sampling with its guidance at `scale`."""
     return replace(sampling, guidance=sampling.guidance.with_scale(scale))
-
-
-def write_csv(path: Path, rows: Sequence[Point]) -> Path:
-    """One row per point of the curve."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path

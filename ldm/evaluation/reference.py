@@ -19,29 +19,33 @@ from ldm.networks.pretrained import cache_folder
 
 @dataclass(frozen=True)
 class Reference:
-    """Features [M, D] of all training images in `data`'s fixed random order, and their captions [M]."""
+    """Features [M, D] of all training images in `data`'s fixed random order, their captions [M], labels [M] if any."""
 
     features: Tensor
     captions: list[str]
+    labels: Tensor | None = None
 
-    def prompts(self, count: int) -> list[str]:
-        """The first `count` captions, repeated from the start if there are fewer."""
-        return (self.captions * -(-count // len(self.captions)))[:count]
+    def conditions(self, start: int, stop: int) -> dict[str, Any]:
+        """Captions, and labels if any, of the images from `start` to `stop`, as if they were repeated for ever."""
+        places = [place % len(self.captions) for place in range(start, stop)]
+        found: dict[str, Any] = {"caption": [self.captions[place] for place in places]}
+        return found if self.labels is None else {**found, "label": self.labels[places]}
 
 
 def reference(data: Any, backbone: Features, device: torch.device) -> Reference:
     """The reference of `data` (a ShardData) under `backbone`, from the cache if it is there."""
     path = _path(data, backbone)
     kept = load_file(path)["features"] if path.exists() else None
-    features, captions = [], []
+    features, captions, labels = [], [], []
     for batch in data.statistics_loader(batch_size=100):
         captions += batch["caption"]
+        labels += [batch["label"]] if "label" in batch else []
         if kept is None:
             features.append(backbone(batch["image"].to(device)).cpu())
     if kept is None:
         kept = torch.cat(features)
         replace(path, lambda temporary: save_file({"features": kept}, temporary))
-    return Reference(kept, captions)
+    return Reference(kept, captions, torch.cat(labels) if labels else None)
 
 
 def _path(data: Any, backbone: Features) -> Path:

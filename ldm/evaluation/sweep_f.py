@@ -1,6 +1,5 @@
 """The sweep over the downsampling factor (arXiv 2112.10752, figures 6 and 7): equal networks, equal budgets, any f."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from ldm.device import choose
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.guidance_curve import with_scale
 from ldm.evaluation.report.plots import loss_curves, quality_over_speed
+from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.run import load
 from ldm.training.loggers import log_summary
@@ -97,10 +97,7 @@ def _samples_per_second(tree: dict[str, Any], folder: Path, run: Path, num_steps
 def _write(tree: dict[str, Any], folder: Path, steps: list[Row], speed: list[Row]) -> None:
     """CSV files, plots and a W&B run."""
     for name, rows in (("steps", steps), ("speed", speed)):
-        with (folder / f"quality_over_{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(folder / f"quality_over_{name}.csv", rows)
     quality, _ = curve_keys(steps[0])
     factors = sorted({row["f"] for row in steps})
     over_steps = {

@@ -1,6 +1,5 @@
 """First stages side by side: the columns of table 8 (arXiv 2112.10752), and rate against distortion as for codecs."""
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -15,6 +14,7 @@ from ldm.evaluation.codecs import Point, at_bits, bicubic_point, codec_curve
 from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.report.page import Figure, Section, Table, Text, write_report
 from ldm.evaluation.report.plots import rate_distortion
+from ldm.evaluation.table import write_csv
 from ldm.networks.lpips import pretrained_lpips
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ def _finished(tree: dict[str, Any]) -> list[Path]:
 
 def _row(run: Path, tree: dict[str, Any], folder: Path) -> tuple[Row, Tensor]:
     """What the table says of one run, and the images it was measured on."""
-    measured, _ = evaluate_first_stage({**tree, "model": str(run), "out": str(folder / run.name)})
+    measured, _ = evaluate_first_stage({**tree, "model": str(run), "ema": "ema", "out": str(folder / run.name)})
     parts, found = load_autoencoder(run)
     data = parts["data"]
     data.setup()
@@ -102,11 +102,7 @@ def _bits(parts: Any, latent: dict[str, list[float]], images: Tensor) -> float:
 
 def _write(folder: Path, rows: list[Row], curves: dict[str, list[Point]], images: Tensor) -> Path:
     pixels = images.shape[-1] * images.shape[-2]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "table.csv", rows)
     figures = []
     for name, label in SHOWN.items():
         lines = {codec: [(p.bits / pixels, p.errors[name]) for p in points] for codec, points in curves.items()}

@@ -59,7 +59,7 @@ class FirstStage(nn.Module):
         return self.sample(self.moments(image), noise)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Whitened z [B, C, h, w] -> image [B, 3, h * f, w * f], about in [-1, 1]; differentiable in z for KL."""
+        """Whitened z [B, C, h, w] -> image [B, 3, h * f, w * f], about in [-1, 1]; differentiable in z."""
         z = self.regularizer.quantise(z * self.std + self.mean)
         if self.tile is None:
             return self.autoencoder.decode(z).float()

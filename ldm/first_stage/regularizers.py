@@ -83,8 +83,8 @@ class VQ(nn.Module):
         return h.float()
 
     def quantise(self, z: Tensor) -> Tensor:
-        """z [B, C, H, W] -> the nearest code at each position."""
-        return self.lookup(self.indices(z))
+        """z [B, C, H, W] -> the nearest code at each position; gradients pass straight through to z."""
+        return self.lookup(self.indices(z)) + (z - z.detach())  # a zero, so that the codes stay exact
 
     def indices(self, z: Tensor) -> Tensor:
         """z [B, C, H, W] -> number of the nearest code, int64 [B, H, W]."""

@@ -62,7 +62,6 @@ class AlignmentScore(nn.Module):
         self.features, self.sentences, self.heads = features, sentences, heads.requires_grad_(False).eval()
         self.name = f"{features.name}+minilm"
 
-    @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors [B, D] of images [B, 3, H, W] in [-1, 1]."""
         return F.normalize(self.heads.image(self.features(images)), dim=1)

@@ -30,7 +30,6 @@ class ClipScore(nn.Module):
         """Stays in evaluation mode, whatever a parent does."""
         return super().train(False)
 
-    @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors [B, D] of images [B, 3, H, W] in [-1, 1]."""
         images = F.interpolate(images.float(), self.size, mode="bicubic", antialias=True)

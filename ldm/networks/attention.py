@@ -4,6 +4,7 @@ Module names and shapes are those of the published latent diffusion models (arXi
 weights fit. In the transformer the order is self-attention, cross-attention, feed-forward.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -107,16 +108,28 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """`depth` transformer blocks over the positions of x [B, C, H, W], each attending to its tokens too."""
+    """`depth` transformer blocks over the positions of x [B, C, H, W], each attending to its tokens too.
 
-    def __init__(self, channels: int, tokens_width: int, num_heads: int, depth: int = 1, norm_groups: int = 32):
+    `linear_projections`: weights of the projections are [C, C], as in Stable Diffusion 2, instead of [C, C, 1, 1].
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        tokens_width: int,
+        num_heads: int,
+        depth: int = 1,
+        norm_groups: int = 32,
+        linear_projections: bool = False,
+    ):
         super().__init__()
+        projection = nn.Linear if linear_projections else partial(nn.Conv2d, kernel_size=1)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_in = projection(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(channels, tokens_width, num_heads) for _ in range(depth)]
         )
-        self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.proj_out = zeroed(projection(channels, channels))
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         h = pointwise(to_tokens(self.norm(x)), self.proj_in)  # [B, N, C]

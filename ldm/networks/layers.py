@@ -99,8 +99,8 @@ def to_grid(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
-def pointwise(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
-    """Apply a 1x1 convolution to tokens [B, N, C], where it is a matrix product and needs no layout change."""
+def pointwise(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Linear) -> Tensor:
+    """Apply a 1x1 convolution (or a linear layer) to tokens [B, N, C]: a matrix product without change of layout."""
     return F.linear(tokens, conv.weight.flatten(1), conv.bias)
 
 

@@ -104,6 +104,7 @@ class Blocks:
     head_channels: int | None
     tokens_width: int = 0
     transformer_depth: int = 1
+    linear_projections: bool = False
     dropout: float = 0.0
     scale_shift_norm: bool = False
     resblock_updown: bool = False
@@ -146,8 +147,9 @@ class Blocks:
         """An attention block."""
         if self.tokens_width:
             return SpatialTransformer(
-                width, self.tokens_width, self.heads(width), self.transformer_depth, self.norm_groups
-            )
+                width, self.tokens_width, self.heads(width), self.transformer_depth, self.norm_groups,
+                self.linear_projections,
+            )  # fmt: skip
         return SelfAttention(width, self.heads(width), self.legacy_attention_order, self.norm_groups)
 
     def block(self, width: int, out_width: int, factor: int) -> list[nn.Module]:
@@ -203,6 +205,7 @@ class UNet(nn.Module):
         vector_width: int = 0,
         concat_channels: int = 0,
         transformer_depth: int = 1,
+        linear_projections: bool = False,
         dropout: float = 0.0,
         scale_shift_norm: bool = False,
         resblock_updown: bool = False,
@@ -213,7 +216,8 @@ class UNet(nn.Module):
         super().__init__()
         blocks = Blocks(
             channels, multipliers, num_blocks, attention_factors, num_heads, head_channels, tokens_width,
-            transformer_depth, dropout, scale_shift_norm, resblock_updown, legacy_attention_order, norm_groups,
+            transformer_depth, linear_projections, dropout, scale_shift_norm, resblock_updown, legacy_attention_order,
+            norm_groups,
         )  # fmt: skip
         self.channels = channels
         self.in_channels = in_channels

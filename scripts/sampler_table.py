@@ -1,0 +1,30 @@
+"""Samplers times steps on one model: KID and alignment of each, from the same noise and captions.
+
+    python scripts/sampler_table.py model=runs/quickstart-diffusion num_samples=200
+    python scripts/sampler_table.py model=runs/ensemble.yaml samplers=[heun,dpmpp_2m,kutta3] steps=[5,10,25]
+
+The ladder is the run's own, in the number of steps asked for. Points that are measured are kept: stopped and started
+again, it goes on where it was. CSV and a plot of quality over evaluations of the network lie beside them.
+"""
+
+from ldm.config import compose, guarded, help_text
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is not measured yet and print the table."""
+    if "--help" in arguments or "-h" in arguments:
+        usage, examples, note = __doc__.strip().split("\n\n")
+        print(help_text("sampler_table", f"python scripts/sampler_table.py model=...\n\n{usage}\n{note}", examples))
+        return 0
+    tree = compose("sampler_table", arguments)
+    from ldm.evaluation.sampler_table import sampler_table
+    from ldm.evaluation.table import show
+
+    rows, folder = sampler_table(tree)
+    show(rows)
+    print(f"also in {folder}/")
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,46 @@
+"""The table of samplers: whole at toy size, nothing measured twice, evaluations counted."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from ldm.build import Parts
+from ldm.config import compose, groups
+from ldm.evaluation.sampler_table import evaluations, sampler_table
+from ldm.run import Run
+
+
+def tree(model: Path, *words: str) -> dict:
+    small = ["num_samples=4", "batch_size=4", "metric.size=32", "device=cpu", "steps=[2,1]"]
+    return compose("sampler_table", [f"model={model}", *small, *words])
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_a_table_is_whole_and_restartable(diffusion: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = (f"out={tmp_path}", "samplers=[heun,ddpm]")
+    rows, folder = sampler_table(tree(diffusion.folder, *words))
+    assert [(row["sampler"], row["steps"], row["evaluations"]) for row in rows] == [
+        ("heun", 1, 1), ("heun", 2, 3), ("ddpm", 1, 1), ("ddpm", 2, 2),
+    ]  # fmt: skip
+    with (folder / "table.csv").open() as file:
+        kids = [float(row["kid/efficientnet_lite0@32"]) for row in csv.DictReader(file)]
+    assert kids == [row["kid/efficientnet_lite0@32"] for row in rows] and len(set(kids)) > 2
+    assert (folder / "quality_over_evaluations.png").exists()
+    monkeypatch.setattr("ldm.evaluation.evaluate._measure", None)  # nothing is measured again
+    assert sampler_table(tree(diffusion.folder, *words))[0] == rows
+
+
+def test_evaluations_are_counted_for_every_sampler():
+    several = {"heun": 19, "kutta3": 28, "plms": 11, "dpmpp_2s": 19, "dpmpp_sde": 19}
+    for name in groups()["sampler"]:
+        node = compose("evaluate", ["model=x", f"sampler={name}"])["sampler"]
+        assert evaluations(Parts({"sampler": node})["sampler"], 10) == several.get(name, 10), name
+
+
+def test_samplers_and_steps_that_do_not_exist_are_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"samplers: no sampler huen; there are .*heun"):
+        sampler_table(tree(tmp_path, "samplers=[huen]"))
+    for steps in ("[]", "[0,5]"):
+        with pytest.raises(ValueError, match="steps="):
+            sampler_table(tree(tmp_path, f"steps={steps}"))
