@@ -33,13 +33,7 @@ def main(arguments: list[str]) -> int:
     from ldm.run import load
 
     device = choose(tree["device"])
-<<<<<<< HEAD
     model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
-    check_read(tree, model.conditioner.fields)
-    model.first_stage.tile = tree["tile"]
-=======
-    model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device)
->>>>>>> main
     sampling = model.sampling(tree)
     check_read(tree, model.conditioner.fields | sampling.fields)
     model.first_stage.tile = tree["tile"]

@@ -22,12 +22,8 @@ from ldm.diffusion.guidance import Bound
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.tiles import Tiling
 from ldm.first_stage.spec import LatentSpec
-<<<<<<< HEAD
-from ldm.generate import Sampling, bind, generate
-from ldm.networks.layers import tuned
-=======
 from ldm.generate import Sampling, Size, bind, check_size, generate
->>>>>>> main
+from ldm.networks.layers import tuned
 
 
 @dataclass
@@ -136,13 +132,10 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
         LatentSpec.from_dict(trained_with).check(parts["first_stage"].spec)
     denoiser.eval().requires_grad_(False)
     conditioner.eval().requires_grad_(False)
-<<<<<<< HEAD
     return Model(
         weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [denoiser.network],
         [weights],
     )  # fmt: skip
-=======
-    return Model(weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [weights])
 
 
 def load_classifier(path: Path, first_stage: nn.Module) -> NoisyClassifier:
@@ -161,4 +154,3 @@ def load_classifier(path: Path, first_stage: nn.Module) -> NoisyClassifier:
     classifier = Parts(tree, first_stage=first_stage)["classifier"]
     load_strict(nn.ModuleDict({"network": classifier.network}), weights.state, str(weights.path))
     return classifier.eval().requires_grad_(False)
->>>>>>> main
