@@ -1,4 +1,4 @@
-"""Which device to use for sampling and evaluation."""
+"""Which device to use for sampling and evaluation, and what it computes in fast."""
 
 import os
 
@@ -20,3 +20,11 @@ def choose(name: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}: no GPU is available here")
     return device
+
+
+def computes_bf16() -> bool:
+    """Whether the GPU, or else the CPU, multiplies bf16 matrices itself; where it only emulates, fp32 is far faster."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
