@@ -1,4 +1,4 @@
-"""Which device to use for sampling and evaluation, and how a process on a CPU keeps its memory."""
+"""Which device to use for sampling and evaluation, what it computes in fast, and how a CPU keeps its memory."""
 
 import contextlib
 import ctypes
@@ -34,3 +34,11 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, -1)
+
+
+def computes_bf16() -> bool:
+    """Whether the GPU, or else the CPU, multiplies bf16 matrices itself; where it only emulates, fp32 is far faster."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's

@@ -39,11 +39,23 @@ def test_csv_has_one_row_per_point(tmp_path):
     assert path.read_text().splitlines() == ["scale,kid/x", "1.0,2.0", "2.0,3.0"]
 
 
+def chain_tree(folder: Path, precision: str | None = None) -> dict:
+    own = {"runs_dir": str(folder), "family": "quickstart", "seed": 0, "overrides": "", "precision": precision}
+    return {**own, "logger": {"mode": "disabled"}}
+
+
+@pytest.mark.parametrize(
+    ("able", "given", "expected"),
+    [(True, None, "bf16-mixed"), (False, None, "32-true"), (True, "32-true", "32-true"), (False, "64-true", "64-true")],
+)
+def test_runs_are_in_bf16_where_the_processor_computes_in_it(tmp_path, monkeypatch, able, given, expected):
+    monkeypatch.setattr("ldm.evaluation.chain.computes_bf16", lambda: able)
+    assert f"trainer.precision={expected}" in Chain(chain_tree(tmp_path, given)).shared
+
+
 def test_times_of_a_stage_add_up_over_restarts(tmp_path):
-    tree = {"runs_dir": str(tmp_path), "family": "quickstart", "seed": 0, "overrides": ""}
-    tree["logger"] = {"mode": "disabled"}
     for _ in range(2):
-        chain = Chain(tree)
+        chain = Chain(chain_tree(tmp_path))
         with chain._timed("stage"):
             pass
     kept = json.loads((tmp_path / "quickstart" / "times.json").read_text())

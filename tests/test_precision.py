@@ -61,11 +61,18 @@ def test_guided_sampling_is_the_same_bits_under_autocast(sampler):
         assert torch.equal(sample(), exact)
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_emulated_bf16_is_told_of(train_diffusion: Train, monkeypatch: pytest.MonkeyPatch, capsys, able: bool):
+    monkeypatch.setattr("ldm.fit.computes_bf16", lambda: able)
+    train_diffusion("trainer.precision=bf16-mixed", "max_steps=1")
+    assert ("32-true is many times faster" in capsys.readouterr().out) is not able
+
+
 def test_bf16_training_follows_fp32_and_would_not_with_noise_in_bf16(
     train_diffusion: Train, monkeypatch: pytest.MonkeyPatch
 ):
     # At low noise too, where x0 and its estimate differ least.
-    own = ("noise=log_uniform", "~noise.mean", "max_steps=60", "callback.metrics.every_steps=1", "network.channels=16")
+    own = ("noise=log_uniform", "~noise.mean", "max_steps=60", "callback.metrics.every_steps=1", "network.width=16")
 
     def losses(precision: str, run: str) -> torch.Tensor:
         found = curve(train_diffusion(*own, f"trainer.precision={precision}", run=run).folder)
