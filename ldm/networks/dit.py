@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.networks.attention import Attention
+from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import attention, join_heads, sinusoid, to_tokens, zeroed
 
 NOISE_WIDTH = 256  # sinusoids of the noise level, as published
@@ -162,7 +163,7 @@ class DiT(nn.Module):
         vector [B, vector_width], tokens [B, N, tokens_width] with tokens_mask [B, N] (True = real), concat
         [B, concat_channels, H, W]: all that the network was built for must be given, and nothing else.
         """
-        self._check(x, vector, tokens, concat)
+        check_inputs(self, x, vector, tokens, concat)
         cond = self.t_embedder(sinusoid(c_noise, NOISE_WIDTH))  # [B, width]
         if vector is not None:
             cond = cond + self.y_embedder(vector)
@@ -178,16 +179,3 @@ class DiT(nn.Module):
         shift, scale = self.adaLN_modulation(cond).chunk(2, dim=1)
         h = self.out(modulate(self.norm(h), shift, scale))  # [B, N, out p^2]
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, folded.shape[2:]), self.patch_size)
-
-    def _check(self, x: Tensor, vector: Tensor | None, tokens: Tensor | None, concat: Tensor | None) -> None:
-        expected = {
-            "x": (self.in_channels, x.shape[1]),
-            "vector": (self.vector_width, 0 if vector is None else vector.shape[-1]),
-            "tokens": (self.tokens_width, 0 if tokens is None else tokens.shape[-1]),
-            "concat": (self.concat_channels, 0 if concat is None else concat.shape[1]),
-        }
-        for name, (built_for, given) in expected.items():
-            if given != built_for:
-                raise ValueError(f"{name}: the network was built for width {built_for} and got {given} (0: none)")
-        if x.shape[-2] % self.patch_size or x.shape[-1] % self.patch_size:
-            raise ValueError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {self.patch_size}")

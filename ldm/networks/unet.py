@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.networks.attention import Cond, SelfAttention, SpatialTransformer
+from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import conv3x3, sinusoid, zeroed
 
 
@@ -264,7 +265,7 @@ class UNet(nn.Module):
         vector [B, vector_width], tokens [B, N, tokens_width] with tokens_mask [B, N] (True = real), concat
         [B, concat_channels, H, W]: all that the network was built for must be given, and nothing else.
         """
-        self._check(x, vector, tokens, concat)
+        check_inputs(self, x, vector, tokens, concat)
         emb = self.time_embed(sinusoid(c_noise, self.channels))  # [B, 4 channels]
         if vector is not None:
             emb = emb + self.label_emb(vector)
@@ -281,19 +282,6 @@ class UNet(nn.Module):
         for block in self.output_blocks:
             h = apply(block, torch.cat([h, skips.pop()], dim=1), cond)
         return F.pixel_shuffle(self.out(h), self.patch_size)
-
-    def _check(self, x: Tensor, vector: Tensor | None, tokens: Tensor | None, concat: Tensor | None) -> None:
-        expected = {
-            "x": (self.in_channels, x.shape[1]),
-            "vector": (self.vector_width, 0 if vector is None else vector.shape[-1]),
-            "tokens": (self.tokens_width, 0 if tokens is None else tokens.shape[-1]),
-            "concat": (self.concat_channels, 0 if concat is None else concat.shape[1]),
-        }
-        for name, (built_for, given) in expected.items():
-            if given != built_for:
-                raise ValueError(f"{name}: the network was built for width {built_for} and got {given} (0: none)")
-        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {self.factor}")
 
 
 def apply(layers: nn.ModuleList, h: Tensor, cond: Cond) -> Tensor:

@@ -1,0 +1,32 @@
+"""What a denoiser's network was built for, held against what it is given."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Built(Protocol):
+    """Widths that a network takes, 0 for none, and what height and width of its input must be multiples of."""
+
+    in_channels: int
+    vector_width: int
+    tokens_width: int
+    concat_channels: int
+    factor: int
+
+
+def check_inputs(
+    network: Built, x: Tensor, vector: Tensor | None, tokens: Tensor | None, concat: Tensor | None
+) -> None:
+    """Raise ValueError naming what is missing, too much or of another width than `network` was built for."""
+    expected = {
+        "x": (network.in_channels, x.shape[1]),
+        "vector": (network.vector_width, 0 if vector is None else vector.shape[-1]),
+        "tokens": (network.tokens_width, 0 if tokens is None else tokens.shape[-1]),
+        "concat": (network.concat_channels, 0 if concat is None else concat.shape[1]),
+    }
+    for name, (built_for, given) in expected.items():
+        if given != built_for:
+            raise ValueError(f"{name}: the network was built for width {built_for} and got {given} (0: none)")
+    if x.shape[-2] % network.factor or x.shape[-1] % network.factor:
+        raise ValueError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {network.factor}")
