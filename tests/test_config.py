@@ -203,7 +203,7 @@ def test_an_unknown_option_lists_the_options():
 def test_a_part_is_left_out_with_whatever_the_experiment_sets_in_it(word):
     tree = compose("config", [DIFFUSION, word])
     assert tree[word.strip("~").partition("=")[0]] is None
-    assert tree["network"]["channels"] > 0
+    assert tree["network"]["width"] > 0
 
 
 def test_a_part_that_is_not_there_is_left_out_without_complaint():

@@ -115,7 +115,7 @@ def test_only_rank_zero_writes(monkeypatch):
         ("seed", 1),
         ("image_size", 64),
         ("optimizer.lr", 0.5),
-        ("network.multipliers", [1, 2]),
+        ("network.depth", 3),
         ("data.batch_size", 8),
         ("trainer.precision", "32-true"),
         ("noise.mean", 3),

@@ -21,7 +21,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["experiment=quickstart/diffusion", "network.chanels=3"], "network.chanels: no such key; did you mean"),
+        (["experiment=quickstart/diffusion", "network.dept=3"], "network.dept: no such key; did you mean"),
         pytest.param(
             ["experiment=quickstart/diffusion", "first_stage=/no, where=?"],
             "/no, where=?: no weights found",
