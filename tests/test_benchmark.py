@@ -17,7 +17,7 @@ def benchmark(*words: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["unet_train", "unet_sample", "ema", "optimizer", "autoencoder"])
 def test_a_suite_prints_ratios_against_its_peers(suite):
-    found = benchmark(f"suite={suite}", "repeats=1", "batch_size=1", "image_size=16", "precision=fp32")
+    found = benchmark(f"suite={suite}", "repeats=1", "batch_size=1", "image_size=32", "precision=fp32")
     assert found.returncode == 0, found.stderr
     ratios = [line for line in found.stdout.splitlines() if "ratio" in line]
     assert ratios and all(line.endswith((": met", ": missed")) for line in ratios)
