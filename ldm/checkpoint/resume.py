@@ -33,7 +33,7 @@ def save(folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any
             torch.save(state, file)
         (temporary / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
+        (temporary / "manifest.json").write_text(_manifest(step, files))
 
     replace(target, write)
     write_text(folder / "last.ckpt", f"{target.name}\n")
@@ -54,7 +54,10 @@ def load(checkpoint: Path) -> dict[str, Any]:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder; None if every file has the hash its manifest states."""
     try:
-        files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        text = (checkpoint / "manifest.json").read_text()
+        step, files = json.loads(text)["step"], json.loads(text)["files"]
+        if text != _manifest(step, files) or (PATTERN.fullmatch(checkpoint.name) and step != _step(checkpoint)):
+            return "its manifest is damaged"
         for name, digest in files.items():
             if sha256(checkpoint / Path(name).name) != digest:
                 return f"{name} is damaged (its hash is not the manifest's)"
@@ -63,6 +66,11 @@ def damage(checkpoint: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return None if "state.pt" in files else "its manifest does not name state.pt"
+
+
+def _manifest(step: int, files: dict[str, str]) -> str:
+    """The one text that says this, so that a manifest with any other byte in it is known to be damaged."""
+    return json.dumps({"step": step, "files": files}, indent=2) + "\n"
 
 
 def newest(folder: Path) -> Path | None:

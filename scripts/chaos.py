@@ -1,0 +1,85 @@
+"""Faults on purpose: real processes, real files, and a figure for each goal that the project promises.
+
+    python scripts/chaos.py case=bit_flips
+    python scripts/chaos.py case=bit_flips,kills runs=10 seed=3
+    python scripts/chaos.py case=all
+
+`runs` is the number of trials of each case (its own by default); `seed` repeats one draw of faults. Exit status 1 if a
+trial fails.
+"""
+
+import importlib
+import logging
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm.config import guarded
+
+CASES = ("bit_flips",)
+KEYS = {"case": "", "runs": 0, "seed": 0}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the cases asked for and print a line for each; 1 if any trial failed."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(__doc__.strip() + "\n\ncases:")
+        for name in CASES:
+            print(f"  {name:<20} {_module(name).GOAL} ({_module(name).RUNS} runs)")
+        return 0
+    options = _parse(arguments)
+    logging.getLogger("ldm").setLevel(logging.ERROR)  # the faults' own warnings; the cases read what they need
+    names = CASES if options["case"] == "all" else options["case"].split(",")
+    return max([_run(name, options["runs"], options["seed"]) for name in names])
+
+
+def _parse(arguments: list[str]) -> dict:
+    options = dict(KEYS)
+    for word in arguments:
+        key, _, text = word.partition("=")
+        if key not in KEYS:
+            raise ValueError(f"{key}: no such key; there are {', '.join(KEYS)}")
+        try:
+            options[key] = type(KEYS[key])(text)
+        except ValueError as error:
+            raise ValueError(f"{key}={text}: expected a whole number") from error
+    if options["runs"] < 0:
+        raise ValueError(f"runs={options['runs']}: must be at least 1, or 0 for each case's own number")
+    for name in options["case"].split(","):
+        if name not in (*CASES, "all"):
+            raise ValueError(f"case={name}: there are {', '.join(CASES)}, all")
+    return options
+
+
+def _module(name: str):
+    return importlib.import_module(f"chaoses.{name}")
+
+
+def _run(name: str, runs: int, seed: int) -> int:
+    """Run one case in a folder of its own, which stays only if a trial failed."""
+    module = _module(name)
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{name}-"))
+    began = time.monotonic()
+    outcome = module.run(runs or module.RUNS, random.Random(f"{seed}/{name}"), folder)
+    seconds = time.monotonic() - began
+    print(f"{name:<20} {outcome.held} of {outcome.tried}  {seconds:6.0f} s  {module.GOAL}", flush=True)
+    for line in outcome.facts:
+        print(f"{'':<20} {line}", flush=True)
+    for line in outcome.failures[:20]:
+        print(f"{'':<20} FAILED {line}", flush=True)
+    if outcome.failures:
+        print(f"{'':<20} left for you to look at: {folder}", flush=True)
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,1 @@
+"""One module per goal of chaos.py, each with GOAL, RUNS and ``run(runs, rng, folder) -> Outcome``."""

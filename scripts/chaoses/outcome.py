@@ -1,0 +1,23 @@
+"""What a goal of chaos.py came to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Outcome:
+    """How many trials were made and held; `failures` say what did not, `facts` are further figures to print."""
+
+    tried: int = 0
+    failures: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+    @property
+    def held(self) -> int:
+        return self.tried - len(self.failures)
+
+    def note(self, trial: str, problems: Sequence[str]) -> None:
+        """Count one trial and, if there were any, its problems."""
+        self.tried += 1
+        if problems:
+            self.failures.append(f"{trial}: {'; '.join(problems)}")

@@ -1,0 +1,30 @@
+"""A few trials of each goal of scripts/chaos.py; the command itself runs many."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from chaoses import bit_flips  # noqa: E402
+
+
+@pytest.mark.parametrize(("case", "runs"), [(bit_flips, 12)])
+def test_a_goal_holds(case, runs: int, tmp_path: Path):
+    outcome = case.run(runs, random.Random(0), tmp_path)
+    assert outcome.failures == [] and outcome.tried == runs
+
+
+def test_a_case_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bit_flips.resume, "damage", lambda checkpoint: None)  # hashes are not looked at
+    assert len(bit_flips.run(6, random.Random(0), tmp_path).failures) == 6
+
+
+@pytest.mark.parametrize(("words", "named"), [(["case=nothing"], "case=nothing"), (["runs=1.5"], "runs=1.5")])
+def test_a_wrong_key_is_named(words: list[str], named: str):
+    found = subprocess.run([sys.executable, "scripts/chaos.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2 and named in found.stderr and "Traceback" not in found.stderr
