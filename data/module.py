@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 
 from data.errors import SkipLog
 from data.fields import Field
+from data.filters import read_filters
 from data.paths import expand
-from data.plan import BatchPlan, Plan, permute
+from data.plan import BatchPlan, permute
 from data.samples import Samples
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
+from data.training_set import TrainingSet, read_mixture
 from data.transforms import Augmentation
 
 
@@ -27,12 +29,14 @@ class ShardData(pl.LightningDataModule):
 
     `batch_size` counts the samples of one optimizer step over all ranks and `accumulation` micro-batches. `fields` maps
     keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
-    `max_samples` and `validation_samples` keep the first so many. More than ten arguments: each is a key of the YAML.
+    `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
+    weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
+    `shuffle_block` keeps the order local (see Plan). More than ten arguments: each is a key of the YAML.
     """
 
     def __init__(
         self,
-        train: str | Sequence[str],
+        train: str | Sequence[str] | None,
         image_size: int,
         batch_size: int,
         validation: str | Sequence[str] | None = None,
@@ -46,6 +50,9 @@ class ShardData(pl.LightningDataModule):
         max_samples: int | None = None,
         validation_samples: int | None = None,
         memo_samples: int = 0,
+        shuffle_block: int | None = None,
+        mixture: Mapping[str, Mapping[str, Any]] | None = None,
+        filters: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -55,10 +62,19 @@ class ShardData(pl.LightningDataModule):
             raise ValueError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
-        reserved = {"image", "key", "number", "index", "skipped"} & set(fields or {})
+        for name, value in {"shuffle_block": shuffle_block, "max_samples": max_samples}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1, or null")
+        if (train is None) != bool(mixture):
+            raise ValueError("data.train=null goes with data.mixture, which then names the shards, and only with it")
+        if mixture and max_samples is not None:
+            raise ValueError(
+                "data.max_samples: keeps the first samples of data.train; in data.mixture name fewer shards"
+            )
+        reserved = {"image", "key", "number", "index", "skipped", "source"} & set(fields or {})
         if reserved:
             raise ValueError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
-        self.train = train
+        self.training_set = TrainingSet(train, read_mixture(mixture), read_filters(filters), num_workers)
         self.validation = validation
         self.image_size = image_size
         self.batch_size = batch_size
@@ -71,6 +87,7 @@ class ShardData(pl.LightningDataModule):
         self.max_samples = max_samples
         self.validation_samples = validation_samples
         self.memo_samples = memo_samples
+        self.shuffle_block = shuffle_block
         self.start_number = 0
 
     # -- what there is -------------------------------------------------------------------------------------------
@@ -84,22 +101,26 @@ class ShardData(pl.LightningDataModule):
 
     @cached_property
     def _train_samples(self) -> Samples:
-        return self._open(self.train, "data.train")
+        source = self.training_set.source if self.training_set.mixture else None
+        return Samples(self.training_set.shards, self.image_size, self.fields, self.memo_samples, source)
 
     @cached_property
     def _validation_samples(self) -> Samples:
         if self.validation is None:
             raise ValueError("data.validation names no shards; give some, or switch validation off")
-        return self._open(self.validation, "data.validation")
-
-    def _open(self, shards: str | Sequence[str], key: str) -> Samples:
-        return Samples(ShardSet.open(expand(shards, key)), self.image_size, self.fields, self.memo_samples)
+        shards = ShardSet.open(expand(self.validation, "data.validation"))
+        return Samples(shards, self.image_size, self.fields, self.memo_samples)
 
     @property
     def num_train(self) -> int:
         """Samples in one epoch."""
         total = len(self._train_samples.shards)
         return total if self.max_samples is None else min(total, self.max_samples)
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """How many training samples each of `filters` removed."""
+        return self.training_set.removed
 
     @property
     def num_validation(self) -> int:
@@ -124,6 +145,8 @@ class ShardData(pl.LightningDataModule):
         """What a batch holds, by key, in words."""
         size = self.image_size
         own = {"image": f"float32 [B, 3, {size}, {size}]", "key": "list[str]", "number": "int64 [B]"}
+        if self.training_set.mixture:
+            own["source"] = "list[str], in training"
         return {**own, "index": "int64 [B]", **{name: field.yields for name, field in self.fields.items()}}
 
     @cached_property
@@ -152,7 +175,7 @@ class ShardData(pl.LightningDataModule):
 
     def train_loader(self, start: int = 0, rank: int = 0, world_size: int = 1) -> "Batches":
         """Endless micro-batches of one rank from sample number `start` on."""
-        plan = Plan(self.num_train, self.seed)
+        plan = self.training_set.order(self.num_train, self.seed, self.shuffle_block)
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
         stream = TrainStream(self._train_samples, plan, share, self.augmentation, self.max_bad_fraction)
         return Batches(stream, self.num_workers, self._train_skips)

@@ -1,6 +1,6 @@
 """Samples of a shard set as batches: read, decode, remember, crop, stack. Says nothing about order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,34 +24,65 @@ class Sample:
 
 
 class Samples:
-    """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads."""
+    """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads.
 
-    def __init__(self, shards: ShardSet, image_size: int, fields: Mapping[str, Field], memo_samples: int):
+    `source` names the data set that a sample is from, where several are mixed.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        image_size: int,
+        fields: Mapping[str, Field],
+        memo_samples: int,
+        source: Callable[[int], str] | None = None,
+    ):
         self.shards = shards
         self.image_size = image_size
         self.fields = dict(fields)
         self.memo_samples = memo_samples
+        self.source = source
         self._wanted = frozenset([*IMAGE_EXTENSIONS, *(field.extension for field in self.fields.values())])
         self._reader = MemberReader()
         self._memo: dict[int, Sample] = {}
 
     def get(self, index: int) -> Sample:
         """Raises BadSample when it cannot be used."""
-        known = self._memo.get(index)
-        if known is not None:
-            return known
-        shard, place = self.shards.locate(index)
-        members = self._reader.read(shard, place, self._wanted)
+        [found] = self.get_all([index])
+        if isinstance(found, BadSample):
+            raise found
+        return found
+
+    def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
+        """Samples read together, which remote shards need; a BadSample stands for one that cannot be used."""
+        unread = [index for index in dict.fromkeys(indices) if index not in self._memo]
+        places = [self.shards.locate(index) for index in unread]
+        found: dict[int, Sample | BadSample] = {}
+        for index, (shard, place), members in zip(
+            unread, places, self._reader.read_all(places, self._wanted), strict=True
+        ):
+            found[index] = (
+                members if isinstance(members, BadSample) else self._decoded(index, shard.keys[place], members)
+            )
+        return [self._memo[index] if index in self._memo else found[index] for index in indices]
+
+    def _decoded(self, index: int, key: str, members: Mapping[str, bytes]) -> Sample | BadSample:
+        try:
+            sample = self._decode(index, key, members)
+        except BadSample as error:
+            return error
+        if len(self._memo) < self.memo_samples:
+            self._memo[index] = sample
+        return sample
+
+    def _decode(self, index: int, key: str, members: Mapping[str, bytes]) -> Sample:
         content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         if content is None:
             raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
         picture = decode_image(content)
         size = fitted(*picture.size, self.image_size)
         values = {name: _read(field, members, size) for name, field in self.fields.items()}
-        sample = Sample(index, shard.keys[place], resize(picture, size), values)
-        if len(self._memo) < self.memo_samples:
-            self._memo[index] = sample
-        return sample
+        return Sample(index, key, resize(picture, size), values)
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:
         """The row that names a skipped sample."""
@@ -67,7 +98,9 @@ class Samples:
     def batch(
         self, samples: Sequence[Sample], views: Sequence[View], numbers: Sequence[int], skipped: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """image float32 [B, 3, H, W] in [-1, 1], key list[str], number and index int64 [B], skipped, and the fields."""
+        """image float32 [B, 3, H, W] in [-1, 1], key list[str], number and index int64 [B], skipped, the fields,
+        and source list[str] where data sets are mixed.
+        """
         pairs = list(zip(samples, views, strict=True))
         batch: dict[str, Any] = {
             "image": to_tensor([view.crop(sample.image, self.image_size) for sample, view in pairs]),
@@ -76,6 +109,8 @@ class Samples:
             "index": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
             "skipped": skipped,
         }
+        if self.source is not None:
+            batch["source"] = [self.source(sample.index) for sample in samples]
         for name, field in self.fields.items():
             batch[name] = field.collate([sample.fields[name] for sample in samples], views, self.image_size)
         return batch
