@@ -35,7 +35,8 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
     "prompt negative_prompt prompts first_stage branch model weak_model classifier target run runs_dir out source "
-    "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation".split()
+    "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation "
+    "data.filters.exclude".split()
 )
 
 # Types of root keys that their defaults do not tell, and those that must be at least 1.
