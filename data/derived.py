@@ -10,6 +10,7 @@ import os
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 MAGIC = b"ldm derived data 1\n"
 PREFIX_BYTES = len(MAGIC) + 32 + 4  # the magic, a SHA-256 of the head, the head's length
@@ -27,7 +28,7 @@ def write(path: Path, head: dict[str, Any], body: bytes | memoryview) -> None:
     own = {**head, "body_bytes": len(body), "body_sha256": hashlib.sha256(body).hexdigest()}
     text = json.dumps(own).encode()
     prefix = MAGIC + hashlib.sha256(text).digest() + len(text).to_bytes(4, "little")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:

@@ -1,7 +1,7 @@
 """Where shards lie: local files, or remote objects that fsspec reads from s3, gcs, http and memory.
 
 Facts about them, and reads of many spans at once. A remote read that fails is tried again and in the end is an error
-that names the object. Credentials and endpoints are fsspec's own business (its configuration, AWS_*, FSSPEC_S3_*).
+that names the object. Credentials and endpoints are the business of fsspec and its clients.
 """
 
 import posixpath
@@ -16,7 +16,7 @@ import fsspec
 from data.errors import ShardError
 
 SCHEMES = ("s3", "gs", "gcs", "http", "https", "memory")
-PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 READ_AHEAD_BYTES = 1 << 20
 MAX_WHOLE_BYTES = 1 << 26
 # What names the version of an object, by the file systems' own names, the most telling first.
@@ -137,7 +137,7 @@ def _system(url: Url) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url.text)
     except ImportError as error:
-        raise ShardError(f"{url}: {error}; for s3, pip install 'ldm[s3]'") from error
+        raise ShardError(f"{url}: {error}") from error
 
 
 def _remote_facts(url: Url) -> Facts:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def test_it_is_decided_once(shards: str, tmp_path: Path) -> None:
         file.write_bytes(content)
     assert decided(shards) == 47
     assert kept(make(f"{tmp_path}/train-[0-2].tar", filters)) == np.flatnonzero((SCORES >= 2) & (SCORES <= 7)).tolist()
+
+
+def test_processes_map_what_is_kept_and_are_not_sent_it(shards: str) -> None:
+    data = make(shards, {"min_size": 20})
+    keys = [data.training_set.shards.locate(i)[1] for i in range(36)]
+    sent = pickle.dumps(data.training_set.shards)
+    again = pickle.loads(sent)
+    assert again.kept._array is None and len(sent) < 2000
+    assert [again.locate(i)[1] for i in range(36)] == keys and len(again) == 36
 
 
 def test_what_is_kept_is_part_of_the_fingerprint(shards: str) -> None:

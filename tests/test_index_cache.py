@@ -167,6 +167,10 @@ def test_a_cache_that_cannot_be_written_is_one_line_with_the_way_out(shard: Path
         ShardSet.open([shard])
 
 
+def test_a_shard_may_be_in_a_data_set_several_times(shard: Path) -> None:
+    assert contents(ShardSet.open([shard] * 40)) == contents(ShardSet.open([shard])) * 40
+
+
 def test_one_bad_shard_among_many_is_named(tmp_path: Path) -> None:
     paths = [make_shard(tmp_path / f"{i}.tar") for i in range(30)]
     paths[17].write_bytes(paths[17].read_bytes()[:3000])

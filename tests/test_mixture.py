@@ -1,5 +1,6 @@
 """Several data sets in one order: exact shares, epochs of their own, the same samples however ranks share them out."""
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_data_module import merged, picture, same
+from toys import QUICKSTART, annotated_shard, train
 
 from data.mixture import PERIOD, Mixture, slots
 from data.module import ShardData
@@ -151,3 +153,11 @@ def test_missing_shards_of_a_set_are_named_by_their_key(mixture: dict[str, dict[
     mixture["icons"]["shards"] = "gone-*.tar"
     with pytest.raises(ValueError, match=r"data\.mixture\.icons\.shards: no shard gone-"):
         make(mixture).setup()
+
+
+def test_a_run_trains_on_a_mixture_that_is_filtered(tmp_path: Path) -> None:
+    sets = [f"a: {{shards: {QUICKSTART}/train-00000.tar, weight: 3}}", f"b: {{shards: {annotated_shard()}, weight: 1}}"]
+    words = ["data.train=null", "data.max_samples=null", f"data.mixture={{{', '.join(sets)}}}", "data.shuffle_block=8"]
+    run = train("quickstart/autoencoder", tmp_path, *words, "data.filters.ranges={label: [0, 3]}", "max_steps=1")
+    removed = json.loads((run.folder / "lineage.json").read_text())["removed_samples"]
+    assert removed.keys() == {"ranges.label"} and 0 < removed["ranges.label"] < 328

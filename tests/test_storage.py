@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import fsspec
 import pytest
 from range_server import RangeServer, serving
 from test_data_module import NUM, make, same, sample, take, write
 
-from data import storage
+from data import index_cache, storage
 from data.errors import ShardError
 from data.index import read_index
 from data.paths import expand
@@ -77,8 +78,11 @@ def test_http_gives_what_the_disk_gives(shards: str, server: RangeServer) -> Non
 
 
 def test_s3_gives_what_the_disk_gives(shards: str, bucket: str) -> None:
-    for pattern in (f"{bucket}/train-{{0..2}}.tar", f"{bucket}/train-*.tar", f"{bucket}/train-[012].tar"):
-        assert all(same(a, b) for a, b in zip(batches(pattern), batches(shards), strict=True))
+    with patch.object(index_cache, "read_index", side_effect=read_index) as reads:
+        for pattern in (f"{bucket}/train-{{0..2}}.tar", f"{bucket}/train-*.tar", f"{bucket}/train-[012].tar"):
+            found = batches(pattern)
+            assert all(same(a, b) for a, b in zip(found, batches(shards), strict=True))
+            assert sum(isinstance(call.args[0], Url) for call in reads.call_args_list) == 3  # once for all patterns
     assert all(same(a, b) for a, b in zip(batches(pattern, num_workers=2), batches(shards), strict=True))
     with pytest.raises(ShardError, match=r"data\.train: no shard s3://photos/set/test-\*\.tar"):
         make(f"{bucket}/test-*.tar").setup()
