@@ -57,6 +57,8 @@ class Task(pl.LightningModule):
         self.started = 0.0
         self.logs: dict[str, Tensor] = {}  # named values of the last micro-batch, on the device
         self.latest: dict[str, float] = {}  # what was last written to the log
+        self.validated: dict[str, float] = {}  # held-out means, of `validated_step`
+        self.validated_step = -1
 
     # What a subclass gives
 

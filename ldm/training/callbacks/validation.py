@@ -36,6 +36,6 @@ class Validation(pl.Callback):
                 values = task.validate(trainer.strategy.batch_to_device(batch))
                 sums = {name: sums.get(name, 0) + value.double().sum() for name, value in values.items()}
                 count += len(batch["key"])
-        means = {f"validation/{name}": value for name, value in means_over_ranks(sums, count).items()}
+        task.validated, task.validated_step = means_over_ranks(sums, count), task.step
         for logger in trainer.loggers:
-            logger.log_metrics(means, step=task.step)
+            logger.log_metrics({f"validation/{name}": value for name, value in task.validated.items()}, step=task.step)
