@@ -36,6 +36,7 @@ LAYERS = {
     "ldm.fit": 4,
     "ldm.convert": 4,
     "ldm.evaluation": 5,
+    "ldm.encode": 5,
     "train": 6,
     "sample": 6,
 }

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,14 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 def mean_over_ranks(value: Tensor) -> Tensor:
     """`value` averaged over all ranks; itself when there is one."""
     return all_reduce_sum(value) / _world_size() if _world_size() > 1 else value
+
+
+def broadcast(value: Any) -> Any:
+    """Rank zero's `value`, a plain object, on every rank."""
+    held = [value]
+    if _world_size() > 1:
+        dist.broadcast_object_list(held)
+    return held[0]
 
 
 def gather(value: Tensor) -> list[Tensor]:

@@ -32,7 +32,8 @@ class Validation(pl.Callback):
         self.validated_step = task.step
         sums, count = {}, 0
         with task.averaged():
-            for batch in data.validation_loader(trainer.global_rank, trainer.world_size, self.batch_size):
+            loader = data.validation_loader(trainer.global_rank, trainer.world_size, self.batch_size, images=False)
+            for batch in loader:
                 values = task.validate(trainer.strategy.batch_to_device(batch))
                 sums = {name: sums.get(name, 0) + value.double().sum() for name, value in values.items()}
                 count += len(batch["key"])
