@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".writing-"
+MAX_JSON_BYTES = 1 << 24
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes. Raises FileNotFoundError for what is no regular file: a pipe may have no end."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -73,6 +76,31 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """A text file that may come from anyone. Raises ValueError if it is no text, or larger."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path}: larger than {max_bytes} bytes, so not what its name says")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that may come from anyone. Raises ValueError if it is not one."""
+    try:
+        content = json.loads(read_text(path, MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return content
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

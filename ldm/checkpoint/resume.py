@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -48,7 +49,12 @@ def load(checkpoint: Path) -> dict[str, Any]:
     problem = damage(checkpoint)
     if problem:
         raise ValueError(f"{checkpoint}: {problem}")
-    return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{checkpoint}: state.pt cannot be read without running code ({type(error).__name__})"
+        ) from error
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -63,7 +69,7 @@ def damage(checkpoint: Path) -> str | None:
                 return f"{name} is damaged (its hash is not the manifest's)"
     except FileNotFoundError as error:
         return f"incomplete: {Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return None if "state.pt" in files else "its manifest does not name state.pt"
 
