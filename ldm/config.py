@@ -29,7 +29,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ldm.files import read_text
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
+MAX_TREE_BYTES = 100_000  # of a saved tree; they have a few thousand
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
@@ -396,24 +399,35 @@ def dump(tree: dict[str, Any]) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can grow exponentially."""
+    """YAML without aliases, which can grow exponentially, and without numbers too long to be numbers."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases")
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str" and len(node.value) > 100:
+            raise yaml.YAMLError("it has an endless number")
+        return node
+
+
+def load_plain(path: Path, what: str) -> dict[str, Any]:
+    """A YAML mapping that may come from anyone, read as data. Raises ValueError saying that it is not `what`."""
+    try:
+        tree = yaml.load(read_text(path, MAX_TREE_BYTES), _PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not {what} ({_first_line(error)})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: not {what}")
+    return tree
 
 
 def load_tree(path: Path) -> dict[str, Any]:
     """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry."""
+    tree = load_plain(path, "a run's configuration")
     try:
-        text = path.read_text()
-        tree = yaml.load(text, _PlainLoader) if len(text) <= 1_000_000 else None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a run's configuration ({_first_line(error)})") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: not a run's configuration")
-    validate(tree)
+        validate(tree)
+    except RecursionError as error:
+        raise ValueError(f"{path}: not a run's configuration (too deep)") from error
     return tree
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".writing-"
+MAX_JSON_BYTES = 1 << 24
 # What a disk can refuse, and what helps.
 WAYS_OUT = {
     errno.ENOSPC: "free space or move runs_dir",
@@ -24,7 +25,9 @@ WAYS_OUT = {
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes. Raises FileNotFoundError for what is no regular file: a pipe may have no end."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -90,6 +93,31 @@ def _refusal(error: BaseException | None) -> int | None:
                 return number
         error = error.__cause__ or error.__context__
     return None
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """A text file that may come from anyone. Raises ValueError if it is no text, or larger."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path}: larger than {max_bytes} bytes, so not what its name says")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that may come from anyone. Raises ValueError if it is not one."""
+    try:
+        content = json.loads(read_text(path, MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return content
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

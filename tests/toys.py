@@ -186,7 +186,7 @@ def newest_step(run: Path) -> int:
 def losses(run: Path) -> list[tuple[str, ...]]:
     """The rows of a run's metrics.csv as they stand there, but for those that tell the time."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [tuple(row) for row in csv.reader(file) if row[1] != "samples_per_second"]
+        return [tuple(row) for row in csv.reader(file) if not row[1].startswith(("samples_per_second", "speed/"))]
 
 
 def curve(run: Path, name: str = "train/loss") -> dict[int, float]:

@@ -7,10 +7,10 @@ whole. ``last.ckpt`` is a hint.
 
 import json
 import logging
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -53,8 +53,10 @@ def load(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{checkpoint}: {problem}")
     try:
         return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{checkpoint}: state.pt holds other things than tensors and plain numbers") from error
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{checkpoint}: state.pt cannot be read without running code ({type(error).__name__})"
+        ) from error
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -72,7 +74,7 @@ def damage(checkpoint: Path) -> str | None:
             return "its manifest does not name state.pt"
     except FileNotFoundError as error:
         return f"incomplete: {Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return None if manifest["finite"] else "it holds numbers that are not finite"
 

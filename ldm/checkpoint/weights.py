@@ -6,7 +6,6 @@ The JSON carries the sha256 of each file and, for a first stage, its latent stat
 without the numbers needed to use them.
 """
 
-import json
 import logging
 import math
 import re
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ldm.files import replace, sha256, sweep, write_json
+from ldm.files import read_json, replace, sha256, sweep, write_json
 
 log = logging.getLogger(__name__)
 NAMED = 12  # keys that an error about a checkpoint names of each kind
@@ -54,7 +54,7 @@ def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], me
 def amend(folder: Path, metadata: dict[str, Any]) -> None:
     """Add facts to the newest set's JSON."""
     description = _sets(folder)[0]
-    write_json(description, {**json.loads(description.read_text()), **metadata})
+    write_json(description, {**read_json(description), **metadata})
 
 
 def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | None = None) -> None:
@@ -72,7 +72,7 @@ def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | 
 def _score(description: Path, name: str | None) -> float | None:
     """The held-out value of this name that a set's JSON records; NaN is no value."""
     try:
-        value = float(json.loads(description.read_text())["validation"][name])
+        value = float(read_json(description)["validation"][name])
     except (ValueError, KeyError, TypeError):
         return None
     return None if math.isnan(value) else value
@@ -109,13 +109,21 @@ def read(file: Path) -> Weights:
         raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
     digest = sha256(file)
     try:
-        metadata = json.loads(description.read_text())
+        metadata = read_json(description)
         recorded = metadata["sha256"].get(file.name.removeprefix(f"{description.stem}.").removesuffix(file.suffix))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{description}: cannot be read as the description of weights") from error
     if recorded != digest:
         raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
-    return Weights(file.parent.parent, file, load_file(file), digest, metadata)
+    return Weights(file.parent.parent, file, read_tensors(file), digest, metadata)
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file that may come from anyone. Raises ValueError if it is not one."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
 
 
 def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:

@@ -40,6 +40,7 @@ class ClassifierTask(Task):
         max_steps: int,
         seed: int,
         data: ShardData,
+        guard: partial | None = None,
     ):
         if "label" not in data.fields:
             raise ValueError(
@@ -47,7 +48,14 @@ class ClassifierTask(Task):
             )
         model = nn.ModuleDict({"network": classifier.network})
         super().__init__(
-            model=model, trained=model, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+            model=model,
+            trained=model,
+            optimizer=optimizer,
+            lr=lr,
+            ema=ema,
+            max_steps=max_steps,
+            seed=seed,
+            guard=guard,
         )
         self.classifier = classifier
         self.first_stage = first_stage
@@ -58,6 +66,7 @@ class ClassifierTask(Task):
         """Mean cross-entropy of the batch, every draw addressed by sample number."""
         numbers = batch["number"]
         x0 = self._latents(batch, "posterior", numbers)
+        self.stopwatch.lap("encode")
         u = stratify(uniform(self.seed, "sigma", numbers)[:, 0], numbers, self.batch_size)
         sigma = self.noise.icdf(u).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])

@@ -60,6 +60,7 @@ class DiffusionTask(Task):
         keep_latents: bool = False,
         single_factor: bool = False,
         compile: bool = False,
+        guard: partial | None = None,
     ):
         spec = first_stage.spec
         if single_factor and (any(spec.mean) or len(set(spec.std)) > 1):
@@ -80,7 +81,14 @@ class DiffusionTask(Task):
         only_training = {"resampler": resampler, "log_variance": log_variance}
         trained = nn.ModuleDict({**model, **{name: part for name, part in only_training.items() if part is not None}})
         super().__init__(
-            model=model, trained=trained, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+            model=model,
+            trained=trained,
+            optimizer=optimizer,
+            lr=lr,
+            ema=ema,
+            max_steps=max_steps,
+            seed=seed,
+            guard=guard,
         )
         self.denoiser = denoiser
         self.conditioner = conditioner
@@ -113,6 +121,7 @@ class DiffusionTask(Task):
         sigma = self.noise.icdf(quantile).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
+        self.stopwatch.lap("encode")
         losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting)
         return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Metrics(pl.Callback):
     """Log means over the last `every_steps` steps, of the values that are finite.
 
-    `max_skipped_steps` steps in a row whose gradients were not finite end the run with a clear message.
+    `max_skipped_steps` steps in a row that were skipped end the run with a clear message.
     """
 
     def __init__(self, every_steps: int = 50, max_skipped_steps: int = 20):
@@ -72,12 +72,14 @@ class Metrics(pl.Callback):
         self._sums, self._steps, self._since = {}, 0, now
         if skipped > self._warned_at:
             self._warned_at = 2 * skipped
-            log.warning("step %d: %d steps so far were skipped, their gradients not finite", task.step, skipped)
+            log.warning(
+                "step %d: %d steps so far were skipped, their gradients %s", task.step, skipped, task.guard.reason
+            )
         if in_row >= self.max_skipped_steps:
             raise ValueError(
-                f"step {task.step}: the gradients of {in_row} steps in a row were not finite; those steps changed "
-                "nothing and the last checkpoint is intact. Lower optimizer.lr, set trainer.gradient_clip_val, or "
-                "look at the data"
+                f"step {task.step}: the gradients of {in_row} steps in a row were {task.guard.reason}; "
+                "those steps changed nothing and the last checkpoint is intact. Lower optimizer.lr, set "
+                "trainer.gradient_clip_val, or look at the data"
             )
 
     def _means(self) -> dict[str, float]:
