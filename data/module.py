@@ -5,6 +5,7 @@ Lightning. A batch is described at `Samples.batch`; its order needs no saved sta
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from data.samples import Samples
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
 from data.transforms import Augmentation
+from data.workers import failures_named, leave_signals_to_parent
 
 
 class ShardData(pl.LightningDataModule):
@@ -46,6 +48,7 @@ class ShardData(pl.LightningDataModule):
         max_samples: int | None = None,
         validation_samples: int | None = None,
         memo_samples: int = 0,
+        timeout_seconds: float = 600.0,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -71,6 +74,7 @@ class ShardData(pl.LightningDataModule):
         self.max_samples = max_samples
         self.validation_samples = validation_samples
         self.memo_samples = memo_samples
+        self.timeout_seconds = timeout_seconds
         self.start_number = 0
 
     # -- what there is -------------------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ class ShardData(pl.LightningDataModule):
         plan = Plan(self.num_train, self.seed)
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
         stream = TrainStream(self._train_samples, plan, share, self.augmentation, self.max_bad_fraction)
-        return Batches(stream, self.num_workers, self._train_skips)
+        return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
 
     def validation_loader(
         self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None
@@ -188,7 +192,7 @@ class ShardData(pl.LightningDataModule):
     ) -> "Batches":
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
-        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips)
+        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -197,12 +201,14 @@ class ShardData(pl.LightningDataModule):
 class Batches:
     """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
 
-    def __init__(self, stream: TrainStream | PassStream, num_workers: int, skips: SkipLog):
+    def __init__(self, stream: TrainStream | PassStream, num_workers: int, skips: SkipLog, timeout_seconds: float):
         # a generator of its own: a loader that starts would otherwise advance torch's global one
         generator = torch.Generator()
         self.loader = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator
-        )
+            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
+            worker_init_fn=leave_signals_to_parent, timeout=timeout_seconds if num_workers else 0,
+        )  # fmt: skip
+        self.timeout_seconds = timeout_seconds
         self.skips = skips
 
     def __len__(self) -> int:
@@ -210,7 +216,12 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        batches = iter(self.loader)
+        for number in count():
+            with failures_named(number % max(self.loader.num_workers, 1), self.timeout_seconds):
+                batch = next(batches, None)
+            if batch is None:
+                return
             self.skips.add(batch["skipped"])
             yield batch
 
