@@ -5,6 +5,7 @@ Lightning. A batch is described at `Samples.batch`; its order needs no saved sta
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from data.samples import Samples
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
 from data.transforms import Augmentation
+from data.workers import failures_named, leave_signals_to_parent
 
 
 class ShardData(pl.LightningDataModule):
@@ -51,6 +53,7 @@ class ShardData(pl.LightningDataModule):
         validation_samples: int | None = None,
         memo_samples: int = 0,
         cache: str | None = None,
+        timeout_seconds: float = 600.0,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -77,6 +80,7 @@ class ShardData(pl.LightningDataModule):
         self.validation_samples = validation_samples
         self.memo_samples = memo_samples
         self.cache = cache
+        self.timeout_seconds = timeout_seconds
         self.start_number = 0
         self.images = False  # whether batches need them where the cache is read
         self._caches: dict[Samples, Cache] = {}
@@ -134,7 +138,7 @@ class ShardData(pl.LightningDataModule):
     def encoding_loader(self, samples: Samples, spans: Sequence[Span]) -> "Batches":
         """Samples for encoding, in order: see `EncodingStream`."""
         skips = SkipLog(len(samples.shards), self.max_bad_fraction)
-        return Batches(EncodingStream(samples, spans), self.num_workers, skips)
+        return Batches(EncodingStream(samples, spans), self.num_workers, skips, self.timeout_seconds)
 
     @property
     def num_train(self) -> int:
@@ -197,7 +201,7 @@ class ShardData(pl.LightningDataModule):
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
         samples = self._with_cache(self._train_samples, images=False)
         stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)
-        return Batches(stream, self.num_workers, self._train_skips)
+        return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
 
     def validation_loader(
         self,
@@ -242,7 +246,7 @@ class ShardData(pl.LightningDataModule):
     ) -> "Batches":
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
-        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips)
+        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -251,12 +255,20 @@ class ShardData(pl.LightningDataModule):
 class Batches:
     """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
 
-    def __init__(self, stream: TrainStream | PassStream | EncodingStream, num_workers: int, skips: SkipLog):
+    def __init__(
+        self,
+        stream: TrainStream | PassStream | EncodingStream,
+        num_workers: int,
+        skips: SkipLog,
+        timeout_seconds: float,
+    ):
         # a generator of its own: a loader that starts would otherwise advance torch's global one
         generator = torch.Generator()
         self.loader = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator
-        )
+            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
+            worker_init_fn=leave_signals_to_parent, timeout=timeout_seconds if num_workers else 0,
+        )  # fmt: skip
+        self.timeout_seconds = timeout_seconds
         self.skips = skips
 
     def __len__(self) -> int:
@@ -264,7 +276,12 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        batches = iter(self.loader)
+        for number in count():
+            with failures_named(number % max(self.loader.num_workers, 1), self.timeout_seconds):
+                batch = next(batches, None)
+            if batch is None:
+                return
             self.skips.add(batch["skipped"])
             yield batch
 

@@ -228,6 +228,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
                 yield from _leaves(value, f"{prefix}{key}.")
 
 
+@cache
 def groups() -> dict[str, list[str]]:
     """Config groups and their options, from the folders of ``conf/``."""
     options: dict[str, list[str]] = {}

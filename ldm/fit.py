@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.config import instantiate
@@ -57,7 +58,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         keep_memory()
     if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
         print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
-    trainer.fit(task, datamodule=data)
+    with failures_named():  # a worker that is killed interrupts whatever is being done
+        trainer.fit(task, datamodule=data)
     close(trainer.loggers)
     if task.step >= task.max_steps:
         _conclude(run, trainer, task, parts)
