@@ -5,7 +5,6 @@ it and its content, with a row for each of its samples in their order. Nothing h
 """
 
 import json
-from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from glob import escape
 from pathlib import Path
@@ -94,7 +93,7 @@ class Cache:
 
     def __init__(self, folder: Path, shards: ShardSet, encoders: Collection[str]):
         self.paths = [folder / name for name in file_names(shards)]
-        self.bounds = shards.bounds
+        self.shards = shards
         self.encoders = frozenset(encoders)
         for shard, path in zip(shards.shards, self.paths, strict=True):
             if not path.exists():
@@ -110,19 +109,19 @@ class Cache:
         return {**self.__dict__, "_files": {}}  # another process maps its own
 
     def _locate(self, index: int) -> tuple[CacheFile, int]:
-        number = bisect_right(self.bounds, index) - 1
+        number, row = self.shards.place(index)
         file = self._files.get(number)
         if file is None:
             file = self._files[number] = CacheFile(self.paths[number], self.encoders)
-            if len(file) != self.bounds[number + 1] - self.bounds[number]:
+            if len(file) != self.shards.shards[number].num_samples:
                 raise ShardError(f"{self.paths[number]} has {len(file)} rows, its shard has another number of samples")
-        return file, index - self.bounds[number]
+        return file, row
 
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the resized image; BadSample if the sample could not be encoded."""
+    def size(self, index: int) -> tuple[int, int] | BadSample:
+        """(width, height) of the resized image; a BadSample stands for one that could not be encoded."""
         file, row = self._locate(index)
         if row in file.bad:
-            raise BadSample(*file.bad[row])
+            return BadSample(*file.bad[row])
         width, height = file.size[row].tolist()
         return width, height
 
@@ -157,8 +156,18 @@ class CachedSamples:
 
     def get(self, index: int) -> Sample:
         """Raises BadSample when it cannot be used, or could not be when it was encoded."""
-        size = self.cache.size(index)
-        return self.samples.get(index) if self.images else self.samples.without_image(index, size)
+        [found] = self.get_all([index])
+        if isinstance(found, BadSample):
+            raise found
+        return found
+
+    def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
+        """Samples read together; a BadSample stands for one that cannot be used."""
+        sizes = [self.cache.size(index) for index in indices]
+        usable = [(index, size) for index, size in zip(indices, sizes, strict=True) if not isinstance(size, BadSample)]
+        chosen, of_them = [index for index, _ in usable], [size for _, size in usable]
+        read = iter(self.samples.get_all(chosen) if self.images else self.samples.without_images(chosen, of_them))
+        return [size if isinstance(size, BadSample) else next(read) for size in sizes]
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:
         """The row that names a skipped sample."""

@@ -34,11 +34,11 @@ class EncodingStream(IterableDataset):
         for span in self.spans[first::step]:
             found: list[Sample] = []
             skipped: list[dict[str, Any]] = []
-            for index in range(*span):
-                try:
-                    found.append(self.samples.get(index))
-                except BadSample as error:
-                    skipped.append(self.samples.record(index, error))
+            for index, sample in zip(range(*span), self.samples.get_all(range(*span)), strict=True):
+                if isinstance(sample, BadSample):
+                    skipped.append(self.samples.record(index, sample))
+                else:
+                    found.append(sample)
             yield {"span": span, "skipped": skipped, **(self._batch(found) if found else {})}
 
     def _batch(self, found: list[Sample]) -> dict[str, Any]:

@@ -18,13 +18,18 @@ from data.cache import Cache, CachedSamples, check
 from data.encoding import EncodingStream, Span
 from data.errors import SkipLog
 from data.fields import Field
+from data.filters import read_filters
 from data.paths import expand
-from data.plan import BatchPlan, Plan, permute
+from data.plan import BatchPlan, permute
 from data.samples import Samples
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
+from data.training_set import TrainingSet, read_mixture
 from data.transforms import Augmentation
 from data.workers import failures_named, leave_signals_to_parent
+
+# Keys that a batch has whatever its fields are.
+RESERVED = ("image", "key", "number", "index", "skipped", "source", "moments", "codes", "encoded")
 
 
 class ShardData(pl.LightningDataModule):
@@ -32,13 +37,15 @@ class ShardData(pl.LightningDataModule):
 
     `batch_size` counts the samples of one optimizer step over all ranks and `accumulation` micro-batches. `fields` maps
     keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
-    `max_samples` and `validation_samples` keep the first so many. `cache` is a folder of scripts/encode.py, used once
-    `read_cache` has held it against the run. More than ten arguments: each is a key of the YAML.
+    `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
+    weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
+    `shuffle_block` keeps the order local (see Plan). `cache` is a folder of scripts/encode.py, used once `read_cache`
+    has held it against the run. More than ten arguments: each is a key of the YAML.
     """
 
     def __init__(
         self,
-        train: str | Sequence[str],
+        train: str | Sequence[str] | None,
         image_size: int,
         batch_size: int,
         validation: str | Sequence[str] | None = None,
@@ -54,6 +61,9 @@ class ShardData(pl.LightningDataModule):
         memo_samples: int = 0,
         cache: str | None = None,
         timeout_seconds: float = 600.0,
+        shuffle_block: int | None = None,
+        mixture: Mapping[str, Mapping[str, Any]] | None = None,
+        filters: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -63,10 +73,19 @@ class ShardData(pl.LightningDataModule):
             raise ValueError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
-        reserved = {"image", "key", "number", "index", "skipped", "moments", "codes", "encoded"} & set(fields or {})
+        for name, value in {"shuffle_block": shuffle_block, "max_samples": max_samples}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1, or null")
+        if (train is None) != bool(mixture):
+            raise ValueError("data.train=null goes with data.mixture, which then names the shards, and only with it")
+        if mixture and max_samples is not None:
+            raise ValueError(
+                "data.max_samples: keeps the first samples of data.train; in data.mixture name fewer shards"
+            )
+        reserved = set(RESERVED) & set(fields or {})
         if reserved:
             raise ValueError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
-        self.train = train
+        self.training_set = TrainingSet(train, read_mixture(mixture), read_filters(filters), num_workers)
         self.validation = validation
         self.image_size = image_size
         self.batch_size = batch_size
@@ -81,6 +100,7 @@ class ShardData(pl.LightningDataModule):
         self.memo_samples = memo_samples
         self.cache = cache
         self.timeout_seconds = timeout_seconds
+        self.shuffle_block = shuffle_block
         self.start_number = 0
         self.images = False  # whether batches need them where the cache is read
         self._caches: dict[Samples, Cache] = {}
@@ -95,18 +115,22 @@ class ShardData(pl.LightningDataModule):
         """The training samples, and the validation samples if there are any."""
         return [self._train_samples] if self.validation is None else [self._train_samples, self._validation_samples]
 
+    def whole_parts(self) -> list[Samples]:
+        """The same with all samples of their shards, also those that `filters` leave out."""
+        sets = [ShardSet(part.shards.shards) for part in self.parts()]
+        return [Samples(shards, self.image_size, self.fields, self.memo_samples) for shards in sets]
+
     @cached_property
     def _train_samples(self) -> Samples:
-        return self._open(self.train, "data.train")
+        source = self.training_set.source if self.training_set.mixture else None
+        return Samples(self.training_set.shards, self.image_size, self.fields, self.memo_samples, source)
 
     @cached_property
     def _validation_samples(self) -> Samples:
         if self.validation is None:
             raise ValueError("data.validation names no shards; give some, or switch validation off")
-        return self._open(self.validation, "data.validation")
-
-    def _open(self, shards: str | Sequence[str], key: str) -> Samples:
-        return Samples(ShardSet.open(expand(shards, key)), self.image_size, self.fields, self.memo_samples)
+        shards = ShardSet.open(expand(self.validation, "data.validation"))
+        return Samples(shards, self.image_size, self.fields, self.memo_samples)
 
     def read_cache(self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: bool) -> list[str]:
         """Take latents and embeddings from `cache` from now on; training batches have images only if `images`.
@@ -147,6 +171,11 @@ class ShardData(pl.LightningDataModule):
         return total if self.max_samples is None else min(total, self.max_samples)
 
     @property
+    def removed(self) -> dict[str, int]:
+        """How many training samples each of `filters` removed."""
+        return self.training_set.removed
+
+    @property
     def num_validation(self) -> int:
         """Samples in one validation pass; 0 without validation shards."""
         if self.validation is None:
@@ -169,6 +198,8 @@ class ShardData(pl.LightningDataModule):
         """What a batch holds, by key, in words."""
         size = self.image_size
         own = {"image": f"float32 [B, 3, {size}, {size}]", "key": "list[str]", "number": "int64 [B]"}
+        if self.training_set.mixture:
+            own["source"] = "list[str], in training"
         return {**own, "index": "int64 [B]", **{name: field.yields for name, field in self.fields.items()}}
 
     @cached_property
@@ -197,7 +228,7 @@ class ShardData(pl.LightningDataModule):
 
     def train_loader(self, start: int = 0, rank: int = 0, world_size: int = 1) -> "Batches":
         """Endless micro-batches of one rank from sample number `start` on."""
-        plan = Plan(self.num_train, self.seed)
+        plan = self.training_set.order(self.num_train, self.seed, self.shuffle_block)
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
         samples = self._with_cache(self._train_samples, images=False)
         stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)

@@ -98,7 +98,7 @@ def _encoders(conditioner: Conditioners) -> dict[str, FrozenEncoder]:
 def _jobs(data: ShardData, out: Path) -> dict[str, Job]:
     """File name -> what goes into it; a shard that is in two parts is encoded once."""
     data.setup()
-    named = [(name, part, number) for part in data.parts() for number, name in enumerate(file_names(part.shards))]
+    named = [(name, part, number) for part in data.whole_parts() for number, name in enumerate(file_names(part.shards))]
     return {name: Job(part, number, out / name) for name, part, number in named}
 
 
@@ -156,7 +156,7 @@ def _write(jobs: Sequence[Job], data: ShardData, make: Rows, batch_size: int, qu
     total = sum(end - start for start, end in (job.span for job in jobs))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=quiet) as progress:
         bar = progress.add_task("encoding", total=total)
-        for part in data.parts():
+        for part in dict.fromkeys(job.samples for job in jobs):
             own = [job for job in jobs if job.samples is part]
             batches = iter(data.encoding_loader(part, [s for job in own for s in _spans(job.span, batch_size)]))
             for job in own:

@@ -33,6 +33,7 @@ CASES = (
     "kills_while_saving",
     "malformed",
     "not_finite",
+    "plan",
     "ranks",
     "restarts",
     "signals",
