@@ -39,7 +39,7 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 LITERAL = frozenset(
     "prompt negative_prompt prompts first_stage branch model weak_model classifier target run runs_dir out source "
     "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation "
-    "data.cache".split()
+    "data.cache data.filters.exclude".split()
 )
 
 # Types of root keys that their defaults do not tell, and those that must be at least 1.

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from data.selection import describe
 from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
@@ -44,6 +45,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         _read_cache(parts)
     if is_rank_zero():
         run.begin()
+        if data.removed:
+            print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
     csv = CSVLog(run.folder / "metrics.csv")
     parent = run.lineage["parent"]
     branch = Path(parent["checkpoint"]) if parent else None  # the one it began from, whatever the parent did since
@@ -99,6 +102,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
         data_fingerprint=data.fingerprint,
         first_stage=parts.tree.get("first_stage") and parts["first_stage"].spec.fingerprint,
         skipped_samples=data.skipped,
+        removed_samples=data.removed,
     )
 
 

@@ -19,6 +19,7 @@ from chaoses import (  # noqa: E402
     kills_while_saving,
     malformed,
     not_finite,
+    plan,
     ranks,
     restarts,
     signals,
@@ -26,7 +27,7 @@ from chaoses import (  # noqa: E402
     start_step,
 )
 
-FEW = [(bit_flips, 12), (damage, 20), (kills_while_saving, 10), (malformed, 50), (start_step, 2)]
+FEW = [(bit_flips, 12), (damage, 20), (kills_while_saving, 10), (malformed, 50), (plan, 6), (start_step, 2)]
 SLOW = [(full_disk, 6), (hangs, 2), (kills, 6), (not_finite, 6), (ranks, 1), (restarts, 1), (signals, 6), (soak, 1)]
 
 
