@@ -1,11 +1,10 @@
 """Latents and embeddings made beforehand (scripts/encode.py), read by sample in the place of images; memory-mapped.
 
-A cache is a folder: `manifest.json` says what it was made with, and each image shard has a safetensors file named after
+A cache is a folder: `cache.json` says what it was made with, and each image shard has a safetensors file named after
 it and its content, with a row for each of its samples in their order. Nothing here writes one.
 """
 
 import json
-from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from glob import escape
 from pathlib import Path
@@ -20,7 +19,7 @@ from data.samples import Sample, Samples
 from data.shards import ShardSet
 from data.transforms import View
 
-MANIFEST = "manifest.json"
+MANIFEST = "cache.json"
 CROP = "centre"
 MIRRORED = ".mirrored"  # ends the name of what was made of the mirrored image
 BAD = "bad"  # in a file's metadata: what was wrong with the samples that have no row worth reading
@@ -94,7 +93,7 @@ class Cache:
 
     def __init__(self, folder: Path, shards: ShardSet, encoders: Collection[str]):
         self.paths = [folder / name for name in file_names(shards)]
-        self.bounds = shards.bounds
+        self.shards = shards
         self.encoders = frozenset(encoders)
         for shard, path in zip(shards.shards, self.paths, strict=True):
             if not path.exists():
@@ -110,13 +109,13 @@ class Cache:
         return {**self.__dict__, "_files": {}}  # another process maps its own
 
     def _locate(self, index: int) -> tuple[CacheFile, int]:
-        number = bisect_right(self.bounds, index) - 1
+        number, row = self.shards.place(index)
         file = self._files.get(number)
         if file is None:
             file = self._files[number] = CacheFile(self.paths[number], self.encoders)
-            if len(file) != self.bounds[number + 1] - self.bounds[number]:
+            if len(file) != self.shards.bounds[number + 1] - self.shards.bounds[number]:
                 raise ShardError(f"{self.paths[number]} has {len(file)} rows, its shard has another number of samples")
-        return file, index - self.bounds[number]
+        return file, row
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the resized image; BadSample if the sample could not be encoded."""

@@ -33,10 +33,15 @@ class ShardSet:
     def __len__(self) -> int:
         return self.bounds[-1]
 
+    def place(self, index: int) -> tuple[int, int]:
+        """The number of the shard that a sample is in, and its place there."""
+        number = bisect_right(self.bounds, index) - 1
+        return number, index - self.bounds[number]
+
     def locate(self, index: int) -> tuple[ShardIndex, int]:
         """The shard of a sample, and the sample's place in it."""
-        number = bisect_right(self.bounds, index) - 1
-        return self.shards[number], index - self.bounds[number]
+        number, place = self.place(index)
+        return self.shards[number], place
 
     def fingerprints(self) -> list[str]:
         """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
