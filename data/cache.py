@@ -1,6 +1,6 @@
 """Latents and embeddings made beforehand (scripts/encode.py), read by sample in the place of images; memory-mapped.
 
-A cache is a folder: `manifest.json` says what it was made with, and each image shard has a safetensors file named after
+A cache is a folder: `cache.json` says what it was made with, and each image shard has a safetensors file named after
 it and its content, with a row for each of its samples in their order. Nothing here writes one.
 """
 
@@ -19,7 +19,7 @@ from data.samples import Sample, Samples
 from data.shards import ShardSet
 from data.transforms import View
 
-MANIFEST = "manifest.json"
+MANIFEST = "cache.json"
 CROP = "centre"
 MIRRORED = ".mirrored"  # ends the name of what was made of the mirrored image
 BAD = "bad"  # in a file's metadata: what was wrong with the samples that have no row worth reading
