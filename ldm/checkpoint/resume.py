@@ -9,11 +9,11 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from ldm.checkpoint import restricted
 from ldm.files import replace, sha256, sweep, write_text
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,7 @@ def load(checkpoint: Path) -> dict[str, Any]:
     problem = damage(checkpoint)
     if problem:
         raise ValueError(f"{checkpoint}: {problem}")
-    try:
-        return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"{checkpoint}: state.pt cannot be read without running code ({type(error).__name__})"
-        ) from error
+    return restricted.load(checkpoint / "state.pt", f"{checkpoint}: state.pt")
 
 
 def damage(checkpoint: Path) -> str | None:
