@@ -5,6 +5,8 @@ Lightning. A batch is described at `Samples.batch`; its order needs no saved sta
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from data.cache import Cache, CachedSamples, check
+from data.encoding import EncodingStream, Span
 from data.errors import SkipLog
 from data.fields import Field
 from data.paths import expand
@@ -20,6 +24,7 @@ from data.samples import Samples
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
 from data.transforms import Augmentation
+from data.workers import failures_named, leave_signals_to_parent
 
 
 class ShardData(pl.LightningDataModule):
@@ -27,7 +32,8 @@ class ShardData(pl.LightningDataModule):
 
     `batch_size` counts the samples of one optimizer step over all ranks and `accumulation` micro-batches. `fields` maps
     keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
-    `max_samples` and `validation_samples` keep the first so many. More than ten arguments: each is a key of the YAML.
+    `max_samples` and `validation_samples` keep the first so many. `cache` is a folder of scripts/encode.py, used once
+    `read_cache` has held it against the run. More than ten arguments: each is a key of the YAML.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class ShardData(pl.LightningDataModule):
         max_samples: int | None = None,
         validation_samples: int | None = None,
         memo_samples: int = 0,
+        cache: str | None = None,
+        timeout_seconds: float = 600.0,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -55,7 +63,7 @@ class ShardData(pl.LightningDataModule):
             raise ValueError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
-        reserved = {"image", "key", "number", "index", "skipped"} & set(fields or {})
+        reserved = {"image", "key", "number", "index", "skipped", "moments", "codes", "encoded"} & set(fields or {})
         if reserved:
             raise ValueError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
         self.train = train
@@ -71,15 +79,20 @@ class ShardData(pl.LightningDataModule):
         self.max_samples = max_samples
         self.validation_samples = validation_samples
         self.memo_samples = memo_samples
+        self.cache = cache
+        self.timeout_seconds = timeout_seconds
         self.start_number = 0
+        self.images = False  # whether batches need them where the cache is read
+        self._caches: dict[Samples, Cache] = {}
 
     # -- what there is -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         """Read the shards' headers now, so that a missing or cut shard stops the run before it starts."""
-        self._parts()
+        self.parts()
 
-    def _parts(self) -> list[Samples]:
+    def parts(self) -> list[Samples]:
+        """The training samples, and the validation samples if there are any."""
         return [self._train_samples] if self.validation is None else [self._train_samples, self._validation_samples]
 
     @cached_property
@@ -94,6 +107,38 @@ class ShardData(pl.LightningDataModule):
 
     def _open(self, shards: str | Sequence[str], key: str) -> Samples:
         return Samples(ShardSet.open(expand(shards, key)), self.image_size, self.fields, self.memo_samples)
+
+    def read_cache(self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: bool) -> list[str]:
+        """Take latents and embeddings from `cache` from now on; training batches have images only if `images`.
+
+        `first_stage`, and `encoders` by their conditioners, say what the run would encode with. Raises ValueError
+        naming what differs in what the cache was made with. Returns the conditioners whose encoders it has nothing of.
+        """
+        folder = Path(self.cache).expanduser()
+        made = check(folder, self.image_size, first_stage, encoders)
+        if self.augmentation.random_crop:
+            raise ValueError("data.random_crop=true: data.cache has one crop of each image; switch one of them off")
+        flip_prob = self.augmentation.horizontal_flip_prob
+        if flip_prob > 0 and not made["flips"]:
+            raise ValueError(
+                f"data.horizontal_flip_prob={flip_prob}: data.cache={folder} has no mirrored "
+                "latents; set it to 0, or encode again with flips=true"
+            )
+        digests = {encoder["digest"] for encoder in made["encoders"].values()}
+        wanted = {encoder["digest"] for encoder in encoders.values()} & digests
+        self._caches = {part: Cache(folder, part.shards, wanted) for part in self.parts()}
+        self.images = images
+        return [name for name, encoder in encoders.items() if encoder["digest"] not in wanted]
+
+    def _with_cache(self, samples: Samples, images: bool) -> Samples | CachedSamples:
+        """These samples with what the cache has of them, if it is read; images only if asked for, or always needed."""
+        cache = self._caches.get(samples)
+        return samples if cache is None else CachedSamples(samples, cache, images or self.images)
+
+    def encoding_loader(self, samples: Samples, spans: Sequence[Span]) -> "Batches":
+        """Samples for encoding, in order: see `EncodingStream`."""
+        skips = SkipLog(len(samples.shards), self.max_bad_fraction)
+        return Batches(EncodingStream(samples, spans), self.num_workers, skips, self.timeout_seconds)
 
     @property
     def num_train(self) -> int:
@@ -117,7 +162,7 @@ class ShardData(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the content of all shards."""
-        return sha256("\n".join(part.shards.fingerprint() for part in self._parts()).encode()).hexdigest()
+        return sha256("\n".join(part.shards.fingerprint() for part in self.parts()).encode()).hexdigest()
 
     @property
     def batch_spec(self) -> dict[str, str]:
@@ -154,19 +199,27 @@ class ShardData(pl.LightningDataModule):
         """Endless micro-batches of one rank from sample number `start` on."""
         plan = Plan(self.num_train, self.seed)
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
-        stream = TrainStream(self._train_samples, plan, share, self.augmentation, self.max_bad_fraction)
-        return Batches(stream, self.num_workers, self._train_skips)
+        samples = self._with_cache(self._train_samples, images=False)
+        stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)
+        return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
 
     def validation_loader(
-        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int | None = None,
+        num_samples: int | None = None,
+        images: bool = True,
     ) -> "Batches":
         """Each validation sample (or the first `num_samples`) once over all ranks; ranks may differ by one sample.
 
-        `batch_size` is the rank's own; by default that of its micro-batches in training.
+        `batch_size` is the rank's own; by default that of its micro-batches in training. Without `images` they are left
+        out where a cache stands for them.
         """
         count = self.num_validation if num_samples is None else min(num_samples, self.num_validation)
         indices = np.arange(count)[rank::world_size]
-        return self._pass(self._validation_samples, indices, batch_size, world_size, self._validation_skips)
+        samples = self._with_cache(self._validation_samples, images)
+        return self._pass(samples, indices, batch_size, world_size, self._validation_skips)
 
     def validation_batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The validation samples of these indices, as one batch in their order."""
@@ -184,11 +237,16 @@ class ShardData(pl.LightningDataModule):
         return self._pass(self._train_samples, indices, batch_size, world_size, self._train_skips)
 
     def _pass(
-        self, samples: Samples, indices: np.ndarray, batch_size: int | None, world_size: int, skips: SkipLog
+        self,
+        samples: Samples | CachedSamples,
+        indices: np.ndarray,
+        batch_size: int | None,
+        world_size: int,
+        skips: SkipLog,
     ) -> "Batches":
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
-        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips)
+        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -197,12 +255,20 @@ class ShardData(pl.LightningDataModule):
 class Batches:
     """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
 
-    def __init__(self, stream: TrainStream | PassStream, num_workers: int, skips: SkipLog):
+    def __init__(
+        self,
+        stream: TrainStream | PassStream | EncodingStream,
+        num_workers: int,
+        skips: SkipLog,
+        timeout_seconds: float,
+    ):
         # a generator of its own: a loader that starts would otherwise advance torch's global one
         generator = torch.Generator()
         self.loader = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator
-        )
+            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
+            worker_init_fn=leave_signals_to_parent, timeout=timeout_seconds if num_workers else 0,
+        )  # fmt: skip
+        self.timeout_seconds = timeout_seconds
         self.skips = skips
 
     def __len__(self) -> int:
@@ -210,7 +276,12 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        batches = iter(self.loader)
+        for number in count():
+            with failures_named(number % max(self.loader.num_workers, 1), self.timeout_seconds):
+                batch = next(batches, None)
+            if batch is None:
+                return
             self.skips.add(batch["skipped"])
             yield batch
 

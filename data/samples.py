@@ -15,11 +15,11 @@ from data.transforms import IMAGE_EXTENSIONS, View, decode_image, fitted, resize
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample before any random choice: image uint8 [H, W, 3], shortest side `image_size`."""
+    """A decoded sample before any random choice: image uint8 [H, W, 3], shortest side `image_size`, or left out."""
 
     index: int
     key: str
-    image: np.ndarray
+    image: np.ndarray | None
     fields: dict[str, Any]
 
 
@@ -31,7 +31,7 @@ class Samples:
         self.image_size = image_size
         self.fields = dict(fields)
         self.memo_samples = memo_samples
-        self._wanted = frozenset([*IMAGE_EXTENSIONS, *(field.extension for field in self.fields.values())])
+        self._extensions = frozenset(field.extension for field in self.fields.values())
         self._reader = MemberReader()
         self._memo: dict[int, Sample] = {}
 
@@ -41,7 +41,7 @@ class Samples:
         if known is not None:
             return known
         shard, place = self.shards.locate(index)
-        members = self._reader.read(shard, place, self._wanted)
+        members = self._reader.read(shard, place, self._extensions.union(IMAGE_EXTENSIONS))
         content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         if content is None:
             raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
@@ -52,6 +52,13 @@ class Samples:
         if len(self._memo) < self.memo_samples:
             self._memo[index] = sample
         return sample
+
+    def without_image(self, index: int, size: tuple[int, int]) -> Sample:
+        """The sample without its image, of which only the (width, height) once resized is known."""
+        shard, place = self.shards.locate(index)
+        members = self._reader.read(shard, place, self._extensions) if self._extensions else {}
+        values = {name: _read(field, members, size) for name, field in self.fields.items()}
+        return Sample(index, shard.keys[place], None, values)
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:
         """The row that names a skipped sample."""
@@ -67,15 +74,19 @@ class Samples:
     def batch(
         self, samples: Sequence[Sample], views: Sequence[View], numbers: Sequence[int], skipped: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """image float32 [B, 3, H, W] in [-1, 1], key list[str], number and index int64 [B], skipped, and the fields."""
-        pairs = list(zip(samples, views, strict=True))
+        """image float32 [B, 3, H, W] in [-1, 1], key list[str], number and index int64 [B], skipped, and the fields.
+
+        There is no image where the samples came without.
+        """
         batch: dict[str, Any] = {
-            "image": to_tensor([view.crop(sample.image, self.image_size) for sample, view in pairs]),
             "key": [sample.key for sample in samples],
             "number": torch.tensor(numbers, dtype=torch.int64),
             "index": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
             "skipped": skipped,
         }
+        if all(sample.image is not None for sample in samples):
+            pairs = zip(samples, views, strict=True)
+            batch["image"] = to_tensor([view.crop(sample.image, self.image_size) for sample, view in pairs])
         for name, field in self.fields.items():
             batch[name] = field.collate([sample.fields[name] for sample in samples], views, self.image_size)
         return batch

@@ -38,14 +38,16 @@ class ShardSet:
         number = bisect_right(self.bounds, index) - 1
         return self.shards[number], index - self.bounds[number]
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the shards' own: from the manifest beside a shard where it lists it, else over its index."""
-        digest = hashlib.sha256()
+    def fingerprints(self) -> list[str]:
+        """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
         manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
-        for shard in self.shards:
-            listed = manifests[shard.path.parent].get((shard.path.name, shard.num_bytes))
-            digest.update(f"{shard.path.name} {listed or _digest(shard)}\n".encode())
-        return digest.hexdigest()
+        listed = [manifests[shard.path.parent].get((shard.path.name, shard.num_bytes)) for shard in self.shards]
+        return [known or _digest(shard) for known, shard in zip(listed, self.shards, strict=True)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the shards' names and their own."""
+        rows = [f"{s.path.name} {own}\n" for s, own in zip(self.shards, self.fingerprints(), strict=True)]
+        return hashlib.sha256("".join(rows).encode()).hexdigest()
 
 
 def _listed(folder: Path) -> dict[tuple[str, int], str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from data.cache import CachedSamples
 from data.errors import BadSample, SkipLog, too_many
 from data.plan import BatchPlan, Plan
 from data.samples import Sample, Samples
@@ -29,7 +30,12 @@ class TrainStream(IterableDataset):
     """Endless micro-batches of one rank. A bad sample's place is taken by its successor in the epoch's order."""
 
     def __init__(
-        self, samples: Samples, plan: Plan, batches: BatchPlan, augmentation: Augmentation, max_bad_fraction: float
+        self,
+        samples: Samples | CachedSamples,
+        plan: Plan,
+        batches: BatchPlan,
+        augmentation: Augmentation,
+        max_bad_fraction: float,
     ):
         self.samples = samples
         self.plan = plan
@@ -66,7 +72,7 @@ class PassStream(IterableDataset):
     A sample's number is its index, so whatever is drawn for it is the same in every pass.
     """
 
-    def __init__(self, samples: Samples, indices: np.ndarray, batch_size: int):
+    def __init__(self, samples: Samples | CachedSamples, indices: np.ndarray, batch_size: int):
         self.samples = samples
         self.indices = indices
         self.batch_size = batch_size

@@ -39,7 +39,8 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
     "prompt negative_prompt prompts first_stage branch model weak_model classifier target run runs_dir out source "
-    "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation".split()
+    "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation "
+    "data.cache".split()
 )
 
 # Types of root keys that their defaults do not tell, and those that must be at least 1.
@@ -55,6 +56,8 @@ ROOT_TYPES = {
     "steps": list[int],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
+    "flips": bool,
+    "precision": Literal["fp16", "fp32"],
 }
 POSITIVE = frozenset(
     "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
@@ -226,6 +229,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
                 yield from _leaves(value, f"{prefix}{key}.")
 
 
+@cache
 def groups() -> dict[str, list[str]]:
     """Config groups and their options, from the folders of ``conf/``."""
     options: dict[str, list[str]] = {}

@@ -22,8 +22,8 @@ from ldm.redaction import redacted
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
-    "runs_dir data.num_workers data.memo_samples task.keep_latents task.compile network.checkpoint_activations "
-    "autoencoder.checkpoint_activations num_steps sampler sigmas guidance run"
+    "runs_dir data.num_workers data.timeout_seconds data.memo_samples task.keep_latents task.compile "
+    "network.checkpoint_activations autoencoder.checkpoint_activations num_steps sampler sigmas guidance run"
 ).split()
 
 

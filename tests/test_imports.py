@@ -38,6 +38,7 @@ LAYERS = {
     "ldm.doctor": 4,
     "ldm.convert": 4,
     "ldm.evaluation": 5,
+    "ldm.encode": 5,
     "train": 6,
     "sample": 6,
 }

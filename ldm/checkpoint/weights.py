@@ -7,6 +7,7 @@ without the numbers needed to use them.
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ldm.files import read_json, replace, sha256, write_json
+from ldm.files import read_json, replace, sha256, sweep, write_json
 
 log = logging.getLogger(__name__)
 NAMED = 12  # keys that an error about a checkpoint names of each kind
@@ -56,9 +57,25 @@ def amend(folder: Path, metadata: dict[str, Any]) -> None:
     write_json(description, {**read_json(description), **metadata})
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` sets of weights."""
-    _delete(_sets(folder)[keep:])
+def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | None = None) -> None:
+    """Delete what interrupted writes left and all sets but the newest `keep`, every so many, and the best one.
+
+    The best has the smallest value of that name in ``validation`` of its JSON, the newest of equals.
+    """
+    sweep(folder)
+    sets = _sets(folder)
+    scores = {description: score for description in sets if (score := _score(description, best)) is not None}
+    best_set = min(scores, key=scores.__getitem__, default=None)
+    _delete(d for d in sets[keep:] if d != best_set and (not every_steps or _step(d) % every_steps))
+
+
+def _score(description: Path, name: str | None) -> float | None:
+    """The held-out value of this name that a set's JSON records; NaN is no value."""
+    try:
+        value = float(read_json(description)["validation"][name])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None if math.isnan(value) else value
 
 
 def load(path: Path, kind: str = "ema") -> Weights:

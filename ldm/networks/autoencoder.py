@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.networks.layers import attention, pointwise, through, to_grid, to_tokens
+from ldm.networks.norm_silu import norm_silu
 
 
 def _norm(channels: int, norm_groups: int) -> nn.GroupNorm:
@@ -31,8 +32,8 @@ class ResnetBlock(nn.Module):
         self.widens = channels != out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(self.dropout(norm_silu(self.norm2, h)))
         return h + (self.nin_shortcut(x) if self.widens else x)
 
 
@@ -144,7 +145,7 @@ class Encoder(nn.Module):
         for stage in self.down[:-1]:
             h = stage.downsample(stage(h))
         h = self.mid(self.down[-1](h))
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(norm_silu(self.norm_out, h))
 
 
 class Decoder(nn.Module):
@@ -182,7 +183,7 @@ class Decoder(nn.Module):
         for level in reversed(range(1, len(self.up))):
             h = self.up[level].upsample(self.up[level](h))
         h = self.up[0](h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(norm_silu(self.norm_out, h))
 
 
 class Autoencoder(nn.Module):

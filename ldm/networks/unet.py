@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldm.networks.attention import Cond, SelfAttention, SpatialTransformer
 from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import conv3x3, sinusoid, through, zeroed
+from ldm.networks.norm_silu import norm_silu
 
 
 class Downsample(nn.Module):
@@ -81,16 +82,16 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        norm, act, conv = self.in_layers
-        h = conv3x3(conv, self.resample(act(norm(x))))
+        norm, _, conv = self.in_layers
+        h = conv3x3(conv, self.resample(norm_silu(norm, x)))
         emb = self.emb_layers(cond.emb)[:, :, None, None]
         norm, act, dropout, conv = self.out_layers
         if self.scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
+            h = act(norm(h) * (1 + scale) + shift)
         else:
-            h = norm(h + emb)
-        return self.skip_connection(self.resample(x)) + conv3x3(conv, dropout(act(h)))
+            h = norm_silu(norm, h + emb)
+        return self.skip_connection(self.resample(x)) + conv3x3(conv, dropout(h))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where metrics go: a CSV in the run's folder, always, and Weights & Biases (offline unless asked otherwise)."""
 
 import csv
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ldm.files import refusals_named, sync, write_text
 from ldm.redaction import redacted
 
 
@@ -37,18 +39,23 @@ class CSVLog(Logger):
         """Forget rows later than `step`; begin the file if there is none."""
         rows = read_metrics(self.path) if self.path.exists() else []
         self._kept = {(at, name) for at, name, _ in rows if at == step}
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.HEADER)
-            writer.writerows((at, name, repr(value)) for at, name, value in rows if at <= step)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(self.HEADER)
+        writer.writerows((at, name, repr(value)) for at, name, value in rows if at <= step)
+        write_text(self.path, text.getvalue())
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         rows = [(step, name, repr(float(value))) for name, value in metrics.items() if (step, name) not in self._kept]
-        with self.path.open("a", newline="") as file:
+        with refusals_named(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush to the disk, so that no checkpoint outlives the numbers of the steps before it."""
+        if self.path.exists():  # asked for at the end of every fit, also of one that failed at its start
+            sync(self.path)
 
     @rank_zero_only
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:

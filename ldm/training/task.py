@@ -63,6 +63,8 @@ class Task(pl.LightningModule):
         self.started = 0.0
         self.logs: dict[str, Tensor] = {}  # named values of the last micro-batch, on the device
         self.latest: dict[str, float] = {}  # what was last written to the log
+        self.validated: dict[str, float] = {}  # held-out means, of `validated_step`
+        self.validated_step = -1
 
     # What a subclass gives
 
@@ -172,12 +174,13 @@ class Task(pl.LightningModule):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Evaluation mode with the averaged weights, where there is an average, in the run's precision."""
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]  # a frozen part never is
         self.eval()
         precision = self.trainer.precision_plugin.forward_context()
         with self.ema.swapped() if self.ema else nullcontext(), precision, torch.no_grad():
             yield
-        self.train(was_training)
+        for module in training:
+            module.training = True
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Weights for use: ``raw`` and, with EMA, ``ema`` and the kinds beside it."""

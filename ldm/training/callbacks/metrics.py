@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.training.distributed import all_reduce_sum, mean_over_ranks
+from ldm.training.distributed import all_reduce_sum, gather, share
 from ldm.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ class Metrics(pl.Callback):
                 self._write(trainer, task)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next mean has so far, the same on all ranks (which call this together)."""
-        sums = {"\n".join(names): mean_over_ranks(value) for names, value in self._sums.items()}
+        """What the next mean has so far, of every rank (which call this together): adding in another order rounds."""
+        sums = {"\n".join(names): torch.stack(gather(value)) for names, value in self._sums.items()}
         return {"sums": sums, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums = {tuple(names.split("\n")): value for names, value in state_dict["sums"].items()}
+        self._sums = {tuple(names.split("\n")): share(value) for names, value in state_dict["sums"].items()}
         self._steps = state_dict["steps"]
 
     def _write(self, trainer: pl.Trainer, task: Task) -> None:
