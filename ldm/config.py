@@ -32,6 +32,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from ldm.files import read_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+MAX_TREE_DEPTH = 50
 MAX_TREE_BYTES = 100_000  # of a saved tree; they have a few thousand
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
 
@@ -400,12 +401,18 @@ def dump(tree: dict[str, Any]) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can grow exponentially, and without numbers too long to be numbers."""
+    """YAML without aliases, which can grow exponentially, and without depths or numbers that take their time."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases")
+        self.depth += 1
+        if self.depth > MAX_TREE_DEPTH:
+            raise yaml.YAMLError("it is nested too deep")
         node = super().compose_node(parent, index)
+        self.depth -= 1
         if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str" and len(node.value) > 100:
             raise yaml.YAMLError("it has an endless number")
         return node
@@ -415,7 +422,7 @@ def load_plain(path: Path, what: str) -> dict[str, Any]:
     """A YAML mapping that may come from anyone, read as data. Raises ValueError saying that it is not `what`."""
     try:
         tree = yaml.load(read_text(path, MAX_TREE_BYTES), _PlainLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: not {what} ({_first_line(error)})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: not {what}")
@@ -425,10 +432,7 @@ def load_plain(path: Path, what: str) -> dict[str, Any]:
 def load_tree(path: Path) -> dict[str, Any]:
     """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry."""
     tree = load_plain(path, "a run's configuration")
-    try:
-        validate(tree)
-    except RecursionError as error:
-        raise ValueError(f"{path}: not a run's configuration (too deep)") from error
+    validate(tree)
     return tree
 
 

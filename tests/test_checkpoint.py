@@ -192,7 +192,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     manifest["files"]["state.pt"] = sha256(path / "state.pt")
     forge(path, manifest)
     assert resume.damage(path) is None, "the manifest is the attacker's"
-    with pytest.raises(ValueError, match=r"state\.pt cannot be read without running code"):
+    with pytest.raises(ValueError, match="can be read without running code"):
         resume.load(path)
     assert not witness.exists()
 

@@ -10,16 +10,17 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from ldm.files import discard, replace, sha256, sweep, write_text
+from ldm.checkpoint import restricted
+from ldm.files import discard, read_text, replace, sha256, sweep, write_text
 
 log = logging.getLogger(__name__)
 NAME = "step_{:08d}.ckpt"
 PATTERN = re.compile(r"step_(\d{8,})\.ckpt")
+MAX_MANIFEST_BYTES = 1 << 20
 
 
 def save(folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any]) -> Path:
@@ -51,18 +52,13 @@ def load(checkpoint: Path) -> dict[str, Any]:
     problem = damage(checkpoint)
     if problem:
         raise ValueError(f"{checkpoint}: {problem}")
-    try:
-        return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"{checkpoint}: state.pt cannot be read without running code ({type(error).__name__})"
-        ) from error
+    return restricted.load(checkpoint / "state.pt", f"{checkpoint}: state.pt")
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder; None if all is finite and has the hash that its manifest states."""
     try:
-        text = (checkpoint / "manifest.json").read_text()
+        text = read_text(checkpoint / "manifest.json", MAX_MANIFEST_BYTES)
         manifest = upgraded(json.loads(text))
         named = PATTERN.fullmatch(checkpoint.name)
         if text != _text(json.loads(text)) or (named and manifest["step"] not in (None, int(named[1]))):
