@@ -26,7 +26,7 @@ from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
 from data.training_set import TrainingSet, read_mixture
 from data.transforms import Augmentation
-from data.workers import failures_named, leave_signals_to_parent
+from data.workers import Alarm, leave_signals_to_parent
 
 # Keys that a batch has whatever its fields are.
 RESERVED = ("image", "key", "number", "index", "skipped", "source", "moments", "codes", "encoded")
@@ -73,6 +73,8 @@ class ShardData(pl.LightningDataModule):
             raise ValueError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
+        if timeout_seconds <= 0:
+            raise ValueError(f"data.timeout_seconds={timeout_seconds} must be positive")
         for name, value in {"shuffle_block": shuffle_block, "max_samples": max_samples}.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1, or null")
@@ -297,7 +299,7 @@ class Batches:
         generator = torch.Generator()
         self.loader = DataLoader(
             stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
-            worker_init_fn=leave_signals_to_parent, timeout=timeout_seconds if num_workers else 0,
+            worker_init_fn=leave_signals_to_parent,
         )  # fmt: skip
         self.timeout_seconds = timeout_seconds
         self.skips = skips
@@ -307,14 +309,22 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = iter(self.loader)
-        for number in count():
-            with failures_named(number % max(self.loader.num_workers, 1), self.timeout_seconds):
-                batch = next(batches, None)
-            if batch is None:
-                return
+        for batch in self._from_workers() if self.loader.num_workers else self.loader:
             self.skips.add(batch["skipped"])
             yield batch
+
+    def _from_workers(self) -> Iterator[dict[str, Any]]:
+        """The loader's batches, none of which is waited for longer than `timeout_seconds`."""
+        alarm, batches = Alarm(self.timeout_seconds), iter(self.loader)
+        try:
+            for number in count():
+                with alarm.waiting_for(number % self.loader.num_workers):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            alarm.switch_off()
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

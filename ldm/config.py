@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import itertools
+import math
 import os
 import re
 import sys
@@ -262,6 +263,8 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             key = override.key_or_group
             if not override.is_add() and key not in known_groups and key not in names:
                 return f"{key}: no such key{_nearest(key, [*names, *known_groups])}"
+    if str(error).startswith("Error merging override "):
+        return f"{_first_line(error)[len('Error merging override ') :]}: cannot take the place of what is there"
     where = re.search(r"full_key: (\S+)", str(error))
     if isinstance(error, MissingMandatoryValue):
         missing = where[1] if where else str(error).split()[-1]
@@ -318,8 +321,29 @@ def _validate(node: Any, where: str, swept: Collection[str]) -> None:
             values = value if f"{where}.{key}" in swept and isinstance(value, list) else [value]
             if not all(accepts(annotation, item) for item in values):
                 raise ValueError(f"{where}.{key}={value!r}: expected {_readable(annotation)}")
+            for item in values:
+                check_range(f"{where}.{key}", annotation, item)
     for key, value in node.items():
         _validate(value, f"{where}.{key}".lstrip("."), swept)
+
+
+def check_range(where: str, annotation: Any, value: Any) -> None:
+    """Raises ValueError for a number that means nothing under a key of this name, whoever takes it.
+
+    A whole number counts something here, but for seeds and Lightning's own keys, where -1 means all.
+    """
+    key = where.rpartition(".")[2]
+    if isinstance(value, bool) or not isinstance(value, int | float) or where.startswith("trainer."):
+        return
+    if math.isnan(value):
+        raise ValueError(f"{where}={value}: must be a number")
+    if key.endswith(("_prob", "_fraction")) and not 0 <= value <= 1:
+        raise ValueError(f"{where}={value}: must be between 0 and 1")
+    whole = annotation is int or int in typing.get_args(annotation)
+    if whole and (key in POSITIVE or key.endswith("every_steps")) and value < 1:
+        raise ValueError(f"{where}={value}: must be at least 1")
+    if whole and value < 0 and key != "seed":
+        raise ValueError(f"{where}={value}: must not be negative")
 
 
 def _parameters(target: Callable) -> dict[str, inspect.Parameter]:

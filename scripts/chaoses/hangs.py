@@ -14,7 +14,7 @@ GOAL = "a stopped rank or a hung data worker is named within its timeout + 10 s"
 RUNS = 8
 TIMEOUT_SECONDS = 8.0
 GRACE_SECONDS = 10.0
-LONG = ("max_steps=100000", f"callback.watchdog.timeout_seconds={TIMEOUT_SECONDS}")
+LONG = "max_steps=100000"
 
 
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
@@ -32,9 +32,10 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
 
 def _trial(toys: ToyRuns, name: str, ranks: int, stopped: int | None, rng: random.Random) -> tuple[list[str], float]:
     """(what is wrong, seconds until it was named)."""
-    workers = ("data.num_workers=2", f"data.timeout_seconds={TIMEOUT_SECONDS}") if stopped is None else ()
+    key = "data" if stopped is None else "callback.watchdog"
+    more = (LONG, f"{key}.timeout_seconds={TIMEOUT_SECONDS}", f"data.num_workers={2 if stopped is None else 0}")
     noted, aim = toys.folder / f"{name}-keys", rng.randrange(1, 30)
-    arguments = toys.arguments("diffusion", name, *LONG, *workers)
+    arguments = toys.arguments("diffusion", name, *more)
     job = Job(arguments, toys.folder / f"{name}.txt", ranks, prepare=lambda: write_down_keys(noted))
     if not job.wait_until(lambda: last_step(noted) >= aim):
         return [f"it did not come to step {aim}: {job.said[-300:]}"], 0.0

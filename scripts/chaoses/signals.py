@@ -74,7 +74,7 @@ def _trial(
     """(what is wrong, seconds from the signal to the end)."""
     arguments = toys.arguments("diffusion", name, f"data.num_workers={target.num_workers}")
     queue = Queue(toys.folder / f"{name}-queue")
-    noted, aim = toys.folder / f"{name}-keys", rng.randrange(1, 40)
+    noted, aim = toys.folder / f"{name}-keys", rng.randrange(1, 12)
     job = Job(
         _long(arguments), toys.folder / f"{name}.txt", target.ranks, lambda: write_down_keys(noted), queue.environment
     )

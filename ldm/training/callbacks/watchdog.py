@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 from ldm.training.task import Task
 
 EXIT_STATUS = 4
+ROOT = Path(__file__).resolve().parents[3]
 # What waits is told from where in torch or Lightning the main thread is; the innermost that fits counts.
 PLACES = (
     ("torch/utils/data", "waits for its data workers"),
@@ -119,7 +120,7 @@ def _place(thread: int) -> str:
     while frame is not None and not ours:
         path = frame.f_code.co_filename
         wait = wait or next((text for part, text in PLACES if part in path), "")
-        if any(f"/{package}/" in path for package in ("ldm", "data")) and "site-packages" not in path:
-            ours = f"{'/'.join(Path(path).parts[-3:])}:{frame.f_lineno}"
+        if path.startswith((f"{ROOT}/ldm/", f"{ROOT}/data/")):
+            ours = f"{path.removeprefix(f'{ROOT}/')}:{frame.f_lineno}"
         frame = frame.f_back
     return " ".join(filter(None, [wait or "works", f"({ours})" if ours else ""]))
