@@ -18,6 +18,9 @@ BLOCK = 512
 ZEROS = bytes(BLOCK)
 NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
 REGULAR = b"0\07"
+MAX_EXTENDED_BYTES = 1 << 16  # of a header that only carries a long name or a few records
+MAX_NAME_CHARS = 4096
+MAX_EXTENSIONS = 1 << 15  # distinct ones in a shard: what `kind` can count
 WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes
 
 
@@ -85,7 +88,9 @@ def _group(path: Path, num_bytes: int, members: Iterator[tuple[str, Extent]]) ->
         if extension in present:
             raise _Damage(f"the member {name!r} occurs twice")
         present.add(extension)
-        kind.append(extensions.setdefault(extension, len(extensions)))
+        if extensions.setdefault(extension, len(extensions)) == MAX_EXTENSIONS:
+            raise _Damage(f"more than {MAX_EXTENSIONS} kinds of members")
+        kind.append(extensions[extension])
         offset.append(extent.offset)
         size.append(extent.size)
     if not keys:
@@ -112,11 +117,16 @@ def _walk(tar: mmap.mmap) -> Iterator[tuple[str, Extent]]:
         content = position + BLOCK
         if kind in WITHOUT_CONTENT:
             size = 0
+        if kind in b"Lx" and size > MAX_EXTENDED_BYTES:
+            raise _Damage(f"an extended header of {size} bytes at byte {position}, {MAX_EXTENDED_BYTES} allowed")
         if content + size > end:
             raise _Damage(f"member {_name(header)!r} ends at byte {content + size} of {end}: the file was cut short")
         position = content + -(-size // BLOCK) * BLOCK
         if kind in REGULAR:
-            yield longer.get("path") or _name(header), Extent(content, size)
+            name = longer.get("path") or _name(header)
+            if len(name) > MAX_NAME_CHARS:
+                raise _Damage(f"a member's name of {len(name)} characters at byte {content}, {MAX_NAME_CHARS} allowed")
+            yield name, Extent(content, size)
             longer = {}
         elif kind == b"L":
             longer["path"] = _text(tar[content : content + size])
@@ -167,12 +177,12 @@ def _records(content: bytes) -> dict[str, str]:
     found = {}
     while content:
         length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(content):
+        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(content):
             raise _Damage("damaged extended header")
         key, _, value = content[len(length) + 1 : int(length) - 1].decode("utf-8", "backslashreplace").partition("=")
         if key.startswith("GNU.sparse"):
             raise _Damage("it holds sparse members")
-        if key == "size" and not value.isdigit():
+        if key == "size" and not (value.isascii() and value.isdigit() and len(value) < 20):
             raise _Damage("damaged extended header")
         found[key] = value
         content = content[int(length) :]

@@ -5,13 +5,14 @@ Lightning. A batch is described at `Samples.batch`; its order needs no saved sta
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from data.decoding import DECODERS
 from data.errors import SkipLog
 from data.fields import Field
 from data.paths import expand
@@ -27,7 +28,8 @@ class ShardData(pl.LightningDataModule):
 
     `batch_size` counts the samples of one optimizer step over all ranks and `accumulation` micro-batches. `fields` maps
     keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
-    `max_samples` and `validation_samples` keep the first so many. More than ten arguments: each is a key of the YAML.
+    `max_samples` and `validation_samples` keep the first so many. `decoder=fast` needs an extra
+    and gives other last bits. More than ten arguments: each is a key of the YAML.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ShardData(pl.LightningDataModule):
         max_samples: int | None = None,
         validation_samples: int | None = None,
         memo_samples: int = 0,
+        decoder: Literal["pil", "fast"] = "pil",
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -71,6 +74,7 @@ class ShardData(pl.LightningDataModule):
         self.max_samples = max_samples
         self.validation_samples = validation_samples
         self.memo_samples = memo_samples
+        self.decoder = DECODERS[decoder]()
         self.start_number = 0
 
     # -- what there is -------------------------------------------------------------------------------------------
@@ -93,7 +97,9 @@ class ShardData(pl.LightningDataModule):
         return self._open(self.validation, "data.validation")
 
     def _open(self, shards: str | Sequence[str], key: str) -> Samples:
-        return Samples(ShardSet.open(expand(shards, key)), self.image_size, self.fields, self.memo_samples)
+        return Samples(
+            ShardSet.open(expand(shards, key)), self.image_size, self.fields, self.memo_samples, self.decoder
+        )
 
     @property
     def num_train(self) -> int:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.decoding import IMAGE_EXTENSIONS, Decoder
 from data.errors import BadSample
 from data.fields import Field
 from data.shards import MemberReader, ShardSet
-from data.transforms import IMAGE_EXTENSIONS, View, decode_image, fitted, resize, to_tensor
+from data.transforms import View, to_tensor
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,19 @@ class Sample:
 class Samples:
     """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads."""
 
-    def __init__(self, shards: ShardSet, image_size: int, fields: Mapping[str, Field], memo_samples: int):
+    def __init__(
+        self,
+        shards: ShardSet,
+        image_size: int,
+        fields: Mapping[str, Field],
+        memo_samples: int,
+        decoder: Decoder,
+    ):
         self.shards = shards
         self.image_size = image_size
         self.fields = dict(fields)
         self.memo_samples = memo_samples
+        self.decoder = decoder
         self._wanted = frozenset([*IMAGE_EXTENSIONS, *(field.extension for field in self.fields.values())])
         self._reader = MemberReader()
         self._memo: dict[int, Sample] = {}
@@ -45,10 +54,10 @@ class Samples:
         content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
         if content is None:
             raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
-        picture = decode_image(content)
-        size = fitted(*picture.size, self.image_size)
+        image = self.decoder(content, self.image_size)
+        size = image.shape[1], image.shape[0]
         values = {name: _read(field, members, size) for name, field in self.fields.items()}
-        sample = Sample(index, shard.keys[place], resize(picture, size), values)
+        sample = Sample(index, shard.keys[place], image, values)
         if len(self._memo) < self.memo_samples:
             self._memo[index] = sample
         return sample

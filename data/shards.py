@@ -56,7 +56,7 @@ def _listed(folder: Path) -> dict[tuple[str, int], str]:
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))["splits"].values()
         return {(row["name"], row["bytes"]): row["sha256"] for split in splits for row in split["shards"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"{path} is not a manifest of shards ({error!r}); delete or rebuild it") from None
 
 

@@ -40,6 +40,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     task, data = parts["task"], parts["data"]
     data.setup()
     if is_rank_zero():
+        _note_decoder(run, data.decoder.libraries)
         run.begin()
     csv = CSVLog(run.folder / "metrics.csv")
     parent = run.lineage["parent"]
@@ -62,6 +63,14 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     elif trainer.is_global_zero:
         print(f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on there")
     return run
+
+
+def _note_decoder(run: Run, libraries: str) -> None:
+    """Other versions may round a pixel otherwise: resuming under them is allowed, but said."""
+    before = run.lineage.get("decoder", libraries)
+    if before != libraries:
+        print(f"{run.name}: images were decoded by {before}, now by {libraries}; pixels may differ by rounding")
+    run.lineage["decoder"] = libraries
 
 
 def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:

@@ -15,7 +15,7 @@ def benchmark(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["unet_train", "unet_sample", "ema", "optimizer", "autoencoder"])
+@pytest.mark.parametrize("suite", ["unet_train", "unet_sample", "ema", "optimizer", "autoencoder", "loader"])
 def test_a_suite_prints_ratios_against_its_peers(suite):
     found = benchmark(f"suite={suite}", "repeats=1", "batch_size=1", "image_size=32", "precision=fp32")
     assert found.returncode == 0, found.stderr
