@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import guarded
 
-CASES = ("bit_flips",)
+CASES = ("bit_flips", "bad_inputs")
 KEYS = {"case": "", "runs": 0, "seed": 0}
 
 

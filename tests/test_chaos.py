@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from chaoses import bit_flips  # noqa: E402
+from chaoses import bad_inputs, bit_flips  # noqa: E402
 
 
-@pytest.mark.parametrize(("case", "runs"), [(bit_flips, 12)])
+@pytest.mark.parametrize(("case", "runs"), [(bit_flips, 12), (bad_inputs, 34)])
 def test_a_goal_holds(case, runs: int, tmp_path: Path):
     outcome = case.run(runs, random.Random(0), tmp_path)
     assert outcome.failures == [] and outcome.tried == runs
