@@ -45,13 +45,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"data.cache={folder}: {path} is damaged ({error}); encode again") from None
 
 
-def check(folder: Path, image_size: int, first_stage: str, encoders: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The manifest of a cache made at this size, with this first stage and, of what it has, these encoders.
+def check(
+    folder: Path, image_size: int, decoder: str, first_stage: str, encoders: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The manifest of a cache made at this size, with this decoder and first stage and, of what it has, these encoders.
 
     Raises ValueError naming what differs.
     """
     made = read_manifest(folder)
-    asked = {"image_size": image_size, "crop": CROP, "first_stage": first_stage}
+    asked = {"image_size": image_size, "crop": CROP, "decoder": decoder, "first_stage": first_stage}
     for name, value in asked.items():
         if made[name] != value:
             raise ValueError(f"data.cache={folder}: made with {name}={made[name]}, this run has {name}={value}")

@@ -7,7 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.cache import Cache, CachedSamples, check
+from data.decoding import DECODERS
 from data.encoding import EncodingStream, Span
 from data.errors import SkipLog
 from data.fields import Field
@@ -39,8 +40,9 @@ class ShardData(pl.LightningDataModule):
     keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
     `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
     weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
-    `shuffle_block` keeps the order local (see Plan). `cache` is a folder of scripts/encode.py, used once `read_cache`
-    has held it against the run. More than ten arguments: each is a key of the YAML.
+    `shuffle_block` keeps the order local (see Plan). `decoder=fast` needs an extra and gives other last bits. `cache`
+    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. More than ten arguments: each
+    is a key of the YAML.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ShardData(pl.LightningDataModule):
         shuffle_block: int | None = None,
         mixture: Mapping[str, Mapping[str, Any]] | None = None,
         filters: Mapping[str, Any] | None = None,
+        decoder: Literal["pil", "fast"] = "pil",
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -103,6 +106,7 @@ class ShardData(pl.LightningDataModule):
         self.cache = cache
         self.timeout_seconds = timeout_seconds
         self.shuffle_block = shuffle_block
+        self.decoder = DECODERS[decoder]()
         self.start_number = 0
         self.images = False  # whether batches need them where the cache is read
         self._caches: dict[Samples, Cache] = {}
@@ -120,19 +124,19 @@ class ShardData(pl.LightningDataModule):
     def whole_parts(self) -> list[Samples]:
         """The same with all samples of their shards, also those that `filters` leave out."""
         sets = [ShardSet(part.shards.shards) for part in self.parts()]
-        return [Samples(shards, self.image_size, self.fields, self.memo_samples) for shards in sets]
+        return [Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder) for shards in sets]
 
     @cached_property
     def _train_samples(self) -> Samples:
         source = self.training_set.source if self.training_set.mixture else None
-        return Samples(self.training_set.shards, self.image_size, self.fields, self.memo_samples, source)
+        return Samples(self.training_set.shards, self.image_size, self.fields, self.memo_samples, self.decoder, source)
 
     @cached_property
     def _validation_samples(self) -> Samples:
         if self.validation is None:
             raise ValueError("data.validation names no shards; give some, or switch validation off")
         shards = ShardSet.open(expand(self.validation, "data.validation"))
-        return Samples(shards, self.image_size, self.fields, self.memo_samples)
+        return Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder)
 
     def read_cache(self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: bool) -> list[str]:
         """Take latents and embeddings from `cache` from now on; training batches have images only if `images`.
@@ -141,7 +145,7 @@ class ShardData(pl.LightningDataModule):
         naming what differs in what the cache was made with. Returns the conditioners whose encoders it has nothing of.
         """
         folder = Path(self.cache).expanduser()
-        made = check(folder, self.image_size, first_stage, encoders)
+        made = check(folder, self.image_size, self.decoder.name, first_stage, encoders)
         if self.augmentation.random_crop:
             raise ValueError("data.random_crop=true: data.cache has one crop of each image; switch one of them off")
         flip_prob = self.augmentation.horizontal_flip_prob

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.decoding import IMAGE_EXTENSIONS, Decoder
 from data.errors import BadSample
 from data.fields import Field
 from data.shards import MemberReader, ShardSet
-from data.transforms import IMAGE_EXTENSIONS, View, decode_image, fitted, resize, to_tensor
+from data.transforms import View, to_tensor
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Samples:
         image_size: int,
         fields: Mapping[str, Field],
         memo_samples: int,
+        decoder: Decoder,
         source: Callable[[int], str] | None = None,
     ):
         self.shards = shards
         self.image_size = image_size
         self.fields = dict(fields)
         self.memo_samples = memo_samples
+        self.decoder = decoder
         self.source = source
         self._extensions = frozenset(field.extension for field in self.fields.values())
         self._reader = MemberReader()
@@ -88,9 +91,8 @@ class Samples:
             content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
             if content is None:
                 raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
-            picture = decode_image(content)
-            size = fitted(*picture.size, self.image_size)
-            image = resize(picture, size)
+            image = self.decoder(content, self.image_size)
+            size = image.shape[1], image.shape[0]
         values = {name: _read(field, members, size) for name, field in self.fields.items()}
         return Sample(index, key, image, values)
 

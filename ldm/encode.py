@@ -59,6 +59,7 @@ def encode(tree: dict[str, Any]) -> None:
     manifest = {
         "image_size": data.image_size,
         "crop": CROP,
+        "decoder": data.decoder.name,
         "first_stage": first_stage.spec.fingerprint,
         "encoders": {name: encoder.describe() for name, encoder in encoders.items()},
         "precision": tree["precision"],

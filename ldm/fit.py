@@ -44,6 +44,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if data.cache is not None:
         _read_cache(parts)
     if is_rank_zero():
+        _note_decoder(run, data.decoder.libraries)
         run.begin()
         if data.removed:
             print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
@@ -80,6 +81,14 @@ def _read_cache(parts: Parts) -> None:
     for name in parts["data"].read_cache(fingerprint, encoders, images="image" in conditioner.fields):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
+
+
+def _note_decoder(run: Run, libraries: str) -> None:
+    """Other versions may round a pixel otherwise: resuming under them is allowed, but said."""
+    before = run.lineage.get("decoder", libraries)
+    if before != libraries:
+        print(f"{run.name}: images were decoded by {before}, now by {libraries}; pixels may differ by rounding")
+    run.lineage["decoder"] = libraries
 
 
 def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:

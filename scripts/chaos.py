@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the to
 from ldm.config import guarded
 
 CASES = (
+    "bad_inputs",
     "bit_flips",
     "damage",
     "full_disk",

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from chaoses import (  # noqa: E402
+    bad_inputs,
     bit_flips,
     damage,
     full_disk,
@@ -27,7 +28,15 @@ from chaoses import (  # noqa: E402
     start_step,
 )
 
-FEW = [(bit_flips, 12), (damage, 20), (kills_while_saving, 10), (malformed, 50), (plan, 6), (start_step, 2)]
+FEW = [
+    (bad_inputs, 34),
+    (bit_flips, 12),
+    (damage, 20),
+    (kills_while_saving, 10),
+    (malformed, 50),
+    (plan, 6),
+    (start_step, 2),
+]
 SLOW = [(full_disk, 6), (hangs, 2), (kills, 6), (not_finite, 6), (ranks, 1), (restarts, 1), (signals, 6), (soak, 1)]
 
 
