@@ -99,8 +99,9 @@ def read_target(path: Path) -> Any:
     """An image file as [1, 3, H, W] in [-1, 1]. Raises ValueError if it is broken, OSError if it is not there."""
     import numpy as np
 
+    from data.decoding import decode_image
     from data.errors import BadSample
-    from data.transforms import decode_image, to_tensor
+    from data.transforms import to_tensor
 
     try:
         return to_tensor([np.asarray(decode_image(path.read_bytes()))])

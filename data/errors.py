@@ -47,10 +47,15 @@ class SkipLog:
 
 def too_many(records: list[dict[str, Any]], num_samples: int, max_bad_fraction: float) -> TooManyBadSamples:
     """The error with its list (the first 20)."""
-    rows = [f"  {row['kind']}: {row['shard']} {row['key']} ({row['reason']})" for row in records[:20]]
+    rows = [printable(f"  {row['kind']}: {row['shard']} {row['key']} ({row['reason']})") for row in records[:20]]
     more = [f"  ... and {len(records) - 20} more"] if len(records) > 20 else []
     head = (
         f"{len(records)} of {num_samples} samples are bad, more than data.max_bad_fraction={max_bad_fraction} allows; "
         "repair the shards, or raise it to skip them:"
     )
     return TooManyBadSamples("\n".join([head, *rows, *more]))
+
+
+def printable(text: str) -> str:
+    """Text out of data, safe for a terminal or a log: what would move a cursor or break the line is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,8 +3,6 @@
 A field has two halves: `read` decodes (the result may be kept in memory), `collate` applies the views and stacks.
 """
 
-import io
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.decoding import decode_mask
 from data.errors import BadSample
-from data.transforms import View, decode_mask, resize_nearest
+from data.members import is_unicode, read_entry, read_floats, read_text
+from data.transforms import View, resize_nearest
 
 
 class Field(ABC):
@@ -30,6 +30,10 @@ class Field(ABC):
     @abstractmethod
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> Any:
         """The batch's value from the samples' own."""
+
+    def num_choices(self, value: Any) -> int:
+        """How many different values `collate` makes of this one, by the view's choice."""
+        return 1
 
 
 class Caption(Field):
@@ -56,13 +60,15 @@ class Caption(Field):
 
     def read(self, content: bytes, size: tuple[int, int]) -> tuple[str, ...]:
         """The alternatives, each without surrounding white space and cut at `max_chars`."""
-        value = _text(content) if self.key is None else _entry(content, self.key, "missing caption")
+        value = read_text(content) if self.key is None else read_entry(content, self.key, "missing caption")
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in texts):
             raise BadSample("missing caption", f"{self.key!r} is not text")
         kept = tuple(text.strip()[: self.max_chars] for text in texts if text.strip())
         if not kept:
             raise BadSample("missing caption", "the caption is empty")
+        if not all(is_unicode(text) for text in kept):
+            raise BadSample("not utf-8", "the caption holds half a surrogate pair")
         return kept
 
     def collate(self, values: Sequence[tuple[str, ...]], views: Sequence[View], image_size: int) -> list[str]:
@@ -72,6 +78,10 @@ class Caption(Field):
             which, prefix = divmod(view.choose(len(alternatives) * len(self.prefixes)), len(self.prefixes))
             texts.append(self.prefixes[prefix] + alternatives[which])
         return texts
+
+    def num_choices(self, value: tuple[str, ...]) -> int:
+        """Every alternative after every prefix."""
+        return len(value) * len(self.prefixes)
 
 
 class Label(Field):
@@ -85,8 +95,8 @@ class Label(Field):
 
     def read(self, content: bytes, size: tuple[int, int]) -> int:
         """A non-negative integer."""
-        value = _entry(content, self.key, "missing label") if self.key is not None else _text(content).strip()
-        if self.key is None and value.isascii() and value.isdigit():
+        value = read_entry(content, self.key, "missing label") if self.key is not None else read_text(content).strip()
+        if self.key is None and value.isascii() and value.isdigit() and len(value) <= 10:
             value = int(value)
         if type(value) is not int or not 0 <= value < 1 << 31:
             raise BadSample("missing label", f"{str(value)[:40]!r} is not a class number")
@@ -144,12 +154,7 @@ class Embeddings(Field):
 
     def read(self, content: bytes, size: tuple[int, int]) -> np.ndarray:
         """float32 [num_tokens, D]."""
-        try:
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise BadSample("broken array", str(error)) from None
-        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-            raise BadSample("broken array", "expected floats of the shape [tokens, width]")
+        array = read_floats(content)
         if len(array) > self.num_tokens:
             raise BadSample("broken array", f"{len(array)} tokens, at most {self.num_tokens} are taken")
         return np.pad(array.astype(np.float32), ((0, self.num_tokens - len(array)), (0, 0)))
@@ -191,11 +196,11 @@ class Layout(Field):
 
     def read(self, content: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Class tokens [K], boxes [K, 4] and the resized image's size."""
-        objects = _entry(content, self.key, "missing objects")
+        objects = read_entry(content, self.key, "missing objects")
         try:
             classes = np.array([self._class_token(entry) for entry in objects], dtype=np.int64)
             boxes = np.array([entry["box"] for entry in objects], dtype=np.float64).reshape(-1, 4)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadSample("broken objects", f"{self.key}: {type(error).__name__} {error}") from None
         if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, :2] > boxes[:, 2:]).any():
             raise BadSample("broken objects", f"{self.key}: a box is left, top, right, bottom in shares of the image")
@@ -235,21 +240,3 @@ class Layout(Field):
             left, right = 1 - right, 1 - left
         columns, rows = (np.stack(pair, 1) * (self.side - 1) for pair in ((left, right), (top, bottom)))
         return (np.rint(rows) * self.side + np.rint(columns)).astype(np.int64)
-
-
-def _text(content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadSample("not utf-8", str(error)) from None
-
-
-def _entry(content: bytes, key: str, missing: str) -> Any:
-    """The value under a key of a JSON object."""
-    try:
-        entries = json.loads(_text(content))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadSample("broken json", str(error)) from None
-    if not isinstance(entries, Mapping) or entries.get(key) is None:
-        raise BadSample(missing, f"the json has no {key!r}")
-    return entries[key]

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.transforms import FORMATS, IMAGE_EXTENSIONS
+from data.decoding import FORMATS, IMAGE_EXTENSIONS
 
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on, width and height change places
 HEX = frozenset("0123456789abcdef")

@@ -108,16 +108,18 @@ class ShardSet:
         self._indices[number] = found
         return found
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the shards' own: from the manifest beside a shard where it lists it, else over its index."""
-        digest = hashlib.sha256()
+    def fingerprints(self) -> list[str]:
+        """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
         manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
-        for shard in self.shards:
-            listed = manifests[shard.path.parent].get((shard.path.name, shard.facts.num_bytes))
-            digest.update(f"{shard.path.name} {listed or shard.digest}\n".encode())
-        if self.kept is not None:
-            digest.update(f"kept {self.kept.digest}\n".encode())
-        return digest.hexdigest()
+        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
+        listed = [manifests[s.path.parent].get((s.path.name, s.facts.num_bytes)) for s in self.shards]
+        return [known or shard.digest for known, shard in zip(listed, self.shards, strict=True)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the shards' names and their own, and over which samples are kept."""
+        rows = [f"{s.path.name} {own}\n" for s, own in zip(self.shards, self.fingerprints(), strict=True)]
+        kept = "" if self.kept is None else f"kept {self.kept.digest}\n"
+        return hashlib.sha256("".join([*rows, kept]).encode()).hexdigest()
 
 
 def _listed(folder: Location) -> dict[tuple[str, int], str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from data.cache import CachedSamples
 from data.errors import BadSample, ShardError, SkipLog, too_many
 from data.mixture import Mixture
 from data.plan import BatchPlan, Plan
@@ -32,7 +33,7 @@ class TrainStream(IterableDataset):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Samples | CachedSamples,
         plan: Plan | Mixture,
         batches: BatchPlan,
         augmentation: Augmentation,
@@ -82,7 +83,7 @@ class PassStream(IterableDataset):
     A sample's number is its index, so whatever is drawn for it is the same in every pass.
     """
 
-    def __init__(self, samples: Samples, indices: np.ndarray, batch_size: int):
+    def __init__(self, samples: Samples | CachedSamples, indices: np.ndarray, batch_size: int):
         self.samples = samples
         self.indices = indices
         self.batch_size = batch_size

@@ -1,0 +1,36 @@
+"""What scripts/make_shards.py may be told, checked."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field per key of the command line. `images` and `annotations` may be left out as ''."""
+
+    source: Path  # a folder of images, or a table
+    out: Path
+    images: str = ""  # where a table's images lie; '' is beside it
+    image_column: str = "image"
+    caption_column: str = "caption"  # '' for none
+    annotations: str = ""  # COCO files, with commas between them
+    size: int = 0  # 0 keeps the files as they are
+    validation: float = 0.05
+    shard_samples: int = 1000
+    quality: int = 95
+    workers: int = field(default_factory=_cores)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation={self.validation} must be at least 0 and below 1")
+        if self.size < 0 or self.shard_samples < 1 or not 1 <= self.quality <= 100 or self.workers < 1:
+            raise ValueError(
+                "size= must be at least 0, shard_samples= and workers= at least 1, quality= between 1 and 100"
+            )
+        if self.annotations and self.source.is_file():
+            raise ValueError(f"annotations= belongs to a folder of images, and source={self.source} is a file")
