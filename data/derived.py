@@ -1,21 +1,22 @@
-"""Files of what is derived from shards and can be derived again: a JSON head and a block of bytes, both under hashes.
+"""Files of what is derived from shards and can be derived again: a block of bytes and a JSON head, both under hashes.
 
 They lie in $LDM_CACHE (~/.cache/ldm). One that is missing, damaged or not of this kind is None to those that read it.
+The head stands at the end, so that a block of any length can be written as it is made, and mapped from its first byte.
 """
 
 import hashlib
 import json
 import mmap
 import os
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 MAGIC = b"ldm derived data 1\n"
-PREFIX_BYTES = len(MAGIC) + 32 + 4  # the magic, a SHA-256 of the head, the head's length
+TRAILER_BYTES = 4 + 32 + len(MAGIC)  # the head's length, its SHA-256, the magic
 MAX_HEAD_BYTES = 1 << 20
-ALIGNMENT = 64
 
 
 def cache_folder() -> Path:
@@ -23,17 +24,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
 
 
-def write(path: Path, head: dict[str, Any], body: bytes | memoryview) -> None:
-    """Write both under a temporary name, then rename; whoever reads sees all of it or nothing."""
-    own = {**head, "body_bytes": len(body), "body_sha256": hashlib.sha256(body).hexdigest()}
-    text = json.dumps(own).encode()
-    prefix = MAGIC + hashlib.sha256(text).digest() + len(text).to_bytes(4, "little")
+def write(path: Path, head: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
+    """Write the block in chunks, then the head, under another name, then rename: it is there whole or not at all."""
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    digest = hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            file.write(prefix + text + bytes(-(len(prefix) + len(text)) % ALIGNMENT))
-            file.write(body)
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+            text = json.dumps({**head, "body_bytes": file.tell(), "body_sha256": digest.hexdigest()}).encode()
+            file.write(text + len(text).to_bytes(4, "little") + hashlib.sha256(text).digest() + MAGIC)
         os.replace(partial, path)
     except OSError as error:
         reason = f"{path.parent}: cannot be written ({error.strerror}); set LDM_CACHE to a folder that can"
@@ -44,21 +46,19 @@ def read_head(path: Path) -> dict[str, Any] | None:
     """The head alone, if it is whole and the file as long as it should be."""
     try:
         with open(path, "rb") as file:
-            found = _head(file)
+            return _head(file)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found and found[0]
 
 
 def read(path: Path, check: bool) -> tuple[dict[str, Any], memoryview] | None:
-    """The head, and the body as a memory map; its hash too is looked at if `check`."""
+    """The head, and the block as a memory map; its hash too is looked at if `check`."""
     try:
         with open(path, "rb") as file:
-            found = _head(file)
-            if found is None:
+            head = _head(file)
+            if head is None:
                 return None
-            head, start = found
-            body = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[start:]
+            body = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[: head["body_bytes"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if check and hashlib.sha256(body).hexdigest() != head["body_sha256"]:
@@ -66,16 +66,17 @@ def read(path: Path, check: bool) -> tuple[dict[str, Any], memoryview] | None:
     return head, body
 
 
-def _head(file: BufferedReader) -> tuple[dict[str, Any], int] | None:
-    """The head and where the body begins."""
-    prefix = file.read(PREFIX_BYTES)
-    length = int.from_bytes(prefix[-4:], "little")
-    if len(prefix) < PREFIX_BYTES or not prefix.startswith(MAGIC) or length > MAX_HEAD_BYTES:
+def _head(file: BufferedReader) -> dict[str, Any] | None:
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - TRAILER_BYTES))
+    trailer = file.read(TRAILER_BYTES)
+    length = int.from_bytes(trailer[:4], "little")
+    start = size - TRAILER_BYTES - length
+    if not trailer.endswith(MAGIC) or len(trailer) < TRAILER_BYTES or length > MAX_HEAD_BYTES or start < 0:
         return None
+    file.seek(start)
     text = file.read(length)
-    if hashlib.sha256(text).digest() != prefix[len(MAGIC) : -4]:
+    if hashlib.sha256(text).digest() != trailer[4:36]:
         return None
     head = json.loads(text)
-    start = -(-(PREFIX_BYTES + length) // ALIGNMENT) * ALIGNMENT
-    whole = os.fstat(file.fileno()).st_size == start + head["body_bytes"]
-    return (head, start) if whole else None
+    return head if head["body_bytes"] == start else None

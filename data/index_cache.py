@@ -90,9 +90,8 @@ def _read(path: Location) -> ShardIndex:
     read_at_ns = time.time_ns()
     index = read_index(path)
     outline = index.outline._asdict()
-    derived.write(
-        _file(path), {"kind": KIND, "place": _file(path).name, "read_at_ns": read_at_ns, **outline}, index.body
-    )
+    head = {"kind": KIND, "place": _file(path).name, "read_at_ns": read_at_ns, **outline}
+    derived.write(_file(path), head, [index.body])
     return index
 
 

@@ -6,6 +6,7 @@ The decisions of a shard are one byte for each sample; the indices of what is ke
 import hashlib
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def select(shards: ShardSet, filters: Filters, num_workers: int) -> tuple[Kept, 
     path = _folder() / hashlib.sha256("\n".join(file.name for file in files).encode()).hexdigest()[:40]
     if _read(path, check=True) is None:
         _decide(shards, filters, files, num_workers)
-        _join(path, files, filters.names)
+        if _read(path, check=True) is None:  # another process may have joined them
+            _join(path, files, filters.names)
     head, _ = _read(path, check=False)
     if head["kept"] == 0:
         raise ValueError(f"data.filters leave none of {len(shards)} samples; removed: {describe(head['removed'])}")
@@ -56,7 +58,7 @@ class _Decisions(Dataset):
 
     def __getitem__(self, number: int) -> int:
         if _read(self.files[number], check=False) is None:
-            derived.write(self.files[number], {"kind": KIND}, self._codes(number).tobytes())
+            derived.write(self.files[number], {"kind": KIND}, [self._codes(number).tobytes()])
         return number
 
     def _codes(self, number: int) -> np.ndarray:
@@ -89,13 +91,26 @@ def _decide(shards: ShardSet, filters: Filters, files: list[Path], num_workers: 
 
 def _join(path: Path, files: list[Path], names: list[str]) -> None:
     """Write the indices of what is kept, int64, from the decisions on the shards."""
-    decisions = [_read(file, check=True) for file in files]
-    if None in decisions:
-        raise ShardError(f"{path.parent}: decisions on shards disappeared while they were made; start again")
-    codes = np.concatenate([np.frombuffer(body, np.uint8) for _, body in decisions])
-    counts = np.bincount(codes, minlength=len(names) + 1).tolist()
+    counts = sum(np.bincount(_codes(file), minlength=len(names) + 1) for file in files).tolist()
     head = {"kind": KIND, "kept": counts[0], "removed": dict(zip(names, counts[1:], strict=True))}
-    derived.write(path, head, np.flatnonzero(codes == 0).astype(np.int64).tobytes())
+    derived.write(path, head, _indices(files))
+
+
+def _indices(files: list[Path]) -> Iterator[bytes]:
+    """The indices of what is kept, shard by shard."""
+    before = 0
+    for file in files:
+        codes = _codes(file)
+        yield (before + np.flatnonzero(codes == 0)).astype(np.int64).tobytes()
+        before += len(codes)
+
+
+def _codes(file: Path) -> np.ndarray:
+    """The decisions on a shard."""
+    found = _read(file, check=True)
+    if found is None:
+        raise ShardError(f"{file}: decisions on a shard disappeared while they were used; start again")
+    return np.frombuffer(found[1], np.uint8)
 
 
 def _folder() -> Path:

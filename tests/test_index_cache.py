@@ -1,5 +1,6 @@
 """Indices on disk: read once, believed only while they are whole and their shard is the one they were made from."""
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -127,7 +128,7 @@ def test_an_entry_that_points_outside_is_not_used_though_its_hashes_hold(shard: 
     width = 2 if section == "kind" else 8
     place = index.body.tobytes().index(bytes(memoryview(getattr(index, section)).cast("B"))) + width * 3
     changed[place : place + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
-    derived.write(entry_of(shard), head, bytes(changed))
+    derived.write(entry_of(shard), head, [bytes(changed)])
     assert contents(ShardSet.open([shard])) == expected
 
 
@@ -176,3 +177,17 @@ def test_one_bad_shard_among_many_is_named(tmp_path: Path) -> None:
     paths[17].write_bytes(paths[17].read_bytes()[:3000])
     with pytest.raises(ShardError, match=r"17\.tar: .*cut short"):
         ShardSet.open(paths)
+
+
+def test_processes_that_start_together_share_the_work_and_agree(tmp_path: Path) -> None:
+    paths = [make_shard(tmp_path / f"{i}.tar", num=i + 1, settled=i % 2 == 0) for i in range(40)]
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        prints = pool.map(_fingerprint, [paths] * 6)
+    assert set(prints) == {ShardSet.open(paths).fingerprint()}
+    assert not list(entry_of(paths[0]).parent.glob("*.partial"))
+
+
+def _fingerprint(paths: list[Path]) -> str:
+    found = ShardSet.open(paths)
+    assert len(contents(found)) == sum(range(41))
+    return found.fingerprint()
