@@ -20,7 +20,7 @@ NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
 REGULAR = b"0\07"
 MAX_EXTENDED_BYTES = 1 << 16  # of a header that only carries a long name or a few records
 MAX_NAME_CHARS = 4096
-MAX_EXTENSIONS = 1 << 15  # distinct ones in a shard: what `kind` can count
+MAX_EXTENSIONS = 1 << 10  # distinct ones in a shard
 WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes
 
 
@@ -156,10 +156,10 @@ def _check_sum(header: bytes, position: int) -> None:
 def _number(field: bytes, position: int) -> int:
     if field[0] & 0x80:  # base 256, for sizes beyond 8 GiB
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise _Damage(f"damaged header at byte {position} (number)") from None
+    digits = field.strip(b" \0") or b"0"
+    if digits.strip(b"01234567"):  # int() would also take a sign
+        raise _Damage(f"damaged header at byte {position} (number)")
+    return int(digits, 8)
 
 
 def _name(header: bytes) -> str:
