@@ -49,6 +49,7 @@ def decode_mask(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 class Decoder(ABC):
     """Bytes of an image file -> uint8 [H, W, 3], upright, shortest side `image_size`."""
 
+    name: str  # of data.decoder
     reducing_gap: int
 
     def __init__(self, max_pixels: int = MAX_PIXELS):
@@ -67,6 +68,7 @@ class Decoder(ABC):
 class PilDecoder(Decoder):
     """Pillow alone, and next to nothing lost: the same bits on any machine with the same versions."""
 
+    name = "pil"
     reducing_gap = 2
 
     def __call__(self, content: bytes, image_size: int) -> np.ndarray:
@@ -86,6 +88,7 @@ class FastDecoder(Decoder):
     resizes like Pillow, but for a rounding that may depend on the processor.
     """
 
+    name = "fast"
     reducing_gap = 1
 
     def __init__(self, max_pixels: int = MAX_PIXELS):
@@ -111,7 +114,7 @@ class FastDecoder(Decoder):
         return f"simplejpeg {version('simplejpeg')}, {PilDecoder().libraries}"
 
 
-DECODERS: dict[str, type[Decoder]] = {"pil": PilDecoder, "fast": FastDecoder}
+DECODERS: dict[str, type[Decoder]] = {decoder.name: decoder for decoder in (PilDecoder, FastDecoder)}
 
 
 # -- parts ---------------------------------------------------------------------------------------------------------

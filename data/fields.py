@@ -31,6 +31,10 @@ class Field(ABC):
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> Any:
         """The batch's value from the samples' own."""
 
+    def num_choices(self, value: Any) -> int:
+        """How many different values `collate` makes of this one, by the view's choice."""
+        return 1
+
 
 class Caption(Field):
     """Text, list[str]: a key of the .json member, or a whole text member (`extension=txt`, `key=null`).
@@ -74,6 +78,10 @@ class Caption(Field):
             which, prefix = divmod(view.choose(len(alternatives) * len(self.prefixes)), len(self.prefixes))
             texts.append(self.prefixes[prefix] + alternatives[which])
         return texts
+
+    def num_choices(self, value: tuple[str, ...]) -> int:
+        """Every alternative after every prefix."""
+        return len(value) * len(self.prefixes)
 
 
 class Label(Field):

@@ -1,48 +1,73 @@
-"""Where every member of a tar shard lies, read once from its headers, and proof that the shard is whole.
+"""Where every member of a tar shard lies, read once from its headers.
 
 Grouping follows webdataset: a member's key is its name up to the first dot after the last slash, the rest is its
 extension, and neighbours with one key are one sample. Names become keys, never paths. Reads no member's content.
 """
 
+import hashlib
 import mmap
 import re
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from data.errors import ShardError
+from data.storage import Facts, Location, Url, Window, facts
+from data.tar_headers import Damage, Extent, walk
 
-BLOCK = 512
-ZEROS = bytes(BLOCK)
 NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
-REGULAR = b"0\07"
-MAX_EXTENDED_BYTES = 1 << 16  # of a header that only carries a long name or a few records
-MAX_NAME_CHARS = 4096
 MAX_EXTENSIONS = 1 << 10  # distinct ones in a shard
-WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes
 
 
-class Extent(NamedTuple):
-    """A span of bytes in a file."""
+class Outline(NamedTuple):
+    """What is known of a shard without its index. `digest` is a SHA-256 over all that the index says."""
 
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Samples and members of one shard; `array` is as small as numpy's and quicker to look into one by one."""
-
-    path: Path
-    num_bytes: int
-    keys: tuple[str, ...]
+    facts: Facts
+    num_samples: int
+    num_members: int
     extensions: tuple[str, ...]  # the distinct ones
-    first: array  # int64 [num_samples + 1]: sample i owns members first[i] .. first[i + 1]
-    kind: array  # int16 [num_members], into `extensions`
-    offset: array  # int64 [num_members]
-    size: array  # int64 [num_members]
+    digest: str
+
+
+class Keys(Sequence[str]):
+    """The samples' keys, decoded one by one from their text; `ends` are where each stops in it."""
+
+    def __init__(self, text: memoryview, ends: memoryview):
+        self._text = text
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, sample: int) -> str:
+        sample = range(len(self))[sample]
+        start = self._ends[sample - 1] if sample else 0
+        return str(self._text[start : self._ends[sample]], "utf-8")
+
+
+class ShardIndex:
+    """Samples and members of one shard, as views of one block of bytes: just read, or a mapped file."""
+
+    def __init__(self, path: Location, outline: Outline, body: memoryview):
+        num_samples, num_members = outline.num_samples, outline.num_members
+        self.path = path
+        self.outline = outline
+        self.body = body
+        self.facts = outline.facts
+        self.extensions = outline.extensions
+        self.digest = outline.digest
+        # memoryviews are quicker to look into one by one than numpy's arrays
+        lengths = [8 * (num_samples + 1), 8 * num_members, 8 * num_members, 4 * num_samples, 2 * num_members]
+        parts = []
+        for length, code in zip(lengths, "qqqIH", strict=True):
+            parts.append(body[:length].cast(code))
+            body = body[length:]
+        self.first, self.offset, self.size, ends, self.kind = parts  # sample i owns members first[i] .. first[i + 1]
+        self.keys = Keys(body, ends)
+        self._ends = ends
+        self._text = body
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,27 +77,42 @@ class ShardIndex:
         span = range(self.first[sample], self.first[sample + 1])
         return {self.extensions[self.kind[i]]: Extent(self.offset[i], self.size[i]) for i in span}
 
+    def is_sound(self) -> bool:
+        """Whether all that it says lies within the shard and within itself."""
+        first, offset, size, ends, kind = map(np.asarray, (self.first, self.offset, self.size, self._ends, self.kind))
+        return bool(
+            len(first) == len(ends) + 1 > 1
+            and first[0] == 0
+            and first[-1] == len(offset)
+            and (np.diff(first) > 0).all()
+            and (np.diff(ends.astype(np.int64), prepend=0) > 0).all()
+            and ends[-1] == len(self._text)
+            and (kind < len(self.extensions)).all()
+            and (offset > 0).all()
+            and (size >= 0).all()
+            and (offset <= self.facts.num_bytes - size).all()
+        )
 
-def read_index(path: Path) -> ShardIndex:
+
+def read_index(path: Location, known: Facts | None = None) -> ShardIndex:
     """Parse a shard's headers; raises ShardError unless every byte of it is accounted for."""
-    num_bytes = path.stat().st_size
-    if num_bytes == 0:
+    found = known or facts(path)
+    if found.num_bytes == 0:
         raise ShardError(f"{path}: the file is empty")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
-        try:
-            return _group(path, num_bytes, _walk(tar))
-        except _Damage as damage:
-            raise ShardError(f"{path}: {damage}") from None
+    try:
+        if isinstance(path, Url):
+            return ShardIndex(path, *pack(found, walk(Window(path, found.num_bytes))))
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+            return ShardIndex(path, *pack(found, walk(tar)))
+    except Damage as damage:
+        raise ShardError(f"{path}: {damage}") from None
 
 
-class _Damage(Exception):
-    """A reason, still without the file's name."""
-
-
-def _group(path: Path, num_bytes: int, members: Iterator[tuple[str, Extent]]) -> ShardIndex:
+def pack(found: Facts, members: Iterator[tuple[str, Extent]]) -> tuple[Outline, memoryview]:
+    """Group members into samples; the outline and the block of bytes that ShardIndex looks into."""
     keys: dict[str, None] = {}
     extensions: dict[str, int] = {}
-    first, kind, offset, size = array("q"), array("h"), array("q"), array("q")
+    first, kind, offset, size = array("q"), array("H"), array("q"), array("q")
     current, present = None, set()
     for name, extent in members:
         match = NAME.fullmatch(name)
@@ -81,109 +121,25 @@ def _group(path: Path, num_bytes: int, members: Iterator[tuple[str, Extent]]) ->
         key, extension = match[1], match[2].lower()
         if key != current:
             if key in keys:
-                raise _Damage(f"the key {key!r} occurs twice, so its members cannot be told apart")
+                raise Damage(f"the key {key!r} occurs twice, so its members cannot be told apart")
             keys[key] = None
             current, present = key, set()
             first.append(len(kind))
         if extension in present:
-            raise _Damage(f"the member {name!r} occurs twice")
+            raise Damage(f"the member {name!r} occurs twice")
         present.add(extension)
         if extensions.setdefault(extension, len(extensions)) == MAX_EXTENSIONS:
-            raise _Damage(f"more than {MAX_EXTENSIONS} kinds of members")
+            raise Damage(f"more than {MAX_EXTENSIONS} kinds of members")
         kind.append(extensions[extension])
         offset.append(extent.offset)
         size.append(extent.size)
     if not keys:
-        raise _Damage("it holds no samples")
+        raise Damage("it holds no samples")
     first.append(len(kind))
-    return ShardIndex(path, num_bytes, tuple(keys), tuple(extensions), first, kind, offset, size)
-
-
-def _walk(tar: mmap.mmap) -> Iterator[tuple[str, Extent]]:
-    """Name and extent of each regular member; checks that members fit, the end is marked, and only zeros follow."""
-    end = len(tar)
-    position = 0
-    longer: dict[str, str] = {}  # what an extended header says about the next member
-    while True:
-        header = tar[position : position + BLOCK]
-        if len(header) < BLOCK:
-            raise _Damage(f"no end-of-archive marker at byte {position}: the file was cut short")
-        if header == ZEROS:
-            _check_tail(tar, position)
-            return
-        _check_sum(header, position)
-        kind = header[156:157]
-        size = int(longer.get("size") or _number(header[124:136], position))
-        content = position + BLOCK
-        if kind in WITHOUT_CONTENT:
-            size = 0
-        if kind in b"Lx" and size > MAX_EXTENDED_BYTES:
-            raise _Damage(f"an extended header of {size} bytes at byte {position}, {MAX_EXTENDED_BYTES} allowed")
-        if content + size > end:
-            raise _Damage(f"member {_name(header)!r} ends at byte {content + size} of {end}: the file was cut short")
-        position = content + -(-size // BLOCK) * BLOCK
-        if kind in REGULAR:
-            name = longer.get("path") or _name(header)
-            if len(name) > MAX_NAME_CHARS:
-                raise _Damage(f"a member's name of {len(name)} characters at byte {content}, {MAX_NAME_CHARS} allowed")
-            yield name, Extent(content, size)
-            longer = {}
-        elif kind == b"L":
-            longer["path"] = _text(tar[content : content + size])
-        elif kind == b"x":
-            longer |= _records(tar[content : content + size])
-        elif kind in WITHOUT_CONTENT:
-            longer = {}
-        elif kind not in b"Kg":
-            raise _Damage(f"member {_name(header)!r} has the unsupported tar type {kind!r}")
-
-
-def _check_tail(tar: mmap.mmap, position: int) -> None:
-    if len(tar) < position + 2 * BLOCK:
-        raise _Damage(f"half an end-of-archive marker at byte {position}: the file was cut short")
-    step = 1 << 20
-    for start in range(position, len(tar), step):
-        if tar[start : start + step].strip(b"\0"):
-            raise _Damage(f"data follows a block of zeros at byte {position}: overwritten, or two archives in one file")
-
-
-def _check_sum(header: bytes, position: int) -> None:
-    stated = _number(header[148:156], position)
-    if stated != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise _Damage(f"damaged header at byte {position} (checksum)")
-
-
-def _number(field: bytes, position: int) -> int:
-    if field[0] & 0x80:  # base 256, for sizes beyond 8 GiB
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    digits = field.strip(b" \0") or b"0"
-    if digits.strip(b"01234567"):  # int() would also take a sign
-        raise _Damage(f"damaged header at byte {position} (number)")
-    return int(digits, 8)
-
-
-def _name(header: bytes) -> str:
-    name = _text(header[:100])
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
-    return f"{prefix}/{name}" if prefix else name
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-
-
-def _records(content: bytes) -> dict[str, str]:
-    """The records 'length key=value' of an extended header."""
-    found = {}
-    while content:
-        length, _, _ = content.partition(b" ")
-        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(content):
-            raise _Damage("damaged extended header")
-        key, _, value = content[len(length) + 1 : int(length) - 1].decode("utf-8", "backslashreplace").partition("=")
-        if key.startswith("GNU.sparse"):
-            raise _Damage("it holds sparse members")
-        if key == "size" and not (value.isascii() and value.isdigit() and len(value) < 20):
-            raise _Damage("damaged extended header")
-        found[key] = value
-        content = content[int(length) :]
-    return found
+    digest = hashlib.sha256("\n".join([*keys, "", *extensions]).encode())
+    for values in (first, kind, offset, size):
+        digest.update(values)
+    texts = [key.encode() for key in keys]
+    ends = np.cumsum([len(text) for text in texts]).astype("<u4")
+    body = b"".join([first.tobytes(), offset.tobytes(), size.tobytes(), ends.tobytes(), kind.tobytes(), *texts])
+    return Outline(found, len(keys), len(kind), tuple(extensions), digest.hexdigest()), memoryview(body)

@@ -5,6 +5,8 @@ Lightning. A batch is described at `Samples.batch`; its order needs no saved sta
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
+from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,15 +14,23 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from data.cache import Cache, CachedSamples, check
 from data.decoding import DECODERS
+from data.encoding import EncodingStream, Span
 from data.errors import SkipLog
 from data.fields import Field
+from data.filters import read_filters
 from data.paths import expand
-from data.plan import BatchPlan, Plan, permute
+from data.plan import BatchPlan, permute
 from data.samples import Samples
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
+from data.training_set import TrainingSet, read_mixture
 from data.transforms import Augmentation
+from data.workers import Alarm, leave_signals_to_parent
+
+# Keys that a batch has whatever its fields are.
+RESERVED = ("image", "key", "number", "index", "skipped", "source", "moments", "codes", "encoded")
 
 
 class ShardData(pl.LightningDataModule):
@@ -28,13 +38,16 @@ class ShardData(pl.LightningDataModule):
 
     `batch_size` counts the samples of one optimizer step over all ranks and `accumulation` micro-batches. `fields` maps
     keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
-    `max_samples` and `validation_samples` keep the first so many. `decoder=fast` needs an extra
-    and gives other last bits. More than ten arguments: each is a key of the YAML.
+    `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
+    weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
+    `shuffle_block` keeps the order local (see Plan). `decoder=fast` needs an extra and gives other last bits. `cache`
+    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. More than ten arguments: each
+    is a key of the YAML.
     """
 
     def __init__(
         self,
-        train: str | Sequence[str],
+        train: str | Sequence[str] | None,
         image_size: int,
         batch_size: int,
         validation: str | Sequence[str] | None = None,
@@ -48,6 +61,11 @@ class ShardData(pl.LightningDataModule):
         max_samples: int | None = None,
         validation_samples: int | None = None,
         memo_samples: int = 0,
+        cache: str | None = None,
+        timeout_seconds: float = 600.0,
+        shuffle_block: int | None = None,
+        mixture: Mapping[str, Mapping[str, Any]] | None = None,
+        filters: Mapping[str, Any] | None = None,
         decoder: Literal["pil", "fast"] = "pil",
     ):
         super().__init__()
@@ -58,10 +76,21 @@ class ShardData(pl.LightningDataModule):
             raise ValueError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
-        reserved = {"image", "key", "number", "index", "skipped"} & set(fields or {})
+        if timeout_seconds <= 0:
+            raise ValueError(f"data.timeout_seconds={timeout_seconds} must be positive")
+        for name, value in {"shuffle_block": shuffle_block, "max_samples": max_samples}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1, or null")
+        if (train is None) != bool(mixture):
+            raise ValueError("data.train=null goes with data.mixture, which then names the shards, and only with it")
+        if mixture and max_samples is not None:
+            raise ValueError(
+                "data.max_samples: keeps the first samples of data.train; in data.mixture name fewer shards"
+            )
+        reserved = set(RESERVED) & set(fields or {})
         if reserved:
             raise ValueError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
-        self.train = train
+        self.training_set = TrainingSet(train, read_mixture(mixture), read_filters(filters), num_workers)
         self.validation = validation
         self.image_size = image_size
         self.batch_size = batch_size
@@ -74,38 +103,83 @@ class ShardData(pl.LightningDataModule):
         self.max_samples = max_samples
         self.validation_samples = validation_samples
         self.memo_samples = memo_samples
+        self.cache = cache
+        self.timeout_seconds = timeout_seconds
+        self.shuffle_block = shuffle_block
         self.decoder = DECODERS[decoder]()
         self.start_number = 0
+        self.images = False  # whether batches need them where the cache is read
+        self._caches: dict[Samples, Cache] = {}
 
     # -- what there is -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         """Read the shards' headers now, so that a missing or cut shard stops the run before it starts."""
-        self._parts()
+        self.parts()
 
-    def _parts(self) -> list[Samples]:
+    def parts(self) -> list[Samples]:
+        """The training samples, and the validation samples if there are any."""
         return [self._train_samples] if self.validation is None else [self._train_samples, self._validation_samples]
+
+    def whole_parts(self) -> list[Samples]:
+        """The same with all samples of their shards, also those that `filters` leave out."""
+        sets = [ShardSet(part.shards.shards) for part in self.parts()]
+        return [Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder) for shards in sets]
 
     @cached_property
     def _train_samples(self) -> Samples:
-        return self._open(self.train, "data.train")
+        source = self.training_set.source if self.training_set.mixture else None
+        return Samples(self.training_set.shards, self.image_size, self.fields, self.memo_samples, self.decoder, source)
 
     @cached_property
     def _validation_samples(self) -> Samples:
         if self.validation is None:
             raise ValueError("data.validation names no shards; give some, or switch validation off")
-        return self._open(self.validation, "data.validation")
+        shards = ShardSet.open(expand(self.validation, "data.validation"))
+        return Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder)
 
-    def _open(self, shards: str | Sequence[str], key: str) -> Samples:
-        return Samples(
-            ShardSet.open(expand(shards, key)), self.image_size, self.fields, self.memo_samples, self.decoder
-        )
+    def read_cache(self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: bool) -> list[str]:
+        """Take latents and embeddings from `cache` from now on; training batches have images only if `images`.
+
+        `first_stage`, and `encoders` by their conditioners, say what the run would encode with. Raises ValueError
+        naming what differs in what the cache was made with. Returns the conditioners whose encoders it has nothing of.
+        """
+        folder = Path(self.cache).expanduser()
+        made = check(folder, self.image_size, self.decoder.name, first_stage, encoders)
+        if self.augmentation.random_crop:
+            raise ValueError("data.random_crop=true: data.cache has one crop of each image; switch one of them off")
+        flip_prob = self.augmentation.horizontal_flip_prob
+        if flip_prob > 0 and not made["flips"]:
+            raise ValueError(
+                f"data.horizontal_flip_prob={flip_prob}: data.cache={folder} has no mirrored "
+                "latents; set it to 0, or encode again with flips=true"
+            )
+        digests = {encoder["digest"] for encoder in made["encoders"].values()}
+        wanted = {encoder["digest"] for encoder in encoders.values()} & digests
+        self._caches = {part: Cache(folder, part.shards, wanted) for part in self.parts()}
+        self.images = images
+        return [name for name, encoder in encoders.items() if encoder["digest"] not in wanted]
+
+    def _with_cache(self, samples: Samples, images: bool) -> Samples | CachedSamples:
+        """These samples with what the cache has of them, if it is read; images only if asked for, or always needed."""
+        cache = self._caches.get(samples)
+        return samples if cache is None else CachedSamples(samples, cache, images or self.images)
+
+    def encoding_loader(self, samples: Samples, spans: Sequence[Span]) -> "Batches":
+        """Samples for encoding, in order: see `EncodingStream`."""
+        skips = SkipLog(len(samples.shards), self.max_bad_fraction)
+        return Batches(EncodingStream(samples, spans), self.num_workers, skips, self.timeout_seconds)
 
     @property
     def num_train(self) -> int:
         """Samples in one epoch."""
         total = len(self._train_samples.shards)
         return total if self.max_samples is None else min(total, self.max_samples)
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """How many training samples each of `filters` removed."""
+        return self.training_set.removed
 
     @property
     def num_validation(self) -> int:
@@ -123,13 +197,15 @@ class ShardData(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the content of all shards."""
-        return sha256("\n".join(part.shards.fingerprint() for part in self._parts()).encode()).hexdigest()
+        return sha256("\n".join(part.shards.fingerprint() for part in self.parts()).encode()).hexdigest()
 
     @property
     def batch_spec(self) -> dict[str, str]:
         """What a batch holds, by key, in words."""
         size = self.image_size
         own = {"image": f"float32 [B, 3, {size}, {size}]", "key": "list[str]", "number": "int64 [B]"}
+        if self.training_set.mixture:
+            own["source"] = "list[str], in training"
         return {**own, "index": "int64 [B]", **{name: field.yields for name, field in self.fields.items()}}
 
     @cached_property
@@ -158,21 +234,29 @@ class ShardData(pl.LightningDataModule):
 
     def train_loader(self, start: int = 0, rank: int = 0, world_size: int = 1) -> "Batches":
         """Endless micro-batches of one rank from sample number `start` on."""
-        plan = Plan(self.num_train, self.seed)
+        plan = self.training_set.order(self.num_train, self.seed, self.shuffle_block)
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
-        stream = TrainStream(self._train_samples, plan, share, self.augmentation, self.max_bad_fraction)
-        return Batches(stream, self.num_workers, self._train_skips)
+        samples = self._with_cache(self._train_samples, images=False)
+        stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)
+        return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
 
     def validation_loader(
-        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int | None = None,
+        num_samples: int | None = None,
+        images: bool = True,
     ) -> "Batches":
         """Each validation sample (or the first `num_samples`) once over all ranks; ranks may differ by one sample.
 
-        `batch_size` is the rank's own; by default that of its micro-batches in training.
+        `batch_size` is the rank's own; by default that of its micro-batches in training. Without `images` they are left
+        out where a cache stands for them.
         """
         count = self.num_validation if num_samples is None else min(num_samples, self.num_validation)
         indices = np.arange(count)[rank::world_size]
-        return self._pass(self._validation_samples, indices, batch_size, world_size, self._validation_skips)
+        samples = self._with_cache(self._validation_samples, images)
+        return self._pass(samples, indices, batch_size, world_size, self._validation_skips)
 
     def validation_batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The validation samples of these indices, as one batch in their order."""
@@ -190,11 +274,16 @@ class ShardData(pl.LightningDataModule):
         return self._pass(self._train_samples, indices, batch_size, world_size, self._train_skips)
 
     def _pass(
-        self, samples: Samples, indices: np.ndarray, batch_size: int | None, world_size: int, skips: SkipLog
+        self,
+        samples: Samples | CachedSamples,
+        indices: np.ndarray,
+        batch_size: int | None,
+        world_size: int,
+        skips: SkipLog,
     ) -> "Batches":
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
-        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips)
+        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -203,12 +292,20 @@ class ShardData(pl.LightningDataModule):
 class Batches:
     """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
 
-    def __init__(self, stream: TrainStream | PassStream, num_workers: int, skips: SkipLog):
+    def __init__(
+        self,
+        stream: TrainStream | PassStream | EncodingStream,
+        num_workers: int,
+        skips: SkipLog,
+        timeout_seconds: float,
+    ):
         # a generator of its own: a loader that starts would otherwise advance torch's global one
         generator = torch.Generator()
         self.loader = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator
-        )
+            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
+            worker_init_fn=leave_signals_to_parent,
+        )  # fmt: skip
+        self.timeout_seconds = timeout_seconds
         self.skips = skips
 
     def __len__(self) -> int:
@@ -216,9 +313,22 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        for batch in self._from_workers() if self.loader.num_workers else self.loader:
             self.skips.add(batch["skipped"])
             yield batch
+
+    def _from_workers(self) -> Iterator[dict[str, Any]]:
+        """The loader's batches, none of which is waited for longer than `timeout_seconds`."""
+        alarm, batches = Alarm(self.timeout_seconds), iter(self.loader)
+        try:
+            for number in count():
+                with alarm.waiting_for(number % self.loader.num_workers):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            alarm.switch_off()
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

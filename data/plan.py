@@ -9,14 +9,21 @@ import hashlib
 import numpy as np
 
 ROUNDS = 8
+WINDOW_BLOCKS = 16
 
 
 class Plan:
-    """The endless order of a data set of `num_samples` samples."""
+    """The endless order of a data set of `num_samples` samples.
 
-    def __init__(self, num_samples: int, seed: int):
+    With `shuffle_block`, neighbours are read at about the same time: blocks of so many consecutive samples come in
+    random order, and samples are mixed within windows of 16 blocks. `purpose` tells orders of one seed apart.
+    """
+
+    def __init__(self, num_samples: int, seed: int, shuffle_block: int | None = None, purpose: str = "order"):
         self.num_samples = num_samples
         self.seed = seed
+        self.shuffle_block = shuffle_block
+        self.purpose = purpose
 
     def indices(self, numbers: np.ndarray) -> np.ndarray:
         """Sample numbers of the run, int64 [n] -> indices of samples, int64 [n]."""
@@ -24,7 +31,11 @@ class Plan:
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = permute(positions[here], self.num_samples, f"{self.seed}/order/{epoch}")
+            key = f"{self.seed}/{self.purpose}/{epoch}"
+            if self.shuffle_block is None:
+                indices[here] = permute(positions[here], self.num_samples, key)
+            else:
+                indices[here] = permute_blocks(positions[here], self.num_samples, self.shuffle_block, key)
         return indices
 
     def successor(self, number: int, steps: int) -> int:
@@ -50,6 +61,29 @@ def permute(positions: np.ndarray, num: int, key: str) -> np.ndarray:
         values[outside] = left << shift | right
         outside = values >= num
     return values.astype(np.int64)
+
+
+def permute_blocks(positions: np.ndarray, num: int, block: int, key: str) -> np.ndarray:
+    """A pseudo-random bijection of 0..num-1 that keeps neighbours near: int64 [n] to int64 [n].
+
+    0..num-1 in blocks of `block` (the last may be shorter), the blocks in random order, and of this sequence each
+    window of 16 blocks' length permuted on its own.
+    """
+    places = np.empty_like(positions)
+    length = WINDOW_BLOCKS * block
+    for window in np.unique(positions // length):
+        here = positions // length == window
+        start = int(window) * length
+        places[here] = start + permute(positions[here] - start, min(length, num - start), f"{key}/window {window}")
+    whole, rest = divmod(num, block)
+    if whole == 0:
+        return places
+    # the short block, if there is one, is put between the whole ones at a random slot
+    short = int(permute(np.zeros(1, np.int64), whole + 1, f"{key}/short block")[0]) if rest else whole
+    in_short = (places >= short * block) & (places < short * block + rest)
+    slots, offsets = np.divmod(places - np.where(places >= short * block, rest, 0), block)
+    blocks = permute(np.clip(slots, 0, whole - 1), whole, f"{key}/blocks")
+    return np.where(in_short, whole * block + places - short * block, blocks * block + offsets)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

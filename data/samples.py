@@ -1,6 +1,6 @@
 """Samples of a shard set as batches: read, decode, remember, crop, stack. Says nothing about order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,19 @@ from data.transforms import View, to_tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample before any random choice: image uint8 [H, W, 3], shortest side `image_size`."""
+    """A decoded sample before any random choice: image uint8 [H, W, 3], shortest side `image_size`, or left out."""
 
     index: int
     key: str
-    image: np.ndarray
+    image: np.ndarray | None
     fields: dict[str, Any]
 
 
 class Samples:
-    """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads."""
+    """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads.
+
+    `source` names the data set that a sample is from, where several are mixed.
+    """
 
     def __init__(
         self,
@@ -34,33 +37,64 @@ class Samples:
         fields: Mapping[str, Field],
         memo_samples: int,
         decoder: Decoder,
+        source: Callable[[int], str] | None = None,
     ):
         self.shards = shards
         self.image_size = image_size
         self.fields = dict(fields)
         self.memo_samples = memo_samples
         self.decoder = decoder
-        self._wanted = frozenset([*IMAGE_EXTENSIONS, *(field.extension for field in self.fields.values())])
+        self.source = source
+        self._extensions = frozenset(field.extension for field in self.fields.values())
         self._reader = MemberReader()
         self._memo: dict[int, Sample] = {}
 
     def get(self, index: int) -> Sample:
         """Raises BadSample when it cannot be used."""
-        known = self._memo.get(index)
-        if known is not None:
-            return known
-        shard, place = self.shards.locate(index)
-        members = self._reader.read(shard, place, self._wanted)
-        content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-        if content is None:
-            raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
-        image = self.decoder(content, self.image_size)
-        size = image.shape[1], image.shape[0]
+        [found] = self.get_all([index])
+        if isinstance(found, BadSample):
+            raise found
+        return found
+
+    def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
+        """Samples read together, which remote shards need; a BadSample stands for one that cannot be used."""
+        unread = [index for index in dict.fromkeys(indices) if index not in self._memo]
+        found = dict(zip(unread, self._read_all(unread, self._extensions.union(IMAGE_EXTENSIONS)), strict=True))
+        for index, sample in found.items():
+            if isinstance(sample, Sample) and len(self._memo) < self.memo_samples:
+                self._memo[index] = sample
+        return [self._memo[index] if index in self._memo else found[index] for index in indices]
+
+    def without_images(self, indices: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Sample | BadSample]:
+        """Samples without their images, of which only the (width, height) once resized is known."""
+        return self._read_all(indices, self._extensions, sizes)
+
+    def _read_all(
+        self, indices: Sequence[int], wanted: frozenset[str], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Sample | BadSample]:
+        places = [self.shards.locate(index) for index in indices]
+        read = self._reader.read_all(places, wanted) if wanted else [{} for _ in places]
+        found: list[Sample | BadSample] = []
+        for number, (index, (shard, place), members) in enumerate(zip(indices, places, read, strict=True)):
+            try:
+                if isinstance(members, BadSample):
+                    raise members
+                found.append(self._decode(index, shard.keys[place], members, sizes[number] if sizes else None))
+            except BadSample as error:
+                found.append(error)
+        return found
+
+    def _decode(self, index: int, key: str, members: Mapping[str, bytes], size: tuple[int, int] | None) -> Sample:
+        """With its image, unless the `size` that this would have is given."""
+        image = None
+        if size is None:
+            content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+            if content is None:
+                raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
+            image = self.decoder(content, self.image_size)
+            size = image.shape[1], image.shape[0]
         values = {name: _read(field, members, size) for name, field in self.fields.items()}
-        sample = Sample(index, shard.keys[place], image, values)
-        if len(self._memo) < self.memo_samples:
-            self._memo[index] = sample
-        return sample
+        return Sample(index, key, image, values)
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:
         """The row that names a skipped sample."""
@@ -76,15 +110,21 @@ class Samples:
     def batch(
         self, samples: Sequence[Sample], views: Sequence[View], numbers: Sequence[int], skipped: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """image float32 [B, 3, H, W] in [-1, 1], key list[str], number and index int64 [B], skipped, and the fields."""
-        pairs = list(zip(samples, views, strict=True))
+        """image float32 [B, 3, H, W] in [-1, 1], key list[str], number and index int64 [B], skipped, and the fields.
+
+        There is no image where the samples came without, and source list[str] only where data sets are mixed.
+        """
         batch: dict[str, Any] = {
-            "image": to_tensor([view.crop(sample.image, self.image_size) for sample, view in pairs]),
             "key": [sample.key for sample in samples],
             "number": torch.tensor(numbers, dtype=torch.int64),
             "index": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
             "skipped": skipped,
         }
+        if all(sample.image is not None for sample in samples):
+            pairs = zip(samples, views, strict=True)
+            batch["image"] = to_tensor([view.crop(sample.image, self.image_size) for sample, view in pairs])
+        if self.source is not None:
+            batch["source"] = [self.source(sample.index) for sample in samples]
         for name, field in self.fields.items():
             batch[name] = field.collate([sample.fields[name] for sample in samples], views, self.image_size)
         return batch

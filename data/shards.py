@@ -9,86 +9,169 @@ from collections.abc import Container, Sequence
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from data import derived
 from data.errors import BadSample, ShardError
-from data.index import ShardIndex, read_index
+from data.index import ShardIndex
+from data.index_cache import Entry, entries, open_index
+from data.storage import Location, Span, Url, local_facts, read_spans, read_whole
+from data.tar_headers import BLOCK, Extent, is_header
 from data.writing import MANIFEST
 
 MAX_MEMBER_BYTES = 1 << 26
 MAX_OPEN_FILES = 64
+MAX_OPEN_INDICES = 256
+MAX_GAP_BYTES = 1 << 16  # members of a remote sample that lie closer are read as one span
+
+
+class Kept:
+    """The samples of a shard set that are used, ascending: a memory map of int64 that each process opens for itself."""
+
+    def __init__(self, path: Path, count: int, digest: str):
+        self.path = path
+        self.digest = digest
+        self._count = count
+        self._array: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_array": None}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def array(self) -> np.ndarray:
+        """All of them."""
+        if self._array is None:
+            found = derived.read(self.path, check=False)
+            if found is None or found[0]["body_sha256"] != self.digest:
+                raise ShardError(f"{self.path} disappeared while it was in use; start again")
+            self._array = np.frombuffer(found[1], np.int64)
+        return self._array
 
 
 class ShardSet:
-    """Shards in the order given; sample `index` counts through them and never changes."""
+    """Shards in the order given; sample `index` counts through them, or through those of their samples that are kept.
 
-    def __init__(self, shards: Sequence[ShardIndex]):
+    In memory are a few words for each shard. Indices of shards are memory maps, opened when a sample of theirs is
+    looked for; each process keeps those it used last.
+    """
+
+    def __init__(self, shards: Sequence[Entry], kept: Kept | None = None):
         self.shards = tuple(shards)
-        self.bounds = list(accumulate((len(shard) for shard in self.shards), initial=0))
+        self.kept = kept
+        self.bounds = list(accumulate((shard.num_samples for shard in self.shards), initial=0))
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._checked: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indices": OrderedDict()}  # another process maps its own
 
     @classmethod
-    def open(cls, paths: Sequence[Path]) -> "ShardSet":
-        """Read every shard's headers."""
-        return cls([read_index(path) for path in paths])
+    def open(cls, paths: Sequence[Location]) -> "ShardSet":
+        """Learn what every shard holds, from its headers if they were never read before."""
+        return cls(entries(paths))
+
+    def keep(self, kept: Kept) -> "ShardSet":
+        """The same shards with only these of their samples."""
+        return ShardSet(self.shards, kept)
 
     def __len__(self) -> int:
-        return self.bounds[-1]
+        return self.bounds[-1] if self.kept is None else len(self.kept)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The number of the shard that a sample is in, and its place there."""
+        within = index if self.kept is None else int(self.kept.array()[index])
+        number = bisect_right(self.bounds, within) - 1
+        return number, within - self.bounds[number]
 
     def locate(self, index: int) -> tuple[ShardIndex, int]:
         """The shard of a sample, and the sample's place in it."""
-        number = bisect_right(self.bounds, index) - 1
-        return self.shards[number], index - self.bounds[number]
+        number, place = self.place(index)
+        return self.shard(number), place
+
+    def starts(self, bounds: Sequence[int]) -> list[int]:
+        """How many samples lie before the shards of these numbers."""
+        before = [self.bounds[number] for number in bounds]
+        return before if self.kept is None else np.searchsorted(self.kept.array(), before).tolist()
+
+    def shard(self, number: int) -> ShardIndex:
+        """The index of the shard of that number."""
+        found = self._indices.pop(number, None)
+        if found is None:
+            found = open_index(self.shards[number], check=number not in self._checked)
+            self._checked.add(number)
+            if len(self._indices) >= MAX_OPEN_INDICES:
+                self._indices.popitem(last=False)
+        self._indices[number] = found
+        return found
+
+    def fingerprints(self) -> list[str]:
+        """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
+        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
+        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
+        listed = [manifests[s.path.parent].get((s.path.name, s.facts.num_bytes)) for s in self.shards]
+        return [known or shard.digest for known, shard in zip(listed, self.shards, strict=True)]
 
     def fingerprint(self) -> str:
-        """SHA-256 over the shards' own: from the manifest beside a shard where it lists it, else over its index."""
-        digest = hashlib.sha256()
-        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
-        for shard in self.shards:
-            listed = manifests[shard.path.parent].get((shard.path.name, shard.num_bytes))
-            digest.update(f"{shard.path.name} {listed or _digest(shard)}\n".encode())
-        return digest.hexdigest()
+        """SHA-256 over the shards' names and their own, and over which samples are kept."""
+        rows = [f"{s.path.name} {own}\n" for s, own in zip(self.shards, self.fingerprints(), strict=True)]
+        kept = "" if self.kept is None else f"kept {self.kept.digest}\n"
+        return hashlib.sha256("".join([*rows, kept]).encode()).hexdigest()
 
 
-def _listed(folder: Path) -> dict[tuple[str, int], str]:
+def _listed(folder: Location) -> dict[tuple[str, int], str]:
     """(name, bytes) -> sha256 of the shards that the folder's manifest lists."""
     path = folder / MANIFEST
-    if not path.exists():
+    content = read_whole(path)
+    if content is None:
         return {}
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))["splits"].values()
+        splits = json.loads(content)["splits"].values()
         return {(row["name"], row["bytes"]): row["sha256"] for split in splits for row in split["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"{path} is not a manifest of shards ({error!r}); delete or rebuild it") from None
 
 
-def _digest(shard: ShardIndex) -> str:
-    digest = hashlib.sha256("\n".join([*shard.keys, "", *shard.extensions]).encode())
-    for values in (shard.first, shard.kind, shard.offset, shard.size):
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
 class MemberReader:
-    """Reads members where the index says they are; keeps the files it used last open."""
+    """Reads members where the index says they are: local files by position, remote ones all at the same time."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[Path, FileIO] = OrderedDict()
+        self._files: OrderedDict[Path, FileIO] = OrderedDict()  # those used last, open
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {"_files": OrderedDict()}  # another process opens its own
 
     def read(self, shard: ShardIndex, sample: int, wanted: Container[str]) -> dict[str, bytes]:
-        """The wanted members of one sample; those it lacks are absent."""
-        file = self._open(shard)
+        """The wanted members of one sample; those it lacks are absent. Raises BadSample if one is too large."""
+        [found] = self.read_all([(shard, sample)], wanted)
+        if isinstance(found, BadSample):
+            raise found
+        return found
+
+    def read_all(
+        self, places: Sequence[tuple[ShardIndex, int]], wanted: Container[str] | None = None
+    ) -> list[dict[str, bytes] | BadSample]:
+        """The wanted members (or all) of several samples; a BadSample stands for one that has too large a member."""
+        found: list[Any] = [_choose(shard, sample, wanted) for shard, sample in places]
+        usable = [place for place, extents in enumerate(found) if not isinstance(extents, BadSample)]
+        remote = [(places[p][0], found[p]) for p in usable if isinstance(places[p][0].path, Url)]
+        fetched = iter(_fetch(remote))
+        for place in usable:
+            shard = places[place][0]
+            found[place] = next(fetched) if isinstance(shard.path, Url) else self._local(shard, found[place])
+        return found
+
+    def _local(self, shard: ShardIndex, extents: dict[str, Extent]) -> dict[str, bytes]:
+        descriptor = self._open(shard).fileno()
         members = {}
-        for extension, extent in shard.members(sample).items():
-            if extension not in wanted:
-                continue
-            if extent.size > MAX_MEMBER_BYTES:
-                raise BadSample("member too large", f"{extension} has {extent.size} bytes, {MAX_MEMBER_BYTES} allowed")
+        for extension, (offset, size) in extents.items():
             # positioned reads, not a memory map: a file cut while in use is an error here and a crash there
-            content = os.pread(file.fileno(), extent.size, extent.offset)
-            if len(content) != extent.size:
-                raise ShardError(f"{shard.path} changed while it was in use; start again")
+            content = os.pread(descriptor, size, offset)
+            if len(content) != size:
+                raise _changed(shard)
             members[extension] = content
         return members
 
@@ -96,9 +179,51 @@ class MemberReader:
         file = self._files.pop(shard.path, None)
         if file is None:
             file = FileIO(shard.path)
-            if os.fstat(file.fileno()).st_size != shard.num_bytes:
-                raise ShardError(f"{shard.path} changed while it was in use; start again")
+            if local_facts(os.fstat(file.fileno())) != shard.facts:
+                raise _changed(shard)
             if len(self._files) >= MAX_OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         self._files[shard.path] = file
         return file
+
+
+def _choose(shard: ShardIndex, sample: int, wanted: Container[str] | None) -> dict[str, Extent] | BadSample:
+    """Where the wanted members of a sample are."""
+    extents = shard.members(sample)
+    if wanted is not None:
+        extents = {name: extent for name, extent in extents.items() if name in wanted}
+    for name, extent in extents.items():
+        if extent.size > MAX_MEMBER_BYTES:
+            return BadSample("member too large", f"{name} has {extent.size} bytes, {MAX_MEMBER_BYTES} allowed")
+    return extents
+
+
+def _fetch(requests: Sequence[tuple[ShardIndex, dict[str, Extent]]]) -> list[dict[str, bytes]]:
+    """Members of remote samples. Their headers are read with them, which tells a shard that was changed meanwhile."""
+    spans = [_spans(shard, extents) for shard, extents in requests]
+    contents = iter(read_spans([span for own in spans for span in own]))
+    found = []
+    for (shard, extents), own in zip(requests, spans, strict=True):
+        pieces = [(span.start, next(contents)) for span in own]
+        members = {}
+        for name, (offset, size) in extents.items():
+            start, piece = next(pair for pair in reversed(pieces) if pair[0] < offset)
+            if not is_header(piece[offset - start - BLOCK : offset - start], size):
+                raise _changed(shard)
+            members[name] = piece[offset - start : offset - start + size]
+        found.append(members)
+    return found
+
+
+def _spans(shard: ShardIndex, extents: dict[str, Extent]) -> list[Span]:
+    """The spans that cover members and their headers: one, but for members that lie far apart."""
+    spans: list[Span] = []
+    for offset, size in sorted(extents.values()):
+        near = spans and offset - BLOCK - spans[-1].stop <= MAX_GAP_BYTES
+        start = spans.pop().start if near else offset - BLOCK
+        spans.append(Span(shard.path, start, offset + size))
+    return spans
+
+
+def _changed(shard: ShardIndex) -> ShardError:
+    return ShardError(f"{shard.path} changed while it was in use; start again")

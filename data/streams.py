@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data.errors import BadSample, SkipLog, too_many
+from data.cache import CachedSamples
+from data.errors import BadSample, ShardError, SkipLog, too_many
+from data.mixture import Mixture
 from data.plan import BatchPlan, Plan
 from data.samples import Sample, Samples
 from data.shards import MemberReader, ShardSet
 from data.transforms import Augmentation, View
 
-# Numbers turned into indices at once, where no batch size says how many.
+# Numbers turned into indices at once, and samples read at once, where no batch size says how many.
 BLOCK_SAMPLES = 1024
+READ_SAMPLES = 32
 
 
 def _worker() -> tuple[int, int]:
@@ -29,7 +32,12 @@ class TrainStream(IterableDataset):
     """Endless micro-batches of one rank. A bad sample's place is taken by its successor in the epoch's order."""
 
     def __init__(
-        self, samples: Samples, plan: Plan, batches: BatchPlan, augmentation: Augmentation, max_bad_fraction: float
+        self,
+        samples: Samples | CachedSamples,
+        plan: Plan | Mixture,
+        batches: BatchPlan,
+        augmentation: Augmentation,
+        max_bad_fraction: float,
     ):
         self.samples = samples
         self.plan = plan
@@ -38,25 +46,34 @@ class TrainStream(IterableDataset):
         self.max_bad_fraction = max_bad_fraction
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        first, step = _worker()
-        for micro_batch in count(first, step):
+        return self.micro_batches(*_worker())
+
+    def micro_batches(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
+        """The micro-batches that one of the rank's loader workers makes."""
+        for micro_batch in count(worker, num_workers):
             numbers = self.batches.numbers(micro_batch)
             skipped: list[dict[str, Any]] = []
-            indices = self.plan.indices(numbers).tolist()
-            found = [self._usable(index, n, skipped) for index, n in zip(indices, numbers.tolist(), strict=True)]
+            found = self._usable(numbers, skipped)
             yield self.samples.batch(found, self.augmentation.views(numbers), numbers.tolist(), skipped)
 
-    def _usable(self, index: int, number: int, skipped: list[dict[str, Any]]) -> Sample:
-        """The sample, or the nearest usable one after it; gives up where the run would, so the search is bounded."""
+    def _usable(self, numbers: np.ndarray, skipped: list[dict[str, Any]]) -> list[Sample]:
+        """The samples of these numbers, read together, and the nearest usable ones after those that are bad."""
+        indices = self.plan.indices(numbers).tolist()
+        found = zip(numbers.tolist(), indices, self.samples.get_all(indices), strict=True)
+        return [self._successor(*row, skipped) if isinstance(row[2], BadSample) else row[2] for row in found]
+
+    def _successor(self, number: int, index: int, error: BadSample, skipped: list[dict[str, Any]]) -> Sample:
+        """The nearest usable sample after a bad one; gives up where the run would, so the search is bounded."""
         chain = SkipLog(self.plan.num_samples, self.max_bad_fraction)
         for steps in range(1, self.plan.num_samples + 1):
+            record = self.samples.record(index, error)
+            chain.add([record])
+            skipped.append(record)
+            index = self.plan.successor(number, steps)
             try:
                 return self.samples.get(index)
-            except BadSample as error:
-                record = self.samples.record(index, error)
-                chain.add([record])
-                skipped.append(record)
-                index = self.plan.successor(number, steps)
+            except BadSample as next_error:
+                error = next_error
         raise too_many(chain.records, self.plan.num_samples, self.max_bad_fraction)
 
 
@@ -66,7 +83,7 @@ class PassStream(IterableDataset):
     A sample's number is its index, so whatever is drawn for it is the same in every pass.
     """
 
-    def __init__(self, samples: Samples, indices: np.ndarray, batch_size: int):
+    def __init__(self, samples: Samples | CachedSamples, indices: np.ndarray, batch_size: int):
         self.samples = samples
         self.indices = indices
         self.batch_size = batch_size
@@ -80,11 +97,12 @@ class PassStream(IterableDataset):
         skipped: list[dict[str, Any]] = []
         for number in range(first, len(self), step):
             found: list[Sample] = []
-            for index in self.indices[number * self.batch_size : (number + 1) * self.batch_size].tolist():
-                try:
-                    found.append(self.samples.get(index))
-                except BadSample as error:
-                    skipped.append(self.samples.record(index, error))
+            indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+            for index, sample in zip(indices, self.samples.get_all(indices), strict=True):
+                if isinstance(sample, BadSample):
+                    skipped.append(self.samples.record(index, sample))
+                else:
+                    found.append(sample)
             if found:
                 if held is not None:
                     yield held
@@ -113,7 +131,10 @@ class MemberStream(IterableDataset):
         places = np.arange(BLOCK_SAMPLES) * num_workers + worker
         for block in count(0, BLOCK_SAMPLES * num_workers):
             numbers = self.start + (block + places) * self.world_size + self.rank
-            for index in self.plan.indices(numbers).tolist():
-                shard, place = self.shards.locate(index)
-                members = reader.read(shard, place, shard.extensions)
-                yield {"__key__": shard.keys[place], "__url__": str(shard.path), **members}
+            located = [self.shards.locate(index) for index in self.plan.indices(numbers).tolist()]
+            for start in range(0, BLOCK_SAMPLES, READ_SAMPLES):
+                together = located[start : start + READ_SAMPLES]
+                for (shard, place), members in zip(together, reader.read_all(together), strict=True):
+                    if isinstance(members, BadSample):
+                        raise ShardError(f"{shard.path} {shard.keys[place]}: {members}")
+                    yield {"__key__": shard.keys[place], "__url__": str(shard.path), **members}

@@ -69,7 +69,9 @@ class Augmentation:
 
     def views(self, numbers: np.ndarray) -> list[View]:
         """One view for each sample number, int64 [n]."""
-        flips = uniform(self.seed, "flip", numbers)[:, 0] < self.horizontal_flip_prob
+        flips = np.zeros(len(numbers), dtype=bool)
+        if self.horizontal_flip_prob > 0:
+            flips = uniform(self.seed, "flip", numbers)[:, 0] < self.horizontal_flip_prob
         choices = uniform(self.seed, "choice", numbers)[:, 0]
         corners = uniform(self.seed, "crop", numbers, 2) if self.random_crop else np.full((len(numbers), 2), 0.5)
         rows = zip(corners.tolist(), flips.tolist(), choices.tolist(), strict=True)

@@ -23,7 +23,7 @@ from ldm.generate import Sampling
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
     "task autoencoder regularizer reconstruction discriminator network precond schedule noise resampler weighting "
-    "log_variance sigmas sampler guidance tiling operator distance alignment expert ema data optimizer lr logger"
+    "log_variance sigmas sampler guidance tiling operator distance alignment expert ema guard data optimizer lr logger"
 ).split()
 ROOT_FACTS = ("image_size", "seed", "accumulation", "max_steps")
 

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import itertools
+import math
 import os
 import re
 import sys
@@ -29,13 +30,18 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ldm.files import read_text
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
+MAX_TREE_DEPTH = 50
+MAX_TREE_BYTES = 100_000  # of a saved tree; they have a few thousand
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
     "prompt negative_prompt prompts first_stage branch model weak_model classifier target run runs_dir out source "
-    "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation".split()
+    "checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation "
+    "data.cache data.filters.exclude".split()
 )
 
 # Types of root keys that their defaults do not tell, and those that must be at least 1.
@@ -51,6 +57,8 @@ ROOT_TYPES = {
     "steps": list[int],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
+    "flips": bool,
+    "precision": Literal["fp16", "fp32"],
 }
 POSITIVE = frozenset(
     "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
@@ -222,6 +230,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
                 yield from _leaves(value, f"{prefix}{key}.")
 
 
+@cache
 def groups() -> dict[str, list[str]]:
     """Config groups and their options, from the folders of ``conf/``."""
     options: dict[str, list[str]] = {}
@@ -254,6 +263,8 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             key = override.key_or_group
             if not override.is_add() and key not in known_groups and key not in names:
                 return f"{key}: no such key{_nearest(key, [*names, *known_groups])}"
+    if str(error).startswith("Error merging override "):
+        return f"{_first_line(error)[len('Error merging override ') :]}: cannot take the place of what is there"
     where = re.search(r"full_key: (\S+)", str(error))
     if isinstance(error, MissingMandatoryValue):
         missing = where[1] if where else str(error).split()[-1]
@@ -310,8 +321,29 @@ def _validate(node: Any, where: str, swept: Collection[str]) -> None:
             values = value if f"{where}.{key}" in swept and isinstance(value, list) else [value]
             if not all(accepts(annotation, item) for item in values):
                 raise ValueError(f"{where}.{key}={value!r}: expected {_readable(annotation)}")
+            for item in values:
+                check_range(f"{where}.{key}", annotation, item)
     for key, value in node.items():
         _validate(value, f"{where}.{key}".lstrip("."), swept)
+
+
+def check_range(where: str, annotation: Any, value: Any) -> None:
+    """Raises ValueError for a number that means nothing under a key of this name, whoever takes it.
+
+    A whole number counts something here, but for seeds and Lightning's own keys, where -1 means all.
+    """
+    key = where.rpartition(".")[2]
+    if isinstance(value, bool) or not isinstance(value, int | float) or where.startswith("trainer."):
+        return
+    if math.isnan(value):
+        raise ValueError(f"{where}={value}: must be a number")
+    if key.endswith(("_prob", "_fraction")) and not 0 <= value <= 1:
+        raise ValueError(f"{where}={value}: must be between 0 and 1")
+    whole = annotation is int or int in typing.get_args(annotation)
+    if whole and (key in POSITIVE or key.endswith("every_steps")) and value < 1:
+        raise ValueError(f"{where}={value}: must be at least 1")
+    if whole and value < 0 and key != "seed":
+        raise ValueError(f"{where}={value}: must not be negative")
 
 
 def _parameters(target: Callable) -> dict[str, inspect.Parameter]:
@@ -393,23 +425,37 @@ def dump(tree: dict[str, Any]) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can grow exponentially."""
+    """YAML without aliases, which can grow exponentially, and without depths or numbers that take their time."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases")
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > MAX_TREE_DEPTH:
+            raise yaml.YAMLError("it is nested too deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str" and len(node.value) > 100:
+            raise yaml.YAMLError("it has an endless number")
+        return node
+
+
+def load_plain(path: Path, what: str) -> dict[str, Any]:
+    """A YAML mapping that may come from anyone, read as data. Raises ValueError saying that it is not `what`."""
+    try:
+        tree = yaml.load(read_text(path, MAX_TREE_BYTES), _PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not {what} ({_first_line(error)})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: not {what}")
+    return tree
 
 
 def load_tree(path: Path) -> dict[str, Any]:
     """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry."""
-    try:
-        text = path.read_text()
-        tree = yaml.load(text, _PlainLoader) if len(text) <= 1_000_000 else None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a run's configuration ({_first_line(error)})") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: not a run's configuration")
+    tree = load_plain(path, "a run's configuration")
     validate(tree)
     return tree
 

@@ -42,3 +42,8 @@ def computes_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
+
+
+def mixed_precision() -> str:
+    """The precision to train in here: bf16-mixed where it is computed, else 32-true."""
+    return "bf16-mixed" if computes_bf16() else "32-true"

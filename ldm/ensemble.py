@@ -4,19 +4,17 @@ Members tile the noise axis: each serves the intervals it was trained for; one m
 serve whatever the others leave.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ldm.checkpoint.weights import load as load_weights
-from ldm.config import dump
+from ldm.config import dump, load_plain
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
-from ldm.files import write_text
+from ldm.files import read_json, write_text
 from ldm.model import Model, load_model
 
 WHOLE: list[Interval] = [(0.0, math.inf)]
@@ -70,7 +68,7 @@ def share(trained: list[list[Interval]]) -> list[list[Interval]]:
 def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
     try:
-        manifest = yaml.safe_load(path.read_text())
+        manifest = load_plain(path, "an ensemble's manifest")
         members = [
             (
                 Path(m["run"]) / "weights" / Path(m["weights"]).name,
@@ -79,7 +77,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
             )
             for m in manifest["members"]
         ]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     models = []
     for file, digest, _ in members:
@@ -110,4 +108,4 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def _lineage(run: Path) -> dict[str, Any]:
     path = run / "lineage.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}

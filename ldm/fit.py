@@ -8,7 +8,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from ldm.build import Parts
+from data.selection import describe
+from data.workers import failures_named
+from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.config import instantiate
 from ldm.device import computes_bf16, keep_memory
@@ -39,9 +41,13 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
     task, data = parts["task"], parts["data"]
     data.setup()
+    if data.cache is not None:
+        _read_cache(parts)
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
         run.begin()
+        if data.removed:
+            print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
     csv = CSVLog(run.folder / "metrics.csv")
     parent = run.lineage["parent"]
     branch = Path(parent["checkpoint"]) if parent else None  # the one it began from, whatever the parent did since
@@ -56,13 +62,25 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         keep_memory()
     if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
         print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
-    trainer.fit(task, datamodule=data)
+    with failures_named():  # a worker that is killed interrupts whatever is being done
+        trainer.fit(task, datamodule=data)
     close(trainer.loggers)
     if task.step >= task.max_steps:
         _conclude(run, trainer, task, parts)
     elif trainer.is_global_zero:
         print(f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on there")
     return run
+
+
+def _read_cache(parts: Parts) -> None:
+    """Let the run's latents and embeddings come from data.cache. Raises ValueError if they are not its own."""
+    if is_first_stage(parts.tree):
+        raise ValueError("data.cache: a first stage trains on images, not on latents; leave it out")
+    conditioner, fingerprint = parts["conditioner"], parts["first_stage"].spec.fingerprint
+    encoders = {name: encoder.describe() for name, encoder in conditioner.encoders().items()}
+    for name in parts["data"].read_cache(fingerprint, encoders, images="image" in conditioner.fields):
+        if is_rank_zero():
+            print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
 
 
 def _note_decoder(run: Run, libraries: str) -> None:
@@ -93,6 +111,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
         data_fingerprint=data.fingerprint,
         first_stage=parts.tree.get("first_stage") and parts["first_stage"].spec.fingerprint,
         skipped_samples=data.skipped,
+        removed_samples=data.removed,
     )
 
 

@@ -3,7 +3,6 @@
 The same command again resumes; a changed key that would change the mathematics is refused by name.
 """
 
-import json
 import os
 import re
 import secrets
@@ -16,13 +15,15 @@ from typing import Any
 from ldm.checkpoint import resume
 from ldm.config import dump, load_tree
 from ldm.ensemble import load_ensemble
-from ldm.files import sha256, write_json, write_text
+from ldm.files import read_json, sha256, write_json, write_text
 from ldm.model import Model, load_model
+from ldm.redaction import redacted
 
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
-    "runs_dir data.num_workers data.memo_samples task.keep_latents task.compile num_steps sampler sigmas guidance run"
+    "runs_dir data.num_workers data.timeout_seconds data.memo_samples task.keep_latents task.compile "
+    "network.checkpoint_activations autoencoder.checkpoint_activations num_steps sampler sigmas guidance run"
 ).split()
 
 
@@ -50,13 +51,13 @@ class Run:
                 raise ValueError(f"overwrite=true: {self.folder} is not a run's folder; delete it yourself")
             aside = self.folder.with_name(f".overwritten-{os.getpid()}-{self.name}")
             shutil.rmtree(self.folder.replace(aside))  # never a part of the old run under its name
-        write_text(self.folder / "config.yaml", dump({**self.tree, "overwrite": False}))
+        write_text(self.folder / "config.yaml", dump(redacted({**self.tree, "overwrite": False})))
         self.record()
 
     def record(self, **facts: Any) -> None:
         """Add facts to the lineage, durably."""
         self.lineage.update(facts)
-        write_json(self.folder / "lineage.json", self.lineage)
+        write_json(self.folder / "lineage.json", redacted(self.lineage))
 
 
 def open_run(tree: dict[str, Any], name: str) -> Run:
@@ -68,13 +69,29 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
         raise ValueError(f"run={name}: a run's name is made of letters, digits, '-', '_' and '.'")
     folder = Path(tree["runs_dir"]) / name
     config, lineage = folder / "config.yaml", folder / "lineage.json"
+    wandb_id = f"{name}-{secrets.token_hex(4)}"
     if config.exists() and not tree["overwrite"]:
         check_unchanged(load_tree(config), tree, folder)
         if lineage.exists():
-            return Run(folder, tree, json.loads(lineage.read_text()))
+            return Run(folder, tree, _lineage(lineage, wandb_id))
     parent = _parent(tree["branch"]) if tree["branch"] else None
-    wandb_id = f"{name}-{secrets.token_hex(4)}"
     return Run(folder, tree, {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()})
+
+
+def _lineage(path: Path, wandb_id: str) -> dict[str, Any]:
+    """A folder's lineage; one without a W&B id gets `wandb_id`. Raises ValueError if it is no lineage of a run."""
+    lineage = {"wandb_id": wandb_id, "parent": None, **read_json(path)}
+    parent = lineage["parent"]
+    sound = (
+        isinstance(lineage["wandb_id"], str)
+        and re.fullmatch(r"[\w.-]+", lineage["wandb_id"])
+        and isinstance(lineage.get("finished_step", 0), int)
+        and (parent is None or (isinstance(parent, dict) and isinstance(parent.get("checkpoint"), str)))
+        and isinstance((parent or {}).get("samples_seen_total", 0), int)
+    )
+    if not sound:
+        raise ValueError(f"{path}: not the lineage of a run; overwrite=true starts anew")
+    return lineage
 
 
 def is_rank_zero() -> bool:
@@ -84,7 +101,7 @@ def is_rank_zero() -> bool:
 
 def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
     """Raises ValueError if `tree` differs from the `saved` one in a key that changes the mathematics."""
-    before, now = _flat(saved), _flat(tree)
+    before, now = _flat(saved), _flat(redacted(tree))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
             raise ValueError(
@@ -124,8 +141,8 @@ def _parent(branch: str) -> dict[str, Any]:
     checkpoint = branch_point(branch)
     run_folder = checkpoint.parent.parent
     lineage_file = run_folder / "lineage.json"
-    grand = json.loads(lineage_file.read_text()) if lineage_file.exists() else {}
-    counters = json.loads((checkpoint / "state.json").read_text())
+    grand = _lineage(lineage_file, "none") if lineage_file.exists() else {}
+    counters = read_json(checkpoint / "state.json")
     before = (grand.get("parent") or {}).get("samples_seen_total", 0)
     return {
         "run": run_folder.name,

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import guarded
 
-SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "loader")
+SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "overhead", "cache", "loader")
 # precision: both, fp32 or bf16. compile: torch.compile too, minutes the first time. memory_of: for the processes that
 # measure memory. 0 is the suite's own size.
 KEYS = {

@@ -20,10 +20,27 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the toys that the tests train
 
 from ldm.config import guarded
 
-CASES = ("bit_flips", "bad_inputs")
+CASES = (
+    "bad_inputs",
+    "bit_flips",
+    "damage",
+    "full_disk",
+    "hangs",
+    "kills",
+    "kills_while_saving",
+    "malformed",
+    "not_finite",
+    "plan",
+    "ranks",
+    "restarts",
+    "signals",
+    "start_step",
+    "soak",
+)
 KEYS = {"case": "", "runs": 0, "seed": 0}
 
 

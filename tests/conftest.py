@@ -1,7 +1,8 @@
 """Toy runs trained once for all tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ from ldm.run import Run
 def one_thread() -> None:
     """For comparisons bit by bit, and for machines with few cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_of_shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indices of the tests' shards, which are gone afterwards, do not fill the user's cache."""
+    with patch("data.derived.cache_folder", return_value=tmp_path_factory.mktemp("derived")):
+        yield
 
 
 @pytest.fixture(scope="session")

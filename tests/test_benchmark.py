@@ -14,8 +14,11 @@ def benchmark(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+SUITES = ["unet_train", "unet_sample", "ema", "optimizer", "autoencoder", "overhead", "cache", "loader"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["unet_train", "unet_sample", "ema", "optimizer", "autoencoder", "loader"])
+@pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_prints_ratios_against_its_peers(suite):
     found = benchmark(f"suite={suite}", "repeats=1", "batch_size=1", "image_size=32", "precision=fp32")
     assert found.returncode == 0, found.stderr

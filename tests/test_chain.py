@@ -49,7 +49,7 @@ def chain_tree(folder: Path, precision: str | None = None) -> dict:
     [(True, None, "bf16-mixed"), (False, None, "32-true"), (True, "32-true", "32-true"), (False, "64-true", "64-true")],
 )
 def test_runs_are_in_bf16_where_the_processor_computes_in_it(tmp_path, monkeypatch, able, given, expected):
-    monkeypatch.setattr("ldm.evaluation.chain.computes_bf16", lambda: able)
+    monkeypatch.setattr("ldm.device.computes_bf16", lambda: able)
     assert f"trainer.precision={expected}" in Chain(chain_tree(tmp_path, given)).shared
 
 

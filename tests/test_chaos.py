@@ -10,10 +10,37 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from chaoses import bad_inputs, bit_flips  # noqa: E402
+from chaoses import (  # noqa: E402
+    bad_inputs,
+    bit_flips,
+    damage,
+    full_disk,
+    hangs,
+    kills,
+    kills_while_saving,
+    malformed,
+    not_finite,
+    plan,
+    ranks,
+    restarts,
+    signals,
+    soak,
+    start_step,
+)
+
+FEW = [
+    (bad_inputs, 34),
+    (bit_flips, 12),
+    (damage, 20),
+    (kills_while_saving, 10),
+    (malformed, 50),
+    (plan, 6),
+    (start_step, 2),
+]
+SLOW = [(full_disk, 6), (hangs, 2), (kills, 6), (not_finite, 6), (ranks, 1), (restarts, 1), (signals, 6), (soak, 1)]
 
 
-@pytest.mark.parametrize(("case", "runs"), [(bit_flips, 12), (bad_inputs, 34)])
+@pytest.mark.parametrize(("case", "runs"), [*FEW, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_a_goal_holds(case, runs: int, tmp_path: Path):
     outcome = case.run(runs, random.Random(0), tmp_path)
     assert outcome.failures == [] and outcome.tried == runs

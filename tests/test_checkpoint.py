@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,13 +95,22 @@ def counters_changed(path: Path) -> None:
     (path / "state.json").write_text('{"step": 0}')
 
 
+def other_keys(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    forge(path, {("fjnite" if key == "finite" else key): value for key, value in manifest.items()})
+
+
+def forge(path: Path, manifest: dict) -> None:
+    (path / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
 def one_bit(path: Path) -> None:
     flip_bit(path / "state.pt", (path / "state.pt").stat().st_size // 2)
 
 
 DAMAGES = [
     cut, no_state, no_manifest, empty, a_file, cut_manifest, other_manifest, manifest_without_state, binary_manifest,
-    counters_changed, one_bit,
+    counters_changed, one_bit, other_keys,
 ]  # fmt: skip
 
 
@@ -145,6 +153,12 @@ def test_retention_keeps_the_newest_and_at_least_two(tmp_path, keep, left):
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [f"step_{n:08d}.ckpt" for n in left]
 
 
+def test_retention_keeps_every_so_many(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5)
+    resume.retain(tmp_path, keep=2, every_steps=2)
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == [f"step_{n:08d}.ckpt" for n in (2, 4, 5)]
+
+
 def test_broken_later_checkpoints_do_not_crowd_out_whole_ones(tmp_path):
     for path in save(tmp_path, 1, 2, 3, 4)[2:]:
         one_bit(path)
@@ -176,9 +190,9 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     torch.save({"a": Malice(witness)}, path / "state.pt")
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["state.pt"] = sha256(path / "state.pt")
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    forge(path, manifest)
     assert resume.damage(path) is None, "the manifest is the attacker's"
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="can be read without running code"):
         resume.load(path)
     assert not witness.exists()
 
@@ -187,8 +201,36 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
     (path,) = save(tmp_path, 1)
     secret = tmp_path / "secret"
     secret.write_text("x")
-    (path / "manifest.json").write_text(json.dumps({"files": {"../secret": sha256(secret), "state.pt": "0"}}))
+    forge(path, {"files": {"../secret": sha256(secret), "state.pt": "0"}})
     assert "secret" in resume.damage(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_state_that_is_not_finite_is_never_taken_for_good(tmp_path, value: float):
+    before, _ = save(tmp_path, 1, 2)
+    broken = {**state(), "lists": [{"deep": torch.tensor([1.0, value])}]}
+    assert resume.not_finite(broken) == "lists.0.deep"
+    path = resume.save(tmp_path, 2, broken, {})
+    assert resume.newest(tmp_path) == before
+    with pytest.raises(ValueError, match="not finite"):
+        resume.load(path)
+
+
+@pytest.mark.parametrize("older", [["files"], ["step", "files"]])
+def test_manifests_of_older_formats_are_read(tmp_path, older: list[str]):
+    (path,) = save(tmp_path, 3)
+    manifest = json.loads((path / "manifest.json").read_text())
+    forge(path, {key: manifest[key] for key in older})
+    assert resume.newest(tmp_path) == path
+    one_bit(path)
+    assert "state.pt is damaged" in resume.damage(path)
+
+
+def test_nothing_in_a_large_finite_state_is_taken_for_an_infinity():
+    largest = torch.finfo(torch.float32).max
+    assert (
+        resume.not_finite({"a": torch.tensor([largest, -largest]), "b": torch.empty(0), "c": torch.arange(3)}) is None
+    )
 
 
 # Weights
@@ -239,6 +281,19 @@ def test_retention_of_weights(tmp_path):
     weights.retain(tmp_path, 2)
     kept = [f"step_0000000{step}.{end}" for step in (2, 3) for end in ("ema.safetensors", "json", "raw.safetensors")]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+@pytest.mark.parametrize(
+    ("every", "best", "kept"), [(2, None, [2, 4, 5]), (None, "loss", [3, 5]), (4, "loss", [3, 4, 5])]
+)
+def test_retention_of_weights_keeps_every_so_many_and_the_best(tmp_path, every, best, kept):
+    for step, loss in enumerate((0.5, float("nan"), 0.2, 0.2, 0.3), start=1):
+        weights.save(tmp_path, step, states(), {"validation": {"loss": loss} if step != 4 else {}})
+        weights.retain(tmp_path, 1, every, best)
+    (tmp_path / ".writing-1-x").write_text("half")
+    weights.retain(tmp_path, 1, every, best)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == [f"step_{step:08d}.json" for step in kept]
+    assert len(list(tmp_path.iterdir())) == 3 * len(kept)
 
 
 def test_weights_of_an_abandoned_future_are_not_the_newest(tmp_path):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from ldm import files
 from ldm.checkpoint import resume
-from ldm.files import replace, sha256, sweep, write_bytes, write_json, write_text
+from ldm.files import discard, replace, sha256, sweep, write_bytes, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -42,7 +42,7 @@ def test_sha256_is_of_the_bytes(tmp_path):
     assert sha256(write_bytes(tmp_path / "a", b"abc")).startswith("ba7816bf8f01cfea")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.EIO, "no")])
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.EPERM, "no")])
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path, error):
     def write(path: Path) -> None:
         path.write_text("half of the n")
@@ -62,7 +62,7 @@ def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
 
     def fail(self, other):
         if "-old-" not in self.name and other == target:
-            raise OSError(errno.EIO, "no")
+            raise OSError(errno.EPERM, "no")
         return rename(self, other)
 
     monkeypatch.setattr(Path, "replace", fail)
@@ -102,19 +102,26 @@ def wrapped() -> RuntimeError:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [full(), full(errno.EDQUOT), wrapped(), SafetensorError("I/O error: No space left on device (os error 28)")],
-    ids=["full", "quota", "torch", "safetensors"],
+    ("error", "number"),
+    [
+        (full(), errno.ENOSPC),
+        (full(errno.EDQUOT), errno.EDQUOT),
+        (full(errno.EROFS), errno.EROFS),
+        (full(errno.EIO), errno.EIO),
+        (wrapped(), errno.ENOSPC),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+    ],
+    ids=["full", "quota", "read-only", "broken", "torch", "safetensors"],
 )
-def test_a_full_disk_names_the_file_and_the_way_out(tmp_path, error):
+def test_what_a_disk_refuses_names_the_file_and_the_way_out(tmp_path, error, number):
     def write(path: Path) -> None:
         path.write_text("some")
         raise error
 
     path = write_text(tmp_path / "file", "old")
-    with pytest.raises(OSError, match="no space left to write") as caught:
+    with pytest.raises(OSError, match=f"cannot write {path}") as caught:
         replace(path, write)
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.errno == number
     for expected in (str(path), "MiB free", "intact", "runs_dir", "same command"):
         assert expected in str(caught.value)
     assert path.read_text() == "old"
@@ -138,7 +145,7 @@ for write in (
     try:
         write()
     except OSError as error:
-        assert "no space left to write" in str(error), error
+        assert "no space left on device: cannot write" in str(error), error
         print("refused")
     assert resume.newest(folder).name == "step_00000001.ckpt"
 assert not [path for path in folder.iterdir() if path.name.startswith(".writing")]
@@ -171,6 +178,14 @@ def test_sweep_removes_what_an_interrupted_write_left_and_nothing_else(tmp_path)
     (tmp_path / "a").write_text("whole")
     sweep(tmp_path)
     assert names(tmp_path) == ["a"]
+
+
+def test_what_is_discarded_is_gone_at_once_and_as_a_whole(tmp_path, monkeypatch):
+    replace(tmp_path / "x", folder_with("old"))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)  # as if killed before it
+    discard(tmp_path / "x")
+    (leftover,) = names(tmp_path)
+    assert leftover.startswith(files.TEMPORARY)
 
 
 def test_torch_reads_back_what_was_saved_through_replace(tmp_path):

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
-from ldm.first_stage.first_stage import FirstStage, Identity, fingerprint
+from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.regularizers import KL, VQ
 from ldm.first_stage.spec import LatentSpec
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.networks.autoencoder import Autoencoder
+from ldm.networks.fingerprint import fingerprint
 
 SPEC = LatentSpec(4, 2, "grid", False, (0.1, -0.2), (1.5, 0.3), "abc")
 

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from toys import tiny
 from wandb.proto.wandb_internal_pb2 import Record
 
+from ldm.config import compose
+from ldm.fit import fit
 from ldm.training.loggers import CSVLog, close, curves, read_metrics, wandb
 
 
@@ -121,3 +124,43 @@ def test_wandb_offline_holds_the_metrics_under_the_runs_own_id(tmp_path, monkeyp
 def test_another_mode_of_wandb_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"logger\.mode=on: choose offline, online or disabled"):
         wandb(tmp_path, "id", "name", mode="on")
+
+
+def test_steps_done_again_after_a_kill_are_not_told_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    csv = log_of(tmp_path / "metrics.csv")
+    for resumed_at, steps in ((0, (1, 2, 3)), (1, (2, 3, 4)), (4, (4, 5))):
+        logger = wandb(tmp_path, run_id="toy-0123abcd", run_name="toy", project="tests")
+        csv = CSVLog(csv.path)
+        csv.rewind(resumed_at)
+        for step in steps:
+            logger.log_metrics({"train/loss": step / 4}, step)
+            csv.log_metrics({"train/loss": step / 4}, step)
+            if (resumed_at, step) != (0, 3):  # the kill came between the two
+                logger.log_metrics({"validation/loss": step / 2}, step)
+                csv.log_metrics({"validation/loss": step / 2}, step)
+        close([logger])
+        time.sleep(1.1)
+    rows = [row for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for row in history(file)]
+    steps = [row["_step"] for row in rows]
+    assert steps == [row["trainer/global_step"] for row in rows] == sorted(steps) == [1, 2, 3, 3, 4, 5]
+    for name, scale in (("train/loss", 4), ("validation/loss", 2)):
+        found = [(row["_step"], row[name]) for row in rows if name in row]
+        assert found == [(step, step / scale) for step in (1, 2, 3, 4, 5)]
+
+
+def test_a_resumed_run_goes_on_in_wandb(first_stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    own = ("callback.speed.every_steps=1", "callback.panels.every_steps=2")
+    own += (f"first_stage={first_stage.folder}",)
+    for steps in (2, 4):
+        words = tiny("quickstart/diffusion", tmp_path, *own, f"max_steps={steps}")
+        run = fit(compose("config", [word for word in words if word != "~logger"]), "a")
+        time.sleep(1.1)
+    files = sorted(run.folder.glob(f"wandb/offline-run-*-{run.lineage['wandb_id']}/*.wandb"))
+    rows = [row for file in files for row in history(file)]
+    steps = [row["_step"] for row in rows if "train/loss" in row]
+    assert len(files) == 2 and steps == [1, 2, 3, 4]
+    assert [row["_step"] for row in rows] == sorted(row["_step"] for row in rows)
+    assert all(row["_step"] == row["trainer/global_step"] and row["speed/forward_ms"] > 0 for row in rows)
+    assert [row["_step"] for row in rows if any(name.startswith("panels/") for name in row)] == [2, 4]

@@ -321,7 +321,7 @@ def test_failure_leaves_the_old_report_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left to write"):
+    with pytest.raises(OSError, match="no space left on device: cannot write"):
         page.write_report(tmp_path, "new", "", [])
     assert index.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["index.html"]
 

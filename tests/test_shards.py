@@ -62,7 +62,7 @@ def test_paths_of_shipped_data_hold_in_every_folder(tmp_path: Path, monkeypatch:
         ("{folder}/b-*.tar", "no shard .*b-"),
         ("{folder}", "is a folder"),
         ("pipe:cat {folder}/a-00000.tar", "would run a shell command"),
-        ("https://example.org/a.tar", "is a URL"),
+        ("ftp://example.org/a.tar", "URLs begin with s3://"),
     ],
 )
 def test_what_names_no_shard_is_one_error_with_the_key(shard: Path, pattern: str, reason: str) -> None:

@@ -159,6 +159,19 @@ def test_validation_repeats_itself_whatever_its_batches(train_diffusion: Train):
     assert curve(cut, "validation/loss") == pytest.approx(validation, rel=1e-6)
 
 
+def test_validation_leaves_what_is_frozen_in_evaluation_mode(train_diffusion: Train, monkeypatch: pytest.MonkeyPatch):
+    modes = []
+    original = DiffusionTask.training_step
+
+    def watch(task: DiffusionTask, batch: dict, batch_index: int) -> torch.Tensor:
+        modes.append((task.first_stage.autoencoder.training, task.denoiser.network.training))
+        return original(task, batch, batch_index)
+
+    monkeypatch.setattr(DiffusionTask, "training_step", watch)
+    train_diffusion("callback.validation.every_steps=1", "max_steps=3")
+    assert modes == [(False, True)] * 3  # its dropout would be drawn anew for every step
+
+
 def test_validation_judges_the_averaged_weights(train_autoencoder: Train):
     run = train_autoencoder("callback.validation.every_steps=1", "reconstruction.start_step=10", "ema=default").folder
     names = {name for _, name, _ in losses(run) if name.startswith("validation/")}

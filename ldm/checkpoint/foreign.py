@@ -6,12 +6,13 @@ They are ``torch.save`` dicts with ``state_dict`` (or the state dict itself, or 
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from ldm.checkpoint import restricted
 
 State = dict[str, Tensor]
 Names = tuple[tuple[str, str], ...]  # (prefix of ours, prefix of theirs), in the order of the published files
@@ -94,7 +95,7 @@ def read(path: Path) -> tuple[State, int]:
         raise ValueError(f"checkpoint={path}: no such file")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+    except SafetensorError as error:
         raise ValueError(f"checkpoint={path}: damaged, or not a file that can be read without running code") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -115,14 +116,11 @@ class _Inert:
 
 def _unpickle(path: Path) -> object:
     """``torch.load`` with ``weights_only``; classes of old Lightning versions, which it would refuse, become inert."""
-    try:
-        strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError):  # not a zip file: torch's format before 1.6
-        strange = []
+    strange = restricted.classes(path, f"checkpoint={path}")
     refused = [name for name in strange if not name.startswith("pytorch_lightning.")]
     if refused:
         raise ValueError(
             f"checkpoint={path}: would have to run {refused[0]}; save its state dict as safetensors instead"
         )
     with torch.serialization.safe_globals([(_Inert, name) for name in strange]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return restricted.load(path, f"checkpoint={path}")

@@ -5,7 +5,6 @@ wanted one is approached by the combination of the stored ones that is nearest t
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ldm.checkpoint import weights
 from ldm.checkpoint.weights import Weights
+from ldm.files import read_json
 
 LONGEST = 12**-0.5  # the relative length of the plain mean, gamma = 0
 Profile = tuple[float, int]  # relative length, number of updates
@@ -88,7 +88,7 @@ def load(path: Path, ema: str = "ema") -> Weights:
         return weights.read(sources[wanted])
     snapshots = sorted((base.run / "snapshots").glob("step_*.json"))
     for description in snapshots:
-        own = json.loads(description.read_text())["ema_profiles"]
+        own = read_json(description)["ema_profiles"]
         if not 0 < own["num_updates"] < num_updates:
             continue
         for kind, length in own["sigma_rels"].items():

@@ -1,23 +1,26 @@
 """Training checkpoints: a folder of tensors with a manifest of hashes, found again by scanning, never by trust.
 
 ``step_00001000.ckpt/`` holds ``state.pt`` (tensors and plain numbers, read with ``weights_only``), ``state.json`` (the
-counters, for people) and ``manifest.json`` (sha256 of the others), which makes it whole. ``last.ckpt`` is a hint.
+counters, for people) and ``manifest.json`` (sha256 of the others, and whether all numbers are finite), which makes it
+whole. ``last.ckpt`` is a hint.
 """
 
 import json
 import logging
 import re
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.files import replace, sha256, sweep, write_text
+from ldm.checkpoint import restricted
+from ldm.files import discard, read_text, replace, sha256, sweep, write_text
 
 log = logging.getLogger(__name__)
 NAME = "step_{:08d}.ckpt"
 PATTERN = re.compile(r"step_(\d{8,})\.ckpt")
+MAX_MANIFEST_BYTES = 1 << 20
 
 
 def save(folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any]) -> Path:
@@ -33,13 +36,14 @@ def save(folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any
             torch.save(state, file)
         (temporary / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(_manifest(step, files))
+        manifest = {"step": step, "finite": not_finite(state) is None, "files": files}
+        (temporary / "manifest.json").write_text(_text(manifest))
 
     replace(target, write)
     write_text(folder / "last.ckpt", f"{target.name}\n")
     for later in _found(folder):
         if _step(later) > step:
-            shutil.rmtree(later)
+            discard(later)
     return target
 
 
@@ -48,29 +52,58 @@ def load(checkpoint: Path) -> dict[str, Any]:
     problem = damage(checkpoint)
     if problem:
         raise ValueError(f"{checkpoint}: {problem}")
-    return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    return restricted.load(checkpoint / "state.pt", f"{checkpoint}: state.pt")
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if every file has the hash its manifest states."""
+    """What is wrong with a checkpoint folder; None if all is finite and has the hash that its manifest states."""
     try:
-        text = (checkpoint / "manifest.json").read_text()
-        step, files = json.loads(text)["step"], json.loads(text)["files"]
-        if text != _manifest(step, files) or (PATTERN.fullmatch(checkpoint.name) and step != _step(checkpoint)):
+        text = read_text(checkpoint / "manifest.json", MAX_MANIFEST_BYTES)
+        manifest = upgraded(json.loads(text))
+        named = PATTERN.fullmatch(checkpoint.name)
+        if text != _text(json.loads(text)) or (named and manifest["step"] not in (None, int(named[1]))):
             return "its manifest is damaged"
-        for name, digest in files.items():
+        for name, digest in manifest["files"].items():
             if sha256(checkpoint / Path(name).name) != digest:
                 return f"{name} is damaged (its hash is not the manifest's)"
+        if "state.pt" not in manifest["files"]:
+            return "its manifest does not name state.pt"
     except FileNotFoundError as error:
         return f"incomplete: {Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
-    return None if "state.pt" in files else "its manifest does not name state.pt"
+    return None if manifest["finite"] else "it holds numbers that are not finite"
 
 
-def _manifest(step: int, files: dict[str, str]) -> str:
+def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as it is written today; the two older formats said less. Raises KeyError for any other.
+
+    Neither said `finite`, but non-finite states were not saved then; the first did not repeat the `step` of its folder.
+    """
+    if manifest.keys() not in ({"files"}, {"step", "files"}, {"step", "finite", "files"}):
+        raise KeyError(*manifest)
+    return {"step": None, "finite": True, **manifest}
+
+
+def _text(manifest: dict[str, Any]) -> str:
     """The one text that says this, so that a manifest with any other byte in it is known to be damaged."""
-    return json.dumps({"step": step, "files": files}, indent=2) + "\n"
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def not_finite(state: Any, name: str = "") -> str | None:
+    """The name of the first tensor in nested containers that holds a NaN or an infinity; None if there is none."""
+    for where, tensor in _tensors(state, name):
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            return where
+    return None
+
+
+def _tensors(state: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
 def newest(folder: Path) -> Path | None:
@@ -89,11 +122,12 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` (at least 2) checkpoints, and what interrupted writes left."""
+def retain(folder: Path, keep: int, every_steps: int | None = None) -> None:
+    """Delete what interrupted writes left and all checkpoints but the newest `keep` (at least 2) and every so many."""
     sweep(folder)
     for checkpoint in _found(folder)[max(keep, 2) :]:
-        shutil.rmtree(checkpoint)
+        if not every_steps or _step(checkpoint) % every_steps:
+            discard(checkpoint)
 
 
 def _step(checkpoint: Path) -> int:

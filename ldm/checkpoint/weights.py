@@ -6,8 +6,8 @@ The JSON carries the sha256 of each file and, for a first stage, its latent stat
 without the numbers needed to use them.
 """
 
-import json
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ldm.files import replace, sha256, write_json
+from ldm.files import read_json, replace, sha256, sweep, write_json
 
 log = logging.getLogger(__name__)
 NAMED = 12  # keys that an error about a checkpoint names of each kind
@@ -53,12 +54,28 @@ def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], me
 def amend(folder: Path, metadata: dict[str, Any]) -> None:
     """Add facts to the newest set's JSON."""
     description = _sets(folder)[0]
-    write_json(description, {**json.loads(description.read_text()), **metadata})
+    write_json(description, {**read_json(description), **metadata})
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` sets of weights."""
-    _delete(_sets(folder)[keep:])
+def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | None = None) -> None:
+    """Delete what interrupted writes left and all sets but the newest `keep`, every so many, and the best one.
+
+    The best has the smallest value of that name in ``validation`` of its JSON, the newest of equals.
+    """
+    sweep(folder)
+    sets = _sets(folder)
+    scores = {description: score for description in sets if (score := _score(description, best)) is not None}
+    best_set = min(scores, key=scores.__getitem__, default=None)
+    _delete(d for d in sets[keep:] if d != best_set and (not every_steps or _step(d) % every_steps))
+
+
+def _score(description: Path, name: str | None) -> float | None:
+    """The held-out value of this name that a set's JSON records; NaN is no value."""
+    try:
+        value = float(read_json(description)["validation"][name])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None if math.isnan(value) else value
 
 
 def load(path: Path, kind: str = "ema") -> Weights:
@@ -92,13 +109,21 @@ def read(file: Path) -> Weights:
         raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
     digest = sha256(file)
     try:
-        metadata = json.loads(description.read_text())
+        metadata = read_json(description)
         recorded = metadata["sha256"].get(file.name.removeprefix(f"{description.stem}.").removesuffix(file.suffix))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{description}: cannot be read as the description of weights") from error
     if recorded != digest:
         raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
-    return Weights(file.parent.parent, file, load_file(file), digest, metadata)
+    return Weights(file.parent.parent, file, read_tensors(file), digest, metadata)
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file that may come from anyone. Raises ValueError if it is not one."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
 
 
 def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:

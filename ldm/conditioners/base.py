@@ -5,8 +5,11 @@ A conditioner turns fields of the batch into one slot: "vector" [B, V], "tokens"
 """
 
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -18,6 +21,33 @@ Batch = Mapping[str, Any]
 SLOTS = ("vector", "tokens", "concat")
 
 
+class FrozenEncoder(ABC):
+    """What a conditioner asks first and never trains. Its answers for a batch may come with it, from a cache of them:
+    batch["encoded"][`digest`], {part: [B, ...]}.
+    """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, in words and numbers; "weights" is a hash."""
+
+    @abstractmethod
+    def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        """Its answers for a batch, {part: [B, ...]}, made on `device`."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Its identity in sixteen digits."""
+        return sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """Its identity, with its digest."""
+        return {"digest": self.digest, **self.identity()}
+
+    def known(self, batch: Batch) -> Mapping[str, Tensor] | None:
+        """Its answers if they came with the batch."""
+        return batch["encoded"].get(self.digest) if "encoded" in batch else None
+
+
 class Conditioner(nn.Module, ABC):
     """Field `key` of a batch -> one slot of the network, `width` channels wide; dropped in training with `drop_prob`.
 
@@ -26,6 +56,7 @@ class Conditioner(nn.Module, ABC):
 
     key: str
     shares_first_stage = False  # whether published files hold the first stage a second time in its place
+    frozen: FrozenEncoder | None = None
 
     def __init__(self, slot: str, width: int, drop_prob: float, drop_with: str | None = None):
         super().__init__()
@@ -88,6 +119,10 @@ class Conditioners(nn.Module):
         """What is read of a batch."""
         return {conditioner.key for conditioner in self.parts.values()}
 
+    def encoders(self) -> dict[str, FrozenEncoder]:
+        """The frozen encoders of those that have one."""
+        return {name: conditioner.frozen for name, conditioner in self.parts.items() if conditioner.frozen is not None}
+
     def drop_all_but(self, given: Collection[str], num_samples: int) -> dict[str, Tensor]:
         """Those of `names` that are in `given` kept, every other condition replaced by its null."""
         return {
@@ -111,7 +146,7 @@ class Conditioners(nn.Module):
         parts: dict[str, list[Tensor]] = {}
         for name, conditioner in self.parts.items():
             if negative and conditioner.key in negative and drop[name].all():
-                given = conditioner({**batch, **negative}, ~drop[name])
+                given = conditioner({**batch, "encoded": {}, **negative}, ~drop[name])
             else:
                 given = conditioner(batch, drop[name])
             if conditioner.slot == "tokens":

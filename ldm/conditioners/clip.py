@@ -37,23 +37,23 @@ class ClipText(Conditioner):
     key = "caption"
 
     def __init__(self, path: str, drop_prob: float = 0.1, memo_captions: int = 0):
-        captions = None if path == "???" else CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions)
-        super().__init__("tokens", captions.width if captions else CONFIG["hidden_size"], drop_prob)
-        self._captions = captions
+        frozen = None if path == "???" else CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions)
+        super().__init__("tokens", frozen.width if frozen else CONFIG["hidden_size"], drop_prob)
+        self.frozen = frozen
 
     @property
     def encoder(self) -> TextEncoder:
         """The frozen encoder with its tokenizer."""
-        return self._captions.encoder.module
+        return self.frozen.encoder.module
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        tokens, mask = self._captions(batch, drop)
+        tokens, mask = self.frozen(batch, drop)
         return {"tokens": tokens, "tokens_mask": mask}
 
     def published_state(self) -> dict[str, Tensor]:
-        if self._captions is None:
+        if self.frozen is None:
             return layout()
-        state = self._captions.encoder.module.model.state_dict()
+        state = self.frozen.encoder.module.model.state_dict()
         return {f"transformer.text_model.{_bare(name)}": value for name, value in state.items()}
 
 

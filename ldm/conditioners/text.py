@@ -1,15 +1,19 @@
 """Captions as the tokens of a frozen text encoder (cross-attention, arXiv 2112.10752, section 3.3)."""
 
+import json
 import logging
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
+from ldm.networks.fingerprint import fingerprint
 from ldm.networks.layers import Frozen
 from ldm.networks.pretrained import locate
 
@@ -46,6 +50,18 @@ class TextEncoder(nn.Module):
         with torch.device("cpu"):  # also while a model is counted on the meta device
             model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens, see_padding)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        words = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return {
+            "model": type(self.model).__name__,
+            "weights": fingerprint(self.model),
+            "vocabulary": sha256(words.encode()).hexdigest()[:16],
+            "max_tokens": self.max_tokens,
+            "see_padding": self.see_padding,
+        }
 
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -86,7 +102,7 @@ class TextEncoder(nn.Module):
 Memo = dict[str, tuple[Tensor, Tensor]]
 
 
-class CaptionEncoder:
+class CaptionEncoder(FrozenEncoder):
     """A frozen encoder, its answers to the first `capacity` captions kept in `memo`.
 
     With a capacity captions are encoded one at a time, so that an embedding depends on its caption only.
@@ -98,8 +114,21 @@ class CaptionEncoder:
         self._capacity = capacity
         self._memo = {} if memo is None else memo
 
+    def identity(self) -> dict[str, Any]:
+        """The encoder's."""
+        return self.encoder.module.identity
+
+    def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        """The tokens [B, N, width] and the mask [B, N] of batch["caption"]."""
+        captions = field(batch, "caption", "text")
+        tokens, mask = self(batch, torch.zeros(len(captions), dtype=torch.bool, device=device))
+        return {"tokens": tokens, "mask": mask}
+
     def __call__(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, N, width] and mask [B, N] of batch["caption"], of '' where dropped."""
+        known = self.known(batch)
+        if known is not None:
+            return self._with_null(known["tokens"].to(drop.device).float(), known["mask"].to(drop.device), drop)
         captions = [""] * len(drop)
         if not drop.all():
             given = field(batch, "caption", "text")
@@ -118,6 +147,15 @@ class CaptionEncoder:
         tokens, mask = (torch.stack(values).to(drop.device) for values in zip(*pairs, strict=True))
         return tokens, mask
 
+    def _with_null(self, tokens: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
+        null, null_mask = (value.to(drop.device) for value in self._null)
+        return torch.where(drop[:, None, None], null, tokens), torch.where(drop[:, None], null_mask, mask)
+
+    @cached_property
+    def _null(self) -> tuple[Tensor, Tensor]:
+        """Of '', [1, N, width] and [1, N]: where everything else is known, the encoder stays on the device it is on."""
+        return self.encoder.module([""])
+
 
 class TextTokens(Conditioner):
     """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is the encoding of ''.
@@ -129,15 +167,15 @@ class TextTokens(Conditioner):
 
     def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
         super().__init__("tokens", encoder.width, drop_prob)
-        self._captions = CaptionEncoder(encoder, memo_captions, memo)
+        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
 
     @property
     def encoder(self) -> TextEncoder:
         """The frozen encoder with its tokenizer."""
-        return self._captions.encoder.module
+        return self.frozen.encoder.module
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        tokens, mask = self._captions(batch, drop)
+        tokens, mask = self.frozen(batch, drop)
         return {"tokens": tokens, "tokens_mask": mask}
 
 
@@ -148,10 +186,10 @@ class TextVector(Conditioner):
 
     def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
         super().__init__("vector", encoder.width, drop_prob, drop_with="text")
-        self._captions = CaptionEncoder(encoder, memo_captions, memo)
+        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        tokens, mask = self._captions(batch, drop)
+        tokens, mask = self.frozen(batch, drop)
         mean = tokens.sum(1) / mask.sum(1, keepdim=True)
         return {"vector": F.layer_norm(mean, (self.width,))}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.build import Parts, load_autoencoder, load_first_stage
@@ -224,7 +224,7 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
         return pipelines.export(tree, found, first_stage, factor, out)
     if tree["network"].get("patch_size", 1) != 1:
         raise ValueError(f"format={form}: the published layout has no patches; network.patch_size is not 1")
-    kept = load_file(found.run / KEPT) if (found.run / KEPT).exists() else None
+    kept = weights.read_tensors(found.run / KEPT) if (found.run / KEPT).exists() else None
     state = buffers(_discrete(Parts(tree))) if kept is None else kept
     average = found.state if raw.path != found.path else {}
     if form == "safetensors":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import compose, run_name
-from ldm.device import computes_bf16
+from ldm.device import mixed_precision
 from ldm.ensemble import write_manifest
 from ldm.evaluation.chain_report import write_chain_report
 from ldm.evaluation.chain_samples import draw_samples
@@ -31,7 +31,7 @@ class Chain:
             f"runs_dir={self.runs}",
             f"seed={tree['seed']}",
             f"logger.mode={tree['logger']['mode']}",
-            f"trainer.precision={tree['precision'] or ('bf16-mixed' if computes_bf16() else '32-true')}",
+            f"trainer.precision={tree['precision'] or mixed_precision()}",
             *tree["overrides"].split(),
         ]
         self.autoencoder = self.runs / self._name("autoencoder")

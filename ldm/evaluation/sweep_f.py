@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ldm.config import compose
-from ldm.device import choose
+from ldm.device import choose, mixed_precision
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.guidance_curve import with_scale
 from ldm.evaluation.report.plots import loss_curves, quality_over_speed
@@ -51,11 +51,11 @@ def _train(tree: dict[str, Any], f: int) -> Path | None:
     runs, family = Path(tree["runs_dir"]), tree["family"]
     shared = [f"runs_dir={runs}", f"seed={tree['seed']}", f"logger.mode={tree['logger']['mode']}"]
     base, first_stage = runs / f"{family}-diffusion-f{f}", runs / f"{family}-autoencoder-f{f}"
-    jobs = []
+    jobs, precision = [], f"trainer.precision={mixed_precision()}"
     if f > 1:
-        own = [f"autoencoder=f{f}", *tree["autoencoder_overrides"].split()]
+        own = [f"autoencoder=f{f}", precision, *tree["autoencoder_overrides"].split()]
         jobs.append([f"experiment={family}/autoencoder", f"run={first_stage.name}", *own, *shared])
-    own = [*([f"first_stage={first_stage}"] if f > 1 else []), *tree["diffusion_overrides"].split()]
+    own = [*([f"first_stage={first_stage}"] if f > 1 else []), precision, *tree["diffusion_overrides"].split()]
     jobs.append([f"experiment={family}/diffusion", f"run={base.name}", *own, *shared])
     for job in jobs:
         print(f"\n[f = {f}] python train.py {' '.join(job)}", flush=True)

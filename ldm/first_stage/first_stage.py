@@ -3,9 +3,9 @@
 It neither trains nor loads anything: an autoencoder, a regulariser and measured statistics are handed to it.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class FirstStage(nn.Module):
         self.spec = _spec(autoencoder.f, channels, mean, std, fingerprint)
         self.autoencoder = autoencoder
         self.regularizer = regularizer
+        self.num_codes = regularizer.num_codes
         self.register_buffer("mean", torch.tensor(self.spec.mean).view(channels, 1, 1))
         self.register_buffer("std", torch.tensor(self.spec.std).view(channels, 1, 1))
         self.requires_grad_(False)
@@ -73,6 +74,7 @@ class Identity(nn.Module):
     """f = 1: pixels are the latent. The interface of `FirstStage`; there is nothing in it to train, nor to tile."""
 
     tile: int | None = None
+    num_codes = 0
 
     def __init__(self, channels: int = 3, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)):
         super().__init__()
@@ -117,11 +119,9 @@ def _spec(
     return LatentSpec(f, channels, "grid", False, mean, std, fingerprint)
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """16 hex digits of the sha256 over names, shapes and bytes of all weights, in the order given."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+@torch.no_grad()
+def moments_of(first_stage: FirstStage | Identity, batch: Mapping[str, Any]) -> Tensor:
+    """What latents of a batch are drawn from: its "moments" or "codes" if it has them, else those of its "image"."""
+    if "codes" in batch:
+        return first_stage.regularizer.lookup(batch["codes"].int())
+    return batch["moments"].float() if "moments" in batch else first_stage.moments(batch["image"])

@@ -14,6 +14,8 @@ Losses = dict[str, Tensor]
 class KL(nn.Module):
     """A diagonal Gaussian latent, drawn towards N(0, 1): loss "kl" = 0.5 sum(mu^2 + var - 1 - log var) per sample."""
 
+    num_codes = 0
+
     def __init__(self, channels: int):
         super().__init__()
         self.latent_channels = channels
@@ -60,6 +62,7 @@ class VQ(nn.Module):
         self.moment_channels = channels
         self.beta = beta
         self.legacy = legacy
+        self.num_codes = num_codes
         self.embedding = nn.Embedding(num_codes, channels)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         # How often each code was used by the last batch, and since `hits` was last set to zero; not saved.

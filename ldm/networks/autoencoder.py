@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.networks.layers import attention, pointwise, to_grid, to_tokens
+from ldm.networks.layers import attention, pointwise, through, to_grid, to_tokens
+from ldm.networks.norm_silu import norm_silu
 
 
 def _norm(channels: int, norm_groups: int) -> nn.GroupNorm:
@@ -31,8 +32,8 @@ class ResnetBlock(nn.Module):
         self.widens = channels != out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(self.dropout(norm_silu(self.norm2, h)))
         return h + (self.nin_shortcut(x) if self.widens else x)
 
 
@@ -78,8 +79,9 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention where the level attends."""
 
-    def __init__(self, widths: Sequence[int], attends: bool, dropout: float, norm_groups: int):
+    def __init__(self, widths: Sequence[int], attends: bool, dropout: float, norm_groups: int, recompute: bool):
         super().__init__()
+        self.recompute = recompute
         pairs = list(pairwise(widths))
         self.block = nn.ModuleList([ResnetBlock(a, b, dropout, norm_groups) for a, b in pairs])
         self.attn = nn.ModuleList([AttnBlock(b, norm_groups) for _, b in pairs] if attends else [])
@@ -87,23 +89,26 @@ class Level(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         for place, block in enumerate(self.block):
-            h = block(h)
+            h = through(block, h, recompute=self.recompute)
             if self.attends:
-                h = self.attn[place](h)
+                h = through(self.attn[place], h, recompute=self.recompute)
         return h
 
 
 class Middle(nn.Module):
     """Residual block, attention (unless left out), residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, attends: bool, dropout: float, norm_groups: int):
+    def __init__(self, channels: int, attends: bool, dropout: float, norm_groups: int, recompute: bool):
         super().__init__()
+        self.recompute = recompute
         self.block_1 = ResnetBlock(channels, channels, dropout, norm_groups)
         self.attn_1 = AttnBlock(channels, norm_groups) if attends else nn.Identity()
         self.block_2 = ResnetBlock(channels, channels, dropout, norm_groups)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(h)))
+        for layer in (self.block_1, self.attn_1, self.block_2):
+            h = through(layer, h, recompute=self.recompute)
+        return h
 
 
 class Encoder(nn.Module):
@@ -119,18 +124,19 @@ class Encoder(nn.Module):
         mid_attention: bool,
         dropout: float,
         norm_groups: int,
+        recompute: bool,
     ):
         super().__init__()
         self.conv_in = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         width = widths[0]
         for level, out_width in enumerate(widths):
-            stage = Level([width] + [out_width] * num_blocks, attends[level], dropout, norm_groups)
+            stage = Level([width] + [out_width] * num_blocks, attends[level], dropout, norm_groups, recompute)
             if level != len(widths) - 1:
                 stage.downsample = Downsample(out_width)
             self.down.append(stage)
             width = out_width
-        self.mid = Middle(width, mid_attention, dropout, norm_groups)
+        self.mid = Middle(width, mid_attention, dropout, norm_groups, recompute)
         self.norm_out = _norm(width, norm_groups)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
@@ -139,7 +145,7 @@ class Encoder(nn.Module):
         for stage in self.down[:-1]:
             h = stage.downsample(stage(h))
         h = self.mid(self.down[-1](h))
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(norm_silu(self.norm_out, h))
 
 
 class Decoder(nn.Module):
@@ -155,14 +161,15 @@ class Decoder(nn.Module):
         mid_attention: bool,
         dropout: float,
         norm_groups: int,
+        recompute: bool,
     ):
         super().__init__()
         width = widths[-1]
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.mid = Middle(width, mid_attention, dropout, norm_groups)
+        self.mid = Middle(width, mid_attention, dropout, norm_groups, recompute)
         stages = []
         for level in reversed(range(len(widths))):
-            stage = Level([width] + [widths[level]] * (num_blocks + 1), attends[level], dropout, norm_groups)
+            stage = Level([width] + [widths[level]] * (num_blocks + 1), attends[level], dropout, norm_groups, recompute)
             if level:
                 stage.upsample = Upsample(widths[level])
             stages.append(stage)
@@ -176,7 +183,7 @@ class Decoder(nn.Module):
         for level in reversed(range(1, len(self.up))):
             h = self.up[level].upsample(self.up[level](h))
         h = self.up[0](h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(norm_silu(self.norm_out, h))
 
 
 class Autoencoder(nn.Module):
@@ -184,6 +191,7 @@ class Autoencoder(nn.Module):
 
     `channels * multipliers[l]` is the width of level l and `attention_factors` the downsampling factors at which it
     attends. `moment_channels` go from the encoder to the regulariser, `latent_channels` from there to the decoder.
+    `checkpoint_activations`: the backward pass computes each block again from its input.
     """
 
     def __init__(
@@ -198,6 +206,7 @@ class Autoencoder(nn.Module):
         dropout: float = 0.0,
         norm_groups: int = 32,
         image_channels: int = 3,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
         if len(multipliers) < 2:
@@ -212,7 +221,7 @@ class Autoencoder(nn.Module):
         self.latent_channels = latent_channels
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [2**level in attention_factors for level in range(len(multipliers))]
-        shared = (widths, num_blocks, attends, mid_attention, dropout, norm_groups)
+        shared = (widths, num_blocks, attends, mid_attention, dropout, norm_groups, checkpoint_activations)
         self.encoder = Encoder(image_channels, moment_channels, *shared)
         self.decoder = Decoder(image_channels, latent_channels, *shared)
         self.quant_conv = nn.Conv2d(moment_channels, moment_channels, 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.networks.attention import Attention
 from ldm.networks.inputs import check_inputs
-from ldm.networks.layers import attention, join_heads, sinusoid, to_tokens, zeroed
+from ldm.networks.layers import attention, join_heads, sinusoid, through, to_tokens, zeroed
 
 NOISE_WIDTH = 256  # sinusoids of the noise level, as published
 
@@ -90,7 +90,8 @@ class DiT(nn.Module):
     Patches of `patch_size` p are the tokens, H W / p^2 of them, `width` wide (a multiple of 4), through `depth` blocks
     with `num_heads` heads. With `tokens_width` every `cross_attention_every`-th block, the first of them too, attends
     to the condition's tokens. `vector_width` 0: no vector; `concat_channels` are appended to the input. `dropout` is
-    inside the feed-forwards. The argument list is the paper's table 1.
+    inside the feed-forwards. `checkpoint_activations`: the backward pass computes each block again from its input. The
+    argument list is the paper's table 1.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class DiT(nn.Module):
         concat_channels: int = 0,
         cross_attention_every: int = 1,
         dropout: float = 0.0,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
         if width % 4 or width % num_heads:
@@ -119,6 +121,7 @@ class DiT(nn.Module):
         self.tokens_width = tokens_width
         self.vector_width = vector_width
         self.patch_size = patch_size
+        self.checkpoint_activations = checkpoint_activations
         self.factor = patch_size  # height and width must be multiples of it
 
         self.x_embedder = nn.Linear((in_channels + concat_channels) * patch_size**2, width)
@@ -175,7 +178,7 @@ class DiT(nn.Module):
         h = self.x_embedder(to_tokens(folded))  # [B, N, width]
         h = h + positions(*folded.shape[2:], h.shape[-1], like=h).to(h.dtype)
         for block in self.blocks:
-            h = block(h, cond, tokens, mask)
+            h = through(block, h, cond, tokens, mask, recompute=self.checkpoint_activations)
         shift, scale = self.adaLN_modulation(cond).chunk(2, dim=1)
         h = self.out(modulate(self.norm(h), shift, scale))  # [B, N, out p^2]
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, folded.shape[2:]), self.patch_size)

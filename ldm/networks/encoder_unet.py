@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.networks.attention import Cond
-from ldm.networks.layers import attention, join_heads, pointwise, sinusoid, split_heads, zeroed
+from ldm.networks.layers import attention, join_heads, pointwise, sinusoid, split_heads, through, zeroed
 from ldm.networks.unet import Blocks, apply
 
 
@@ -53,6 +53,7 @@ class EncoderUNet(nn.Module):
         resblock_updown: bool = False,
         legacy_attention_order: bool = True,
         norm_groups: int = 32,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
         factor = 2 ** (len(multipliers) - 1)
@@ -71,6 +72,7 @@ class EncoderUNet(nn.Module):
         self.channels = channels
         self.shape = (in_channels, latent_size, latent_size)
         self.num_classes = num_classes
+        self.checkpoint_activations = checkpoint_activations
         self.time_embed = blocks.embedding(channels)
         self.input_blocks, widths = blocks.encoder(in_channels)
         width = widths[-1]
@@ -88,5 +90,6 @@ class EncoderUNet(nn.Module):
         cond = Cond(self.time_embed(sinusoid(c_noise, self.channels)), None, None)
         h = self.input_blocks[0](x)
         for block in self.input_blocks[1:]:
-            h = apply(block, h, cond)
-        return self.out(apply(self.middle_block, h, cond))
+            h = through(apply, block, h, cond, recompute=self.checkpoint_activations)
+        h = through(apply, self.middle_block, h, cond, recompute=self.checkpoint_activations)
+        return self.out(h)

@@ -4,12 +4,14 @@ Kernels are chosen here, from device, dtype and size, and nowhere else.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 BMM_LIMIT = 1024 * 1024  # query-key pairs per head up to which CPU bf16 training multiplies matrices itself
 GEMM_LIMIT = 16  # positions per map up to which it forms the weight gradient of 3x3 convolutions by one product
@@ -79,6 +81,13 @@ class _Conv3x3(torch.autograd.Function):
         rows = dy.permute(0, 2, 3, 1).reshape(-1, out_channels)  # [BHW, O]
         dweight = rows.t() @ patches.reshape(-1, 9 * channels)
         return dx, dweight.view(out_channels, 3, 3, channels).permute(0, 3, 1, 2), rows.sum(0)
+
+
+def through(layer: Callable[..., Tensor], *arguments: Any, recompute: bool) -> Tensor:
+    """layer(*arguments); with `recompute` the backward pass keeps only the arguments and computes it again."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, *arguments, use_reentrant=False)
+    return layer(*arguments)
 
 
 def sinusoid(c_noise: Tensor, width: int) -> Tensor:

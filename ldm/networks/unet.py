@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ldm.networks.attention import Cond, SelfAttention, SpatialTransformer
 from ldm.networks.inputs import check_inputs
-from ldm.networks.layers import conv3x3, sinusoid, zeroed
+from ldm.networks.layers import conv3x3, sinusoid, through, zeroed
+from ldm.networks.norm_silu import norm_silu
 
 
 class Downsample(nn.Module):
@@ -81,16 +82,16 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        norm, act, conv = self.in_layers
-        h = conv3x3(conv, self.resample(act(norm(x))))
+        norm, _, conv = self.in_layers
+        h = conv3x3(conv, self.resample(norm_silu(norm, x)))
         emb = self.emb_layers(cond.emb)[:, :, None, None]
         norm, act, dropout, conv = self.out_layers
         if self.scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
+            h = act(norm(h) * (1 + scale) + shift)
         else:
-            h = norm(h + emb)
-        return self.skip_connection(self.resample(x)) + conv3x3(conv, dropout(act(h)))
+            h = norm_silu(norm, h + emb)
+        return self.skip_connection(self.resample(x)) + conv3x3(conv, dropout(h))
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,8 @@ class UNet(nn.Module):
     attends (the middle always does), with `num_heads` heads or heads of `head_channels`: give one of the two.
     With `tokens_width` 0 the attention blocks are plain self-attention, else transformers of `transformer_depth`.
     `vector_width` 0: no vector; `concat_channels` are appended to the input. `patch_size` p folds p x p positions into
-    channels first, and unfolds them last (arXiv 2301.11093, section 3.2): for small budgets. The argument list is the
-    paper's table.
+    channels first, and unfolds them last (arXiv 2301.11093, section 3.2): for small budgets. `checkpoint_activations`:
+    the backward pass computes each block again from its input. The argument list is the paper's table.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class UNet(nn.Module):
         legacy_attention_order: bool = True,
         norm_groups: int = 32,
         patch_size: int = 1,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
         blocks = Blocks(
@@ -226,6 +228,7 @@ class UNet(nn.Module):
         self.tokens_width = tokens_width
         self.vector_width = vector_width
         self.patch_size = patch_size
+        self.checkpoint_activations = checkpoint_activations
         self.factor = patch_size * 2 ** (len(multipliers) - 1)  # height and width must be multiples of it
 
         self.time_embed = blocks.embedding(channels)
@@ -276,16 +279,18 @@ class UNet(nn.Module):
         h = self.input_blocks[0](F.pixel_unshuffle(x, self.patch_size))
         skips = [h]
         for block in self.input_blocks[1:]:
-            h = apply(block, h, cond)
+            h = through(apply, block, h, cond, recompute=self.checkpoint_activations)
             skips.append(h)
-        h = apply(self.middle_block, h, cond)
+        h = through(apply, self.middle_block, h, cond, recompute=self.checkpoint_activations)
         for block in self.output_blocks:
-            h = apply(block, torch.cat([h, skips.pop()], dim=1), cond)
+            h = through(apply, block, h, cond, skips.pop(), recompute=self.checkpoint_activations)
         return F.pixel_shuffle(self.out(h), self.patch_size)
 
 
-def apply(layers: nn.ModuleList, h: Tensor, cond: Cond) -> Tensor:
-    """One entry of the blocks: its layers one after the other."""
+def apply(layers: nn.ModuleList, h: Tensor, cond: Cond, skip: Tensor | None = None) -> Tensor:
+    """One entry of the blocks: its layers one after the other, on h joined with `skip`."""
+    if skip is not None:
+        h = torch.cat([h, skip], dim=1)
     for layer in layers:
         h = layer(h, cond)
     return h

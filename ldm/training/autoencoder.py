@@ -36,11 +36,19 @@ class AutoencoderTask(Task):
         max_steps: int,
         seed: int,
         single_factor: bool = False,
+        guard: partial | None = None,
     ):
         model = nn.ModuleDict({"autoencoder": autoencoder, "regularizer": regularizer})
         trained = nn.ModuleDict({**model, "reconstruction": reconstruction})
         super().__init__(
-            model=model, trained=trained, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+            model=model,
+            trained=trained,
+            optimizer=optimizer,
+            lr=lr,
+            ema=ema,
+            max_steps=max_steps,
+            seed=seed,
+            guard=guard,
         )
         self.autoencoder = autoencoder
         self.regularizer = regularizer

@@ -17,6 +17,7 @@ from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import expand
 from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.noise import NoiseDistribution, stratify
+from ldm.first_stage.first_stage import moments_of
 from ldm.first_stage.spec import LatentSpec
 from ldm.images import grid
 from ldm.training.optim import Schedule
@@ -39,6 +40,7 @@ class ClassifierTask(Task):
         max_steps: int,
         seed: int,
         data: ShardData,
+        guard: partial | None = None,
     ):
         if "label" not in data.fields:
             raise ValueError(
@@ -46,7 +48,14 @@ class ClassifierTask(Task):
             )
         model = nn.ModuleDict({"network": classifier.network})
         super().__init__(
-            model=model, trained=model, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+            model=model,
+            trained=model,
+            optimizer=optimizer,
+            lr=lr,
+            ema=ema,
+            max_steps=max_steps,
+            seed=seed,
+            guard=guard,
         )
         self.classifier = classifier
         self.first_stage = first_stage
@@ -56,7 +65,8 @@ class ClassifierTask(Task):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean cross-entropy of the batch, every draw addressed by sample number."""
         numbers = batch["number"]
-        x0 = self._latents(batch["image"], "posterior", numbers)
+        x0 = self._latents(batch, "posterior", numbers)
+        self.stopwatch.lap("encode")
         u = stratify(uniform(self.seed, "sigma", numbers)[:, 0], numbers, self.batch_size)
         sigma = self.noise.icdf(u).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
@@ -74,16 +84,16 @@ class ClassifierTask(Task):
             )
         return label
 
-    def _latents(self, image: Tensor, purpose: str, numbers: Tensor) -> Tensor:
-        """Whitened latents [B, C, h, w] of images [B, 3, H, W], drawn by noise addressed by `numbers` [B]."""
-        spec = self.first_stage.spec
-        shape = (spec.channels, *(side // spec.f for side in image.shape[2:]))
-        return self.first_stage.encode(image, normal(self.seed, purpose, numbers, shape))
+    def _latents(self, batch: Batch, purpose: str, numbers: Tensor) -> Tensor:
+        """Whitened latents [B, C, h, w] of a batch, drawn by noise addressed by `numbers` [B]."""
+        moments = moments_of(self.first_stage, batch)
+        shape = (self.first_stage.spec.channels, *moments.shape[2:])
+        return self.first_stage.sample(moments, normal(self.seed, purpose, numbers, shape))
 
     def _noisy(self, batch: Batch, level: int) -> tuple[Tensor, Tensor]:
         """Held-out latents and their noise levels, in one of `NUM_VALIDATION_LEVELS` strata, the lowest first."""
         index = batch["index"]
-        x0 = self._latents(batch["image"], "validation posterior", index)
+        x0 = self._latents(batch, "validation posterior", index)
         u = (uniform(self.seed, "validation sigma", index, stream=level)[:, 0] + level) / NUM_VALIDATION_LEVELS
         sigma = self.noise.icdf(u).to(x0)
         noise = normal(self.seed, "validation noise", index, x0.shape[1:], stream=level)

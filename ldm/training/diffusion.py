@@ -17,6 +17,7 @@ from ldm.diffusion.log_variance import LogVariance, uncertain
 from ldm.diffusion.loss import diffusion_loss, stratified_losses
 from ldm.diffusion.noise import NoiseDistribution, stratify
 from ldm.diffusion.resampling import LossHistory
+from ldm.first_stage.first_stage import moments_of
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, generate
 from ldm.images import grid
@@ -59,6 +60,7 @@ class DiffusionTask(Task):
         keep_latents: bool = False,
         single_factor: bool = False,
         compile: bool = False,
+        guard: partial | None = None,
     ):
         spec = first_stage.spec
         if single_factor and (any(spec.mean) or len(set(spec.std)) > 1):
@@ -71,11 +73,22 @@ class DiffusionTask(Task):
                 "task.keep_latents keeps one latent per image, but data.horizontal_flip_prob or data.random_crop "
                 "changes images: set task.keep_latents=false or switch the augmentation off"
             )
+        if keep_latents and data.cache is not None:
+            raise ValueError(
+                "task.keep_latents keeps in memory what data.cache has on disk already: set task.keep_latents=false"
+            )
         model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})
         only_training = {"resampler": resampler, "log_variance": log_variance}
         trained = nn.ModuleDict({**model, **{name: part for name, part in only_training.items() if part is not None}})
         super().__init__(
-            model=model, trained=trained, optimizer=optimizer, lr=lr, ema=ema, max_steps=max_steps, seed=seed
+            model=model,
+            trained=trained,
+            optimizer=optimizer,
+            lr=lr,
+            ema=ema,
+            max_steps=max_steps,
+            seed=seed,
+            guard=guard,
         )
         self.denoiser = denoiser
         self.conditioner = conditioner
@@ -101,13 +114,14 @@ class DiffusionTask(Task):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean over the batch of w(sigma) |D(x0 + sigma n; sigma) - x0|^2, every draw addressed by sample number."""
         numbers = batch["number"]
-        moments = self.moments(batch["image"]) if self._kept is None else self._kept[batch["index"]]
+        moments = moments_of(self.first_stage, batch) if self._kept is None else self._kept[batch["index"]]
         x0 = self.latents(moments, purpose="posterior", numbers=numbers)
         u = stratify(uniform(self.seed, "sigma", numbers)[:, 0], numbers, self.batch_size)
         quantile, weight = self.resampler(u) if self.resampler is not None else (u, torch.ones_like(u))
         sigma = self.noise.icdf(quantile).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
+        self.stopwatch.lap("encode")
         losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting)
         return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
 
@@ -126,22 +140,18 @@ class DiffusionTask(Task):
                 self.resampler.update(all_reduce_sum)
         return (weight * terms).mean()
 
-    @torch.no_grad()
-    def moments(self, image: Tensor) -> Tensor:
-        """What the first stage's latents of images [B, 3, H, W] are drawn from."""
-        return self.first_stage.moments(image)
-
     def latents(self, moments: Tensor, purpose: str, numbers: Tensor) -> Tensor:
         """Whitened latents [B, C, h, w], drawn from their posterior by noise addressed by `numbers` [B]."""
         shape = (self.first_stage.spec.channels, *moments.shape[2:])
         return self.first_stage.sample(moments, normal(self.seed, purpose, numbers, shape))
 
+    @torch.no_grad()
     def _encode_all(self, data: ShardData) -> Tensor:
         """Moments of all training images, in batches that are the same at every start: a resume sees the same bits."""
         kept = None
         with self.trainer.precision_plugin.forward_context():
             for batch in data.statistics_loader(batch_size=64):
-                moments = self.moments(batch["image"].to(self.device))
+                moments = self.first_stage.moments(batch["image"].to(self.device))
                 kept = moments.new_zeros(data.num_train, *moments.shape[1:]) if kept is None else kept
                 kept[batch["index"].to(self.device)] = moments
         return kept
@@ -149,7 +159,7 @@ class DiffusionTask(Task):
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """The training loss at `NUM_VALIDATION_LEVELS` stratified noise levels per sample, all conditions given."""
         index = batch["index"]
-        x0 = self.latents(self.moments(batch["image"]), purpose="validation posterior", numbers=index)
+        x0 = self.latents(moments_of(self.first_stage, batch), purpose="validation posterior", numbers=index)
         cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
         losses = stratified_losses(
             self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,23 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return all_reduce_sum(value) / _world_size() if _world_size() > 1 else value
 
 
+def broadcast(value: Any) -> Any:
+    """Rank zero's `value`, a plain object, on every rank."""
+    held = [value]
+    if _world_size() > 1:
+        dist.broadcast_object_list(held)
+    return held[0]
+
+
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """The largest `value` of all ranks."""
+    if _world_size() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def gather(value: Tensor) -> list[Tensor]:
     """`value` of every rank, in their order; all have its shape."""
     if _world_size() == 1:
@@ -47,6 +65,14 @@ def gather(value: Tensor) -> list[Tensor]:
     found = [torch.empty_like(value) for _ in range(_world_size())]
     dist.all_gather(found, value.contiguous())
     return found
+
+
+def share(values: Tensor) -> Tensor:
+    """This rank's of the sums [ranks, 2, names] that as many ranks gathered; an equal share after other numbers."""
+    values = values.reshape(-1, *values.shape[-2:])  # older checkpoints hold one share [2, names]
+    if len(values) == _world_size() > 1:
+        return values[dist.get_rank()]
+    return values.sum(0) / _world_size() if len(values) > 1 else values[0]
 
 
 def means_over_ranks(sums: dict[str, Tensor], count: float) -> dict[str, float]:

@@ -1,24 +1,44 @@
-"""Steps whose gradients are not finite change nothing: they are skipped, on the device, and counted."""
+"""Steps whose gradients are not finite, or far larger than usual, change nothing: they are skipped and counted."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Guard:
-    """Lets an optimizer step only with finite gradients, and keeps what the forward left in buffers (batch norm).
+    """Lets an optimizer step only with sound gradients, and keeps what the forward left in buffers (batch norm).
 
-    Without a host sync for fused optimizers, which take the verdict as a tensor as they take a gradient scaler's.
+    Sound is finite and, with a `spike_ratio`, a norm of at most that many times the median of the last `spike_window`
+    accepted ones, once there are as many. Without a host sync for fused optimizers, which take the verdict as a tensor
+    as they take a gradient scaler's.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, spike_ratio: float | None = None, spike_window: int = 100):
+        if spike_ratio is not None and spike_ratio <= 1:
+            raise ValueError(f"guard.spike_ratio={spike_ratio}: must exceed 1, or every other step would be skipped")
+        if spike_window < 1:
+            raise ValueError(f"guard.spike_window={spike_window}: must be at least 1")
+        self.spike_ratio = spike_ratio
         self._module = module
         self._kept: list[Tensor] | None = None  # buffers as the last good step left them
         self._bad: Tensor | None = None  # the verdict on this step, 0 or 1
         self._counts = torch.zeros(3)  # steps skipped: in all, in a row, in a row at most
+        self._norms = torch.full((spike_window if spike_ratio else 0,), torch.nan)  # of the accepted steps, newest last
+
+    @property
+    def reason(self) -> str:
+        """What the gradients of skipped steps are."""
+        return f"not finite, or beyond guard.spike_ratio={self.spike_ratio:g}" if self.spike_ratio else "not finite"
 
     def judge(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Before a step: `norm` is that of all gradients, the same on all ranks."""
-        bad = (~norm.isfinite()).float()
+        unsound = ~norm.isfinite()
+        if self.spike_ratio:
+            self._norms = self._norms.to(norm.device)
+            # while the window fills up its median is NaN, and nothing exceeds that
+            unsound = unsound | (norm > self.spike_ratio * self._norms.median())
+            longer = torch.cat([self._norms[1:], norm.detach().float()[None]])
+            self._norms = torch.where(unsound, self._norms, longer)
+        bad = unsound.float()
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = bad
         elif bad.item():
@@ -47,7 +67,10 @@ class Guard:
         return int(total), int(worst)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"counts": self._counts.clone()}
+        own = {"counts": self._counts.clone()}
+        return {**own, "norms": self._norms.clone()} if self.spike_ratio else own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._counts = state["counts"].clone()
+        if self.spike_ratio:
+            self._norms = state["norms"].clone()

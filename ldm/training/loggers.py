@@ -1,13 +1,19 @@
 """Where metrics go: a CSV in the run's folder, always, and Weights & Biases (offline unless asked otherwise)."""
 
 import csv
+import io
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from ldm.files import refusals_named, sync, write_text
+from ldm.redaction import redacted
 
 
 class CSVLog(Logger):
@@ -33,18 +39,23 @@ class CSVLog(Logger):
         """Forget rows later than `step`; begin the file if there is none."""
         rows = read_metrics(self.path) if self.path.exists() else []
         self._kept = {(at, name) for at, name, _ in rows if at == step}
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.HEADER)
-            writer.writerows((at, name, repr(value)) for at, name, value in rows if at <= step)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(self.HEADER)
+        writer.writerows((at, name, repr(value)) for at, name, value in rows if at <= step)
+        write_text(self.path, text.getvalue())
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         rows = [(step, name, repr(float(value))) for name, value in metrics.items() if (step, name) not in self._kept]
-        with self.path.open("a", newline="") as file:
+        with refusals_named(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush to the disk, so that no checkpoint outlives the numbers of the steps before it."""
+        if self.path.exists():  # asked for at the end of every fit, also of one that failed at its start
+            sync(self.path)
 
     @rank_zero_only
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
@@ -74,7 +85,64 @@ def curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return result
 
 
-def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandbLogger:
+class WandB(Logger):
+    """A Weights & Biases run under the run's own id, whose step is the training's, so that it never goes back.
+
+    What `told` says was logged before (the last step, and the names logged at it) is not logged again when a resumed
+    run repeats steps: it would be the same numbers.
+    """
+
+    def __init__(self, settings: dict[str, Any], told: tuple[int, frozenset[str]]):
+        super().__init__()
+        self._settings = settings
+        self._told_step, self._told_names = told
+        self._run: Any = None
+
+    name: str = "wandb"
+    version: str = ""
+
+    @property
+    def experiment(self) -> Any:
+        """The client's run, begun when it is first needed."""
+        if self._run is None:
+            import wandb as client
+
+            with _redacted_arguments():
+                self._run = client.init(**self._settings)
+            self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return self._run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if step > self._told_step:
+            new = metrics
+        else:
+            new = {n: v for n, v in metrics.items() if step == self._told_step and n not in self._told_names}
+        if new:
+            self.experiment.log({**new, "trainer/global_step": step}, step=step)
+
+    @rank_zero_only
+    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+        """The run's config.yaml holds them."""
+
+    def finish(self) -> None:
+        """Send what is pending and end the client's run."""
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+
+@contextmanager
+def _redacted_arguments() -> Iterator[None]:
+    """The W&B client stores the command line: while it looks, passwords are not in it."""
+    own, sys.argv = sys.argv, redacted(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = own
+
+
+def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandB:
     """Weights & Biases under the run's own id, so that a resumed run goes on in the same curves.
 
     `mode`: offline (files in the run's folder, sent later with ``wandb sync``), online or disabled.
@@ -82,25 +150,27 @@ def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: 
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"logger.mode={mode}: choose offline, online or disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
-    logger = WandbLogger(
-        name=run_name, id=run_id, project=project, save_dir=str(folder), resume="allow", mode=mode, log_model=False
-    )
-    logger._wandb_init.pop("anonymous", None)  # Lightning always passes it on, and wandb warns that it has no effect
-    return logger
+    settings = {"name": run_name, "id": run_id, "project": project, "dir": str(folder), "resume": "allow", "mode": mode}
+    csv_file = folder / "metrics.csv"
+    rows = read_metrics(csv_file) if csv_file.exists() else []
+    last = max((step for step, *_ in rows), default=-1)
+    return WandB(settings, (last, frozenset(name for step, name, _ in rows if step == last)))
 
 
 def log_picture(loggers: list[Logger], name: str, path: Path, step: int) -> None:
     """Show a PNG file under `name` in W&B, where there is one."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(path)], step=step)
+        if isinstance(logger, WandB):
+            import wandb as client
+
+            logger.log_metrics({name: client.Image(str(path))}, step)
 
 
 def close(loggers: list[Logger]) -> None:
     """Send what is pending and end the W&B run, so that the next run of this process is its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, WandB):
+            logger.finish()
 
 
 def log_summary(

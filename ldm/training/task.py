@@ -21,8 +21,12 @@ from ldm.checkpoint.weights import load_strict
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import Schedule, load_state
+from ldm.training.stopwatch import Stopwatch
 
 Batch = dict[str, Any]
+# Parts of a step, one after the other: waiting for data, first stage and conditions, losses, gradients, clipping with
+# step and average, and what callbacks do.
+PHASES = ("data", "encode", "forward", "backward", "optimizer", "callbacks")
 
 
 class Task(pl.LightningModule):
@@ -41,6 +45,7 @@ class Task(pl.LightningModule):
         ema: partial | None,
         max_steps: int,
         seed: int,
+        guard: partial | None = None,
     ):
         super().__init__()
         self.model = model
@@ -48,7 +53,8 @@ class Task(pl.LightningModule):
         self.make_optimizer = optimizer
         self.lr_factor = lr
         self.ema: Averages | None = ema(model) if ema else None
-        self.guard = Guard(trained)
+        self.guard = guard(trained) if guard else Guard(trained)
+        self.stopwatch = Stopwatch()
         self.max_steps = max_steps
         self.seed = seed
         self.step = 0  # optimizer steps done, along all resumes
@@ -57,6 +63,8 @@ class Task(pl.LightningModule):
         self.started = 0.0
         self.logs: dict[str, Tensor] = {}  # named values of the last micro-batch, on the device
         self.latest: dict[str, float] = {}  # what was last written to the log
+        self.validated: dict[str, float] = {}  # held-out means, of `validated_step`
+        self.validated_step = -1
 
     # What a subclass gives
 
@@ -91,6 +99,8 @@ class Task(pl.LightningModule):
     # What Lightning asks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.guard.spike_ratio and self.trainer.precision == "16-mixed":
+            raise ValueError("guard=spikes with trainer.precision=16-mixed: its gradients are scaled; take bf16-mixed")
         optimizer = self.make_optimizer(self.trained)
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
@@ -123,12 +133,25 @@ class Task(pl.LightningModule):
             self.guard.judge(norm, optimizer)
         self.logs["gradient_norm"] = norm.detach()
 
+    def on_train_start(self) -> None:
+        self.stopwatch.start(self.device)
+
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        self.stopwatch.lap("data")
         self.stepped = False
         # Draws inside layers (dropout) are the only ones not addressed by sample: a resumed run must repeat them too.
         part = batch_index % self.trainer.accumulate_grad_batches
         address = f"{self.seed}/layers/{self.step}/{part}/{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(address.encode()).digest()[:4], "little"))
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.stopwatch.lap("forward")
+
+    def on_after_backward(self) -> None:
+        self.stopwatch.lap("backward")
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        self.stopwatch.lap("callbacks")
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -137,6 +160,7 @@ class Task(pl.LightningModule):
         self.step += 1
         if self.ema:
             self.ema.update()
+        self.stopwatch.lap("optimizer")
         if self.step >= self.max_steps:
             self.trainer.should_stop = True
 
@@ -150,12 +174,13 @@ class Task(pl.LightningModule):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Evaluation mode with the averaged weights, where there is an average, in the run's precision."""
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]  # a frozen part never is
         self.eval()
         precision = self.trainer.precision_plugin.forward_context()
         with self.ema.swapped() if self.ema else nullcontext(), precision, torch.no_grad():
             yield
-        self.train(was_training)
+        for module in training:
+            module.training = True
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Weights for use: ``raw`` and, with EMA, ``ema`` and the kinds beside it."""

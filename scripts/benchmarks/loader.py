@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision import transforms
 
 from benchmarks.measure import compare
+from benchmarks.tar_iteration import iteration
 from data.fields import Caption
 from data.module import ShardData
 from data.writing import write_shard
@@ -29,6 +30,7 @@ DECODING_GOAL = 3.0
 
 def run(options: dict) -> None:
     """Print the suite's tables."""
+    iteration(options)
     print(f"torch {torch.__version__}, one thread, JPEG {WIDTH}x{HEIGHT}, {NUM_IMAGES} images a run")
     decoding(options)
 

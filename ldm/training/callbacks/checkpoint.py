@@ -1,12 +1,10 @@
 """Save and restore a run: what is written when, and how a fit begins where the run stands."""
 
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from ldm.checkpoint import resume, weights
 from ldm.training.loggers import CSVLog
@@ -14,18 +12,35 @@ from ldm.training.task import Task
 
 
 class Checkpoint(pl.Callback):
-    """A checkpoint and weights every `every_steps` steps and at the end; the newest `keep` and `keep_weights` stay.
+    """A checkpoint and weights every `every_steps` steps and at the end.
 
-    Snapshots of averages that are to be combined afterwards are written when those say, and all stay.
+    Of the checkpoints the newest `keep` stay, of the weights the newest `keep_weights`; with `keep_every_steps` and
+    `keep_weights_every_steps` those of every so many steps too, and with `best` the weights whose held-out value of
+    that name (``loss``) is the smallest. Snapshots of averages that are to be combined afterwards all stay.
     """
 
-    def __init__(self, folder: Path, every_steps: int = 1000, keep: int = 2, keep_weights: int = 2):
-        if every_steps < 1:
-            raise ValueError(f"callback.checkpoint.every_steps={every_steps}: must be at least 1")
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int = 1000,
+        keep: int = 2,
+        keep_weights: int = 2,
+        keep_every_steps: int | None = None,
+        keep_weights_every_steps: int | None = None,
+        best: str | None = None,
+    ):
+        given = {"every_steps": every_steps, "keep": keep, "keep_weights": keep_weights}
+        given |= {"keep_every_steps": keep_every_steps, "keep_weights_every_steps": keep_weights_every_steps}
+        for name, value in given.items():
+            if value is not None and value < 1:
+                raise ValueError(f"callback.checkpoint.{name}={value}: must be at least 1")
         self.folder = folder
         self.every_steps = every_steps
         self.keep = keep
         self.keep_weights = keep_weights
+        self.keep_every_steps = keep_every_steps
+        self.keep_weights_every_steps = keep_weights_every_steps
+        self.best = best
         self.saved_step = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
@@ -51,14 +66,19 @@ class Checkpoint(pl.Callback):
         self.saved_step = task.step
         callbacks = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
         state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
-        check_finite(state["trained"], task.step)  # on all ranks, so that none waits for one that gave up
+        check_finite(state, task.step)  # on all ranks, so that none waits for one that gave up
+        for logger in trainer.loggers:
+            logger.save()
         if trainer.is_global_zero:
             counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
             resume.save(self.folder / "checkpoints", task.step, {**state, "counters": counters}, counters)
             facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
+            if self.best and task.validated_step == task.step and self.best not in task.validated:
+                raise ValueError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.validated)}")
+            facts["validation"] = task.validated if task.validated_step == task.step else {}
             weights.save(self.folder / "weights", task.step, task.weights(), facts)
-            resume.retain(self.folder / "checkpoints", self.keep)
-            weights.retain(self.folder / "weights", self.keep_weights)
+            resume.retain(self.folder / "checkpoints", self.keep, self.keep_every_steps)
+            weights.retain(self.folder / "weights", self.keep_weights, self.keep_weights_every_steps, self.best)
         trainer.strategy.barrier()
 
     def snapshot(self, trainer: pl.Trainer, task: Task) -> None:
@@ -67,13 +87,13 @@ class Checkpoint(pl.Callback):
             weights.save(self.folder / "snapshots", task.step, task.ema.averages(), task.ema.describe())
 
 
-def check_finite(state: dict[str, torch.Tensor], step: int) -> None:
+def check_finite(state: dict[str, Any], step: int) -> None:
     """Raises ValueError naming the first tensor with a NaN or infinity."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not math.isfinite(tensor.abs().max().item() if tensor.numel() else 0.0):
-            raise ValueError(
-                f"step {step}: {name} is not finite; the checkpoints before it are intact (lower optimizer.lr?)"
-            )
+    name = resume.not_finite(state)
+    if name is not None:
+        raise ValueError(
+            f"step {step}: {name} is not finite; the checkpoints before it are intact (lower optimizer.lr?)"
+        )
 
 
 class Restore(pl.Callback):

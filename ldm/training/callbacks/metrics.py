@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.training.distributed import all_reduce_sum, mean_over_ranks
+from ldm.training.distributed import all_reduce_sum, gather, share
 from ldm.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Metrics(pl.Callback):
     """Log means over the last `every_steps` steps, of the values that are finite.
 
-    `max_skipped_steps` steps in a row whose gradients were not finite end the run with a clear message.
+    `max_skipped_steps` steps in a row that were skipped end the run with a clear message.
     """
 
     def __init__(self, every_steps: int = 50, max_skipped_steps: int = 20):
@@ -47,12 +47,12 @@ class Metrics(pl.Callback):
                 self._write(trainer, task)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next mean has so far, the same on all ranks (which call this together)."""
-        sums = {"\n".join(names): mean_over_ranks(value) for names, value in self._sums.items()}
+        """What the next mean has so far, of every rank (which call this together): adding in another order rounds."""
+        sums = {"\n".join(names): torch.stack(gather(value)) for names, value in self._sums.items()}
         return {"sums": sums, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums = {tuple(names.split("\n")): value for names, value in state_dict["sums"].items()}
+        self._sums = {tuple(names.split("\n")): share(value) for names, value in state_dict["sums"].items()}
         self._steps = state_dict["steps"]
 
     def _write(self, trainer: pl.Trainer, task: Task) -> None:
@@ -72,12 +72,14 @@ class Metrics(pl.Callback):
         self._sums, self._steps, self._since = {}, 0, now
         if skipped > self._warned_at:
             self._warned_at = 2 * skipped
-            log.warning("step %d: %d steps so far were skipped, their gradients not finite", task.step, skipped)
+            log.warning(
+                "step %d: %d steps so far were skipped, their gradients %s", task.step, skipped, task.guard.reason
+            )
         if in_row >= self.max_skipped_steps:
             raise ValueError(
-                f"step {task.step}: the gradients of {in_row} steps in a row were not finite; those steps changed "
-                "nothing and the last checkpoint is intact. Lower optimizer.lr, set trainer.gradient_clip_val, or "
-                "look at the data"
+                f"step {task.step}: the gradients of {in_row} steps in a row were {task.guard.reason}; "
+                "those steps changed nothing and the last checkpoint is intact. Lower optimizer.lr, set "
+                "trainer.gradient_clip_val, or look at the data"
             )
 
     def _means(self) -> dict[str, float]:

@@ -9,9 +9,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ldm.training.task import Task
 
+# Of what was logged last, what the line shows where there is such a value.
+SHOWN = {
+    "train/loss": "loss {:.4f}",
+    "speed/data_share": "waits for data {:.0%}",
+    "speed/mfu": "MFU {:.0%}",
+    "speed/memory_gib": "{:.1f} GiB",
+}
+
 
 class ProgressLine(pl.Callback):
-    """Steps done, samples/s, time left and the latest loss, on rank zero."""
+    """Steps done, samples/s, time left and the latest of what `SHOWN` names, on rank zero."""
 
     def __init__(self, run_name: str, log_every_seconds: float = 30.0):
         self.run_name = run_name
@@ -46,7 +54,8 @@ class ProgressLine(pl.Callback):
             left = (task.max_steps - task.step) * (now - self._begin[0]) / max(task.step - self._begin[1], 1)
             eta = f"{left / 60:.1f} min left"
             self.console.print(
-                f"{self.run_name}  {task.step}/{task.max_steps}  {self._text(trainer, task, now)}  {eta}"
+                f"{self.run_name}  {task.step}/{task.max_steps}  {self._text(trainer, task, now)}  {eta}",
+                soft_wrap=True,
             )
 
     def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
@@ -57,8 +66,8 @@ class ProgressLine(pl.Callback):
 
     def _text(self, trainer: pl.Trainer, task: Task, now: float) -> str:
         rate = (task.step - self._begin[1]) * trainer.datamodule.batch_size / max(now - self._begin[0], 1e-9)
-        loss = task.latest.get("train/loss")
-        return f"{rate:.1f} samples/s" + (f"  loss {loss:.4f}" if loss is not None else "")
+        shown = [text.format(task.latest[name]) for name, text in SHOWN.items() if name in task.latest]
+        return "  ".join([f"{rate:.1f} samples/s", *shown])
 
     def _stop(self) -> None:
         if self._progress:

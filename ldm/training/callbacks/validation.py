@@ -32,10 +32,11 @@ class Validation(pl.Callback):
         self.validated_step = task.step
         sums, count = {}, 0
         with task.averaged():
-            for batch in data.validation_loader(trainer.global_rank, trainer.world_size, self.batch_size):
+            loader = data.validation_loader(trainer.global_rank, trainer.world_size, self.batch_size, images=False)
+            for batch in loader:
                 values = task.validate(trainer.strategy.batch_to_device(batch))
                 sums = {name: sums.get(name, 0) + value.double().sum() for name, value in values.items()}
                 count += len(batch["key"])
-        means = {f"validation/{name}": value for name, value in means_over_ranks(sums, count).items()}
+        task.validated, task.validated_step = means_over_ranks(sums, count), task.step
         for logger in trainer.loggers:
-            logger.log_metrics(means, step=task.step)
+            logger.log_metrics({f"validation/{name}": value for name, value in task.validated.items()}, step=task.step)

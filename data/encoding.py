@@ -1,0 +1,55 @@
+"""Samples in order for encoding: whole shards, span by span, bad samples named in their place."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from data.errors import BadSample
+from data.samples import Sample, Samples
+from data.transforms import View
+
+Span = tuple[int, int]  # from one index up to another
+
+
+class EncodingStream(IterableDataset):
+    """One batch for each span of indices. A field is given once for each value that `collate` may choose of it:
+
+    "choices" [B] says how many a sample has. "size" [B, 2] is the width and height of the resized image. A span
+    without a usable sample is a batch that has nothing but its "span" and what was "skipped".
+    """
+
+    def __init__(self, samples: Samples, spans: Sequence[Span]):
+        self.samples = samples
+        self.spans = spans
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        here = get_worker_info()
+        first, step = (0, 1) if here is None else (here.id, here.num_workers)
+        for span in self.spans[first::step]:
+            found: list[Sample] = []
+            skipped: list[dict[str, Any]] = []
+            for index, sample in zip(range(*span), self.samples.get_all(range(*span)), strict=True):
+                if isinstance(sample, BadSample):
+                    skipped.append(self.samples.record(index, sample))
+                else:
+                    found.append(sample)
+            yield {"span": span, "skipped": skipped, **(self._batch(found) if found else {})}
+
+    def _batch(self, found: list[Sample]) -> dict[str, Any]:
+        fields = self.samples.fields
+        choices = [math.lcm(*(fields[name].num_choices(value) for name, value in s.fields.items())) for s in found]
+        every = [(s, View(choice=(k + 0.5) / n)) for s, n in zip(found, choices, strict=True) for k in range(n)]
+        views = [view for _, view in every]
+        given = {
+            name: field.collate([sample.fields[name] for sample, _ in every], views, self.samples.image_size)
+            for name, field in fields.items()
+        }
+        plain = self.samples.batch(found, [View()] * len(found), [sample.index for sample in found], [])
+        size = np.array([sample.image.shape[1::-1] for sample in found], dtype=np.int32)
+        return {"image": plain["image"], "index": plain["index"], "size": size, "choices": choices, **given}

@@ -1,0 +1,166 @@
+"""Which training samples are used, by what the image's header and the json metadata say, and a list to exclude.
+
+A sample is removed by the first rule it breaks. An image that cannot be read breaks none: it is left to the reader, who
+skips and counts it. Metadata that cannot be read, or lacks a field, breaks the rules about that field.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from inspect import signature
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data.decoding import FORMATS, IMAGE_EXTENSIONS
+
+ORIENTATION = 0x0112  # EXIF's tag; from 5 on, width and height change places
+HEX = frozenset("0123456789abcdef")
+
+
+class Filters:
+    """Rules for the members of a sample; each is off where it is null.
+
+    `min_size`: pixels of the shorter side, at least. `aspect`: width / height, [from, to]. `ranges`: [from, to] for
+    fields of the json; null leaves a side open. `values`: what fields of the json may be. `exclude`: a file that has
+    in each line a key, or the SHA-256 of an image file.
+    """
+
+    def __init__(
+        self,
+        min_size: int | None = None,
+        aspect: Sequence[float | None] | None = None,
+        ranges: Mapping[str, Sequence[float | None]] | None = None,
+        values: Mapping[str, Sequence[str | int | bool]] | None = None,
+        exclude: str | None = None,
+    ):
+        if min_size is not None and not _is_number(min_size):
+            raise ValueError(f"data.filters.min_size={min_size!r} is not a number of pixels")
+        self.min_size = min_size
+        self.aspect = None if aspect is None else _range("aspect", aspect)
+        self.ranges = {name: _range(f"ranges.{name}", bounds) for name, bounds in _mapping("ranges", ranges).items()}
+        self.values = {
+            name: _choices(f"values.{name}", allowed) for name, allowed in _mapping("values", values).items()
+        }
+        self.exclude = exclude
+
+    @cached_property
+    def excluded(self) -> frozenset[str]:
+        """The lines of the file."""
+        return frozenset() if self.exclude is None else _lines(Path(self.exclude).expanduser())
+
+    @cached_property
+    def hashes(self) -> frozenset[str]:
+        """Those that are hashes."""
+        return frozenset(line for line in self.excluded if len(line) == 64 and HEX.issuperset(line))
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether a rule is about the size of the image."""
+        return self.min_size is not None or self.aspect is not None
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """The members that the rules look at."""
+        images = IMAGE_EXTENSIONS if self.needs_size or self.hashes else ()
+        return frozenset([*images, *(["json"] if self.ranges or self.values else [])])
+
+    @property
+    def names(self) -> list[str]:
+        """The rules in the order in which they are held against a sample; empty if all are off."""
+        names = [] if self.exclude is None else ["exclude"]
+        names += ["min_size"] if self.min_size is not None else []
+        names += ["aspect"] if self.aspect is not None else []
+        return [*names, *(f"ranges.{name}" for name in self.ranges), *(f"values.{name}" for name in self.values)]
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over everything that decides."""
+        facts = [self.min_size, self.aspect, self.ranges, self.values, sorted(self.excluded)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def broken(self, key: str, members: Mapping[str, bytes]) -> str | None:
+        """The first rule that a sample breaks; None if it is kept."""
+        return next(self._all_broken(key, members), None)
+
+    def _all_broken(self, key: str, members: Mapping[str, bytes]) -> Iterator[str]:
+        image = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+        if key in self.excluded or (self.hashes and image and hashlib.sha256(image).hexdigest() in self.hashes):
+            yield "exclude"
+        size = stored_size(image) if self.needs_size and image else None
+        if size and self.min_size is not None and min(size) < self.min_size:
+            yield "min_size"
+        if size and self.aspect and not self.aspect[0] <= size[0] / size[1] <= self.aspect[1]:
+            yield "aspect"
+        facts = _facts(members.get("json")) if self.ranges or self.values else {}
+        for name, (low, high) in self.ranges.items():
+            if not (_is_number(facts.get(name)) and low <= facts[name] <= high):
+                yield f"ranges.{name}"
+        for name, allowed in self.values.items():
+            if not any(facts.get(name) == value for value in allowed):
+                yield f"values.{name}"
+
+
+def read_filters(filters: Mapping[str, Any] | None) -> Filters:
+    """The rules that `data.filters` holds."""
+    names = list(signature(Filters).parameters)
+    for name in filters or {}:
+        if name not in names:
+            raise ValueError(f"data.filters.{name}: no such key (there are {', '.join(names)})")
+    return Filters(**(filters or {}))
+
+
+def stored_size(content: bytes) -> tuple[int, int] | None:
+    """(width, height) of an image as it is to be seen, from its header alone; None if it cannot be read."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+    except Exception:  # on hostile bytes a decoder raises nearly anything; the reader will name it
+        return None
+    return image.size[::-1] if turned else image.size
+
+
+def _facts(content: bytes | None) -> Mapping[str, Any]:
+    try:
+        facts = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _mapping(name: str, rules: Any) -> Mapping[str, Any]:
+    if rules is not None and not isinstance(rules, Mapping):
+        raise ValueError(f"data.filters.{name}={rules!r}: expected fields of the json and what is allowed of each")
+    return rules or {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _range(name: str, bounds: Sequence[float | None]) -> tuple[float, float]:
+    is_pair = isinstance(bounds, Sequence) and len(bounds) == 2
+    if not is_pair or not all(bound is None or _is_number(bound) for bound in bounds):
+        raise ValueError(f"data.filters.{name}={bounds!r}: expected [from, to], null for an open side")
+    low, high = -inf if bounds[0] is None else bounds[0], inf if bounds[1] is None else bounds[1]
+    if not low <= high:
+        raise ValueError(f"data.filters.{name}={bounds!r}: nothing lies between")
+    return low, high
+
+
+def _choices(name: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
+    if not isinstance(allowed, list | tuple) or not allowed:
+        raise ValueError(f"data.filters.{name}={allowed!r}: expected a list of what is allowed")
+    return tuple(allowed)
+
+
+def _lines(path: Path) -> frozenset[str]:
+    try:
+        lines = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.filters.exclude={path}: cannot be read ({error})") from None
+    return frozenset(lines - {""})

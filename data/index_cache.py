@@ -1,0 +1,108 @@
+"""Indices of shards on disk: the headers of a shard are parsed once and not at every start.
+
+One file per shard in the cache's folder `index`. It is used if the shard still has the size and the time (or entity
+tag) it had; whatever else is found there is ignored and written anew.
+"""
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data import derived
+from data.errors import ShardError
+from data.index import Outline, ShardIndex, read_index
+from data.progress import watched
+from data.storage import Facts, Location, Url, facts
+
+KIND = "shard index 1"
+THREADS = 16
+# A file may change twice within a tick of its clock: an index made this soon after a change is not believed later.
+SETTLING_NS = 2 * 10**9
+
+
+class Entry(NamedTuple):
+    """What stays in memory of a shard: enough to count it, and to know whether it or its index was changed."""
+
+    path: Location
+    facts: Facts
+    num_samples: int
+    digest: str
+
+
+def entries(paths: Sequence[Location]) -> list[Entry]:
+    """What each shard holds, from the cache, or from its headers where they are not there; several at a time."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(_known, paths))
+        missing = [place for place, entry in enumerate(found) if entry is None]
+        random.Random(os.getpid()).shuffle(missing)  # processes that start together share the work
+        made = pool.map(lambda place: _known(paths[place]) or _made(paths[place]), missing)
+        for place, entry in zip(missing, watched(made, len(missing), "reading headers of shards"), strict=True):
+            found[place] = entry
+    return found
+
+
+def open_index(entry: Entry, check: bool) -> ShardIndex:
+    """The index of a shard, mapped; made again if its file is gone or damaged, which `check` looks for."""
+    index = _mapped(entry, check)
+    if index is not None:
+        return index
+    again = _read(entry.path)
+    if (again.facts, again.digest) != (entry.facts, entry.digest):
+        raise ShardError(f"{entry.path} changed while it was in use; start again")
+    return again
+
+
+def _known(path: Location) -> Entry | None:
+    """The entry of a shard whose index is in the cache and of its present state."""
+    head = derived.read_head(_file(path))
+    outline = head and _outline(path, head)
+    if not outline or outline.facts != facts(path):
+        return None
+    settled = isinstance(path, Url) or int(outline.facts.stamp) + SETTLING_NS <= head["read_at_ns"]
+    return Entry(path, outline.facts, outline.num_samples, outline.digest) if settled else None
+
+
+def _mapped(entry: Entry, check: bool) -> ShardIndex | None:
+    """The index in the cache, if it is the one of this entry."""
+    kept = derived.read(_file(entry.path), check)
+    outline = kept and _outline(entry.path, kept[0])
+    if not outline or (outline.facts, outline.digest) != (entry.facts, entry.digest):
+        return None
+    try:
+        index = ShardIndex(entry.path, outline, kept[1])
+    except (TypeError, ValueError):  # of other lengths than its outline says
+        return None
+    return index if not check or index.is_sound() else None
+
+
+def _made(path: Location) -> Entry:
+    index = _read(path)
+    return Entry(path, index.facts, len(index), index.digest)
+
+
+def _read(path: Location) -> ShardIndex:
+    """Read a shard's headers and keep the index."""
+    read_at_ns = time.time_ns()
+    index = read_index(path)
+    outline = index.outline._asdict()
+    derived.write(
+        _file(path), {"kind": KIND, "place": _file(path).name, "read_at_ns": read_at_ns, **outline}, index.body
+    )
+    return index
+
+
+def _file(path: Location) -> Path:
+    return derived.cache_folder() / "index" / hashlib.sha256(str(path).encode()).hexdigest()[:40]
+
+
+def _outline(path: Location, head: dict[str, Any]) -> Outline | None:
+    """The outline in a head of the cache, None if it is not one of this shard."""
+    if head.get("kind") != KIND or head.get("place") != _file(path).name:
+        return None
+    values = {name: head[name] for name in Outline._fields}
+    return Outline(**{**values, "facts": Facts(*values["facts"]), "extensions": tuple(values["extensions"])})

@@ -1,0 +1,96 @@
+"""What a run trains on: a data set or several mixed, without what the filters remove, and the order of its samples."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from data.filters import Filters
+from data.mixture import Mixture
+from data.paths import expand
+from data.plan import Plan
+from data.selection import select
+from data.shards import ShardSet
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of a mixture."""
+
+    shards: str | Sequence[str]
+    weight: float
+
+
+def read_mixture(mixture: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Source]:
+    """The sources that `data.mixture` names: {NAME: {shards: ..., weight: ...}}."""
+    mixture = mixture or {}
+    for name, entry in mixture.items():
+        if not isinstance(entry, Mapping) or set(entry) != {"shards", "weight"}:
+            raise ValueError(f"data.mixture.{name}: expected {{shards: ..., weight: ...}}")
+        weight = entry["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise ValueError(f"data.mixture.{name}.weight={weight!r} is not a number above 0")
+        if not isinstance(entry["shards"], str | list | tuple):
+            raise ValueError(f"data.mixture.{name}.shards={entry['shards']!r}: expected paths of shards")
+    return {name: Source(**entry) for name, entry in mixture.items()}
+
+
+class TrainingSet:
+    """`train`, or the data sets of `mixture` one after the other under one running index."""
+
+    def __init__(
+        self, train: str | Sequence[str] | None, mixture: Mapping[str, Source], filters: Filters, num_workers: int
+    ):
+        self.train = train
+        self.mixture = mixture
+        self.filters = filters
+        self.num_workers = num_workers
+
+    @cached_property
+    def _paths(self) -> list[list[Any]]:
+        """The shards of each set."""
+        if self.mixture:
+            return [expand(source.shards, f"data.mixture.{name}.shards") for name, source in self.mixture.items()]
+        return [expand(self.train, "data.train")]
+
+    @cached_property
+    def _selected(self) -> tuple[ShardSet, dict[str, int]]:
+        shards = ShardSet.open([path for paths in self._paths for path in paths])
+        if not self.filters.names:
+            return shards, {}
+        kept, removed = select(shards, self.filters, self.num_workers)
+        return shards.keep(kept), removed
+
+    @property
+    def shards(self) -> ShardSet:
+        """The shards, with only those of their samples that are used."""
+        return self._selected[0]
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """How many samples each filter removed."""
+        return self._selected[1]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The index of each set's first sample."""
+        starts = self.shards.starts(list(accumulate(map(len, self._paths[:-1]), initial=0)))
+        for name, start, end in zip(self.mixture, starts, [*starts[1:], len(self.shards)], strict=False):
+            if start == end:
+                raise ValueError(f"data.mixture.{name}: data.filters leave none of its samples")
+        return starts
+
+    def source(self, index: int) -> str:
+        """The name of the set that a sample is from."""
+        return list(self.mixture)[bisect_right(self._starts, index) - 1]
+
+    def order(self, num_samples: int, seed: int, shuffle_block: int | None) -> Plan | Mixture:
+        """The order of the first `num_samples` samples; of all where sets are mixed."""
+        if not self.mixture:
+            return Plan(num_samples, seed, shuffle_block)
+        ends = [*self._starts[1:], len(self.shards)]
+        sizes = {name: end - start for name, start, end in zip(self.mixture, self._starts, ends, strict=True)}
+        weights = {name: source.weight for name, source in self.mixture.items()}
+        return Mixture(sizes, weights, seed, shuffle_block)

@@ -1,0 +1,100 @@
+"""What a loader's worker processes do with signals, and what their failures are called."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class WorkerError(ValueError):
+    """A data worker hangs or was killed; the message names it and the way out."""
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Let a worker end only when its parent says so: a signal to the whole group must not break the save it asks for.
+
+    SIGTERM is also how the parent ends its workers, so its sender is looked at, by a thread that waits for it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+class Alarm:
+    """Ends the wait for a batch after `timeout_seconds`, by killing the workers: a loader that loses one gives up.
+
+    DataLoader's own timeout does not end the wait for one that is stopped while it hands its batch over.
+    """
+
+    def __init__(self, timeout_seconds: float):
+        self.timeout_seconds = timeout_seconds
+        self._since: float | None = None  # when the present wait began
+        self._rang = False
+        self._stopped: int | None = None  # a worker's process that was found stopped then
+        self._off = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def waiting_for(self, worker: int) -> Iterator[None]:
+        """While a batch of this `worker` is waited for. Raises WorkerError if it takes too long, or one is killed."""
+        self._since = time.monotonic()
+        try:
+            with failures_named():
+                yield
+        except (ValueError, RuntimeError, EOFError, OSError) as error:
+            if not self._rang:
+                raise
+            reason = f"process {self._stopped} is stopped" if self._stopped else "it hangs, or the storage does"
+            raise WorkerError(
+                f"no batch of data worker {worker} in {self.timeout_seconds:g} s (data.timeout_seconds): {reason}"
+            ) from error
+        finally:
+            self._since = None
+
+    def switch_off(self) -> None:
+        """No batch will be waited for any more."""
+        self._off.set()
+
+    def _watch(self) -> None:
+        while not self._off.wait(min(1.0, self.timeout_seconds / 4)):
+            since = self._since
+            if since is not None and time.monotonic() - since > self.timeout_seconds:
+                self._rang = True
+                for process in multiprocessing.active_children():
+                    self._stopped = process.pid if _is_stopped(process.pid) else self._stopped
+                    process.kill()  # also because one that hangs would be waited for when this process ends
+                return
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was halted by SIGSTOP or a debugger; not known where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
+
+
+@contextmanager
+def failures_named() -> Iterator[None]:
+    """What torch raises in here when a worker dies, which may be at any moment, becomes a WorkerError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not text.startswith("DataLoader worker (pid"):
+            raise
+        raise WorkerError(
+            f"{text.splitlines()[0].strip()} If memory ran out, lower data.num_workers or data.memo_samples; "
+            "the same command goes on from the last checkpoint"
+        ) from error

@@ -1,0 +1,40 @@
+"""torch.load for files that may come from anyone: tensors and plain containers, of no more bytes than the file has."""
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+DAMAGE = (
+    UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, AttributeError, TypeError, MemoryError,
+)  # fmt: skip
+
+
+def load(path: Path, shown: str) -> Any:
+    """What ``torch.save`` wrote, on the CPU. Raises ValueError, which names the file as `shown`, if it is not that."""
+    with _readable(path, shown):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def classes(path: Path, shown: str) -> list[str]:
+    """Names of what `load` would refuse to make; none in torch's format before 1.6, where nobody can tell."""
+    with _readable(path, shown):
+        if not zipfile.is_zipfile(path):
+            return []
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+
+
+@contextmanager
+def _readable(path: Path, shown: str) -> Iterator[None]:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                    raise ValueError(f"{shown}: compressed, as torch writes none; a few bytes may stand for gigabytes")
+        yield
+    except DAMAGE as error:
+        raise ValueError(f"{shown}: damaged, or not a file that can be read without running code") from error

@@ -1,0 +1,219 @@
+"""Latents and embeddings of whole shards, made once: a file for each shard, over any number of processes, resumable.
+
+What is in a file and how it is read back: data/cache.py.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from data.cache import BAD, CHOICES, CODES, CROP, LATENTS, MANIFEST, MIRRORED, MOMENTS, SIZE, file_names, read_manifest
+from data.encoding import Span
+from data.module import ShardData
+from data.samples import Samples
+from ldm.build import Parts
+from ldm.conditioners.base import Conditioners, FrozenEncoder
+from ldm.config import load_tree
+from ldm.device import choose
+from ldm.files import replace, sweep, write_json
+from ldm.training.distributed import broadcast, process_group
+
+PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
+
+
+class Job(NamedTuple):
+    """A shard to encode: a part of the data, the shard's number in it, and the file to be written."""
+
+    samples: Samples
+    number: int
+    path: Path
+
+    @property
+    def span(self) -> Span:
+        """The indices of its samples."""
+        bounds = self.samples.shards.bounds
+        return bounds[self.number], bounds[self.number + 1]
+
+
+def encode(tree: dict[str, Any]) -> None:
+    """Write what the cache of `tree` (conf/encode.yaml) lacks; under torchrun the shards are dealt to the processes."""
+    if tree["data"] is None:
+        raise ValueError("data: has to be chosen, such as data=shards data.train=/path/to/shards/train-*.tar")
+    parts = Parts({**tree, "image_size": tree["image_size"] or _trained_size(Path(tree["first_stage"]))})
+    data, out = parts["data"], Path(tree["out"])
+    if data.augmentation.random_crop:
+        raise ValueError("data.random_crop=true: a cache has one crop of each image; set it to false")
+    flips = data.augmentation.horizontal_flip_prob > 0 if tree["flips"] is None else tree["flips"]
+    device = choose(tree["device"])
+    first_stage = parts["first_stage"].to(device)
+    encoders = _encoders(parts["conditioner"])
+    if tree["codes"] and not first_stage.num_codes:
+        raise ValueError(f"codes=true: {tree['first_stage']} has no codes; only a first stage with regularizer=vq has")
+    manifest = {
+        "image_size": data.image_size,
+        "crop": CROP,
+        "decoder": data.decoder.name,
+        "first_stage": first_stage.spec.fingerprint,
+        "encoders": {name: encoder.describe() for name, encoder in encoders.items()},
+        "precision": tree["precision"],
+        "codes": tree["codes"],
+        "flips": flips,
+    }
+    jobs = _jobs(data, out)
+    with process_group(torch.device("cpu")) as (rank, world_size):  # all they exchange is a list
+        if (out / MANIFEST).exists():
+            _refuse_another(out, manifest)
+        if rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            sweep(out)
+            write_json(out / MANIFEST, manifest)
+        missing = broadcast([name for name, job in jobs.items() if not job.path.exists()])
+        mine = [jobs[name] for name in missing[rank::world_size]]
+        make = Rows(first_stage, list({e.digest: e for e in encoders.values()}.values()), manifest, device)
+        _write(mine, data, make, tree["batch_size"], quiet=rank != 0)
+    if all(job.path.exists() for job in jobs.values()):  # so it is said by whoever comes last
+        _report(out, jobs)
+
+
+def _trained_size(first_stage: Path) -> int:
+    run = first_stage.parent.parent if first_stage.suffix == ".safetensors" else first_stage
+    if not (run / "config.yaml").exists():
+        raise ValueError(f"first_stage={first_stage}: no run there")
+    return load_tree(run / "config.yaml")["image_size"]
+
+
+def _encoders(conditioner: Conditioners) -> dict[str, FrozenEncoder]:
+    encoders = conditioner.encoders()
+    for name in conditioner.parts.keys() - encoders.keys():
+        raise ValueError(f"conditioner={name}: has no frozen encoder, so nothing of it can be made beforehand")
+    return encoders
+
+
+def _jobs(data: ShardData, out: Path) -> dict[str, Job]:
+    """File name -> what goes into it; a shard that is in two parts is encoded once."""
+    data.setup()
+    named = [(name, part, number) for part in data.whole_parts() for number, name in enumerate(file_names(part.shards))]
+    return {name: Job(part, number, out / name) for name, part, number in named}
+
+
+def _refuse_another(out: Path, manifest: dict[str, Any]) -> None:
+    there = read_manifest(out)
+    for key, value in manifest.items():
+        if there.get(key) != value:
+            raise ValueError(
+                f"out={out}: holds a cache made with {key}={there.get(key)}, this one is with {key}={value}; "
+                "choose another folder"
+            )
+
+
+class Rows:
+    """What a first stage and frozen encoders give for a batch of `EncodingStream`: {name: array [B, ...]}."""
+
+    def __init__(self, first_stage: Any, encoders: Sequence[FrozenEncoder], made: dict[str, Any], device: torch.device):
+        self.first_stage = first_stage
+        self.encoders = encoders
+        self.flips = made["flips"]
+        self.precision = made["precision"]
+        self.codes = made["codes"]
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        image = batch["image"].to(self.device)
+        rows = self._latents(image)
+        if self.flips:
+            rows |= {name + MIRRORED: value for name, value in self._latents(image.flip(-1)).items()}
+        for encoder in self.encoders:
+            given = encoder.encode(batch, self.device)
+            rows |= {f"{encoder.digest}.{part}": value for part, value in given.items()}
+        return {name: self._stored(name, value) for name, value in rows.items()}
+
+    def _latents(self, image: Tensor) -> dict[str, Tensor]:
+        moments = self.first_stage.moments(image)
+        if not self.codes:
+            return {MOMENTS: moments}
+        narrow = self.first_stage.num_codes <= 1 << 15
+        return {CODES: self.first_stage.regularizer.indices(moments).to(torch.int16 if narrow else torch.int32)}
+
+    def _stored(self, name: str, value: Tensor) -> np.ndarray:
+        array = value.cpu().numpy()
+        if value.is_floating_point():
+            array = array.astype(PRECISIONS[self.precision])
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name}: a value is not finite as {self.precision}; precision=fp32 has more room")
+        return array
+
+
+def _write(jobs: Sequence[Job], data: ShardData, make: Rows, batch_size: int, quiet: bool) -> None:
+    """Encode the shards of `jobs` and write each as soon as it is whole."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    total = sum(end - start for start, end in (job.span for job in jobs))
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=quiet) as progress:
+        bar = progress.add_task("encoding", total=total)
+        for part in dict.fromkeys(job.samples for job in jobs):
+            own = [job for job in jobs if job.samples is part]
+            batches = iter(data.encoding_loader(part, [s for job in own for s in _spans(job.span, batch_size)]))
+            for job in own:
+                shard = Shard(job.span)
+                while not shard.complete:
+                    batch = next(batches)
+                    shard.add(batch, make(batch) if "image" in batch else {})
+                    progress.advance(bar, batch["span"][1] - batch["span"][0])
+                arrays, facts = shard.content()
+                replace(job.path, lambda temporary, a=arrays, f=facts: save_file(a, temporary, metadata=f))
+
+
+def _spans(span: Span, size: int) -> Iterator[Span]:
+    for start in range(*span, size):
+        yield start, min(start + size, span[1])
+
+
+class Shard:
+    """The rows of one shard as they come, in the order of its samples."""
+
+    def __init__(self, span: Span):
+        self.start, self.end = span
+        self.complete = False
+        self._size = np.zeros((self.end - self.start, 2), np.int32)
+        self._counts = np.zeros(self.end - self.start, np.int64)  # texts of each sample
+        self._bad: dict[int, tuple[str, str]] = {}
+        self._places: list[int] = []
+        self._rows: list[dict[str, np.ndarray]] = []
+
+    def add(self, batch: dict[str, Any], rows: dict[str, np.ndarray]) -> None:
+        """Take the next batch and what was made of it."""
+        self._bad |= {row["index"] - self.start: (row["kind"], row["reason"]) for row in batch["skipped"]}
+        self.complete = batch["span"][1] == self.end
+        if rows:
+            places = [index - self.start for index in batch["index"].tolist()]
+            self._size[places] = batch["size"]
+            self._counts[places] = batch["choices"]
+            self._places += places
+            self._rows.append(rows)
+
+    def content(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Arrays and metadata of the shard's file. Latents have a row for each sample, texts one for each choice."""
+        arrays = {SIZE: self._size}
+        for name in self._rows[0] if self._rows else ():
+            values = np.concatenate([rows[name] for rows in self._rows])
+            if name.startswith(LATENTS):
+                arrays[name] = np.zeros((len(self._size), *values.shape[1:]), values.dtype)
+                arrays[name][self._places] = values
+            else:
+                arrays[name] = values
+        if (self._counts != 1).any() and any(not name.startswith((SIZE, *LATENTS)) for name in arrays):
+            arrays[CHOICES] = np.concatenate([[0], self._counts.cumsum()])
+        return arrays, {BAD: json.dumps(self._bad)}
+
+
+def _report(out: Path, jobs: dict[str, Job]) -> None:
+    count = sum(end - start for start, end in (job.span for job in jobs.values()))
+    size = sum(job.path.stat().st_size for job in jobs.values())
+    print(f"{out}: {count} samples of {len(jobs)} shards, {size / 1e6:.1f} MB; train with data.cache={out}")

@@ -1,0 +1,358 @@
+"""Latents and embeddings made beforehand: training reads the same numbers from them as it makes of the images."""
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset as wds
+from toys import QUICKSTART, Process, assert_equal_runs, curve, losses, tiny, train
+
+from data import samples
+from data.cache import read_manifest
+from data.errors import TooManyBadSamples
+from data.fields import Caption
+from data.module import ShardData
+from ldm.build import Parts, load_first_stage
+from ldm.config import compose
+from ldm.encode import encode
+from ldm.first_stage.first_stage import moments_of
+from ldm.run import Run
+
+SIZE = 32
+MEMO = "memo_captions=100"
+TEXT = ("conditioner=[text,text_vector]", f"conditioner.text.{MEMO}", f"conditioner.text_vector.{MEMO}")
+# No more than the loss of a toy run moves when its latents and tokens are rounded to fp16, which has 11 bits.
+FP16 = 2e-3
+
+
+def write_shard(path: Path, source: Path, start: int, count: int, **change: Callable[[dict], None]) -> Path:
+    """`count` of the built-in samples from number `start` on; `change` alters the one whose number is its name."""
+    with wds.TarWriter(str(path)) as writer:
+        dataset = wds.WebDataset(str(source), shardshuffle=False)
+        for number, sample in enumerate(itertools.islice(dataset, start, start + count)):
+            kept = {name: sample[name] for name in ("__key__", "webp", "json")}
+            change.get(f"sample{number}", lambda sample: None)(kept)
+            writer.write(kept)
+    return path
+
+
+def cut(sample: dict[str, Any]) -> None:
+    sample["webp"] = sample["webp"][:40]
+
+
+def two_captions(sample: dict[str, Any]) -> None:
+    sample["json"] = json.dumps({**json.loads(sample["json"]), "caption": ["a first one", "another"]}).encode()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards for training, with a bad sample and one with two captions, and one for validation."""
+    folder = tmp_path_factory.mktemp("shards")
+    train_source, validation_source = (QUICKSTART / f"{name}-00000.tar" for name in ("train", "validation"))
+    write_shard(folder / "train-0.tar", train_source, 0, 8)
+    write_shard(folder / "train-1.tar", train_source, 8, 9, sample8=cut)
+    write_shard(folder / "train-2.tar", train_source, 20, 4, sample1=two_captions)
+    write_shard(folder / "validation-0.tar", validation_source, 0, 6)
+    return folder
+
+
+def of(shards: Path, *more: str) -> list[str]:
+    """The words that name the shards."""
+    return [f"data.train={shards}/train-*.tar", f"data.validation={shards}/validation-*.tar",
+            "data.max_bad_fraction=0.1", *more]  # fmt: skip
+
+
+def encoding(first_stage: Run, shards: Path, out: Path, *more: str) -> list[str]:
+    """The command line of scripts/encode.py, with the text's encoder unless `more` chooses."""
+    given = [f"first_stage={first_stage.folder}", "data=quickstart", f"out={out}", "device=cpu", "batch_size=4"]
+    text = () if any(word.startswith("conditioner=") for word in more) else TEXT
+    words = [*given, *of(shards, "precision=fp32"), *text, *more]
+    return list({word.partition("=")[0]: word for word in words}.values())
+
+
+@pytest.fixture(scope="module")
+def make_cache(first_stage: Run, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make_cache(*overrides)`` -> a folder."""
+
+    def make(*more: str) -> Path:
+        out = tmp_path_factory.mktemp("caches") / "cache"
+        encode(compose("encode", encoding(first_stage, shards, out, *more)))
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def cache(make_cache: Callable[..., Path]) -> Path:
+    """In fp32, with text and mirrored latents. Not to be changed."""
+    return make_cache("flips=true")
+
+
+RUN = ("task.keep_latents=false", "data.max_samples=null", "max_steps=6", "callback.validation.every_steps=3")
+FLIPPED = ("data.horizontal_flip_prob=0.5",)
+
+
+@pytest.fixture
+def train_on(train_diffusion: Callable[..., Run], shards: Path) -> Callable[..., Run]:
+    """``train_on(cache or None, *overrides, run=name)``: six steps over more than an epoch."""
+
+    def start(cache: Path | None, *more: str, run: str) -> Run:
+        return train_diffusion(*of(shards), *RUN, *([f"data.cache={cache}"] if cache else []), *more, run=run)
+
+    return start
+
+
+def test_training_from_a_cache_in_fp32_is_training_from_images_bit_for_bit(train_on, cache: Path):
+    images = train_on(None, *FLIPPED, run="images")
+    cached = train_on(cache, *FLIPPED, run="cached")
+    assert_equal_runs(images.folder, cached.folder, step=6)
+    assert cached.lineage["skipped_samples"] == images.lineage["skipped_samples"]
+    assert [row["kind"] for row in cached.lineage["skipped_samples"]] == ["broken image"]
+
+
+def test_training_from_a_cache_in_fp16_differs_by_its_rounding(train_on, make_cache):
+    images, cached = train_on(None, run="images"), train_on(make_cache("precision=fp16"), run="cached")
+    for name in ("train/loss", "validation/loss"):
+        one, other = curve(images.folder, name), curve(cached.folder, name)
+        assert one.keys() == other.keys() and one != other
+        assert other == pytest.approx(one, rel=FP16)
+
+
+def test_a_run_on_a_cache_goes_on_bit_for_bit(train_on, cache: Path):
+    own = (*FLIPPED, "network.dropout=0.1", "accumulation=2")
+    whole = train_on(cache, *own, run="whole")
+    train_on(cache, *own, "max_steps=3", run="parts")
+    parts = train_on(cache, *own, "data.num_workers=2", run="parts")
+    assert_equal_runs(whole.folder, parts.folder, step=6)
+
+
+def test_a_classifier_learns_from_a_cache(first_stage: Run, shards: Path, cache: Path, tmp_path: Path):
+    given = (f"first_stage={first_stage.folder}", *of(shards), "data.max_samples=null", *FLIPPED)
+    images = train("quickstart/classifier", tmp_path, *given, run="images")
+    cached = train("quickstart/classifier", tmp_path, *given, f"data.cache={cache}", run="cached")
+    assert_equal_runs(images.folder, cached.folder, step=2)
+
+
+def test_no_image_is_decoded_for_training_and_validation(train_on, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    decoded: list[int] = []
+    original = samples.decode_image
+    monkeypatch.setattr(samples, "decode_image", lambda content: decoded.append(1) or original(content))
+    train_on(cache, run="cached")
+    assert len(decoded) == 4  # the panel at the end reads those of two batches: its own and one ahead
+
+
+def test_a_condition_made_of_the_image_still_gets_it(first_stage: Run, shards: Path, cache: Path, tmp_path: Path):
+    given = (f"first_stage={first_stage.folder}", *of(shards), "data.max_samples=null", "data.random_crop=false")
+    images = train("ldm/superres", tmp_path, *given, run="images")
+    cached = train("ldm/superres", tmp_path, *given, f"data.cache={cache}", run="cached")
+    assert_equal_runs(images.folder, cached.folder, step=2)
+
+
+# What the data gives
+
+
+def batches(data: ShardData, count: int, **place: int) -> list[dict[str, Any]]:
+    return list(itertools.islice(data.train_loader(**place), count))
+
+
+@pytest.fixture
+def open_data(shards: Path) -> Callable[..., ShardData]:
+    """``open_data(cache or None, num_workers)`` with captions, half of the images mirrored."""
+
+    def start(cache: Path | None, num_workers: int = 0, images: bool = False, **more: Any) -> ShardData:
+        given = {"fields": {"caption": Caption()}, "horizontal_flip_prob": 0.5, "max_bad_fraction": 0.1, **more}
+        data = ShardData(
+            f"{shards}/train-*.tar", SIZE, 4, validation=f"{shards}/validation-*.tar", num_workers=num_workers,
+            cache=cache and str(cache), **given,
+        )  # fmt: skip
+        if cache:
+            made = read_manifest(cache)
+            data.read_cache(made["first_stage"], made["encoders"], images)
+        return data
+
+    return start
+
+
+@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 1), (2, 1), (0, 2), (2, 2)])
+def test_any_rank_and_worker_sees_the_samples_it_sees_without_a_cache(
+    open_data, cache: Path, num_workers: int, world_size: int
+):
+    for rank in range(world_size):
+        place = {"start": 8, "rank": rank, "world_size": world_size}
+        plain = batches(open_data(None), 8, **place)
+        cached = batches(open_data(cache, num_workers), 8, **place)
+        for one, other in zip(plain, cached, strict=True):
+            assert one.keys() - other.keys() == {"image"}
+            for name in ("key", "caption", "skipped"):
+                assert one[name] == other[name]
+            for name in ("number", "index"):
+                assert torch.equal(one[name], other[name])
+
+
+def test_the_caption_that_is_chosen_is_the_one_that_was_encoded(open_data, cache: Path, first_stage: Run, shards: Path):
+    tree = compose("encode", encoding(first_stage, shards, cache))
+
+    encoder = Parts({**tree, "image_size": SIZE})["conditioner"].encoders()["text"]
+    seen = set()
+    for batch in batches(open_data(cache), 12):
+        again = encoder.encode({"caption": batch["caption"]}, torch.device("cpu"))
+        seen |= set(batch["caption"])
+        assert torch.equal(batch["encoded"][encoder.digest]["tokens"], again["tokens"])
+        assert torch.equal(batch["encoded"][encoder.digest]["mask"], again["mask"])
+    assert {"a first one", "another"} < seen
+
+
+def test_captions_need_not_be_read(open_data, cache: Path):
+    with_captions = batches(open_data(cache), 4)
+    without = batches(open_data(cache, fields={}), 4)
+    assert [batch["key"] for batch in with_captions] == [batch["key"] for batch in without]
+    assert "caption" not in without[0] and without[0]["encoded"].keys() == with_captions[0]["encoded"].keys()
+
+
+def test_bad_samples_beyond_the_limit_end_the_run(open_data, cache: Path):
+    with pytest.raises(TooManyBadSamples, match=r"broken image: train-1\.tar"):
+        batches(open_data(cache, max_bad_fraction=0.0), 20)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("image_size=64",), "made with image_size=32, this run has image_size=64"),
+        (("data.random_crop=true",), "data.random_crop=true"),
+        (("task.keep_latents=true",), "task.keep_latents"),
+        (("conditioner.text.max_tokens=12",), "conditioner.text: .*max_tokens is 16 there and 12 here"),
+    ],
+)
+def test_a_cache_that_is_not_the_run_s_is_refused_by_what_differs(train_on, cache: Path, change, named: str):
+    with pytest.raises(ValueError, match=named):
+        train_on(cache, *change, run="refused")
+
+
+def test_another_first_stage_is_refused(other_first_stage: Run, shards: Path, cache: Path, tmp_path: Path):
+    given = (*of(shards), *RUN, f"data.cache={cache}", f"first_stage={other_first_stage.folder}")
+    with pytest.raises(ValueError, match="made with first_stage="):
+        train("quickstart/diffusion", tmp_path, *given)
+
+
+def test_a_first_stage_does_not_train_on_latents(cache: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"data\.cache: a first stage trains on images"):
+        train("quickstart/autoencoder", tmp_path, f"data.cache={cache}")
+
+
+def test_other_data_is_refused(train_on, cache: Path, shards: Path, tmp_path: Path):
+    stranger = write_shard(tmp_path / "stranger.tar", QUICKSTART / "train-00000.tar", 40, 8)
+    with pytest.raises(ValueError, match=r"nothing of the shard stranger\.tar"):
+        train_on(cache, f"data.train={stranger}", run="stranger")
+    changed = write_shard(tmp_path / "train-0.tar", QUICKSTART / "train-00000.tar", 40, 8)
+    with pytest.raises(ValueError, match=r"another content of the shard train-0\.tar"):
+        train_on(cache, f"data.train={changed}", run="changed")
+    with pytest.raises(ValueError, match="no cache there"):
+        train_on(tmp_path, run="none")
+
+
+def test_mirror_images_that_are_not_there_are_refused(train_on, make_cache):
+    with pytest.raises(ValueError, match=r"data\.horizontal_flip_prob=0\.5: .*flips=true"):
+        train_on(make_cache("flips=false"), *FLIPPED, run="refused")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("conditioner=[label]", "conditioner=label: has no frozen encoder"),
+        ("data.random_crop=true", "data.random_crop=true"),
+        ("precision=fp8", "precision=.fp8"),
+        ("flips=true", "made with flips=False"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(first_stage: Run, shards: Path, make_cache, change: str, named: str):
+    out = make_cache("flips=false", "conditioner=[]") if change.startswith("flips") else shards / "refused"
+    words = encoding(first_stage, shards, out, "conditioner=[]", change)
+    with pytest.raises(ValueError, match=named):
+        encode(compose("encode", words))
+
+
+# Vector quantisation
+
+
+@pytest.fixture(scope="module")
+def vq_stage(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("vq")
+    return train("quickstart/autoencoder", folder, "regularizer=vq", "regularizer.num_codes=32")
+
+
+def test_features_before_quantisation_are_kept_and_codes_on_demand(vq_stage: Run, shards: Path, tmp_path: Path):
+    stage = load_first_stage(vq_stage.folder)
+    found = {}
+    for codes in ("false", "true"):
+        words = encoding(vq_stage, shards, tmp_path / codes, "conditioner=[]", f"codes={codes}")
+        encode(compose("encode", words))
+        data = ShardData(f"{shards}/train-*.tar", SIZE, 4, cache=str(tmp_path / codes), max_bad_fraction=0.1)
+        data.read_cache(stage.spec.fingerprint, {}, images=True)
+        found[codes] = next(iter(data.train_loader()))
+    features, codes = moments_of(stage, found["false"]), moments_of(stage, found["true"])
+    assert torch.equal(features, stage.moments(found["false"]["image"]))
+    assert torch.equal(codes, stage.regularizer.quantise(features)) and not torch.equal(codes, features)
+    assert found["true"]["codes"].dtype == torch.int16 and "moments" not in found["true"]
+
+
+def test_a_first_stage_without_codes_is_named(first_stage: Run, shards: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"codes=true: .*regularizer=vq"):
+        encode(compose("encode", encoding(first_stage, shards, tmp_path, "codes=true")))
+
+
+# Stopped and started again
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_it_goes_on_where_it_was(first_stage: Run, shards: Path, make_cache, capsys: pytest.CaptureFixture):
+    out = make_cache("flips=false")
+    before, times = contents(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    lost = next(out.glob("train-1-*"))
+    lost.unlink()
+    (out / f".writing-1-{lost.name}").write_bytes(b"half of it")
+    capsys.readouterr()
+    encode(compose("encode", encoding(first_stage, shards, out, "flips=false")))
+    assert contents(out) == before
+    assert "27 samples of 4 shards" in capsys.readouterr().out
+    kept = {name for name, time in times.items() if (out / name).stat().st_mtime_ns == time}
+    assert {name for name in before if name.endswith(".safetensors")} - kept == {lost.name}
+
+
+@pytest.mark.slow
+def test_two_processes_and_kills_give_the_same_files(first_stage: Run, shards: Path, make_cache, tmp_path: Path):
+    whole = make_cache("flips=false")
+    arguments = encoding(first_stage, shards, tmp_path / "cache", "flips=false")
+    process = Process(["scripts/encode.py", *arguments], tmp_path / "killed.txt")
+    while not list((tmp_path / "cache").glob("*.safetensors")):
+        assert process._process.poll() is None, process.said
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) < 4
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = Process([*torchrun, "scripts/encode.py", *arguments], tmp_path / "finished.txt")
+    assert process.wait() == 0, process.said
+    assert contents(tmp_path / "cache") == contents(whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_on_a_cache_are_one_process(train_on, first_stage: Run, shards: Path, cache: Path, tmp_path: Path):
+    own = (*RUN, *FLIPPED, "optimizer.eps=0.1", "trainer.gradient_clip_val=0.1", f"data.cache={cache}", *of(shards))
+    one = train_on(cache, *own, run="one")
+    two = ("trainer.devices=2", "trainer.strategy=ddp", "run=two", f"first_stage={first_stage.folder}")
+    process = Process(["train.py", *tiny("quickstart/diffusion", tmp_path, *own, *two)], tmp_path / "two.txt")
+    assert process.wait() == 0, process.said
+    assert [row[:2] for row in losses(tmp_path / "two")] == [row[:2] for row in losses(one.folder)]
+    for name in ("train/loss", "validation/loss"):
+        assert curve(tmp_path / "two", name) == pytest.approx(curve(one.folder, name), abs=1e-6)

@@ -1,0 +1,270 @@
+"""Remote shards: the same samples as from disk, few requests at the same time, faults survived or named."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from range_server import RangeServer, serving
+from test_data_module import NUM, make, same, sample, take, write
+
+from data import storage
+from data.errors import ShardError
+from data.index import read_index
+from data.paths import expand
+from data.shards import MemberReader, ShardSet
+from data.storage import Url
+from data.writing import write_shard
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSES", (0.01, 0.02))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    return write(tmp_path, [sample(i) for i in range(NUM)])
+
+
+@pytest.fixture
+def server(shards: str, tmp_path: Path) -> Iterator[RangeServer]:
+    with serving(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The shards in a bucket of an S3 server on loopback."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    system = fsspec.filesystem("s3")
+    system.mkdir("photos")
+    for path in tmp_path.glob("*.tar"):
+        system.put_file(str(path), f"photos/set/{path.name}")
+    yield "s3://photos/set"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    running.stop()
+
+
+def batches(shards: str, **options: Any) -> list[dict[str, Any]]:
+    return take(make(shards, horizontal_flip_prob=0.5, **options), 5)
+
+
+def names_of(shards: str | list[str]) -> list[str]:
+    return [path.name for path in expand(shards, "data.train")]
+
+
+# -- the same samples -----------------------------------------------------------------------------------------------
+
+
+def test_http_gives_what_the_disk_gives(shards: str, server: RangeServer) -> None:
+    remote = f"{server.url}/train-{{0..2}}.tar"
+    assert all(same(a, b) for a, b in zip(batches(remote), batches(shards), strict=True))
+    assert all(same(a, b) for a, b in zip(batches(remote, num_workers=2), batches(shards), strict=True))
+    assert make(remote).fingerprint == make(shards).fingerprint
+
+
+def test_s3_gives_what_the_disk_gives(shards: str, bucket: str) -> None:
+    for pattern in (f"{bucket}/train-{{0..2}}.tar", f"{bucket}/train-*.tar", f"{bucket}/train-[012].tar"):
+        assert all(same(a, b) for a, b in zip(batches(pattern), batches(shards), strict=True))
+    assert all(same(a, b) for a, b in zip(batches(pattern, num_workers=2), batches(shards), strict=True))
+    with pytest.raises(ShardError, match=r"data\.train: no shard s3://photos/set/test-\*\.tar"):
+        make(f"{bucket}/test-*.tar").setup()
+    with pytest.raises(ShardError, match=r"s3://photos/set/train-9\.tar: there is no such object"):
+        make(f"{bucket}/train-{{0,9}}.tar").setup()
+    with pytest.raises(ShardError, match=r"s3://nowhere/train\.tar: (there is no such object|cannot be read)"):
+        make("s3://nowhere/train.tar").setup()
+
+
+def test_memory_is_a_file_system_too_and_places_mix(shards: str, tmp_path: Path, server: RangeServer) -> None:
+    system = fsspec.filesystem("memory")
+    for place in (0, 1):
+        system.pipe_file(f"/set/train-{place}.tar", (tmp_path / f"train-{place}.tar").read_bytes())
+    mixed = ["memory://set/train-*.tar", f"{server.url}/train-2.tar"]
+    assert all(same(a, b) for a, b in zip(batches(mixed), batches(shards), strict=True))
+    assert names_of(mixed) == ["train-0.tar", "train-1.tar", "train-2.tar"]
+    system.rm("/set", recursive=True)
+
+
+# -- few requests, at the same time ---------------------------------------------------------------------------------
+
+
+def test_headers_are_read_once_ahead_and_a_batch_at_once(server: RangeServer) -> None:
+    remote = f"{server.url}/train-{{0..2}}.tar"
+    data = make(remote, batch_size=15)
+    data.setup()
+    assert len(server.gets()) == 3  # a small shard is one window
+    again = make(remote, batch_size=15)
+    again.setup()
+    assert len(server.gets()) == 3
+    server.requests.clear()
+    server.delay = 0.05
+    [batch] = take(again, 1)
+    sizes = {name: (server.folder / name).stat().st_size for name in ("train-0.tar", "train-1.tar", "train-2.tar")}
+    assert len(batch["key"]) == len(server.gets()) == 15  # one span for each sample
+    assert server.most_at_once > 5
+    assert sum(size for _, size in server.gets()) < sum(sizes.values()) / 2
+
+
+def test_only_headers_of_large_members_are_read(tmp_path: Path) -> None:
+    large = {f"{name}.bin": bytes(3 << 20) for name in "ab"}
+    write_shard(tmp_path / "large.tar", ({"__key__": f"k{i}", **large} for i in range(4)))
+    with serving(tmp_path) as running:
+        index = read_index(Url(f"{running.url}/large.tar"))
+        assert len(index) == 4
+        assert sum(size for _, size in running.gets()) < 11 << 20  # of 24 MiB
+        running.requests.clear()
+        [members] = MemberReader().read_all([(index, 2)], {"b.bin"})
+        assert members == {"b.bin": bytes(3 << 20)} and [size for _, size in running.gets()] == [(3 << 20) + 512]
+
+
+# -- faults ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_fails_is_asked_for_again(shards: str, server: RangeServer) -> None:
+    remote = f"{server.url}/train-{{0..2}}.tar"
+    server.failures = 2
+    data = make(remote, batch_size=15)
+    data.setup()
+    server.failures = 2
+    assert all(same(a, b) for a, b in zip(take(data, 2), take(make(shards, batch_size=15), 2), strict=True))
+
+
+def test_what_fails_for_good_names_the_shard(server: RangeServer) -> None:
+    data = make(f"{server.url}/train-{{0..2}}.tar")
+    data.setup()
+    server.failures = 10**6
+    with pytest.raises(ShardError, match=r"127.*/train-\d\.tar: cannot be read in 3 attempts \(.*503"):
+        take(data, 1)
+    with pytest.raises(ShardError, match=r"127.*/train-7\.tar: cannot be read in 3 attempts"):
+        make(f"{server.url}/train-7.tar").setup()
+    server.failures = 0
+    with pytest.raises(ShardError, match=r"127.*/train-7\.tar: there is no such object"):
+        make(f"{server.url}/train-7.tar").setup()
+
+
+def test_a_server_without_ranges_is_named(server: RangeServer) -> None:
+    data = make(f"{server.url}/train-{{0..2}}.tar")
+    data.setup()
+    server.ranges = False
+    with pytest.raises(ShardError, match=r"train-\d\.tar: the server sends all of it .* byte ranges are needed"):
+        take(data, 1)
+
+
+def test_a_remote_shard_changed_in_use_is_named(server: RangeServer) -> None:
+    data = make(f"{server.url}/train-{{0..2}}.tar", batch_size=45)
+    data.setup()
+    for place in range(3):
+        write_shard(server.folder / f"train-{place}.tar", [sample(i) for i in range(44, 10, -1)])
+    with pytest.raises(ShardError, match=r"train-\d\.tar changed while it was in use"):
+        take(data, 1)
+    assert len(ShardSet.open(expand(f"{server.url}/train-0.tar", "data.train"))) == 34  # seen at the next start
+
+
+def test_a_cut_remote_shard_is_an_error_that_names_it(server: RangeServer) -> None:
+    path = server.folder / "train-1.tar"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ShardError, match=r"127.*/train-1\.tar: .*cut short"):
+        make(f"{server.url}/train-{{0..2}}.tar").setup()
+
+
+def test_members_of_a_remote_sample_may_be_too_large(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.shards.MAX_MEMBER_BYTES", 10)
+    data = make(f"{server.url}/train-0.tar", batch_size=5, max_bad_fraction=1.0)
+    with pytest.raises(ValueError, match="member too large"):
+        take(data, 1)
+
+
+# -- what a URL may be ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "pipe:curl http://127.0.0.1/a.tar",
+        "file:///etc/passwd",
+        "local://a.tar",
+        "ssh://host/a.tar",
+        "sftp://host/a.tar",
+        "github://org:repo@main/a.tar",
+        "python://os.system",
+        "reference://a.tar",
+        "simplecache::s3://bucket/a.tar",
+        "s3://bucket/a.tar::file:///etc/passwd",
+        "memory://a.tar::zip://b",
+        "zip://a.tar::memory://b",
+        "S3://bucket/a.tar",
+        "{s3,pipe}://bucket/a.tar",
+    ],
+)
+def test_other_schemes_are_refused(pattern: str) -> None:
+    with pytest.raises(ShardError, match=r"^data\.train: .*(is not read; URLs begin with s3://|would run a shell)"):
+        expand(pattern, "data.train")
+
+
+def test_urls_have_the_names_of_paths() -> None:
+    url = Url("https://host/a/b-0.tar?token=x/y")
+    assert (url.name, str(url.parent), str(url.parent / "manifest.json")) == (
+        "b-0.tar", "https://host/a", "https://host/a/manifest.json",
+    )  # fmt: skip
+    assert [str(url) for url in expand("https://host/a.tar?part=1", "data.train")] == ["https://host/a.tar?part=1"]
+
+
+def test_tokens_in_urls_are_not_written_to_the_cache(server: RangeServer) -> None:
+    from data import derived
+
+    before = set(derived.cache_folder().rglob("*"))
+    ShardSet.open(expand(f"{server.url}/train-0.tar?token=secret", "data.train"))
+    [made] = [path for path in set(derived.cache_folder().rglob("*")) - before if path.is_file()]
+    assert b"secret" not in made.read_bytes() and "secret" not in made.name
+
+
+def test_a_folder_of_img2dataset_works_as_it_is(tmp_path: Path) -> None:
+    from data.fields import Caption
+    from data.module import ShardData
+
+    for shard in range(2):
+        rows = []
+        for i in range(5):
+            facts = b'{"caption": "in json %d", "width": 16, "height": 12, "similarity": 0.3}' % i
+            rows.append({"__key__": f"{shard:05d}{i:04d}", "jpg": _jpeg(i), "txt": b"in txt %d" % i, "json": facts})
+        write_shard(tmp_path / f"{shard:05d}.tar", rows)
+        (tmp_path / f"{shard:05d}.parquet").write_bytes(b"columns")
+        (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
+    for field, text in ((Caption(), "in json"), (Caption(key=None, extension="txt"), "in txt")):
+        data = ShardData(f"{tmp_path}/*.tar", 8, 5, fields={"caption": field})
+        found = list(islice(data.train_loader(), 2))
+        assert sorted(key for batch in found for key in batch["key"])[-1] == "000010004"
+        assert all(
+            caption == f"{text} {int(key[-4:])}"
+            for b in found
+            for key, caption in zip(b["key"], b["caption"], strict=True)
+        )
+
+
+def _jpeg(value: int) -> bytes:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (16, 12), (value, value, value)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_workers_open_their_own_connections(server: RangeServer) -> None:
+    remote = f"{server.url}/train-{{0..2}}.tar"
+    first = take(make(remote), 2)  # through connections of this process, before it forks
+    assert all(same(a, b) for a, b in zip(take(make(remote, num_workers=2), 2), first, strict=True))
