@@ -14,8 +14,8 @@ import webdataset as wds
 from safetensors.torch import load_file
 from toys import QUICKSTART, Process, assert_equal_runs, curve, losses, tiny, train
 
-from data import samples
 from data.cache import read_manifest
+from data.decoding import PilDecoder
 from data.errors import ShardError, TooManyBadSamples
 from data.fields import Caption
 from data.module import ShardData
@@ -154,8 +154,8 @@ def test_a_classifier_learns_from_a_cache(first_stage: Run, shards: Path, cache:
 
 def test_no_image_is_decoded_for_training_and_validation(train_on, cache: Path, monkeypatch: pytest.MonkeyPatch):
     decoded: list[int] = []
-    original = samples.decode_image
-    monkeypatch.setattr(samples, "decode_image", lambda content: decoded.append(1) or original(content))
+    original = PilDecoder.__call__
+    monkeypatch.setattr(PilDecoder, "__call__", lambda *given: decoded.append(1) or original(*given))
     train_on(cache)
     assert len(decoded) == 4  # the panel at the end reads those of two batches: its own and one ahead
 
