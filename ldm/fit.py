@@ -35,7 +35,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         if is_rank_zero():
             print(f"{run.name}: finished at step {run.lineage['finished_step']}; a larger max_steps goes on from there")
         return run
-    _quieten()
+    quieten()
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
     task, data = parts["task"], parts["data"]
@@ -102,7 +102,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
     )
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning and W&B say that is no news: advertisements, and choices made on purpose here."""
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
