@@ -39,7 +39,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         if is_rank_zero():
             print(f"{run.name}: finished at step {run.lineage['finished_step']}; a larger max_steps goes on from there")
         return run
-    _quieten()
+    quieten()
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
         warn_of_shared_store()
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
@@ -126,7 +126,7 @@ def warn_of_shared_store() -> None:
         log.warning("torchrun --max-restarts: a restart connects only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set")
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning and W&B say that is no news: advertisements, and choices made on purpose here."""
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
