@@ -12,7 +12,7 @@ import pytest
 import torch
 import webdataset as wds
 from safetensors.torch import load_file
-from toys import QUICKSTART, Process, assert_equal_runs, curve, losses, tiny, train
+from toys import QUICKSTART, Process, assert_equal_runs, clip_folder, curve, losses, tiny, train
 
 from data.cache import read_manifest
 from data.decoding import PilDecoder
@@ -187,14 +187,14 @@ def batches(data: ShardData, count: int, **place: int) -> list[dict[str, Any]]:
 def open_data(shards: Path) -> Callable[..., ShardData]:
     """``open_data(cache or None, num_workers)`` with captions, half of the images mirrored."""
 
-    def start(cache: Path | None, num_workers: int = 0, images: bool = False, **more: Any) -> ShardData:
+    def start(cache: Path | str | None, num_workers: int = 0, images: bool = False, **more: Any) -> ShardData:
         given = {"fields": {"caption": Caption()}, "horizontal_flip_prob": 0.5, "max_bad_fraction": 0.1, **more}
         data = ShardData(
             f"{shards}/train-*.tar", SIZE, 4, validation=f"{shards}/validation-*.tar", num_workers=num_workers,
             cache=cache and str(cache), **given,
         )  # fmt: skip
         if cache:
-            made = read_manifest(cache)
+            made = read_manifest(Path(cache))
             data.read_cache(made["first_stage"], made["encoders"], images)
         return data
 
@@ -228,6 +228,23 @@ def test_the_caption_that_is_chosen_is_the_one_that_was_encoded(open_data, cache
         assert torch.equal(batch["encoded"][encoder.digest]["tokens"], again["tokens"])
         assert torch.equal(batch["encoded"][encoder.digest]["mask"], again["mask"])
     assert {"a first one", "another"} < seen
+
+
+@pytest.mark.parametrize("name", ["text", "text_vector", "clip_text"])
+def test_a_condition_of_kept_embeddings_is_that_of_its_captions(name: str, make_cache, open_data):
+    own = [f"conditioner.clip_text.path={clip_folder()}"] if name == "clip_text" else []
+    words = [f"conditioner=[{name}]", *own, f"conditioner.{name}.memo_captions=100"]
+    given = compose("encode", ["first_stage=x", "out=x", "data=quickstart", f"data.cache={make_cache(*words)}", *words])
+    conditioner = Parts({**given, "image_size": SIZE})["conditioner"]
+    [batch] = batches(open_data(given["data"]["cache"], horizontal_flip_prob=0.0), 1)
+    captions = {"caption": batch["caption"]}
+    for drop in ([False] * 4, [True] * 4, [True, False, False, True]):
+        kept, made = (conditioner(given, drop={name: torch.tensor(drop)}) for given in (batch, captions))
+        assert kept.keys() == made.keys() and all(torch.equal(kept[key], made[key]) for key in made)
+    negative = {"caption": ["a negative prompt"] * 4}
+    drop = {name: torch.ones(4, dtype=torch.bool)}
+    kept, made = (conditioner(given, drop=drop, negative=negative) for given in (batch, captions))
+    assert all(torch.equal(kept[key], made[key]) for key in made)
 
 
 def test_captions_need_not_be_read(open_data, cache: Path):
