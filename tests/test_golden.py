@@ -1,7 +1,7 @@
 """The loss curve of each kind of run stays what it was: a change of the numbers is seen, and made on purpose.
 
-``python tests/test_golden.py`` writes tests/golden/*.csv anew (step, name, value as a hexadecimal float). Processors round
-differently, so that only `CLOSE` is asked for here; on one machine the same seed gives the same bits.
+``python tests/test_golden.py`` writes tests/golden/*.csv anew (step, name, value as a hexadecimal float). Processors
+round differently, so that only `CLOSE` is asked for here; on one machine the same seed gives the same bits.
 """
 
 import sys
