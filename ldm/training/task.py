@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from ldm.charts import Curve
@@ -98,6 +99,15 @@ class Task(pl.LightningModule):
         """What a finished run adds to the metadata of its weights, from one pass over the training data."""
 
     # What Lightning asks
+
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError(
+                f"trainer.strategy={type(strategy).__name__}: shards weights, but averages, clipping, "
+                "the guard and checkpoints need them whole on each device: take ddp, and for memory accumulation or "
+                "checkpoint_activations"
+            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.guard.spike_ratio and self.trainer.precision == "16-mixed":
