@@ -104,7 +104,7 @@ class FastDecoder(Decoder):
         pixels = _simple_jpeg(content, image, reduction)
         if pixels is None:
             with _named_failure():
-                pixels, reduction = np.array(_rgb(image)), 1
+                pixels = np.array(_rgb(_reduced(image, reduction)))
         scales = [target * reduction / side for target, side in zip(size, image.size, strict=True)]
         return upright(_resized(pixels, size, scales), orientation(image))
 
@@ -125,9 +125,7 @@ def _by_pil(image: Image.Image, image_size: int, reducing_gap: int) -> np.ndarra
     reduction = _reduction(image, size, reducing_gap)
     box = (0.0, 0.0, image.width / reduction, image.height / reduction)
     with _named_failure():
-        if reduction > 1:
-            image.draft(None, (image.width // reduction, image.height // reduction))
-        pixels = resize(_rgb(image), size, box)
+        pixels = resize(_rgb(_reduced(image, reduction)), size, box)
     return upright(pixels, orientation(image))
 
 
@@ -137,6 +135,13 @@ def _reduction(image: Image.Image, size: tuple[int, int], reducing_gap: int) -> 
         return 1
     room = min(side / target for side, target in zip(image.size, size, strict=True)) / reducing_gap
     return next((factor for factor in (8, 4, 2) if factor <= room), 1)
+
+
+def _reduced(image: Image.Image, reduction: int) -> Image.Image:
+    """The same image, to be decoded by Pillow with its sides reduced (rounded up)."""
+    if reduction > 1:
+        image.draft(None, (image.width // reduction, image.height // reduction))
+    return image
 
 
 def _simple_jpeg(content: bytes, image: Image.Image, reduction: int) -> np.ndarray | None:

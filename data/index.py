@@ -18,7 +18,7 @@ from data.storage import Facts, Location, Url, Window, facts
 from data.tar_headers import Damage, Extent, walk
 
 NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
-MAX_EXTENSIONS = 1 << 15  # distinct ones in a shard
+MAX_EXTENSIONS = 1 << 10  # distinct ones in a shard
 
 
 class Outline(NamedTuple):

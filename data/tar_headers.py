@@ -99,10 +99,10 @@ def _check_sum(header: bytes, position: int) -> None:
 def _number(field: bytes, position: int) -> int:
     if field[0] & 0x80:  # base 256, for sizes beyond 8 GiB
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise Damage(f"damaged header at byte {position} (number)") from None
+    digits = field.strip(b" \0") or b"0"
+    if digits.strip(b"01234567"):  # int() would also take a sign
+        raise Damage(f"damaged header at byte {position} (number)")
+    return int(digits, 8)
 
 
 def _name(header: bytes) -> str:

@@ -343,7 +343,7 @@ def check_range(where: str, annotation: Any, value: Any) -> None:
     if whole and (key in POSITIVE or key.endswith("every_steps")) and value < 1:
         raise ValueError(f"{where}={value}: must be at least 1")
     if whole and value < 0 and key != "seed":
-        raise ValueError(f"{where}={value}: must not be negative")
+        raise ValueError(f"{where}={value}: must be at least 0")
 
 
 def _parameters(target: Callable) -> dict[str, inspect.Parameter]:

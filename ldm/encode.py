@@ -11,10 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
-from data.cache import BAD, CHOICES, CODES, CROP, LATENTS, MANIFEST, MIRRORED, MOMENTS, SIZE, file_names, read_manifest
+from data.cache import (
+    BAD,
+    CHOICES,
+    CODES,
+    CROP,
+    LATENTS,
+    MANIFEST,
+    MIRRORED,
+    MOMENTS,
+    SIZE,
+    CacheFile,
+    file_names,
+    read_manifest,
+)
 from data.encoding import Span
 from data.module import ShardData
 from data.samples import Samples
@@ -22,7 +35,7 @@ from ldm.build import Parts
 from ldm.conditioners.base import Conditioners, FrozenEncoder
 from ldm.config import load_tree
 from ldm.device import choose
-from ldm.files import replace, sweep, write_json
+from ldm.files import sweep, write_bytes, write_json
 from ldm.training.distributed import broadcast, process_group
 
 PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
@@ -167,7 +180,7 @@ def _write(jobs: Sequence[Job], data: ShardData, make: Rows, batch_size: int, qu
                     shard.add(batch, make(batch) if "image" in batch else {})
                     progress.advance(bar, batch["span"][1] - batch["span"][0])
                 arrays, facts = shard.content()
-                replace(job.path, lambda temporary, a=arrays, f=facts: save_file(a, temporary, metadata=f))
+                write_bytes(job.path, save(arrays, metadata=facts))
 
 
 def _spans(span: Span, size: int) -> Iterator[Span]:
@@ -216,4 +229,8 @@ class Shard:
 def _report(out: Path, jobs: dict[str, Job]) -> None:
     count = sum(end - start for start, end in (job.span for job in jobs.values()))
     size = sum(job.path.stat().st_size for job in jobs.values())
-    print(f"{out}: {count} samples of {len(jobs)} shards, {size / 1e6:.1f} MB; train with data.cache={out}")
+    bad = sum(len(CacheFile(job.path, encoders=()).bad) for job in jobs.values())
+    print(
+        f"{out}: {count} samples of {len(jobs)} shards, {bad} of them bad, {size / 1e6:.1f} MB; "
+        f"train with data.cache={out}"
+    )

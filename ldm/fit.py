@@ -1,6 +1,7 @@
 """Fit one run: open its folder, build its parts, let Lightning train them, write down what came of it."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.loggers import CSVLog, close
 from ldm.training.task import Task
 
+log = logging.getLogger(__name__)
+
 # Messages of Lightning and W&B about choices that are made on purpose here.
 QUIET = (
     ".*does not have many workers",
@@ -36,7 +39,9 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         if is_rank_zero():
             print(f"{run.name}: finished at step {run.lineage['finished_step']}; a larger max_steps goes on from there")
         return run
-    _quieten()
+    quieten()
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
+        warn_of_shared_store()
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
     task, data = parts["task"], parts["data"]
@@ -115,7 +120,13 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
     )
 
 
-def _quieten() -> None:
+def warn_of_shared_store() -> None:
+    """Torchrun serves all attempts from one store, where the next finds the last one's addresses (pytorch #135712)."""
+    if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        log.warning("torchrun --max-restarts: a restart connects only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set")
+
+
+def quieten() -> None:
     """Leave out what Lightning and W&B say that is no news: advertisements, and choices made on purpose here."""
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -153,7 +153,7 @@ MALFORMED = {
     "network.channels={a:1}": "network.channels",
     "network.channels=[1": "network.channels=[1",
     "network.channels=1,2": "network.channels: several values",
-    "network.channels=-1": "network.channels=-1: must not be negative",
+    "network.channels=-1": "network.channels=-1: must be at least 0",
     "optimizer.lr=nan": "optimizer.lr=nan: must be a number",
     "data.horizontal_flip_prob=1.5": "data.horizontal_flip_prob=1.5: must be between 0 and 1",
     "data.batch_size=0": "data.batch_size=0: must be at least 1",

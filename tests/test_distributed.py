@@ -4,11 +4,15 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from toys import ROOT, Process, curve, losses, newest_step, state, tiny, train
 
+from ldm.build import Parts
+from ldm.config import compose
 from ldm.run import Run
 from ldm.training.diffusion import DiffusionTask
 
@@ -143,3 +147,10 @@ def test_two_ranks_measure_and_revive_what_one_process_does(regularizer: str, tm
         assert latents[0][name] == pytest.approx(latents[1][name], abs=1e-4)
     if regularizer == "vq":
         assert curve(tmp_path / "two", "train/revived_codes") == curve(one.folder, "train/revived_codes")
+
+
+def test_strategies_that_shard_weights_are_refused(tmp_path: Path):
+    task = Parts(compose("config", tiny("quickstart/autoencoder", tmp_path)))["task"]
+    task._trainer = SimpleNamespace(strategy=ModelParallelStrategy())
+    with pytest.raises(ValueError, match=r"trainer\.strategy=ModelParallelStrategy: shards weights.*take ddp"):
+        task.setup("fit")

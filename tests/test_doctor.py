@@ -170,6 +170,7 @@ def test_what_a_cpu_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch):
     assert num_ranks({"devices": "auto", "num_nodes": 3}) == 3 and num_ranks({"devices": [0, 2], "num_nodes": 2}) == 4
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_ends_with_a_status(tmp_path: Path):
     for more, status in (([], 0), (["data.batch_size=5", "trainer.devices=2"], 1), (["sede=1"], 2)):
         words = tiny("quickstart/autoencoder", tmp_path / "runs", *more)

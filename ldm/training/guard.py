@@ -19,10 +19,12 @@ class Guard:
             raise ValueError(f"guard.spike_window={spike_window}: must be at least 1")
         self.spike_ratio = spike_ratio
         self._module = module
+        self._buffers: list[Tensor] | None = None  # looked up at the first step, when they are where they stay
         self._kept: list[Tensor] | None = None  # buffers as the last good step left them
         self._bad: Tensor | None = None  # the verdict on this step, 0 or 1
-        self._counts = torch.zeros(3)  # steps skipped: in all, in a row, in a row at most
-        self._norms = torch.full((spike_window if spike_ratio else 0,), torch.nan)  # of the accepted steps, newest last
+        self._verdicts: list[Tensor] = []  # on the steps that are not counted yet
+        self._total = self._in_row = self._worst = 0  # steps skipped: in all, in a row, in a row at most
+        self._norms = torch.zeros(spike_window if spike_ratio else 0)  # of accepted steps, newest last; 0 for none yet
 
     @property
     def reason(self) -> str:
@@ -34,8 +36,8 @@ class Guard:
         unsound = ~norm.isfinite()
         if self.spike_ratio:
             self._norms = self._norms.to(norm.device)
-            # while the window fills up its median is NaN, and nothing exceeds that
-            unsound = unsound | (norm > self.spike_ratio * self._norms.median())
+            full = self._norms[0] > 0
+            unsound = unsound | (full & (norm > self.spike_ratio * self._norms.median()))
             longer = torch.cat([self._norms[1:], norm.detach().float()[None]])
             self._norms = torch.where(unsound, self._norms, longer)
         bad = unsound.float()
@@ -47,30 +49,39 @@ class Guard:
 
     def settle(self) -> None:
         """After a step: put the buffers back if it was skipped, and count."""
-        buffers = [buffer for buffer in self._module.buffers() if buffer.numel()]
         if self._bad is None:
             return
+        if self._buffers is None:
+            self._buffers = [buffer for buffer in self._module.buffers() if buffer.numel()]
+        buffers = self._buffers
         bad = self._bad.bool()
         if self._kept is not None:
             for buffer, kept in zip(buffers, self._kept, strict=True):
                 buffer.copy_(torch.where(bad, kept, buffer))
         self._kept = [buffer.clone() for buffer in buffers]
-        total, in_row, worst = self._counts.to(bad.device)
-        in_row = (in_row + 1) * bad
-        self._counts = torch.stack([total + bad, in_row, torch.maximum(worst, in_row)])
+        self._verdicts.append(self._bad)
         self._bad = None
 
     def counts(self) -> tuple[int, int]:
         """(steps skipped in all, most in a row since this was last asked). Waits for the device."""
-        total, in_row, worst = self._counts.tolist()
-        self._counts[2] = in_row
-        return int(total), int(worst)
+        self._count()
+        worst, self._worst = self._worst, self._in_row
+        return self._total, worst
+
+    def _count(self) -> None:
+        for bad in torch.stack(self._verdicts).tolist() if self._verdicts else ():
+            self._total += int(bad)
+            self._in_row = (self._in_row + 1) * int(bad)
+            self._worst = max(self._worst, self._in_row)
+        self._verdicts = []
 
     def state_dict(self) -> dict[str, Tensor]:
-        own = {"counts": self._counts.clone()}
+        self._count()
+        own = {"counts": torch.tensor([self._total, self._in_row, self._worst], dtype=torch.float32)}
         return {**own, "norms": self._norms.clone()} if self.spike_ratio else own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._counts = state["counts"].clone()
+        self._total, self._in_row, self._worst = map(int, state["counts"].tolist())
+        self._verdicts = []
         if self.spike_ratio:
             self._norms = state["norms"].clone()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from ldm.charts import Curve
@@ -55,6 +56,7 @@ class Task(pl.LightningModule):
         self.ema: Averages | None = ema(model) if ema else None
         self.guard = guard(trained) if guard else Guard(trained)
         self.stopwatch = Stopwatch()
+        self._moved: list[nn.Parameter] = []
         self.max_steps = max_steps
         self.seed = seed
         self.step = 0  # optimizer steps done, along all resumes
@@ -98,10 +100,20 @@ class Task(pl.LightningModule):
 
     # What Lightning asks
 
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError(
+                f"trainer.strategy={type(strategy).__name__}: shards weights, but averages, clipping, "
+                "the guard and checkpoints need them whole on each device: take ddp, and for memory accumulation or "
+                "checkpoint_activations"
+            )
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.guard.spike_ratio and self.trainer.precision == "16-mixed":
             raise ValueError("guard=spikes with trainer.precision=16-mixed: its gradients are scaled; take bf16-mixed")
         optimizer = self.make_optimizer(self.trained)
+        self._moved = list(self.trained.parameters())  # walking through the modules takes a millisecond a step
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
         return optimizer
@@ -125,7 +137,7 @@ class Task(pl.LightningModule):
             raise ValueError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
         if scaled:
             return
-        parameters = [parameter for parameter in self.trained.parameters() if parameter.grad is not None]
+        parameters = [parameter for parameter in self._moved if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
         if gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
@@ -142,7 +154,10 @@ class Task(pl.LightningModule):
         # Draws inside layers (dropout) are the only ones not addressed by sample: a resumed run must repeat them too.
         part = batch_index % self.trainer.accumulate_grad_batches
         address = f"{self.seed}/layers/{self.step}/{part}/{self.global_rank}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(address.encode()).digest()[:4], "little"))
+        seed = int.from_bytes(hashlib.sha256(address.encode()).digest()[:4], "little")
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 1.5 ms where CUDA is not in use
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def on_before_backward(self, loss: Tensor) -> None:
         self.stopwatch.lap("forward")

@@ -26,21 +26,25 @@ WORDS = {"full": "no space left on device", "read-only": "read-only file system"
 
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
     """Faults in turn, at random moments; without root only the injected one."""
-    outcome, toys = Outcome(), ToyRuns(folder)
+    outcome, toys, met = Outcome(), ToyRuns(folder), 0
     whole, _ = toys.whole("autoencoder")
     room_kib = sum(path.stat().st_size for path in whole.rglob("*")) // 1024
     for number in range(runs):
         fault = FAULTS[number % len(FAULTS)]
         try:
-            outcome.note(f"{number}: {fault}", _trial(toys, fault, whole, room_kib, rng))
+            problems, was_met = _trial(toys, fault, whole, room_kib, rng)
+            met += was_met
+            outcome.note(f"{number}: {fault}", problems)
         except CannotMount:
             outcome.note(f"{number}: {fault}", [])
             if len(outcome.facts) == 0:
                 outcome.facts.append("SKIPPED full and read-only: no file system can be mounted here (root can)")
+    outcome.facts.append(f"{met} runs met the fault before they were done")
     return outcome
 
 
-def _trial(toys: ToyRuns, fault: str, whole: Path, room_kib: int, rng: random.Random) -> list[str]:
+def _trial(toys: ToyRuns, fault: str, whole: Path, room_kib: int, rng: random.Random) -> tuple[list[str], bool]:
+    """(what is wrong, whether the run met the fault)."""
     size = f"{rng.randrange(room_kib // 8, room_kib)}k" if fault == "full" else f"{16 * room_kib}k"
     with small_disk(toys.folder / "disk", size) as disk:
         noted = toys.folder / "disk-keys"
@@ -59,7 +63,8 @@ def _trial(toys: ToyRuns, fault: str, whole: Path, room_kib: int, rng: random.Ra
             job.wait_until(lambda: last_step(noted) >= aim)
             remount_when_possible(job, disk)
         (status,) = job.wait()
-        problems = _problems(job, status, fault, disk / "run")
+        met = status != 0
+        problems = _problems(job, status, fault, disk / "run") if met else []
         if fault == "full":
             remount(disk, f"size={16 * room_kib}k")
         if fault == "read-only":
@@ -67,8 +72,8 @@ def _trial(toys: ToyRuns, fault: str, whole: Path, room_kib: int, rng: random.Ra
         job = Job(arguments, toys.folder / "disk-again.txt", prepare=nothing)
         (status,) = job.wait()
         if status:
-            return [*problems, f"with room again it ended with {status}: {job.said[-300:]}"]
-        return problems + differences(whole, disk / "run", MAX_STEPS) + leftovers(disk / "run")
+            return [*problems, f"with room again it ended with {status}: {job.said[-300:]}"], met
+        return problems + differences(whole, disk / "run", MAX_STEPS) + leftovers(disk / "run"), met
 
 
 def remount_when_possible(job: Job, disk: Path) -> None:
@@ -98,8 +103,6 @@ def _break_sync(after: int) -> None:
 
 
 def _problems(job: Job, status: int, fault: str, run: Path) -> list[str]:
-    if status == 0:
-        return []  # it was done before the fault came
     problems = [] if status == 2 else [f"exit status {status}"]
     if "Traceback" in job.said:
         problems.append(f"a traceback: {job.said[-400:]}")

@@ -20,7 +20,10 @@ from chaoses.toy_runs import MAX_STEPS, ToyRuns
 GOAL = "a rank or data worker killed under torchrun --max-restarts: exit 0, bit-equal; two nodes too"
 RUNS = 6
 VICTIMS = ("rank 0", "rank 1", "data worker")
-SECONDS = 240
+# Else torchrun's c10d rendezvous serves all attempts from one store, where the next one finds the last one's addresses:
+# "Gloo connectFullMesh failed ... Connection refused" (torch 2.14).
+FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+SECONDS = 400  # imports, three times, on a busy machine
 
 
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
@@ -66,7 +69,7 @@ def _trial(toys: ToyRuns, name: str, victim: str, nodes: int, rng: random.Random
 
 def _start(command: list[str], output: Path) -> subprocess.Popen:
     with output.open("w") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=file, stderr=file,
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **FRESH_STORE}, stdout=file, stderr=file,
                                 start_new_session=True)  # fmt: skip
 
 

@@ -32,18 +32,19 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
         kind, ranks = KINDS[number % len(KINDS)], rng.choice((1, 2))
         try:
             with small_disk(folder / "disk", f"{ROOM_KIB}k") as disk:
-                problems = _trial(toys, disk, kind, ranks, rng, met)
+                problems = _trial(toys, disk, folder / f"keys{number}", kind, ranks, rng, met)
         except CannotMount:
-            problems = _trial(toys, folder / f"disk{number}", kind, ranks, rng, met)
+            problems = _trial(toys, folder / f"disk{number}", folder / f"keys{number}", kind, ranks, rng, met)
         outcome.note(f"{number}: {kind} with {ranks} ranks", problems)
     outcome.facts.append(", ".join(f"{count} x {fault}" for fault, count in met.items()))
     return outcome
 
 
-def _trial(toys: ToyRuns, disk: Path, kind: str, ranks: int, rng: random.Random, met: dict[str, int]) -> list[str]:
+def _trial(
+    toys: ToyRuns, disk: Path, noted: Path, kind: str, ranks: int, rng: random.Random, met: dict[str, int]
+) -> list[str]:
     more = (f"max_steps={MAX_STEPS}", "callback.checkpoint.keep=4")
     whole, whole_keys = toys.whole(kind, ranks, *more)
-    noted = disk / "keys"
     problems: list[str] = []
     while not problems:
         workers = f"data.num_workers={rng.choice((0, 2))}"
