@@ -9,10 +9,9 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from inspect import signature
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from PIL import Image
 
@@ -20,6 +19,16 @@ from data.decoding import FORMATS, IMAGE_EXTENSIONS
 
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on, width and height change places
 HEX = frozenset("0123456789abcdef")
+
+
+class FilterRules(TypedDict, total=False):
+    """What `data.filters` may say; see Filters."""
+
+    min_size: int | None
+    aspect: Sequence[float | None] | None
+    ranges: Mapping[str, Sequence[float | None]] | None
+    values: Mapping[str, Sequence[str | int | bool | None]] | None
+    exclude: str | None
 
 
 class Filters:
@@ -35,7 +44,7 @@ class Filters:
         min_size: int | None = None,
         aspect: Sequence[float | None] | None = None,
         ranges: Mapping[str, Sequence[float | None]] | None = None,
-        values: Mapping[str, Sequence[str | int | bool]] | None = None,
+        values: Mapping[str, Sequence[str | int | bool | None]] | None = None,
         exclude: str | None = None,
     ):
         if min_size is not None and not _is_number(min_size):
@@ -105,9 +114,9 @@ class Filters:
                 yield f"values.{name}"
 
 
-def read_filters(filters: Mapping[str, Any] | None) -> Filters:
+def read_filters(filters: FilterRules | None) -> Filters:
     """The rules that `data.filters` holds."""
-    names = list(signature(Filters).parameters)
+    names = FilterRules.__annotations__
     for name in filters or {}:
         if name not in names:
             raise ValueError(f"data.filters.{name}: no such key (there are {', '.join(names)})")

@@ -19,13 +19,13 @@ from data.decoding import DECODERS
 from data.encoding import EncodingStream, Span
 from data.errors import SkipLog
 from data.fields import Field
-from data.filters import read_filters
+from data.filters import FilterRules, read_filters
 from data.paths import expand
 from data.plan import BatchPlan, permute
 from data.samples import Samples
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
-from data.training_set import TrainingSet, read_mixture
+from data.training_set import Source, TrainingSet, read_mixture
 from data.transforms import Augmentation
 from data.workers import Alarm, leave_signals_to_parent
 
@@ -64,8 +64,8 @@ class ShardData(pl.LightningDataModule):
         cache: str | None = None,
         timeout_seconds: float = 600.0,
         shuffle_block: int | None = None,
-        mixture: Mapping[str, Mapping[str, Any]] | None = None,
-        filters: Mapping[str, Any] | None = None,
+        mixture: Mapping[str, Source] | None = None,
+        filters: FilterRules | None = None,
         decoder: Literal["pil", "fast"] = "pil",
     ):
         super().__init__()

@@ -2,10 +2,9 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypedDict
 
 from data.filters import Filters
 from data.mixture import Mixture
@@ -15,15 +14,14 @@ from data.selection import select
 from data.shards import ShardSet
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(TypedDict):
     """One data set of a mixture."""
 
     shards: str | Sequence[str]
     weight: float
 
 
-def read_mixture(mixture: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Source]:
+def read_mixture(mixture: Mapping[str, Source] | None) -> dict[str, Source]:
     """The sources that `data.mixture` names: {NAME: {shards: ..., weight: ...}}."""
     mixture = mixture or {}
     for name, entry in mixture.items():
@@ -34,7 +32,7 @@ def read_mixture(mixture: Mapping[str, Mapping[str, Any]] | None) -> dict[str, S
             raise ValueError(f"data.mixture.{name}.weight={weight!r} is not a number above 0")
         if not isinstance(entry["shards"], str | list | tuple):
             raise ValueError(f"data.mixture.{name}.shards={entry['shards']!r}: expected paths of shards")
-    return {name: Source(**entry) for name, entry in mixture.items()}
+    return dict(mixture)
 
 
 class TrainingSet:
@@ -52,7 +50,7 @@ class TrainingSet:
     def _paths(self) -> list[list[Any]]:
         """The shards of each set."""
         if self.mixture:
-            return [expand(source.shards, f"data.mixture.{name}.shards") for name, source in self.mixture.items()]
+            return [expand(source["shards"], f"data.mixture.{name}.shards") for name, source in self.mixture.items()]
         return [expand(self.train, "data.train")]
 
     @cached_property
@@ -92,5 +90,5 @@ class TrainingSet:
             return Plan(num_samples, seed, shuffle_block)
         ends = [*self._starts[1:], len(self.shards)]
         sizes = {name: end - start for name, start, end in zip(self.mixture, self._starts, ends, strict=True)}
-        weights = {name: source.weight for name, source in self.mixture.items()}
+        weights = {name: source["weight"] for name, source in self.mixture.items()}
         return Mixture(sizes, weights, seed, shuffle_block)

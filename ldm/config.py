@@ -323,6 +323,7 @@ def _validate(node: Any, where: str, swept: Collection[str]) -> None:
                 raise ValueError(f"{where}.{key}={value!r}: expected {_readable(annotation)}")
             for item in values:
                 check_range(f"{where}.{key}", annotation, item)
+                _check_entries(f"{where}.{key}", annotation, item)
     for key, value in node.items():
         _validate(value, f"{where}.{key}".lstrip("."), swept)
 
@@ -344,6 +345,23 @@ def check_range(where: str, annotation: Any, value: Any) -> None:
         raise ValueError(f"{where}={value}: must be at least 1")
     if whole and value < 0 and key != "seed":
         raise ValueError(f"{where}={value}: must be at least 0")
+
+
+def _check_entries(where: str, annotation: Any, value: Any) -> None:
+    """Hold a mapping to the TypedDict that its annotation names for it or for its values."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for option in options if isinstance(value, dict) else ():
+        if typing.is_typeddict(option):
+            kinds = typing.get_type_hints(option)
+            for name, item in value.items():
+                if name not in kinds:
+                    raise ValueError(f"{where}.{name}: no such key{_nearest(name, kinds)} (takes {', '.join(kinds)})")
+                if not accepts(kinds[name], item):
+                    raise ValueError(f"{where}.{name}={item!r}: expected {_readable(kinds[name])}")
+                check_range(f"{where}.{name}", kinds[name], item)
+        elif typing.get_origin(option) is Mapping and "_target_" not in value:
+            for name, item in value.items():
+                _check_entries(f"{where}.{name}", typing.get_args(option)[1], item)
 
 
 def _parameters(target: Callable) -> dict[str, inspect.Parameter]:
