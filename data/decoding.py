@@ -78,7 +78,8 @@ class PilDecoder(Decoder):
     @property
     def libraries(self) -> str:
         """See Decoder."""
-        return f"Pillow {version('pillow')}, libjpeg {features.version('jpg')}, libwebp {features.version('webp')}"
+        jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+        return f"Pillow {version('pillow')}, libjpeg {jpeg}, libwebp {features.version('webp')}"
 
 
 class FastDecoder(Decoder):
@@ -111,7 +112,7 @@ class FastDecoder(Decoder):
     @property
     def libraries(self) -> str:
         """See Decoder."""
-        return f"simplejpeg {version('simplejpeg')}, {PilDecoder().libraries}"
+        return f"simplejpeg {version('simplejpeg')}, torch {version('torch')}, {PilDecoder().libraries}"
 
 
 DECODERS: dict[str, type[Decoder]] = {decoder.name: decoder for decoder in (PilDecoder, FastDecoder)}

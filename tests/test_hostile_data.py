@@ -304,7 +304,7 @@ NAMES = ["../../../canary", "/tmp/canary", "~/canary", "C:\\canary", "\x1b]0;tit
 
 @pytest.mark.parametrize("name", NAMES, ids=map(ascii, NAMES))
 def test_names_are_keys_and_never_paths_or_commands(tmp_path: Path, name: str) -> None:
-    before = sorted(tmp_path.parent.rglob("*"))
+    before = sorted(tmp_path.rglob("*"))
     batches, skipped = epoch(tar_of(tmp_path / "x.tar", [(f"{name}.png", GOOD)]))
     assert skipped == [] and batches[0]["key"] == [name]
     tar_of(tmp_path / "x.tar", [(f"{name}.png", b"\x1b[2J"), (f"{name}2.png", GOOD)])
@@ -313,7 +313,8 @@ def test_names_are_keys_and_never_paths_or_commands(tmp_path: Path, name: str) -
         list(data.statistics_loader())
     assert all(line.isprintable() for line in str(caught.value).splitlines())
     assert len(str(caught.value).splitlines()) == 2
-    assert sorted({*tmp_path.parent.rglob("*")} - {tmp_path / "x.tar"}) == before
+    assert sorted({*tmp_path.rglob("*")} - {tmp_path / "x.tar"}) == before
+    assert not Path(f"{name}.png").expanduser().exists() and not (tmp_path / f"{name}.png").exists()
 
 
 # -- text ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from ldm.checkpoint import resume
 from ldm.config import compose, load_tree
+from ldm.fit import fit
 from ldm.run import Run, branch_point, check_unchanged, inherit, is_rank_zero, load, open_run
 
 DIFFUSION = ["experiment=quickstart/diffusion"]
@@ -117,6 +119,7 @@ def test_only_rank_zero_writes(monkeypatch):
         ("optimizer.lr", 0.5),
         ("network.depth", 3),
         ("data.batch_size", 8),
+        ("data.decoder", "fast"),
         ("trainer.precision", "32-true"),
         ("noise.mean", 3),
         ("expert.node", [1, 1]),
@@ -136,6 +139,18 @@ def test_a_change_of_the_mathematics_is_refused_by_name(base, tmp_path, key, val
     assert str(caught.value).startswith(f"{key} is ")
     for way_out in ("run=NAME", "branch=", "overwrite=true"):
         assert way_out in str(caught.value)
+
+
+def test_other_versions_of_the_decoder_are_said(first_stage, tmp_path, capsys):
+    # the same key, but rounded pixels: not refused, since no one can choose what another machine has
+    written = json.loads((first_stage.folder / "lineage.json").read_text())
+    assert re.fullmatch(r"Pillow [\d.]+, libjpeg [\d.]+, libwebp [\d.]+", written["decoder"])
+    shutil.copytree(first_stage.folder, tmp_path / "a")
+    run = Run(tmp_path / "a", {**first_stage.tree, "max_steps": first_stage.tree["max_steps"] + 1}, dict(written))
+    run.record(decoder="Pillow 1.0")
+    fit({**run.tree, "runs_dir": str(tmp_path)}, "a")
+    assert f"a: images were decoded by Pillow 1.0, now by {written['decoder']}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "lineage.json").read_text())["decoder"] == written["decoder"]
 
 
 def test_where_and_how_fast_it_runs_may_change(base, tmp_path):
