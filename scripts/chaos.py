@@ -86,7 +86,8 @@ def _run(name: str, runs: int, seed: int) -> int:
     began = time.monotonic()
     outcome = module.run(runs or module.RUNS, random.Random(f"{seed}/{name}"), folder)
     seconds = time.monotonic() - began
-    print(f"{name:<20} {outcome.held} of {outcome.tried}  {seconds:6.0f} s  {module.GOAL}", flush=True)
+    left_out = f", {outcome.skipped} skipped" if outcome.skipped else ""
+    print(f"{name:<20} {outcome.held} of {outcome.tried}{left_out}  {seconds:6.0f} s  {module.GOAL}", flush=True)
     for line in outcome.facts:
         print(f"{'':<20} {line}", flush=True)
     for line in outcome.failures[:20]:

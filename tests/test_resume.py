@@ -14,6 +14,7 @@ from toys import Process, assert_equal_runs, curve, losses, newest_step, state, 
 
 from ldm.checkpoint import weights
 from ldm.run import Run
+from ldm.training.callbacks.signals import MARKER, requeue_slurm_job
 from ldm.training.task import Task
 
 Train = Callable[..., Run]
@@ -106,10 +107,43 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
     printed = capfd.readouterr()
     assert "stopped and saved at step 2 of 4" in printed.out and "SIGTERM" not in printed.out + printed.err
+    marker = stopped.folder / MARKER
+    assert marker.exists() == (number != signal.SIGINT)
+    if marker.exists():
+        assert marker.read_text() == f"{signal.Signals(number).name} at step 2 of 4\n"
 
     parts = train_autoencoder(*SIGNALLED)
+    assert not marker.exists()
     assert parts.finished and sorted(curve(parts.folder)) == [3, 4]
     assert_equal_runs(uninterrupted.folder, parts.folder, step=4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked"),
+    [
+        ({"SLURM_JOB_ID": "7"}, "requeue 7"),
+        ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 8_3"),
+    ],
+)
+def test_slurm_is_asked_to_requeue(
+    environment: dict[str, str], asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in {**environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(name, value)
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    requeue_slurm_job()
+    assert (tmp_path / "asked").read_text().strip() == asked
+
+
+def test_a_slurm_that_refuses_is_only_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol there
+    requeue_slurm_job()
+    assert "scontrol requeue 7" in caplog.text and "start the same command again yourself" in caplog.text
 
 
 def test_a_run_killed_before_its_conclusion_is_only_concluded(train_autoencoder: Train):

@@ -8,6 +8,7 @@ import errno
 import os
 import random
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from toys import differences
@@ -36,9 +37,7 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
             met += was_met
             outcome.note(f"{number}: {fault}", problems)
         except CannotMount:
-            outcome.note(f"{number}: {fault}", [])
-            if len(outcome.facts) == 0:
-                outcome.facts.append("SKIPPED full and read-only: no file system can be mounted here (root can)")
+            outcome.skip(f"{fault}: no file system can be mounted here (root can)")
     outcome.facts.append(f"{met} runs met the fault before they were done")
     return outcome
 
@@ -46,7 +45,9 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
 def _trial(toys: ToyRuns, fault: str, whole: Path, room_kib: int, rng: random.Random) -> tuple[list[str], bool]:
     """(what is wrong, whether the run met the fault)."""
     size = f"{rng.randrange(room_kib // 8, room_kib)}k" if fault == "full" else f"{16 * room_kib}k"
-    with small_disk(toys.folder / "disk", size) as disk:
+    folder = toys.folder / "disk"
+    shutil.rmtree(folder, ignore_errors=True)
+    with nullcontext(folder) if fault == "broken" else small_disk(folder, size) as disk:
         noted = toys.folder / "disk-keys"
         shutil.rmtree(noted, ignore_errors=True)
         arguments = toys.arguments("autoencoder", "run", f"runs_dir={disk}")

@@ -45,7 +45,7 @@ class Job:
         output.write_text("")
         if ranks > 1:
             arguments = [*arguments, f"trainer.devices={ranks}", "trainer.strategy=ddp"]
-        port = _free_port()
+        port = free_port()
         self.processes = []
         for rank in range(ranks):
             own = {**(environment or {}), **(_as_torchrun(rank, ranks, port) if ranks > 1 else {})}
@@ -97,7 +97,7 @@ def _as_torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

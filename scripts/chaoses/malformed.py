@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from chaoses.outcome import Outcome
-from ldm.config import compose, groups
+from ldm.config import LITERAL, compose, groups
 
 GOAL = "malformed overrides: the key and a hint in one line, no wrong type accepted"
 RUNS = 5000
 EXPERIMENTS = ("quickstart/autoencoder", "quickstart/diffusion", "quickstart/expert", "ldm/cin256_v2", "ldm/sd_v1")
 HINTS = (
-    "expected", "did you mean", "no such", "there are", "must be", "write", "cannot", "one of", "takes", "needs",
+    "expected", "did you mean", "no such", "there are", "must", "write", "cannot", "one of", "takes", "needs",
     "has to be given", "not allowed", "choose", "several values",
 )  # fmt: skip
 ALPHABET = "abcdefghijklmnopqrstuvwxyz_"
@@ -99,8 +99,10 @@ def out_of_range(key: str, value: Any, rng: random.Random) -> str | None:
     return None
 
 
-def broken_syntax(key: str, value: Any, rng: random.Random) -> str:
-    """What Hydra's grammar cannot read."""
+def broken_syntax(key: str, value: Any, rng: random.Random) -> str | None:
+    """What Hydra's grammar cannot read; after some keys any text is literal."""
+    if key in LITERAL:
+        return None
     return rng.choice(
         (f"{key}", f"{key}=[1,2", f"{key}={{a:", f"={key}", f"{key}='abc", f"{key}==[", f"{key}=a,b", f"{key}:3",
          f"{key}=${{", f"{key}=[[1]", f"{key} = 3 4 [", f"--{key}=3", f"{key}=(", f"{key}.=3", f".{key}=3")

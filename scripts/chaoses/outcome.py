@@ -6,15 +6,25 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Outcome:
-    """How many trials were made and held; `failures` say what did not, `facts` are further figures to print."""
+    """How many trials were made and held; `failures` say what did not, `facts` are further figures to print.
+
+    Trials that this machine does not allow are `skipped`, and not tried.
+    """
 
     tried: int = 0
+    skipped: int = 0
     failures: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
 
     @property
     def held(self) -> int:
         return self.tried - len(self.failures)
+
+    def skip(self, reason: str) -> None:
+        """Leave one trial out; each reason is a fact."""
+        self.skipped += 1
+        if f"SKIPPED: {reason}" not in self.facts:
+            self.facts.append(f"SKIPPED: {reason}")
 
     def note(self, trial: str, problems: Sequence[str]) -> None:
         """Count one trial and, if there were any, its problems."""

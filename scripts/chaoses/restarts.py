@@ -13,7 +13,7 @@ from pathlib import Path
 
 from toys import ROOT, differences
 
-from chaoses.jobs import _free_port, leftovers
+from chaoses.jobs import free_port, leftovers
 from chaoses.outcome import Outcome
 from chaoses.toy_runs import MAX_STEPS, ToyRuns
 
@@ -40,7 +40,7 @@ def _trial(toys: ToyRuns, name: str, victim: str, nodes: int, rng: random.Random
     workers = 1 if victim == "data worker" else 0
     arguments = toys.arguments("diffusion", name, f"data.num_workers={workers}")
     arguments += [f"trainer.devices={2 // nodes}", f"trainer.num_nodes={nodes}", "trainer.strategy=ddp"]
-    endpoint = f"127.0.0.1:{_free_port()}"
+    endpoint = f"127.0.0.1:{free_port()}"
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}"]
     launch += ["--max-restarts=3", "--rdzv_backend=c10d", f"--rdzv_endpoint={endpoint}", "--rdzv_id=chaos"]
     outputs = [toys.folder / f"{name}-node{node}.txt" for node in range(nodes)]

@@ -50,7 +50,8 @@ def _trial(
         workers = f"data.num_workers={rng.choice((0, 2))}"
         arguments = toys.arguments(kind, "run", *more, workers, f"runs_dir={disk}")
         job = Job(arguments, toys.folder / "soak.txt", ranks, prepare=lambda: write_down_keys(noted))
-        aim, began = rng.randrange(max(last_step(noted), 0), MAX_STEPS + 10), last_step(noted)
+        began = last_step(noted)
+        aim = max(began, 0) + rng.randint(1, 20)
         job.wait_until(lambda aim=aim, began=began: last_step(noted) >= aim and last_step(noted) != began)
         if not job.running:
             statuses = job.wait()
