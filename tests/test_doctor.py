@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 import torch
-from toys import QUICKSTART, ROOT, tiny, train
+from toys import QUICKSTART, ROOT, curve, tiny, train
 
 from ldm.config import compose
 from ldm.doctor import examine, num_ranks
@@ -49,7 +49,9 @@ def test_a_healthy_run_passes(kind: str, first_stage: Run, diffusion: Run, tmp_p
     name = "encoder 3x32x32 -> " if kind == "autoencoder" else "network 8x8x8"
     assert name in found["shapes"].said
     assert ("first_stage" in found["parameters"].said) == (kind != "autoencoder")
-    assert float(found["training step"].said.split("losses ")[1].split(",")[0]) > 0
+    loss = float(found["training step"].said.split("losses ")[1].split(",")[0])
+    run = {"autoencoder": first_stage, "diffusion": diffusion}.get(kind)
+    assert loss == pytest.approx(curve(run.folder)[1], abs=1e-4) if run else loss > 0
 
 
 def test_the_memory_is_that_of_the_run(first_stage: Run, diffusion: Run, tmp_path: Path):

@@ -19,6 +19,7 @@ from ldm.checkpoint import resume
 from ldm.config import instantiate
 from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
+from ldm.fit import quieten
 from ldm.run import branch_point, inherit, open_run
 from ldm.training.trial import Trial, try_steps
 
@@ -27,6 +28,7 @@ SAMPLED = 64  # training samples that are decoded
 
 def examine(tree: dict[str, Any], name: str) -> list[Finding]:
     """All findings on the run `name` of a tree; checks that need what a failed one did not give are left out."""
+    quieten()
     findings: list[Finding] = []
     world_size = num_ranks(tree["trainer"])
     for check, look in (("versions", machine.versions), ("device", lambda: machine.devices(tree)),
@@ -119,6 +121,7 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
     }
     if "keep_latents" in alone["task"]:
         alone["task"] = {**alone["task"], "keep_latents": False}  # it would encode all images first
+    torch.manual_seed(tree["seed"])  # the weights that the run will begin with
     parts = Parts(alone)
     checkpoint = branch_point(tree["branch"])
     parent = (resume.load(checkpoint), str(checkpoint)) if checkpoint else None
