@@ -24,6 +24,7 @@ from data.paths import expand
 from data.plan import BatchPlan, permute
 from data.samples import Samples
 from data.shards import ShardSet
+from data.storage import Location
 from data.streams import PassStream, TrainStream
 from data.training_set import Source, TrainingSet, read_mixture
 from data.transforms import Augmentation
@@ -116,6 +117,11 @@ class ShardData(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the shards' headers now, so that a missing or cut shard stops the run before it starts."""
         self.parts()
+
+    def locations(self) -> list[Location]:
+        """Where all shards lie, unopened. Raises ShardError for one that is named but not there."""
+        held_out = [] if self.validation is None else expand(self.validation, "data.validation")
+        return [*self.training_set.locations, *held_out]
 
     def parts(self) -> list[Samples]:
         """The training samples, and the validation samples if there are any."""

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from data.filters import Filters
 from data.mixture import Mixture
@@ -12,6 +12,7 @@ from data.paths import expand
 from data.plan import Plan
 from data.selection import select
 from data.shards import ShardSet
+from data.storage import Location
 
 
 class Source(TypedDict):
@@ -46,8 +47,13 @@ class TrainingSet:
         self.filters = filters
         self.num_workers = num_workers
 
+    @property
+    def locations(self) -> list[Location]:
+        """Where the shards lie."""
+        return [path for paths in self._paths for path in paths]
+
     @cached_property
-    def _paths(self) -> list[list[Any]]:
+    def _paths(self) -> list[list[Location]]:
         """The shards of each set."""
         if self.mixture:
             return [expand(source["shards"], f"data.mixture.{name}.shards") for name, source in self.mixture.items()]
@@ -55,7 +61,7 @@ class TrainingSet:
 
     @cached_property
     def _selected(self) -> tuple[ShardSet, dict[str, int]]:
-        shards = ShardSet.open([path for paths in self._paths for path in paths])
+        shards = ShardSet.open(self.locations)
         if not self.filters.names:
             return shards, {}
         kept, removed = select(shards, self.filters, self.num_workers)

@@ -11,7 +11,6 @@ import torch
 
 from data.errors import ShardError
 from data.module import ShardData
-from data.paths import expand
 from data.plan import BatchPlan
 from data.shards import ShardSet
 from ldm.build import Parts
@@ -70,9 +69,8 @@ def _data(tree: dict[str, Any]) -> ShardData:
     try:
         data.setup()
     except ShardError as first:
-        paths = [*expand(data.train, "data.train"), *expand(data.validation or [], "data.validation")]
         problems = []
-        for path in paths:
+        for path in data.locations():
             try:
                 ShardSet.open([path])
             except ShardError as error:
