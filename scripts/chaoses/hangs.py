@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from chaoses.jobs import Job, last_step, write_down_keys
+from chaoses.jobs import Job, children, last_step, write_down_keys
 from chaoses.outcome import Outcome
 from chaoses.toy_runs import ToyRuns
 
@@ -40,7 +40,7 @@ def _trial(toys: ToyRuns, name: str, ranks: int, stopped: int | None, rng: rando
     if not job.wait_until(lambda: last_step(noted) >= aim):
         return [f"it did not come to step {aim}: {job.said[-300:]}"], 0.0
     rank = rng.randrange(ranks) if stopped is None else stopped
-    victim = _children(job.processes[rank].pid)[0] if stopped is None else job.processes[rank].pid
+    victim = children(job.processes[rank].pid)[0] if stopped is None else job.processes[rank].pid
     os.kill(victim, signal.SIGSTOP)
     began = time.monotonic()
     named = "data worker" if stopped is None else f"rank {stopped}, step"
@@ -55,7 +55,3 @@ def _trial(toys: ToyRuns, name: str, ranks: int, stopped: int | None, rng: rando
         problems.append(f"does not say which rank is silent: {job.said[-400:]}")
     job.wait(0)
     return problems, seconds
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -118,6 +118,20 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str], prep
     guarded(train.main)
 
 
+def descendants(pid: int) -> list[int]:
+    """Children, and theirs, of a process."""
+    return [found for child in children(pid) for found in (*descendants(child), child)]
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that are still there."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def write_down_keys(folder: Path) -> None:
     """In a job: let each rank write down which samples each micro-batch of each step had."""
     folder.mkdir(exist_ok=True)

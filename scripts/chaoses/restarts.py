@@ -13,7 +13,7 @@ from pathlib import Path
 
 from toys import ROOT, differences
 
-from chaoses.jobs import free_port, leftovers
+from chaoses.jobs import children, descendants, free_port, leftovers
 from chaoses.outcome import Outcome
 from chaoses.toy_runs import MAX_STEPS, ToyRuns
 
@@ -74,7 +74,7 @@ def _start(command: list[str], output: Path) -> subprocess.Popen:
 
 
 def _end(agent: subprocess.Popen) -> None:
-    for pid in [*_descendants(agent.pid), agent.pid]:
+    for pid in [*descendants(agent.pid), agent.pid]:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -85,21 +85,9 @@ def _end(agent: subprocess.Popen) -> None:
 def _victims(agents: list[subprocess.Popen], victim: str) -> list[int]:
     """Processes that fit the description; a data worker is a child of a rank."""
     if victim == "data worker":
-        ranks = [pid for agent in agents for pid in _children(agent.pid)]
-        return [worker for rank in ranks for worker in _children(rank)]
-    return [pid for agent in agents for pid in _children(agent.pid) if _environment(pid).get("RANK") == victim[-1]]
-
-
-def _descendants(pid: int) -> list[int]:
-    return [found for child in _children(pid) for found in (*_descendants(child), child)]
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+        ranks = [pid for agent in agents for pid in children(agent.pid)]
+        return [worker for rank in ranks for worker in children(rank)]
+    return [pid for agent in agents for pid in children(agent.pid) if _environment(pid).get("RANK") == victim[-1]]
 
 
 def _environment(pid: int) -> dict[str, str]:

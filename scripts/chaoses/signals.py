@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from toys import ROOT, differences
 
-from chaoses.jobs import Job, last_step, whole_step, write_down_keys
+from chaoses.jobs import Job, descendants, last_step, whole_step, write_down_keys
 from chaoses.outcome import Outcome
 from chaoses.toy_runs import ToyRuns
 from ldm.training.callbacks.signals import MARKER
@@ -92,8 +93,9 @@ def _trial(
 def _torchrun(toys: ToyRuns, name: str, number: signal.Signals, rng: random.Random) -> tuple[list[str], float]:
     arguments = _long(toys.arguments("diffusion", name, "trainer.devices=2", "trainer.strategy=ddp"))
     queue, output = Queue(toys.folder / f"{name}-queue"), toys.folder / f"{name}.txt"
-    environment = {**os.environ, **queue.environment, "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    environment = {**os.environ, **queue.environment}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", "train.py"]  # SIGUSR1 would end torchrun alone
     with output.open("w") as file:
         process = subprocess.Popen(
             [*command, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
@@ -106,6 +108,7 @@ def _torchrun(toys: ToyRuns, name: str, number: signal.Signals, rng: random.Rand
             return [f"torchrun did not come to a checkpoint: {output.read_text()[-300:]}"], 0.0
         time.sleep(0.05)
     time.sleep(rng.uniform(0, 0.5))
+    ranks = descendants(process.pid)
     began = time.monotonic()
     os.kill(process.pid, number)
     try:
@@ -113,6 +116,9 @@ def _torchrun(toys: ToyRuns, name: str, number: signal.Signals, rng: random.Rand
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
     seconds = time.monotonic() - began
+    for pid in ranks:  # if torchrun left them behind
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     return _stopped(output.read_text(), seconds, number, run, queue) or _goes_on(toys, name, 2), seconds
 
 
