@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toys import Process, assert_equal_runs, curve, losses, newest_step, state, tiny, train
 
-from ldm.checkpoint import weights
+from ldm.checkpoint import resume, weights
 from ldm.run import Run
 from ldm.training.callbacks.signals import MARKER, requeue_slurm_job
 from ldm.training.task import Task
@@ -159,6 +159,20 @@ def test_a_run_killed_before_its_conclusion_is_only_concluded(train_autoencoder:
     assert losses(run.folder) == before[1]
     assert weights.load(run.folder).digest == before[2].digest
     assert weights.load(run.folder).metadata["latent"] == before[2].metadata["latent"]
+
+
+def test_a_run_cut_off_while_its_last_step_is_saved_still_gets_its_weights(
+    train_autoencoder: Train, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(path: Path, text: str) -> None:
+        raise OSError(f"{path}: input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "write_text", broken)  # the checkpoint's folder is there by then
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            train_autoencoder()
+    run = train_autoencoder()
+    assert run.finished and weights.load(run.folder).path.name == "step_00000002.ema.safetensors"
 
 
 def test_a_finished_run_is_left_alone(diffusion: Run, first_stage: Run, capsys: pytest.CaptureFixture):

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ldm.files import read_json, replace, sha256, sweep, write_json
+from ldm.files import discard, read_json, replace, sha256, sweep, write_json
 
 log = logging.getLogger(__name__)
 NAMED = 12  # keys that an error about a checkpoint names of each kind
@@ -58,11 +58,14 @@ def amend(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | None = None) -> None:
-    """Delete what interrupted writes left and all sets but the newest `keep`, every so many, and the best one.
+    """Delete what was cut off in writing or deleting and all sets but the newest `keep`, every so many, and the best.
 
     The best has the smallest value of that name in ``validation`` of its JSON, the newest of equals.
     """
     sweep(folder)
+    for file in folder.glob("step_*.safetensors"):
+        if not file.with_name(f"{file.name.partition('.')[0]}.json").exists():
+            discard(file)
     sets = _sets(folder)
     scores = {description: score for description in sets if (score := _score(description, best)) is not None}
     best_set = min(scores, key=scores.__getitem__, default=None)

@@ -71,12 +71,13 @@ class Checkpoint(pl.Callback):
             logger.save()
         if trainer.is_global_zero:
             counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
-            resume.save(self.folder / "checkpoints", task.step, {**state, "counters": counters}, counters)
             facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
             if self.best and task.validated_step == task.step and self.best not in task.validated:
                 raise ValueError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.validated)}")
             facts["validation"] = task.validated if task.validated_step == task.step else {}
+            # the checkpoint comes last: a run that is cut off before it does this step again, and writes both
             weights.save(self.folder / "weights", task.step, task.weights(), facts)
+            resume.save(self.folder / "checkpoints", task.step, {**state, "counters": counters}, counters)
             resume.retain(self.folder / "checkpoints", self.keep, self.keep_every_steps)
             weights.retain(self.folder / "weights", self.keep_weights, self.keep_weights_every_steps, self.best)
         trainer.strategy.barrier()
