@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+AGAIN = (
+    " If memory ran out, lower data.num_workers or data.memo_samples; the same command goes on from the last checkpoint"
+)
+
 
 class WorkerError(ValueError):
     """A data worker hangs or was killed; the message names it and the way out."""
@@ -53,6 +57,10 @@ class Alarm:
             with failures_named():
                 yield
         except (ValueError, RuntimeError, EOFError, OSError) as error:
+            if not self._rang and isinstance(error, ConnectionError | EOFError):
+                raise WorkerError(
+                    f"a data worker died while it handed over a batch that worker {worker} made.{AGAIN}"
+                ) from error
             if not self._rang:
                 raise
             reason = f"process {self._stopped} is stopped" if self._stopped else "it hangs, or the storage does"
@@ -94,7 +102,4 @@ def failures_named() -> Iterator[None]:
         text = str(error)
         if not text.startswith("DataLoader worker (pid"):
             raise
-        raise WorkerError(
-            f"{text.splitlines()[0].strip()} If memory ran out, lower data.num_workers or data.memo_samples; "
-            "the same command goes on from the last checkpoint"
-        ) from error
+        raise WorkerError(f"{text.splitlines()[0].strip()}{AGAIN}") from error

@@ -72,6 +72,13 @@ def _write(folder: Path) -> Path:
     [name] = file_names(ShardSet.open([tar]))
     size = np.full((NUM_SAMPLES, 2), IMAGE_SIZE, np.int32)
     save_file({SIZE: size, **arrays}, folder / name, metadata={BAD: json.dumps({})})
-    made = {"image_size": IMAGE_SIZE, "crop": CROP, "first_stage": "benchmark", "encoders": ENCODERS, "flips": False}
+    made = {
+        "image_size": IMAGE_SIZE,
+        "crop": CROP,
+        "decoder": "pil",
+        "first_stage": "benchmark",
+        "encoders": ENCODERS,
+        "flips": False,
+    }
     (folder / MANIFEST).write_text(json.dumps(made))
     return tar
