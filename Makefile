@@ -14,7 +14,7 @@ quickstart: .venv/.installed
 
 test: .venv/.installed-test lint
 	$(BIN)/python scripts/fetch_pretrained.py
-	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: .venv/.installed-test
 	$(BIN)/python scripts/fetch_pretrained.py
