@@ -5,6 +5,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
+# Where this is set, every process compiles all it imports anew: 16 s in place of 8.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-slow lint clean
 

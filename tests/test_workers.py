@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from data.errors import SkipLog
 from data.module import Batches
 from data.workers import WorkerError, failures_named, leave_signals_to_parent
 
-FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork")
+ROOT = str(Path(__file__).resolve().parents[1])
 
 
 class Numbers(IterableDataset):
@@ -47,21 +49,19 @@ def test_a_worker_that_hangs_is_named_in_time():
     assert taken == [0, 1] * 3 + [0] and time.monotonic() - began < 12
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP])  # SIGKILL: scripts/chaos.py restarts; here torch's handler hangs
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_worker_that_is_stopped_or_killed_is_named(number: int):
-    said, says = SPAWN.Pipe(duplex=False)
     # in a process of its own: torch raises for a killed worker wherever its process is just then, in pytest too
-    process = SPAWN.Process(target=_lose_a_worker, args=(number, says))
-    process.start()
-    says.close()  # so that a process that dies without a word is an EOFError here
-    victim, message = said.recv()
-    process.join(60)
-    assert re.search(
-        f"process {victim} is stopped" if number == signal.SIGSTOP else rf"\(pid.* {victim}\)|worker died", message
-    )
+    command = [sys.executable, __file__, str(int(number))]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": ROOT})
+    assert found.returncode == 0, found.stderr
+    victim, message = found.stdout.split(" ", 1)
+    expected = f"process {victim} is stopped" if number == signal.SIGSTOP else rf"\(pid.* {victim}\)|worker died"
+    assert re.search(expected, message)
 
 
-def _lose_a_worker(number: int, says: Connection) -> None:
+def _lose_a_worker(number: int) -> None:
+    """Print a data worker's process, and the error that comes of the signal it is sent."""
     victim, message = 0, "no error"
     try:
         with failures_named():
@@ -73,7 +73,7 @@ def _lose_a_worker(number: int, says: Connection) -> None:
     except WorkerError as error:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise once more for each worker that ends
         message = str(error)
-    says.send((victim, message))
+    print(victim, message, flush=True)
     os._exit(0)
 
 
@@ -93,3 +93,7 @@ def test_signals_of_others_do_not_end_a_worker_and_its_parent_does():
 def _wait() -> None:
     leave_signals_to_parent(0)
     time.sleep(600)
+
+
+if __name__ == "__main__":
+    _lose_a_worker(int(sys.argv[1]))
