@@ -16,7 +16,7 @@ quickstart: .venv/.installed
 
 test: .venv/.installed-test lint
 	$(BIN)/python scripts/fetch_pretrained.py
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/.installed-test
 	$(BIN)/python scripts/fetch_pretrained.py

@@ -18,10 +18,13 @@ from ldm.device import computes_bf16, keep_memory
 from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.loggers import CSVLog, close
+from ldm.training.sharded import FullySharded
 from ldm.training.task import Task
 
 log = logging.getLogger(__name__)
 
+# Values of trainer.strategy that are not Lightning's.
+STRATEGIES = {FullySharded.strategy_name: FullySharded}
 # Messages of Lightning and W&B about choices that are made on purpose here.
 QUIET = (
     ".*does not have many workers",
@@ -59,8 +62,10 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     restore = Restore(run.folder, csv, branch, keep_optimizer=tree["branch_optimizer"] == "keep")
     make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
     loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]
+    own = STRATEGIES.get(tree["trainer"]["strategy"])
     try:
-        trainer = make_trainer(callbacks=[restore, *parts.callbacks], logger=loggers)
+        chosen = {"strategy": own()} if own else {}
+        trainer = make_trainer(**chosen, callbacks=[restore, *parts.callbacks], logger=loggers)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     if trainer.strategy.root_device.type == "cpu":

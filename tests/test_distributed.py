@@ -15,6 +15,7 @@ from ldm.build import Parts
 from ldm.config import compose
 from ldm.run import Run
 from ldm.training.diffusion import DiffusionTask
+from ldm.training.sharded import FullySharded
 
 # Writes down the keys of every micro-batch, then does what train.py does.
 WATCHED_TRAIN = """
@@ -149,8 +150,15 @@ def test_two_ranks_measure_and_revive_what_one_process_does(regularizer: str, tm
         assert curve(tmp_path / "two", "train/revived_codes") == curve(one.folder, "train/revived_codes")
 
 
-def test_strategies_that_shard_weights_are_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (ModelParallelStrategy, r"trainer\.strategy=ModelParallelStrategy: take ddp, or fsdp"),
+        (FullySharded, r"trainer\.strategy=fsdp: a first stage is trained whole on each device; take ddp"),
+    ],
+)
+def test_strategies_that_do_not_go_with_a_run_are_refused(strategy: type, message: str, tmp_path: Path):
     task = Parts(compose("config", tiny("quickstart/autoencoder", tmp_path)))["task"]
-    task._trainer = SimpleNamespace(strategy=ModelParallelStrategy())
-    with pytest.raises(ValueError, match=r"trainer\.strategy=ModelParallelStrategy: shards weights.*take ddp"):
+    task._trainer = SimpleNamespace(strategy=strategy())
+    with pytest.raises(ValueError, match=message):
         task.setup("fit")

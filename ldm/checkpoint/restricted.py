@@ -14,10 +14,13 @@ DAMAGE = (
 )  # fmt: skip
 
 
-def load(path: Path, shown: str) -> Any:
-    """What ``torch.save`` wrote, on the CPU. Raises ValueError, which names the file as `shown`, if it is not that."""
+def load(path: Path, shown: str, lazy: bool = False) -> Any:
+    """What ``torch.save`` wrote, on the CPU. Raises ValueError, which names the file as `shown`, if it is not that.
+
+    `lazy` maps the file into memory, whose pages are read when they are used.
+    """
     with _readable(path, shown):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
 
 
 def classes(path: Path, shown: str) -> list[str]:

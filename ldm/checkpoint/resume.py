@@ -2,40 +2,49 @@
 
 ``step_00001000.ckpt/`` holds ``state.pt`` (tensors and plain numbers, read with ``weights_only``), ``state.json`` (the
 counters, for people) and ``manifest.json`` (sha256 of the others, and whether all numbers are finite), which makes it
-whole. ``last.ckpt`` is a hint.
+whole; where weights are sharded, ``rows_00000.pt`` and so on too, what each rank holds. ``last.ckpt`` is a hint.
 """
 
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.checkpoint import restricted
-from ldm.files import discard, read_text, replace, sha256, sweep, write_text
+from ldm.checkpoint import restricted, shards
+from ldm.files import TEMPORARY, discard, read_text, refusals_named, replace, sha256, sweep, sync, write_text
 
 log = logging.getLogger(__name__)
 NAME = "step_{:08d}.ckpt"
 PATTERN = re.compile(r"step_(\d{8,})\.ckpt")
+ROWS = "rows_{:05d}.pt"
 MAX_MANIFEST_BYTES = 1 << 20
 
 
-def save(folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any]) -> Path:
+def save(
+    folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any], row_digests: Sequence[str] = ()
+) -> Path:
     """Write ``folder/step_<step>.ckpt`` durably. `state`: nested containers of tensors and numbers.
 
-    Later checkpoints go: a run that went back to an earlier step did so because they are broken.
+    With `row_digests`, what `save_rows` returned to each rank, what it wrote becomes part of the checkpoint. Later
+    checkpoints go: a run that went back to an earlier step did so because they are broken.
     """
     target = folder / NAME.format(step)
 
     def write(temporary: Path) -> None:
-        temporary.mkdir()
+        if row_digests:
+            _rows_folder(folder, step, len(row_digests)).replace(temporary)
+        else:
+            temporary.mkdir()
         with (temporary / "state.pt").open("wb") as file:  # so that a full disk is an OSError
             torch.save(state, file)
         (temporary / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
-        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        digests = {ROWS.format(rank): digest for rank, digest in enumerate(row_digests)}
+        names = sorted(path.name for path in temporary.iterdir())
+        files = {name: digests.get(name) or sha256(temporary / name) for name in names}
         manifest = {"step": step, "finite": not_finite(state) is None, "files": files}
         (temporary / "manifest.json").write_text(_text(manifest))
 
@@ -47,12 +56,39 @@ def save(folder: Path, step: int, state: dict[str, Any], counters: dict[str, Any
     return target
 
 
-def load(checkpoint: Path) -> dict[str, Any]:
-    """The state of one checkpoint folder, after checking it. Raises ValueError saying what is wrong with it."""
-    problem = damage(checkpoint)
+def save_rows(folder: Path, step: int, rank: int, world_size: int, rows: dict[str, torch.Tensor]) -> str:
+    """Write what a rank holds of sharded tensors, by their path, for `save` to take. Returns its sha256."""
+    path = _rows_folder(folder, step, world_size) / ROWS.format(rank)
+    with refusals_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            torch.save(rows, file)
+        sync(path)
+    return sha256(path)
+
+
+def _rows_folder(folder: Path, step: int, world_size: int) -> Path:
+    return folder / f"{TEMPORARY}rows-{step:08d}-of-{world_size}"
+
+
+def load(checkpoint: Path, lazy: bool = False) -> dict[str, Any]:
+    """The state of one checkpoint folder, after checking it. Raises ValueError saying what is wrong with it.
+
+    `lazy`, for the ranks of a sharded run: what `newest` found is not checked again by each, and tensors are read where
+    they are used, of what was saved in rows as `shards.Rows`.
+    """
+    problem = None if lazy else damage(checkpoint)
     if problem:
         raise ValueError(f"{checkpoint}: {problem}")
-    return restricted.load(checkpoint / "state.pt", f"{checkpoint}: state.pt")
+    state = restricted.load(checkpoint / "state.pt", f"{checkpoint}: state.pt", lazy)
+    files = sorted(checkpoint.glob(ROWS.replace("{:05d}", "*")))
+    if not files:
+        return state
+    try:
+        rows = [restricted.load(file, f"{checkpoint}: {file.name}", lazy) for file in files]
+        return shards.joined(state, rows, lazy)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -93,7 +129,8 @@ def _text(manifest: dict[str, Any]) -> str:
 def not_finite(state: Any, name: str = "") -> str | None:
     """The name of the first tensor in nested containers that holds a NaN or an infinity; None if there is none."""
     for where, tensor in _tensors(state, name):
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        own = shards.local(tensor)
+        if own.is_floating_point() and own.numel() and not torch.stack(own.aminmax()).isfinite().all():
             return where
     return None
 

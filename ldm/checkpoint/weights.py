@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ldm.checkpoint.shards import placed
 from ldm.files import discard, read_json, replace, sha256, sweep, write_json
 
 log = logging.getLogger(__name__)
@@ -131,8 +132,9 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     """Load `state` into `module`, every key and shape. Raises ValueError naming what does not fit."""
-    check_fit(module.state_dict(), state, source)
-    module.load_state_dict(state)
+    own = module.state_dict()
+    check_fit(own, state, source)
+    module.load_state_dict({name: placed(tensor, own[name]) for name, tensor in state.items()})
 
 
 def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], source: str) -> None:

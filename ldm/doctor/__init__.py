@@ -20,6 +20,7 @@ from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
 from ldm.fit import quieten
 from ldm.run import branch_point, inherit, open_run
+from ldm.training.sharded import FullySharded
 from ldm.training.trial import Trial, try_steps
 
 SAMPLED = 64  # training samples that are decoded
@@ -130,9 +131,18 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
 def _learned(tree: dict[str, Any], trial: Trial, world_size: int) -> list[Finding]:
     shapes = "\n".join(f"{stage} {shape}" for stage, shape in trial.shapes.items())
     findings = [_step(tree, trial, world_size), _parameters(trial), Finding("shapes", PASS, shapes)]
-    findings.append(machine.memory(trial.memory))
+    findings.append(machine.memory(_rank_memory(tree, trial, world_size)))
     disk = attempt(findings, "disk", machine.disk, tree, trial.checkpoint, trial.weights, trial.memory["averages"])
     return [*findings, disk] if disk else findings
+
+
+def _rank_memory(tree: dict[str, Any], trial: Trial, world_size: int) -> dict[str, int]:
+    """What one rank holds of each part; of sharded ones its rows. Gradients count as whole, as they are for a while."""
+    if tree["trainer"]["strategy"] != FullySharded.strategy_name:
+        return trial.memory
+    shared = {name: trial.memory[name] // world_size for name in ("optimizer", "averages")}
+    weights = trial.memory["weights"] - trial.trained + trial.trained // world_size
+    return {**trial.memory, **shared, "weights": weights}
 
 
 def _step(tree: dict[str, Any], trial: Trial, world_size: int) -> Finding:

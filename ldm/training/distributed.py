@@ -1,13 +1,15 @@
 """Sums over ranks, the same code for one process and many."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @contextmanager
@@ -49,6 +51,28 @@ def broadcast(value: Any) -> Any:
     return held[0]
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """`value`, a plain object, of every rank, in their order."""
+    if _world_size() == 1:
+        return [value]
+    found = [None] * _world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What one rank raises in here, a ValueError or an OSError, is raised on all of them, which call it together."""
+    error: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as own:
+        error = own
+    errors = [found for found in gather_objects(error) if found is not None]
+    if error is not None or errors:
+        raise error or errors[0]
+
+
 def max_over_ranks(value: int, device: torch.device) -> int:
     """The largest `value` of all ranks."""
     if _world_size() == 1:
@@ -56,6 +80,22 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     largest = torch.tensor(value, device=device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
+
+
+def in_step(items: Iterable[Item], fallback: Iterable[Item], device: torch.device) -> Iterator[tuple[Item, bool]]:
+    """(item, whether it is one of this rank's own `items`), equally many on each rank.
+
+    What is reduced or gathered needs all ranks: one that has no items left goes on with its last one, or with the first
+    of `fallback`, and throws away what comes of it.
+    """
+    own = iter(items)
+    last: Item | None = None
+    while True:
+        item = next(own, None)
+        if not max_over_ranks(int(item is not None), device):
+            return
+        last = item if item is not None else last if last is not None else next(iter(fallback))
+        yield last, item is not None
 
 
 def gather(value: Tensor) -> list[Tensor]:

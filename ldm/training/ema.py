@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.posthoc_ema import exponent
+from ldm.checkpoint.shards import local, placed, sharded
 
 ALIGNMENT = 16  # values at whose multiples tensors begin in a buffer: 64 bytes of fp32
 
@@ -29,12 +30,17 @@ class Averages(ABC):
         self.module = module
         self.num_updates = 0
         self.kinds = tuple(kinds)
-        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self._names, self._parameters = list(trained), list(trained.values())
-        self._averages = [[p.detach().clone().float() for p in self._parameters] for _ in kinds]
+        self.follow()
         self._places: list[int] = []  # where the parameters lay when the buffers were made
         self._buffers: list[Tensor] = []  # one for each kind
         self._current: Tensor | None = None  # the buffer of the parameters, on a CPU
+
+    def follow(self) -> None:
+        """Take the module's parameters as they are now, from which the averages start anew."""
+        trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        self._names, self._parameters = list(trained), list(trained.values())
+        self._averages = [[p.detach().clone().float() for p in self._parameters] for _ in self.kinds]
+        self._sharded = sharded(self._parameters)
 
     @abstractmethod
     def decays(self, num_updates: int) -> Sequence[float]:
@@ -47,14 +53,14 @@ class Averages(ABC):
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the current parameters; call once per optimizer step."""
-        if [parameter.data_ptr() for parameter in self._parameters] != self._places:
+        if not self._sharded and [parameter.data_ptr() for parameter in self._parameters] != self._places:
             self._gather()
         for place, decay in enumerate(self.decays(self.num_updates)):
             if self._current is not None:
                 self._buffers[place].lerp_(self._current, 1 - decay)
             else:
-                current = [parameter.float() for parameter in self._parameters]
-                torch._foreach_lerp_(self._averages[place], current, 1 - decay)
+                current = [local(parameter).float() for parameter in self._parameters]
+                torch._foreach_lerp_([local(average) for average in self._averages[place]], current, 1 - decay)
         self.num_updates += 1
 
     def _gather(self) -> None:
@@ -88,7 +94,12 @@ class Averages(ABC):
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within the block the module computes with the first average; the same tensors come back after it."""
+        """Within the block the module computes with the first average; the same values come back after it."""
+        with self._copied_in() if self._sharded else self._pointed_to():
+            yield
+
+    @contextmanager
+    def _pointed_to(self) -> Iterator[None]:
         held = [parameter.data for parameter in self._parameters]
         try:
             for parameter, average in zip(self._parameters, self._averages[0], strict=True):
@@ -97,6 +108,17 @@ class Averages(ABC):
         finally:
             for parameter, data in zip(self._parameters, held, strict=True):
                 parameter.data = data
+
+    @contextmanager
+    def _copied_in(self) -> Iterator[None]:
+        """For weights that FSDP gathers from memory of its own, whatever a parameter's data are."""
+        own = [local(parameter.detach()) for parameter in self._parameters]
+        held = [rows.clone() for rows in own]
+        try:
+            torch._foreach_copy_(own, [local(average) for average in self._averages[0]])
+            yield
+        finally:
+            torch._foreach_copy_(own, held)
 
     def averages(self) -> dict[str, dict[str, Tensor]]:
         """kind -> the averages by the parameters' names."""
@@ -121,7 +143,10 @@ class Averages(ABC):
         if any(sorted(own) != sorted(self._names) for own in stored):
             raise ValueError("the checkpoint's EMA is of other parameters than this model's")
         self.num_updates = state["num_updates"]
-        self._averages = [[own[name].clone().float() for name in self._names] for own in stored]
+        self._averages = [
+            [placed(own[name], p).clone().float() for name, p in zip(self._names, self._parameters, strict=True)]
+            for own in stored
+        ]
         self._places = []  # the buffers hold other averages now
 
     def start_from(self, state: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.checkpoint.shards import placed
+
 Schedule = Callable[[int], float]
 
 
@@ -50,11 +52,20 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     Fused kernels run over memory, not over places: a state saved where the layout was another would meet the wrong
     weights, without an error on a CPU.
     """
-    optimizer.load_state_dict(state)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held_by = {place: held for place, held in state["state"].items() if place < len(parameters)}
+    own = {place: _placed(held, parameters[place]) for place, held in held_by.items()}
+    optimizer.load_state_dict({**state, "state": {**state["state"], **own}})
     for parameter, held in optimizer.state.items():
         for name, value in held.items():
             if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
+    """An optimizer's state of a parameter, of which a rank keeps what it keeps of the parameter."""
+    return {name: placed(v, parameter) if hasattr(v, "shape") and v.shape == parameter.shape else v
+            for name, v in held.items()}  # fmt: skip
 
 
 def adam(lr: float, betas: list[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:

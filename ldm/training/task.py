@@ -22,6 +22,7 @@ from ldm.checkpoint.weights import load_strict
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import Schedule, load_state
+from ldm.training.sharded import FullySharded
 from ldm.training.stopwatch import Stopwatch
 
 Batch = dict[str, Any]
@@ -103,11 +104,21 @@ class Task(pl.LightningModule):
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ValueError(
-                f"trainer.strategy={type(strategy).__name__}: shards weights, but averages, clipping, "
-                "the guard and checkpoints need them whole on each device: take ddp, and for memory accumulation or "
-                "checkpoint_activations"
-            )
+            raise ValueError(f"trainer.strategy={type(strategy).__name__}: take ddp, or fsdp to shard the weights")
+        if self.sharded and not hasattr(self.model, "network"):
+            raise ValueError("trainer.strategy=fsdp: a first stage is trained whole on each device; take ddp")
+        if self.sharded and self.trainer.precision == "16-mixed":
+            raise ValueError("trainer.precision=16-mixed with trainer.strategy=fsdp: take bf16-mixed")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds rows of the weights only; then all ranks have to compute together."""
+        return isinstance(self.trainer.strategy, FullySharded)
+
+    def on_sharded(self) -> None:
+        """The trained weights are others now, rows of those before."""
+        if self.ema:
+            self.ema.follow()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.guard.spike_ratio and self.trainer.precision == "16-mixed":
@@ -139,6 +150,8 @@ class Task(pl.LightningModule):
             return
         parameters = [parameter for parameter in self._moved if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
+        if self.sharded:
+            norm = norm.full_tensor()
         if gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
         if self.trainer.precision != "16-mixed":

@@ -28,6 +28,7 @@ class Trial:
     memory: dict[str, int] = field(default_factory=dict)  # by part; the last is all that a step makes
     checkpoint: int = 0
     weights: int = 0  # one set of weights files
+    trained: int = 0  # the weights that the optimizer moves
     parameters: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> (trained, frozen)
     shapes: dict[str, str] = field(default_factory=dict)
 
@@ -125,6 +126,7 @@ class _Look(pl.Callback):
             "averages": averages,
             "activations and gradients": working,
         }
+        self.trial.trained = _num_bytes(p for p in task.trained.parameters() if p.requires_grad)
         self.trial.checkpoint = _num_bytes(task.trained.state_dict().values()) + optimizer + averages
         self.trial.weights = len(task.weights()) * _num_bytes(task.model.state_dict().values())
         if task.step >= NUM_STEPS:

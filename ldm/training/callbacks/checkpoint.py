@@ -1,14 +1,19 @@
 """Save and restore a run: what is written when, and how a fit begins where the run stands."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.checkpoint import resume, weights
+from ldm.checkpoint import resume, shards, weights
+from ldm.training.background import Writer, copied
+from ldm.training.distributed import gather_objects, together
 from ldm.training.loggers import CSVLog
 from ldm.training.task import Task
+
+State = dict[str, Any]
 
 
 class Checkpoint(pl.Callback):
@@ -17,6 +22,8 @@ class Checkpoint(pl.Callback):
     Of the checkpoints the newest `keep` stay, of the weights the newest `keep_weights`; with `keep_every_steps` and
     `keep_weights_every_steps` those of every so many steps too, and with `best` the weights whose held-out value of
     that name (``loss``) is the smallest. Snapshots of averages that are to be combined afterwards all stay.
+    `background` writes while the training goes on, from a copy in the CPU's memory; null does so on GPUs. A sharded
+    run's ranks write their rows at once, side by side.
     """
 
     def __init__(
@@ -28,6 +35,7 @@ class Checkpoint(pl.Callback):
         keep_every_steps: int | None = None,
         keep_weights_every_steps: int | None = None,
         best: str | None = None,
+        background: bool | None = None,
     ):
         given = {"every_steps": every_steps, "keep": keep, "keep_weights": keep_weights}
         given |= {"keep_every_steps": keep_every_steps, "keep_weights_every_steps": keep_weights_every_steps}
@@ -41,11 +49,14 @@ class Checkpoint(pl.Callback):
         self.keep_every_steps = keep_every_steps
         self.keep_weights_every_steps = keep_weights_every_steps
         self.best = best
+        self.background = background
         self.saved_step = -1
+        self._writer = Writer()
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if not task.stepped:
             return
+        self._writer.check()
         if task.ema and task.ema.snapshot_every_steps and task.step % task.ema.snapshot_every_steps == 0:
             self.snapshot(trainer, task)
         if task.step % self.every_steps == 0:
@@ -58,6 +69,8 @@ class Checkpoint(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
         self.save(trainer, task)
+        self._writer.finish()
+        trainer.strategy.barrier()
 
     def save(self, trainer: pl.Trainer, task: Task) -> None:
         """Write checkpoint and weights of this step, once; a model with a non-finite number is never saved."""
@@ -66,26 +79,49 @@ class Checkpoint(pl.Callback):
         self.saved_step = task.step
         callbacks = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
         state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
-        check_finite(state, task.step)  # on all ranks, so that none waits for one that gave up
+        with together():  # so that no rank waits for one that gave up
+            check_finite(state, task.step)
         for logger in trainer.loggers:
             logger.save()
+        states = shards.whole(task.weights(), keep=trainer.is_global_zero)
+        state, digests = self._rows_apart(trainer, task, state) if task.sharded else (state, [])
         if trainer.is_global_zero:
             counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
             facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
             if self.best and task.validated_step == task.step and self.best not in task.validated:
                 raise ValueError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.validated)}")
             facts["validation"] = task.validated if task.validated_step == task.step else {}
-            # the checkpoint comes last: a run that is cut off before it does this step again, and writes both
-            weights.save(self.folder / "weights", task.step, task.weights(), facts)
-            resume.save(self.folder / "checkpoints", task.step, {**state, "counters": counters}, counters)
-            resume.retain(self.folder / "checkpoints", self.keep, self.keep_every_steps)
-            weights.retain(self.folder / "weights", self.keep_weights, self.keep_weights_every_steps, self.best)
+            background = task.device.type == "cuda" if self.background is None else self.background
+            if background:
+                state, states = copied((state, states))
+                self._writer.start(partial(self._write, task.step, state, states, counters, facts, digests))
+            else:
+                self._write(task.step, state, states, counters, facts, digests)
         trainer.strategy.barrier()
+
+    def _write(
+        self, step: int, state: State, states: dict[str, State], counters: State, facts: State, digests: list[str]
+    ) -> None:
+        # the checkpoint comes last: a run that is cut off before it does this step again, and writes both
+        weights.save(self.folder / "weights", step, states, facts)
+        resume.save(self.folder / "checkpoints", step, {**state, "counters": counters}, counters, digests)
+        resume.retain(self.folder / "checkpoints", self.keep, self.keep_every_steps)
+        weights.retain(self.folder / "weights", self.keep_weights, self.keep_weights_every_steps, self.best)
+
+    def _rows_apart(self, trainer: pl.Trainer, task: Task, state: State) -> tuple[State, list[str]]:
+        """The state without sharded tensors, whose rows are written here, and the digest of each rank's."""
+        self._writer.finish()
+        state, rows = shards.split(state)
+        with together():
+            place = (self.folder / "checkpoints", task.step, trainer.global_rank, trainer.world_size)
+            digest = resume.save_rows(*place, rows)
+        return state, gather_objects(digest)
 
     def snapshot(self, trainer: pl.Trainer, task: Task) -> None:
         """Keep the averages of this step."""
+        averages = shards.whole(task.ema.averages(), keep=trainer.is_global_zero)
         if trainer.is_global_zero:
-            weights.save(self.folder / "snapshots", task.step, task.ema.averages(), task.ema.describe())
+            weights.save(self.folder / "snapshots", task.step, averages, task.ema.describe())
 
 
 def check_finite(state: dict[str, Any], step: int) -> None:
@@ -110,7 +146,7 @@ class Restore(pl.Callback):
         found = resume.newest(self.folder / "checkpoints") if trainer.is_global_zero else None
         found = trainer.strategy.broadcast(found)
         if found:
-            state = resume.load(found)
+            state = resume.load(found, lazy=task.sharded)
             task.load_resume_state(state, str(found))
             task.seconds_before = state["counters"]["seconds"]
             for callback in trainer.callbacks:
@@ -119,7 +155,8 @@ class Restore(pl.Callback):
             # killed after its last step's checkpoint, a run has nothing left to train but still has to be concluded
             trainer.should_stop = task.step >= task.max_steps
         elif self.branch:
-            task.branch_from(resume.load(self.branch), str(self.branch), self.keep_optimizer)
+            state = resume.load(self.branch, lazy=task.sharded)
+            task.branch_from(state, str(self.branch), self.keep_optimizer)
         task.started = time.monotonic()
         trainer.datamodule.start(task.step * trainer.datamodule.batch_size)
         self.csv.rewind(task.step)

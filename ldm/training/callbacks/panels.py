@@ -27,17 +27,20 @@ class Panels(pl.Callback):
             self.draw(trainer, task)
 
     def draw(self, trainer: pl.Trainer, task: Task) -> None:
-        """Draw on rank zero only; the other ranks go on."""
+        """Draw on rank zero; the other ranks go on, or compute along where weights are sharded."""
         data = trainer.datamodule
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or task.sharded):
             return
         panels = {}
         if data.num_validation:
             batch = next(iter(data.validation_loader(0, 1, self.num_images)))
             with task.averaged():
                 panels = task.panels(trainer.strategy.batch_to_device(batch))
+        found = task.curves()
+        if not trainer.is_global_zero:
+            return
         pictures = {name: save_image(self._path(task, name), picture) for name, picture in panels.items()}
-        curves = {name: save_curve(self._path(task, name), curve) for name, curve in task.curves().items()}
+        curves = {name: save_curve(self._path(task, name), curve) for name, curve in found.items()}
         for name, path in {**pictures, **curves}.items():
             log_picture(trainer.loggers, f"panels/{name}", path, task.step)
 

@@ -6,6 +6,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.shards import local
+from ldm.training.distributed import all_reduce_sum
 from ldm.training.task import Task
 
 MAX_ENTRIES = 1 << 16  # of a tensor, evenly spaced: no second copy of the model is held
@@ -33,20 +35,27 @@ class UpdateRatio(pl.Callback):
         if not task.stepped or not self._before:
             return
         after = _entries(task)
-        parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-        shares = [parameter.numel() / len(entries) for parameter, entries in zip(parameters, after, strict=True)]
+        shares = [own.numel() / len(entries) for own, entries in zip(_trained(task), after, strict=True)]
         scale = torch.tensor(shares, device=after[0].device).sqrt()
         moved = torch.stack(torch._foreach_norm(torch._foreach_sub(after, self._before)))
         size = torch.stack(torch._foreach_norm(self._before))
-        task.logs["update_ratio"] = (scale * moved).norm() / (scale * size).norm()
+        norms = torch.stack([(scale * moved).norm(), (scale * size).norm()])
+        if task.sharded:
+            norms = all_reduce_sum(norms.square()).sqrt()
+        task.logs["update_ratio"] = norms[0] / norms[1]
         self._before = []
 
 
 def _entries(task: Task) -> list[Tensor]:
     """Views [n] of each trained parameter of the model, in the order of its memory."""
     found = []
-    for parameter in task.model.parameters():
-        if parameter.requires_grad:
-            step = -(-parameter.numel() // MAX_ENTRIES)
-            found.append(parameter.detach().as_strided((-(-parameter.numel() // step),), (step,)))
+    for own in _trained(task):
+        step = -(-own.numel() // MAX_ENTRIES)
+        found.append(own.as_strided((-(-own.numel() // step),), (step,)))
     return found
+
+
+def _trained(task: Task) -> list[Tensor]:
+    """What this rank has of the model's trained parameters; of a small one that may be nothing."""
+    own = [local(parameter.detach()) for parameter in task.model.parameters() if parameter.requires_grad]
+    return [rows for rows in own if rows.numel()]

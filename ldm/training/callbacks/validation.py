@@ -4,7 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.training.distributed import means_over_ranks
+from ldm.training.distributed import in_step, means_over_ranks
 from ldm.training.task import Task
 
 
@@ -33,10 +33,12 @@ class Validation(pl.Callback):
         sums, count = {}, 0
         with task.averaged():
             loader = data.validation_loader(trainer.global_rank, trainer.world_size, self.batch_size, images=False)
-            for batch in loader:
+            one = data.validation_loader(0, 1, 1, images=False)
+            for batch, counts in in_step(loader, one, task.device):
                 values = task.validate(trainer.strategy.batch_to_device(batch))
-                sums = {name: sums.get(name, 0) + value.double().sum() for name, value in values.items()}
-                count += len(batch["key"])
+                values = {name: value.double().sum() * counts for name, value in values.items()}
+                sums = {name: sums.get(name, 0) + value for name, value in values.items()}
+                count += len(batch["key"]) * counts
         task.validated, task.validated_step = means_over_ranks(sums, count), task.step
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in task.validated.items()}, step=task.step)

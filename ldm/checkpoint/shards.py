@@ -1,0 +1,122 @@
+"""Tensors of which every rank holds some rows (FSDP): split for saving, put together for any number of ranks.
+
+In a state, a split tensor is ``{"sharded": shape}``; the rows of rank r lie under the tensor's path in ``shard_r.pt``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+MARK = "sharded"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A whole tensor of this `shape` as the pieces that ranks wrote, in their order; nothing is copied before it is
+    asked for.
+    """
+
+    shape: torch.Size
+    pieces: Sequence[Tensor]
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop`, of those pieces that hold some."""
+        found, first = [], 0
+        for piece in self.pieces:
+            last = first + len(piece)
+            if first < stop and last > start:
+                found.append(piece[max(start - first, 0) : stop - first])
+            first = last
+        return torch.cat(found) if found else self.pieces[0][:0]
+
+    def whole(self) -> Tensor:
+        """The tensor itself."""
+        return torch.cat(list(self.pieces))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor, the same memory; the tensor itself where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A state without its sharded tensors, and this rank's rows of them by their path."""
+    own: dict[str, Tensor] = {}
+
+    def cut(path: str, tensor: Any) -> Any:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        own[path] = tensor.to_local().detach().cpu()
+        return {MARK: list(tensor.shape)}
+
+    return mapped(state, cut), own
+
+
+def joined(state: Any, pieces: Sequence[Mapping[str, Tensor]], lazy: bool = False) -> Any:
+    """The state that `split` took apart, from all ranks' `pieces`; `lazy` leaves the tensors as Rows.
+
+    Raises ValueError if the pieces are not those of the state.
+    """
+
+    def join(path: str, mark: Any) -> Any:
+        if not (isinstance(mark, dict) and mark.keys() == {MARK}):
+            return mark
+        if any(path not in own for own in pieces):
+            raise ValueError(f"the rows of {path} are missing")
+        rows = Rows(torch.Size(mark[MARK]), [own[path] for own in pieces])
+        if sum(map(len, rows.pieces)) != rows.shape[0] or any(p.shape[1:] != rows.shape[1:] for p in rows.pieces):
+            raise ValueError(f"the rows of {path} are not those of a tensor of {tuple(rows.shape)}")
+        return rows if lazy else rows.whole()
+
+    return mapped(state, join)
+
+
+def mapped(state: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+    """`state`, nested containers, with every leaf and every mark changed."""
+    if isinstance(state, dict) and state.keys() != {MARK}:
+        return {k: mapped(v, change, f"{path}.{k}" if path else str(k)) for k, v in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(mapped(v, change, f"{path}.{i}" if path else str(i)) for i, v in enumerate(state))
+    return change(path, state)
+
+
+def placed(value: Tensor | Rows, like: Tensor) -> Tensor:
+    """A whole `value`, of which a rank keeps what it keeps of `like`: all, or its rows."""
+    if not isinstance(like, DTensor):
+        return value.whole() if isinstance(value, Rows) else value
+    if isinstance(value, DTensor):
+        return value
+    own = like.to_local()
+    length = -(-like.shape[0] // like.device_mesh.size())
+    start = min(like.device_mesh.get_local_rank() * length, like.shape[0])
+    stop = start + own.shape[0]
+    rows = value.take(start, stop) if isinstance(value, Rows) else value[start:stop]
+    rows = torch.empty_like(own, dtype=rows.dtype).copy_(rows)
+    return DTensor.from_local(
+        rows, like.device_mesh, [Shard(0)], run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def whole(states: Mapping[str, Mapping[str, Tensor]], keep: bool) -> dict[str, dict[str, Tensor]]:
+    """State dicts with whole tensors, one after the other, for the rank that is to `keep` them; empty for others.
+
+    All ranks call it together.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for kind, state in states.items():
+        kept = {}
+        for name, tensor in state.items():
+            one = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if keep:
+                kept[name] = one.detach().cpu() if isinstance(tensor, DTensor) else one
+        found[kind] = kept
+    return found if keep else {}
+
+
+def sharded(tensors: Iterator[Tensor]) -> bool:
+    """Whether any of these is."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)

@@ -1,0 +1,59 @@
+"""Writing while the training goes on: a copy of what is to be written, and a thread that writes it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoint.shards import mapped
+
+
+class Writer:
+    """Does one job at a time, in a thread; its error is raised by the next call, as the job's own would have been."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Begin `job`, after the one before it."""
+        self.finish()
+
+        def work() -> None:
+            try:
+                job()
+            except Exception as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="checkpoint writer")  # a process that ends waits for it
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what the job that was last begun has raised so far."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self) -> None:
+        """Wait for the job. Raises what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+
+def copied(state: Any) -> Any:
+    """The same nested containers with every tensor copied to the CPU, once where it stands in several places."""
+    copies: dict[tuple, Tensor] = {}
+
+    def copy(_: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        identity = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        if value.numel() == 0 or identity not in copies:
+            copies[identity] = value.detach().to("cpu", copy=True)
+        return copies[identity]
+
+    return mapped(state, copy)

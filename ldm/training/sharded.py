@@ -1,0 +1,62 @@
+"""FSDP: every rank keeps its rows of what is trained, and sees a block's weights whole only while it computes with it.
+
+Torch's ``fully_shard`` in place of DDP's wrapper, under Lightning's own launching, process groups and precision.
+Gradients, the optimizer's state and the averages are sharded as the weights are.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from torch.distributed import broadcast
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+
+class FullySharded(DDPStrategy):
+    """Lightning's DDP strategy with a sharded task in place of a wrapped one."""
+
+    strategy_name = "fsdp"
+
+    def configure_ddp(self) -> None:
+        """Cut the task's weights, rank zero's, into rows; the optimizer is made of those afterwards."""
+        shard(self.lightning_module.trained, self.root_device)
+        self.lightning_module.on_sharded()
+
+    def teardown(self) -> None:
+        """As for DDP, but weights stay on their devices: they are used together until the process ends."""
+        module, self._lightning_module = self._lightning_module, None
+        try:
+            super().teardown()
+        finally:
+            self._lightning_module = module
+
+
+def shard(trained: nn.ModuleDict, device: torch.device) -> None:
+    """Shard each child of `trained` in place, block by block. The blocks of a network are what its lists hold."""
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.contiguous()
+            broadcast(parameter.data, src=0)
+    for child in trained.children():
+        frozen = {parameter for parameter in child.parameters() if not parameter.requires_grad}
+        options: dict[str, Any] = {"mesh": mesh, "ignored_params": frozen, "reshard_after_forward": True}
+        for block in _blocks(child):
+            fully_shard(block, **options)
+        if any(parameter.requires_grad for parameter in child.parameters()):
+            fully_shard(child, **options)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in `module`'s lists, and in lists of lists, that train anything; not what is inside them."""
+    for child in module.children():
+        if not isinstance(child, nn.ModuleList):
+            continue
+        for entry in child:
+            if isinstance(entry, nn.ModuleList):
+                yield from _blocks(nn.ModuleList([entry]))
+            elif any(parameter.requires_grad for parameter in entry.parameters()):
+                yield entry

@@ -1,0 +1,85 @@
+"""FSDP: ranks that hold rows are one process, and what they save is for any number of ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toys import Process, curve, state, tiny, train
+
+from ldm.checkpoint.shards import Rows, joined, split
+from ldm.run import Run
+
+# A U-Net, a condition that is trained, what is only trained with, and all that must compute together.
+PARTS = (
+    "log_variance=fourier", "ema=power", "ema.snapshot_every_steps=1", "network.checkpoint_activations=true",
+    "accumulation=2", "data.batch_size=8",
+)  # fmt: skip
+# Adam's first steps are signs of the gradient with its usual eps, and blow up the last bit.
+OPTIONS = (
+    "optimizer.eps=0.1", "trainer.gradient_clip_val=0.1", "callback.validation.every_steps=1",
+    "callback.validation.batch_size=2", "data.validation_samples=3", "callback.checkpoint.every_steps=1",
+)  # fmt: skip
+
+
+def test_rows_are_read_from_the_pieces_that_hold_them():
+    whole = torch.arange(22).view(11, 2)
+    for lengths in ((11,), (4, 4, 3), (6, 5, 0, 0), (1,) * 11):
+        rows = Rows(whole.shape, whole.split(list(lengths)))
+        assert rows.whole().equal(whole)
+        for start in range(12):
+            for stop in range(start, 12):
+                assert rows.take(start, stop).equal(whole[start:stop])
+
+
+def test_a_state_is_joined_from_all_ranks_pieces_or_refused():
+    plain = {"step": 3, "groups": [{"lr": 0.1, "empty": {}}], "t": torch.ones(2)}
+    skeleton, own = split(plain)
+    assert own == {} and skeleton["groups"] == plain["groups"] and skeleton["t"] is plain["t"]
+
+    marked = {"a": {"w": {"sharded": [3, 2]}}, "step": 1}
+    pieces = [{"a.w": torch.zeros(2, 2)}, {"a.w": torch.ones(1, 2)}]
+    assert joined(marked, pieces)["a"]["w"].tolist() == [[0, 0], [0, 0], [1, 1]]
+    assert isinstance(joined(marked, pieces, lazy=True)["a"]["w"], Rows)
+    with pytest.raises(ValueError, match=r"the rows of a\.w are missing"):
+        joined(marked, [pieces[0], {}])
+    with pytest.raises(ValueError, match=r"the rows of a\.w are not those of a tensor of \(3, 2\)"):
+        joined(marked, pieces[:1])
+
+
+def run_ranks(experiment: str, ranks: int, tmp_path: Path, *more: str, run: str) -> Path:
+    own = (f"run={run}", f"trainer.devices={ranks}", "trainer.strategy=fsdp", *more)
+    ranked = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "train.py")
+    process = Process([*ranked, *tiny(experiment, tmp_path, *own)], tmp_path / f"{run}-{ranks}.txt")
+    assert process.wait() == 0, process.said
+    return tmp_path / run
+
+
+def assert_same(one: Path, two: Path, step: int, atol: float) -> None:
+    for name in ("train/loss", "train/gradient_norm", "validation/loss"):
+        assert curve(two, name) == pytest.approx(curve(one, name), abs=1e-6)
+    states = [state(run, step) for run in (two, one)]
+    for name in ("trained", "optimizer", "ema"):
+        torch.testing.assert_close(*[found[name] for found in states], rtol=0, atol=atol)
+    for kind in ("ema", "raw"):
+        found = [load_file(run / "weights" / f"step_{step:08d}.{kind}.safetensors") for run in (two, one)]
+        torch.testing.assert_close(*found, rtol=0, atol=atol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "more"), [("quickstart/diffusion", ()), ("ldm/cin256_v2", PARTS)])
+def test_sharded_ranks_are_one_process_and_their_checkpoints_anyones(
+    experiment: str, more: tuple[str, ...], first_stage: Run, tmp_path: Path
+):
+    own = (f"first_stage={first_stage.folder}", *OPTIONS, *more)
+    one = train(experiment, tmp_path, *own, run="one").folder
+    two = run_ranks(experiment, 2, tmp_path, *own, run="two")
+    assert len(list(two.glob("checkpoints/step_00000002.ckpt/rows_*.pt"))) == 2
+    assert list(two.glob("samples/*_samples.png"))
+    assert_same(one, two, 2, 1e-6)
+
+    train(experiment, tmp_path, *own, "max_steps=4", run="one")
+    run_ranks(experiment, 4, tmp_path, *own, "max_steps=3", run="two")  # a 4th of its rows, then all of them
+    train(experiment, tmp_path, *own, "max_steps=4", run="two")
+    assert not list(two.glob("checkpoints/step_00000004.ckpt/rows_*.pt"))
+    assert_same(one, two, 4, 1e-6)
