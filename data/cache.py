@@ -156,13 +156,6 @@ class CachedSamples:
         self.cache = cache
         self.images = images
 
-    def get(self, index: int) -> Sample:
-        """Raises BadSample when it cannot be used, or could not be when it was encoded."""
-        [found] = self.get_all([index])
-        if isinstance(found, BadSample):
-            raise found
-        return found
-
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together; a BadSample stands for one that cannot be used."""
         sizes = [self.cache.size(index) for index in indices]

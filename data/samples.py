@@ -49,13 +49,6 @@ class Samples:
         self._reader = MemberReader()
         self._memo: dict[int, Sample] = {}
 
-    def get(self, index: int) -> Sample:
-        """Raises BadSample when it cannot be used."""
-        [found] = self.get_all([index])
-        if isinstance(found, BadSample):
-            raise found
-        return found
-
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together, which remote shards need; a BadSample stands for one that cannot be used."""
         unread = [index for index in dict.fromkeys(indices) if index not in self._memo]

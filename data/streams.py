@@ -70,10 +70,10 @@ class TrainStream(IterableDataset):
             chain.add([record])
             skipped.append(record)
             index = self.plan.successor(number, steps)
-            try:
-                return self.samples.get(index)
-            except BadSample as next_error:
-                error = next_error
+            [found] = self.samples.get_all([index])
+            if not isinstance(found, BadSample):
+                return found
+            error = found
         raise too_many(chain.records, self.plan.num_samples, self.max_bad_fraction)
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from options import parse
+
 from ldm.config import guarded
 
 SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "overhead", "cache", "loader")
@@ -31,15 +33,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(__doc__.strip() + "\n\nsuites: " + ", ".join(SUITES))
         return 0
-    options = dict(KEYS)
-    for word in arguments:
-        key, _, text = word.partition("=")
-        if key not in KEYS:
-            raise ValueError(f"{key}: no such key; there are {', '.join(KEYS)}")
-        try:
-            options[key] = text == "true" if key == "compile" else type(KEYS[key])(text)
-        except ValueError as error:
-            raise ValueError(f"{key}={text}: expected a whole number") from error
+    options = parse(arguments, KEYS)
     if options["suite"] not in SUITES:
         raise ValueError(f"suite={options['suite']}: there are {', '.join(SUITES)}")
     if options["precision"] not in ("both", "fp32", "bf16"):

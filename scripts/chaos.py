@@ -22,6 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the toys that the tests train
 
+from options import parse
+
 from ldm.config import guarded
 
 CASES = (
@@ -51,22 +53,14 @@ def main(arguments: list[str]) -> int:
         for name in CASES:
             print(f"  {name:<20} {_module(name).GOAL} ({_module(name).RUNS} runs)")
         return 0
-    options = _parse(arguments)
+    options = _read(arguments)
     logging.getLogger("ldm").setLevel(logging.ERROR)  # the faults' own warnings; the cases read what they need
     names = CASES if options["case"] == "all" else options["case"].split(",")
     return max([_run(name, options["runs"], options["seed"]) for name in names])
 
 
-def _parse(arguments: list[str]) -> dict:
-    options = dict(KEYS)
-    for word in arguments:
-        key, _, text = word.partition("=")
-        if key not in KEYS:
-            raise ValueError(f"{key}: no such key; there are {', '.join(KEYS)}")
-        try:
-            options[key] = type(KEYS[key])(text)
-        except ValueError as error:
-            raise ValueError(f"{key}={text}: expected a whole number") from error
+def _read(arguments: list[str]) -> dict:
+    options = parse(arguments, KEYS)
     if options["runs"] < 0:
         raise ValueError(f"runs={options['runs']}: must be at least 1, or 0 for each case's own number")
     for name in options["case"].split(","):

@@ -44,7 +44,10 @@ class Job:
         self.output = output
         output.write_text("")
         if ranks > 1:
-            arguments = [*arguments, f"trainer.devices={ranks}", "trainer.strategy=ddp"]
+            strategy = (
+                [] if any(word.startswith("trainer.strategy=") for word in arguments) else ["trainer.strategy=ddp"]
+            )
+            arguments = [*arguments, f"trainer.devices={ranks}", *strategy]
         port = free_port()
         self.processes = []
         for rank in range(ranks):

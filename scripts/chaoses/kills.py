@@ -1,7 +1,8 @@
 """Kill -9 at a random moment, twice, then the same command to the end: not a bit may differ from the uninterrupted run.
 
-One or two ranks, workers that change between the starts, accumulation, the middle of an epoch; losses, learning rates,
-samples of each step, weights, averages and optimizer are compared. Half of the kills of two ranks hit only one.
+One or two ranks (DDP or FSDP), workers that change between the starts, checkpoints written at once or meanwhile,
+accumulation, the middle of an epoch; losses, learning rates, samples of each step, weights, averages and optimizer are
+compared. Half of the kills of two ranks hit only one.
 """
 
 import random
@@ -25,8 +26,10 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
     outcome, toys, hits = Outcome(), ToyRuns(folder), []
     for number in range(runs):
         kind, ranks, accumulation = KINDS[number % len(KINDS)], rng.choice((1, 2)), rng.choice((1, 2))
-        name = f"{number}-{kind}-{ranks}-ranks-{accumulation}-parts"
-        problems, steps = _trial(toys, name, kind, ranks, accumulation, rng)
+        sharded = ranks > 1 and kind != "autoencoder" and rng.random() < 0.5
+        name = f"{number}-{kind}-{ranks}-ranks-{accumulation}-parts{'-sharded' if sharded else ''}"
+        more = (f"accumulation={accumulation}", *(["trainer.strategy=fsdp"] if sharded else []))
+        problems, steps = _trial(toys, name, kind, ranks, more, rng)
         hits += steps
         outcome.note(f"{name}, killed in steps {steps}", problems)
     outcome.facts.append(f"{len(hits)} kills, in steps {sorted(set(hits))}")
@@ -34,11 +37,10 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
 
 
 def _trial(
-    toys: ToyRuns, name: str, kind: str, ranks: int, accumulation: int, rng: random.Random
+    toys: ToyRuns, name: str, kind: str, ranks: int, more: tuple[str, ...], rng: random.Random
 ) -> tuple[list[str], list[int]]:
     """(what is wrong, in which steps it was killed)."""
     noted, steps = toys.folder / f"{name}-keys", []
-    more = (f"accumulation={accumulation}",)
     whole, whole_keys = toys.whole(kind, ranks, *more)
     for _ in range(2):
         job = _start(toys, name, kind, ranks, more, noted, rng)
@@ -70,5 +72,6 @@ def _trial(
 def _start(
     toys: ToyRuns, name: str, kind: str, ranks: int, more: tuple[str, ...], noted: Path, rng: random.Random
 ) -> Job:
-    arguments = toys.arguments(kind, name, *more, f"data.num_workers={rng.choice((0, 2))}")
+    own = (f"data.num_workers={rng.choice((0, 2))}", f"callback.checkpoint.background={rng.choice(('true', 'false'))}")
+    arguments = toys.arguments(kind, name, *more, *own)
     return Job(arguments, toys.folder / f"{name}.txt", ranks, prepare=lambda: write_down_keys(noted))
