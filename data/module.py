@@ -2,18 +2,16 @@
 Lightning. A batch is described at `Samples.batch`; its order needs no saved state, only `start(number)`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
-from torch.utils.data import DataLoader
 
+from data.batches import Batches
 from data.cache import Cache, CachedSamples, check
 from data.decoding import DECODERS
 from data.encoding import EncodingStream, Span
@@ -28,7 +26,6 @@ from data.storage import Location
 from data.streams import PassStream, TrainStream
 from data.training_set import Source, TrainingSet, read_mixture
 from data.transforms import Augmentation
-from data.workers import Alarm, leave_signals_to_parent
 
 # Keys that a batch has whatever its fields are.
 RESERVED = ("image", "key", "number", "index", "skipped", "source", "moments", "codes", "encoded")
@@ -171,7 +168,7 @@ class ShardData(pl.LightningDataModule):
         cache = self._caches.get(samples)
         return samples if cache is None else CachedSamples(samples, cache, images or self.images)
 
-    def encoding_loader(self, samples: Samples, spans: Sequence[Span]) -> "Batches":
+    def encoding_loader(self, samples: Samples, spans: Sequence[Span]) -> Batches:
         """Samples for encoding, in order: see `EncodingStream`."""
         skips = SkipLog(len(samples.shards), self.max_bad_fraction)
         return Batches(EncodingStream(samples, spans), self.num_workers, skips, self.timeout_seconds)
@@ -206,6 +203,12 @@ class ShardData(pl.LightningDataModule):
         return sha256("\n".join(part.shards.fingerprint() for part in self.parts()).encode()).hexdigest()
 
     @property
+    def train_layout(self) -> str:
+        """SHA-256 over what the headers of the training shards say: which samples there are, in which order."""
+        digests = [shard.digest for shard in self._train_samples.shards.shards]
+        return sha256("\n".join(digests).encode()).hexdigest()
+
+    @property
     def batch_spec(self) -> dict[str, str]:
         """What a batch holds, by key, in words."""
         size = self.image_size
@@ -233,12 +236,12 @@ class ShardData(pl.LightningDataModule):
         """Let the next training loader begin with sample `number` of the run; nothing before it is read."""
         self.start_number = number
 
-    def train_dataloader(self) -> "Batches":
+    def train_dataloader(self) -> Batches:
         """Endless micro-batches for the attached trainer's rank (or for a single process)."""
         rank, world_size = self._place()
         return self.train_loader(self.start_number, rank, world_size)
 
-    def train_loader(self, start: int = 0, rank: int = 0, world_size: int = 1) -> "Batches":
+    def train_loader(self, start: int = 0, rank: int = 0, world_size: int = 1) -> Batches:
         """Endless micro-batches of one rank from sample number `start` on."""
         plan = self.training_set.order(self.num_train, self.seed, self.shuffle_block)
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
@@ -253,7 +256,7 @@ class ShardData(pl.LightningDataModule):
         batch_size: int | None = None,
         num_samples: int | None = None,
         images: bool = True,
-    ) -> "Batches":
+    ) -> Batches:
         """Each validation sample (or the first `num_samples`) once over all ranks; ranks may differ by one sample.
 
         `batch_size` is the rank's own; by default that of its micro-batches in training. Without `images` they are left
@@ -271,7 +274,7 @@ class ShardData(pl.LightningDataModule):
 
     def statistics_loader(
         self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None
-    ) -> "Batches":
+    ) -> Batches:
         """Each training sample once over all ranks, unaugmented, in a fixed random order (of which the first
         `num_samples` are a fair sample).
         """
@@ -286,57 +289,10 @@ class ShardData(pl.LightningDataModule):
         batch_size: int | None,
         world_size: int,
         skips: SkipLog,
-    ) -> "Batches":
+    ) -> Batches:
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
         return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-
-class Batches:
-    """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
-
-    def __init__(
-        self,
-        stream: TrainStream | PassStream | EncodingStream,
-        num_workers: int,
-        skips: SkipLog,
-        timeout_seconds: float,
-    ):
-        # a generator of its own: a loader that starts would otherwise advance torch's global one
-        generator = torch.Generator()
-        self.loader = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
-            worker_init_fn=leave_signals_to_parent,
-        )  # fmt: skip
-        self.timeout_seconds = timeout_seconds
-        self.skips = skips
-
-    def __len__(self) -> int:
-        """Number of batches of a pass; TypeError for an endless stream, as torch's loaders do."""
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._from_workers() if self.loader.num_workers else self.loader:
-            self.skips.add(batch["skipped"])
-            yield batch
-
-    def _from_workers(self) -> Iterator[dict[str, Any]]:
-        """The loader's batches, none of which is waited for longer than `timeout_seconds`."""
-        alarm, batches = Alarm(self.timeout_seconds), iter(self.loader)
-        try:
-            for number in count():
-                with alarm.waiting_for(number % self.loader.num_workers):
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                yield batch
-        finally:
-            alarm.switch_off()
-
-
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """The stream's batches are tensors already."""
-    return batch

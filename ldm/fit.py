@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from data.module import ShardData
 from data.selection import describe
 from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
@@ -51,6 +52,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     data.setup()
     if data.cache is not None:
         _read_cache(parts)
+    _check_shards(run, data)
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
         run.begin()
@@ -91,6 +93,17 @@ def _read_cache(parts: Parts) -> None:
     for name in parts["data"].read_cache(fingerprint, encoders, images="image" in conditioner.fields):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
+
+
+def _check_shards(run: Run, data: ShardData) -> None:
+    """Raises ValueError if the training shards are not those that the run has seen so far, whatever their names."""
+    now = data.train_layout
+    if run.lineage.setdefault("train_layout", now) != now:
+        raise ValueError(
+            f"data.train: the shards hold other samples than when the run in {run.folder} began, so it cannot be gone "
+            "on with exactly: put the old ones back, go on with the new ones under branch= and another run=, or start "
+            "anew with overwrite=true"
+        )
 
 
 def _note_decoder(run: Run, libraries: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import QUICKSTART, train
 
 from ldm.checkpoint import resume
 from ldm.config import compose, load_tree
@@ -151,6 +152,18 @@ def test_other_versions_of_the_decoder_are_said(first_stage, tmp_path, capsys):
     fit({**run.tree, "runs_dir": str(tmp_path)}, "a")
     assert f"a: images were decoded by Pillow 1.0, now by {written['decoder']}" in capsys.readouterr().out
     assert json.loads((tmp_path / "a" / "lineage.json").read_text())["decoder"] == written["decoder"]
+
+
+def test_shards_that_hold_other_samples_are_refused(first_stage: Run, tmp_path: Path):
+    shard = tmp_path / "train.tar"
+    shutil.copy(QUICKSTART / "train-00000.tar", shard)
+    own = (f"first_stage={first_stage.folder}", f"data.train={shard}")
+    train("quickstart/diffusion", tmp_path, *own)
+    shutil.copy(QUICKSTART / "validation-00000.tar", shard)
+    with pytest.raises(ValueError, match=r"data\.train: the shards hold other samples than when the run.*branch="):
+        train("quickstart/diffusion", tmp_path, *own, "max_steps=3")
+    shutil.copy(QUICKSTART / "train-00000.tar", shard)
+    assert train("quickstart/diffusion", tmp_path, *own, "max_steps=3").finished
 
 
 def test_where_and_how_fast_it_runs_may_change(base, tmp_path):

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
+from data.batches import Batches
 from data.errors import SkipLog
-from data.module import Batches
 from data.workers import WorkerError, failures_named, leave_signals_to_parent
 
 FORK = multiprocessing.get_context("fork")

@@ -1,0 +1,60 @@
+"""Batches of a stream of samples, made in this process or in workers, one of which may fail."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from data.encoding import EncodingStream
+from data.errors import SkipLog
+from data.streams import PassStream, TrainStream
+from data.workers import Alarm, leave_signals_to_parent
+
+
+class Batches:
+    """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
+
+    def __init__(
+        self,
+        stream: TrainStream | PassStream | EncodingStream,
+        num_workers: int,
+        skips: SkipLog,
+        timeout_seconds: float,
+    ):
+        # a generator of its own: a loader that starts would otherwise advance torch's global one
+        generator = torch.Generator()
+        self.loader = DataLoader(
+            stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
+            worker_init_fn=leave_signals_to_parent,
+        )  # fmt: skip
+        self.timeout_seconds = timeout_seconds
+        self.skips = skips
+
+    def __len__(self) -> int:
+        """Number of batches of a pass; TypeError for an endless stream, as torch's loaders do."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._from_workers() if self.loader.num_workers else self.loader:
+            self.skips.add(batch["skipped"])
+            yield batch
+
+    def _from_workers(self) -> Iterator[dict[str, Any]]:
+        """The loader's batches, none of which is waited for longer than `timeout_seconds`."""
+        alarm, batches = Alarm(self.timeout_seconds), iter(self.loader)
+        try:
+            for number in count():
+                with alarm.waiting_for(number % self.loader.num_workers):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            alarm.switch_off()
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The stream's batches are tensors already."""
+    return batch
