@@ -37,6 +37,9 @@ QUIET = (
 
 def fit(tree: dict[str, Any], name: str) -> Run:
     """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once."""
+    for key in ("task", "data"):
+        if tree[key] is None:
+            raise ValueError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
     tree = inherit(tree, name)
     run = open_run(tree, name)
     if run.finished:

@@ -12,7 +12,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 
 class FullySharded(DDPStrategy):
@@ -22,28 +22,35 @@ class FullySharded(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Cut the task's weights, rank zero's, into rows; the optimizer is made of those afterwards."""
-        shard(self.lightning_module.trained, self.root_device)
+        low = torch.bfloat16 if self.lightning_module.trainer.precision == "bf16-mixed" else None
+        shard(self.lightning_module.trained, self.root_device, low)
         self.lightning_module.on_sharded()
 
     def teardown(self) -> None:
         """As for DDP, but weights stay on their devices: they are used together until the process ends."""
         module, self._lightning_module = self._lightning_module, None
+        self.optimizers = []
         try:
             super().teardown()
         finally:
             self._lightning_module = module
 
 
-def shard(trained: nn.ModuleDict, device: torch.device) -> None:
-    """Shard each child of `trained` in place, block by block. The blocks of a network are what its lists hold."""
+def shard(trained: nn.ModuleDict, device: torch.device, gathered: torch.dtype | None = None) -> None:
+    """Shard each child of `trained` in place, block by block. The blocks of a network are what its lists hold.
+
+    A network's weights are `gathered` in that type, by default their own; all gradients are reduced in fp32.
+    """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for parameter in trained.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.contiguous()
             broadcast(parameter.data, src=0)
-    for child in trained.children():
+    for name, child in trained.named_children():
         frozen = {parameter for parameter in child.parameters() if not parameter.requires_grad}
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": frozen, "reshard_after_forward": True}
+        low = gathered if name == "network" else None
+        options["mp_policy"] = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
         for block in _blocks(child):
             fully_shard(block, **options)
         if any(parameter.requires_grad for parameter in child.parameters()):
