@@ -27,7 +27,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
             "/no, where=?: no weights found",
             marks=pytest.mark.slow,
         ),
-        pytest.param([], "data: nothing is chosen; experiment= chooses it", marks=pytest.mark.slow),
+        pytest.param([], "task: nothing is chosen; experiment= chooses it", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, arguments, message):
