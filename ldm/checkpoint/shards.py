@@ -1,9 +1,9 @@
 """Tensors of which every rank holds some rows (FSDP): split for saving, put together for any number of ranks.
 
-In a state, a split tensor is ``{"sharded": shape}``; the rows of rank r lie under the tensor's path in ``shard_r.pt``.
+In a state, a split tensor is ``{"sharded": shape}``; rank r's rows lie under the tensor's path in a file of their own.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,6 @@ def whole(states: Mapping[str, Mapping[str, Tensor]], keep: bool) -> dict[str, d
     return found if keep else {}
 
 
-def sharded(tensors: Iterator[Tensor]) -> bool:
+def sharded(tensors: Iterable[Tensor]) -> bool:
     """Whether any of these is."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)

@@ -77,6 +77,7 @@ class Checkpoint(pl.Callback):
         if task.step == self.saved_step:
             return
         self.saved_step = task.step
+        self._writer.finish()  # it sweeps up behind itself
         callbacks = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
         state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
         with together():  # so that no rank waits for one that gave up
@@ -110,7 +111,6 @@ class Checkpoint(pl.Callback):
 
     def _rows_apart(self, trainer: pl.Trainer, task: Task, state: State) -> tuple[State, list[str]]:
         """The state without sharded tensors, whose rows are written here, and the digest of each rank's."""
-        self._writer.finish()
         state, rows = shards.split(state)
         with together():
             place = (self.folder / "checkpoints", task.step, trainer.global_rank, trainer.world_size)
