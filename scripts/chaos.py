@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the toys that the tests train
 
+from chaoses.outcome import Outcome
 from options import parse
 
 from ldm.config import guarded
@@ -43,6 +44,7 @@ CASES = (
     "start_step",
     "soak",
 )
+SECONDS_BETWEEN_LINES = 15.0
 KEYS = {"case": "", "runs": 0, "seed": 0}
 
 
@@ -78,7 +80,9 @@ def _run(name: str, runs: int, seed: int) -> int:
     module = _module(name)
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{name}-"))
     began = time.monotonic()
-    outcome = module.run(runs or module.RUNS, random.Random(f"{seed}/{name}"), folder)
+    runs = runs or module.RUNS
+    Outcome.watch = _progress(name, runs)
+    outcome = module.run(runs, random.Random(f"{seed}/{name}"), folder)
     seconds = time.monotonic() - began
     left_out = f", {outcome.skipped} skipped" if outcome.skipped else ""
     print(f"{name:<20} {outcome.held} of {outcome.tried}{left_out}  {seconds:6.0f} s  {module.GOAL}", flush=True)
@@ -91,6 +95,22 @@ def _run(name: str, runs: int, seed: int) -> int:
         return 1
     shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _progress(name: str, runs: int):
+    """A line now and then: a live bar's thread would not survive the forks."""
+    began = last = time.monotonic()
+
+    def show(outcome: Outcome) -> None:
+        nonlocal last
+        now, done = time.monotonic(), outcome.tried + outcome.skipped
+        if now - last > SECONDS_BETWEEN_LINES and done < runs:
+            last = now
+            left = (now - began) / done * (runs - done)
+            said = f"{name}  {done}/{runs}  {outcome.held} held  {done / (now - began):.2g}/s  {left / 60:.1f} min left"
+            print(said, file=sys.stderr, flush=True)
+
+    return show
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """What a goal of chaos.py came to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 
 @dataclass
 class Outcome:
     """How many trials were made and held; `failures` say what did not, `facts` are further figures to print.
 
-    Trials that this machine does not allow are `skipped`, and not tried.
+    Trials that this machine does not allow are `skipped`, and not tried. `watch` is called after each trial.
     """
+
+    watch: ClassVar[Callable[[Self], None]] = lambda outcome: None
 
     tried: int = 0
     skipped: int = 0
@@ -31,3 +34,4 @@ class Outcome:
         self.tried += 1
         if problems:
             self.failures.append(f"{trial}: {'; '.join(problems)}")
+        self.watch()
