@@ -3,13 +3,12 @@
 In a state, a split tensor is ``{"sharded": shape}``; rank r's rows lie under the tensor's path in a file of their own.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 MARK = "sharded"
 
@@ -38,9 +37,14 @@ class Rows:
         return torch.cat(list(self.pieces))
 
 
+def is_sharded(tensor: Any) -> bool:
+    """Whether this is a DTensor, known by what it can do: to import its class takes a second."""
+    return isinstance(tensor, Tensor) and hasattr(tensor, "to_local")
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's rows of a tensor, the same memory; the tensor itself where it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -48,7 +52,7 @@ def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
     own: dict[str, Tensor] = {}
 
     def cut(path: str, tensor: Any) -> Any:
-        if not isinstance(tensor, DTensor):
+        if not is_sharded(tensor):
             return tensor
         own[path] = tensor.to_local().detach().cpu()
         return {MARK: list(tensor.shape)}
@@ -86,10 +90,12 @@ def mapped(state: Any, change: Callable[[str, Any], Any], path: str = "") -> Any
 
 def placed(value: Tensor | Rows, like: Tensor) -> Tensor:
     """A whole `value`, of which a rank keeps what it keeps of `like`: all, or its rows."""
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return value.whole() if isinstance(value, Rows) else value
-    if isinstance(value, DTensor):
+    if is_sharded(value):
         return value
+    from torch.distributed.tensor import DTensor, Shard
+
     own = like.to_local()
     length = -(-like.shape[0] // like.device_mesh.size())
     start = min(like.device_mesh.get_local_rank() * length, like.shape[0])
@@ -110,13 +116,8 @@ def whole(states: Mapping[str, Mapping[str, Tensor]], keep: bool) -> dict[str, d
     for kind, state in states.items():
         kept = {}
         for name, tensor in state.items():
-            one = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            one = tensor.full_tensor().detach() if is_sharded(tensor) else tensor
             if keep:
-                kept[name] = one.detach().cpu() if isinstance(tensor, DTensor) else one
+                kept[name] = one.cpu() if is_sharded(tensor) else one
         found[kind] = kept
     return found if keep else {}
-
-
-def sharded(tensors: Iterable[Tensor]) -> bool:
-    """Whether any of these is."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors)

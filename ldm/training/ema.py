@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.posthoc_ema import exponent
-from ldm.checkpoint.shards import local, placed, sharded
+from ldm.checkpoint.shards import is_sharded, local, placed
 
 ALIGNMENT = 16  # values at whose multiples tensors begin in a buffer: 64 bytes of fp32
 
@@ -40,7 +40,7 @@ class Averages(ABC):
         trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         self._names, self._parameters = list(trained), list(trained.values())
         self._averages = [[p.detach().clone().float() for p in self._parameters] for _ in self.kinds]
-        self._sharded = sharded(self._parameters)
+        self._sharded = any(map(is_sharded, self._parameters))
 
     @abstractmethod
     def decays(self, num_updates: int) -> Sequence[float]:
