@@ -37,17 +37,19 @@ def main(arguments: list[str]) -> int:
     sampling = model.sampling(tree)
     check_read(tree, model.conditioner.fields | sampling.fields)
     model.first_stage.tile = tree["tile"]
-    target = None if tree["target"] is None else read_target(Path(tree["target"])).to(device)
-    size = tree["image_size"] or model.image_size
-    size = (tree["height"] or size, tree["width"] or size)
+    side = tree["image_size"] or model.image_size
+    size = (tree["height"] or side, tree["width"] or side)
+    if tree["image"] is not None and model.conditioner.widths()["concat_channels"] and size != (side, side):
+        raise ValueError("image: stands beside the latent, so height and width must be image_size")
+    asked = {key: fit for key, fit in (("target", None), ("image", side)) if tree[key] is not None}
+    given = {key: read_picture(key, tree[key], fit).to(device) for key, fit in asked.items()}
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
     made = []
     starts = range(0, len(rows), tree["batch_size"])
     for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
         part = rows[start : start + tree["batch_size"]]
         batch = collate([conditions[place] for place, _ in part], device)
-        if target is not None:
-            batch["target"] = target.expand(len(part), -1, -1, -1)
+        batch |= {key: picture.expand(len(part), -1, -1, -1) for key, picture in given.items()}
         negative = {"caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
         numbers = torch.tensor([number for _, number in part], device=device)
         made.append(model.generate(sampling, batch, numbers, tree["seed"], size, negative).cpu())
@@ -89,24 +91,31 @@ def check_read(tree: dict[str, Any], fields: set[str]) -> None:
         ("negative_prompt", "caption"),
         ("label", "label"),
         ("target", "target"),
+        ("image", "image"),
     ):
         if tree[key] not in (None, "") and field not in fields:
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
             raise ValueError(f"{key}: this model reads no {field}; {given}")
 
 
-def read_target(path: Path) -> Any:
-    """An image file as [1, 3, H, W] in [-1, 1]. Raises ValueError if it is broken, OSError if it is not there."""
+def read_picture(key: str, path: str, side: int | None) -> Any:
+    """An image file as [1, 3, H, W] in [-1, 1]; with a `side`, px, the middle square of it as training sees it.
+
+    Raises ValueError if it is broken, OSError if it is not there.
+    """
     import numpy as np
 
-    from data.decoding import decode_image
+    from data.decoding import PilDecoder, decode_image
     from data.errors import BadSample
-    from data.transforms import to_tensor
+    from data.transforms import View, to_tensor
 
+    content = Path(path).read_bytes()
     try:
-        return to_tensor([np.asarray(decode_image(path.read_bytes()))])
+        if side is None:
+            return to_tensor([np.asarray(decode_image(content))])
+        return to_tensor([View().crop(PilDecoder()(content, side), side)])
     except BadSample as error:
-        raise ValueError(f"target={path}: {error.kind} ({error})") from error
+        raise ValueError(f"{key}={path}: {error.kind} ({error})") from error
 
 
 def collate(conditions: list[dict[str, Any]], device: Any) -> dict[str, Any]:

@@ -26,6 +26,8 @@ BAD = "bad"  # in a file's metadata: what was wrong with the samples that have n
 SIZE, CHOICES = "size", "choices"  # of the resized image, [N, 2]; where each sample's texts begin, [N + 1]
 MOMENTS, CODES = "moments", "codes"  # what latents are made of: numbers, or those of a VQ first stage's codes
 LATENTS = (MOMENTS, CODES)
+IMAGE = "image."  # begins the name of what an encoder made of the image
+OF_IMAGE = (*LATENTS, IMAGE)  # how names of what has a row for each sample begin; all else has one for each text
 
 
 def file_names(shards: ShardSet) -> list[str]:
@@ -72,10 +74,11 @@ class CacheFile:
     """One shard's rows: arrays [N, ...] of latents and of these `encoders`, for images as they are and mirrored."""
 
     def __init__(self, path: Path, encoders: Collection[str]):
+        wanted = (SIZE, CHOICES, *LATENTS, *encoders)
         try:
             with safe_open(path, "pt") as file:  # maps the file; no row is read yet
-                wanted = [n for n in file.keys() if n.partition(".")[0] in (SIZE, CHOICES, *LATENTS, *encoders)]  # noqa: SIM118
-                arrays = {name: file.get_tensor(name).numpy() for name in wanted}
+                names = [n for n in file.keys() if n.removeprefix(IMAGE).partition(".")[0] in wanted]  # noqa: SIM118
+                arrays = {name: file.get_tensor(name).numpy() for name in names}
                 bad = json.loads(file.metadata()[BAD])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path} is damaged ({error}); delete it and encode again") from None
@@ -139,10 +142,10 @@ class Cache:
             for name, array in file.arrays[view.flip].items():
                 if name not in found:
                     found[name] = np.empty((len(indices), *array.shape[1:]), array.dtype)
-                found[name][place] = array[row if name in LATENTS else text]
+                found[name][place] = array[row if name.startswith(OF_IMAGE) else text]
         encoded: dict[str, dict[str, torch.Tensor]] = {}
         for name in found.keys() - set(LATENTS):
-            encoder, _, part = name.partition(".")
+            encoder, _, part = name.removeprefix(IMAGE).partition(".")
             encoded.setdefault(encoder, {})[part] = torch.from_numpy(found[name])
         latents = {name: torch.from_numpy(found[name]) for name in LATENTS if name in found}
         return {**latents, "encoded": encoded}

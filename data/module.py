@@ -2,7 +2,7 @@
 Lightning. A batch is described at `Samples.batch`; its order needs no saved state, only `start(number)`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -141,11 +141,14 @@ class ShardData(pl.LightningDataModule):
         shards = ShardSet.open(expand(self.validation, "data.validation"))
         return Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder)
 
-    def read_cache(self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: bool) -> list[str]:
-        """Take latents and embeddings from `cache` from now on; training batches have images only if `images`.
+    def read_cache(
+        self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: Collection[str]
+    ) -> list[str]:
+        """Take latents and embeddings from `cache` from now on; training batches have images if it leaves any need.
 
-        `first_stage`, and `encoders` by their conditioners, say what the run would encode with. Raises ValueError
-        naming what differs in what the cache was made with. Returns the conditioners whose encoders it has nothing of.
+        `first_stage`, and `encoders` by their conditioners, say what the run would encode with; `images` are the
+        conditioners that read the image. Raises ValueError naming what differs in what the cache was made with. Returns
+        the conditioners whose encoders it has nothing of.
         """
         folder = Path(self.cache).expanduser()
         made = check(folder, self.image_size, self.decoder.name, first_stage, encoders)
@@ -160,8 +163,9 @@ class ShardData(pl.LightningDataModule):
         digests = {encoder["digest"] for encoder in made["encoders"].values()}
         wanted = {encoder["digest"] for encoder in encoders.values()} & digests
         self._caches = {part: Cache(folder, part.shards, wanted) for part in self.parts()}
-        self.images = images
-        return [name for name, encoder in encoders.items() if encoder["digest"] not in wanted]
+        answered = {name for name, encoder in encoders.items() if encoder["digest"] in wanted}
+        self.images = not answered.issuperset(images)
+        return [name for name in encoders if name not in answered]
 
     def _with_cache(self, samples: Samples, images: bool) -> Samples | CachedSamples:
         """These samples with what the cache has of them, if it is read; images only if asked for, or always needed."""

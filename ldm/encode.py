@@ -19,10 +19,11 @@ from data.cache import (
     CHOICES,
     CODES,
     CROP,
-    LATENTS,
+    IMAGE,
     MANIFEST,
     MIRRORED,
     MOMENTS,
+    OF_IMAGE,
     SIZE,
     CacheFile,
     file_names,
@@ -127,11 +128,15 @@ def _refuse_another(out: Path, manifest: dict[str, Any]) -> None:
 
 
 class Rows:
-    """What a first stage and frozen encoders give for a batch of `EncodingStream`: {name: array [B, ...]}."""
+    """What a first stage and frozen encoders give for a batch of `EncodingStream`: {name: array [B, ...]}.
+
+    B counts samples for what is made of images (data.cache.OF_IMAGE), and the texts of all samples for the rest.
+    """
 
     def __init__(self, first_stage: Any, encoders: Sequence[FrozenEncoder], made: dict[str, Any], device: torch.device):
         self.first_stage = first_stage
-        self.encoders = encoders
+        self.of_image = [encoder for encoder in encoders if encoder.key == "image"]
+        self.of_text = [encoder for encoder in encoders if encoder.key != "image"]
         self.flips = made["flips"]
         self.precision = made["precision"]
         self.codes = made["codes"]
@@ -140,13 +145,20 @@ class Rows:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         image = batch["image"].to(self.device)
-        rows = self._latents(image)
+        rows = self._rows_of_image(image)
         if self.flips:
-            rows |= {name + MIRRORED: value for name, value in self._latents(image.flip(-1)).items()}
-        for encoder in self.encoders:
+            rows |= {name + MIRRORED: value for name, value in self._rows_of_image(image.flip(-1)).items()}
+        for encoder in self.of_text:
             given = encoder.encode(batch, self.device)
             rows |= {f"{encoder.digest}.{part}": value for part, value in given.items()}
         return {name: self._stored(name, value) for name, value in rows.items()}
+
+    def _rows_of_image(self, image: Tensor) -> dict[str, Tensor]:
+        rows = self._latents(image)
+        for encoder in self.of_image:
+            given = encoder.encode({"image": image}, self.device)
+            rows |= {f"{IMAGE}{encoder.digest}.{part}": value for part, value in given.items()}
+        return rows
 
     def _latents(self, image: Tensor) -> dict[str, Tensor]:
         moments = self.first_stage.moments(image)
@@ -212,16 +224,19 @@ class Shard:
             self._rows.append(rows)
 
     def content(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Arrays and metadata of the shard's file. Latents have a row for each sample, texts one for each choice."""
+        """Arrays and metadata of the shard's file.
+
+        What is made of images has a row for each sample, what is made of texts one for each choice.
+        """
         arrays = {SIZE: self._size}
         for name in self._rows[0] if self._rows else ():
             values = np.concatenate([rows[name] for rows in self._rows])
-            if name.startswith(LATENTS):
+            if name.startswith(OF_IMAGE):
                 arrays[name] = np.zeros((len(self._size), *values.shape[1:]), values.dtype)
                 arrays[name][self._places] = values
             else:
                 arrays[name] = values
-        if (self._counts != 1).any() and any(not name.startswith((SIZE, *LATENTS)) for name in arrays):
+        if (self._counts != 1).any() and any(not name.startswith((SIZE, *OF_IMAGE)) for name in arrays):
             arrays[CHOICES] = np.concatenate([[0], self._counts.cumsum()])
         return arrays, {BAD: json.dumps(self._bad)}
 

@@ -93,7 +93,8 @@ def _read_cache(parts: Parts) -> None:
         raise ValueError("data.cache: a first stage trains on images, not on latents; leave it out")
     conditioner, fingerprint = parts["conditioner"], parts["first_stage"].spec.fingerprint
     encoders = {name: encoder.describe() for name, encoder in conditioner.encoders().items()}
-    for name in parts["data"].read_cache(fingerprint, encoders, images="image" in conditioner.fields):
+    images = [name for name, part in conditioner.parts.items() if part.key == "image"]
+    for name in parts["data"].read_cache(fingerprint, encoders, images):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
 

@@ -112,7 +112,8 @@ def bind(
 
     @cache
     def cond(names: frozenset[str]) -> dict[str, Tensor]:
-        return conditioner(batch, drop=conditioner.drop_all_but(names, num_samples), negative=negative)
+        given = names - conditioner.absent(batch)
+        return conditioner(batch, drop=conditioner.drop_all_but(given, num_samples), negative=negative)
 
     def given(names: Collection[str]) -> Denoise:
         return lambda x, sigma: denoiser(x, sigma, cond(frozenset(names)))

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,18 @@ import pytest
 import torch
 import webdataset as wds
 from safetensors.torch import load_file
-from toys import QUICKSTART, Process, assert_equal_runs, clip_folder, curve, losses, tiny, train
+from toys import (
+    QUICKSTART,
+    Process,
+    assert_equal_runs,
+    clip_folder,
+    clip_image_folder,
+    curve,
+    losses,
+    t5_folder,
+    tiny,
+    train,
+)
 
 from data.cache import read_manifest
 from data.decoding import PilDecoder
@@ -20,6 +31,7 @@ from data.errors import ShardError, TooManyBadSamples
 from data.fields import Caption
 from data.module import ShardData
 from ldm.build import Parts, load_first_stage
+from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
 from ldm.encode import encode
 from ldm.first_stage.first_stage import moments_of
@@ -167,6 +179,32 @@ def test_a_condition_made_of_the_image_still_gets_it(first_stage: Run, shards: P
     assert_equal_runs(images.folder, cached.folder, step=2)
 
 
+def t5_and_clip_image() -> list[str]:
+    """Of toys, on the command line."""
+    words = ["conditioner=[t5,clip_image]", "conditioner.t5.max_tokens=8", f"conditioner.t5.{MEMO}"]
+    folders = [f"conditioner.t5.path={t5_folder()}", f"conditioner.clip_image.path={clip_image_folder()}"]
+    return [*words, *folders, "conditioner.clip_image.drop_prob=0.3"]
+
+
+@pytest.fixture(scope="module")
+def both(make_cache: Callable[..., Path]) -> Path:
+    """Of T5 and CLIP's image embeddings, in fp32 and mirrored. Not to be changed."""
+    return make_cache("flips=true", *t5_and_clip_image())
+
+
+def test_t5_and_image_embeddings_of_a_cache_train_as_those_made_of_images(
+    train_on, both: Path, train_diffusion, shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = (*t5_and_clip_image(), "~conditioner.text", "~conditioner.text_vector")
+    images = train_diffusion(*of(shards), *RUN, *chosen, run="images")
+    decoded: list[int] = []
+    original = PilDecoder.__call__
+    monkeypatch.setattr(PilDecoder, "__call__", lambda *given: decoded.append(1) or original(*given))
+    cached = train_on(both, *chosen)
+    assert_equal_runs(cached.folder, images.folder, step=6)
+    assert len(decoded) == 4, "for the panel"
+
+
 def test_embeddings_that_a_cache_has_not_are_made_in_training(
     train_on, make_cache, from_images: Run, capsys: pytest.CaptureFixture
 ):
@@ -187,7 +225,7 @@ def batches(data: ShardData, count: int, **place: int) -> list[dict[str, Any]]:
 def open_data(shards: Path) -> Callable[..., ShardData]:
     """``open_data(cache or None, num_workers)`` with captions, half of the images mirrored."""
 
-    def start(cache: Path | str | None, num_workers: int = 0, images: bool = False, **more: Any) -> ShardData:
+    def start(cache: Path | str | None, num_workers: int = 0, images: Collection[str] = (), **more: Any) -> ShardData:
         given = {"fields": {"caption": Caption()}, "horizontal_flip_prob": 0.5, "max_bad_fraction": 0.1, **more}
         data = ShardData(
             f"{shards}/train-*.tar", SIZE, 4, validation=f"{shards}/validation-*.tar", num_workers=num_workers,
@@ -245,6 +283,36 @@ def test_a_condition_of_kept_embeddings_is_that_of_its_captions(name: str, make_
     drop = {name: torch.ones(4, dtype=torch.bool)}
     kept, made = (conditioner(given, drop=drop, negative=negative) for given in (batch, captions))
     assert all(torch.equal(kept[key], made[key]) for key in made)
+
+
+def test_an_image_embedding_is_that_of_the_image_shown_whatever_its_caption(open_data, both: Path):
+    encoder = clip_image(str(clip_image_folder())).frozen
+    shown = []
+    for batch in batches(open_data(both, images=["low_resolution"]), 12):
+        again = encoder.encode(batch, torch.device("cpu"))["embedding"]
+        torch.testing.assert_close(batch["encoded"][encoder.digest]["embedding"], again)
+        shown += zip(batch["key"], batch["caption"], (tuple(row.tolist()) for row in again), strict=True)
+    of_two = [(key, caption, row) for key, caption, row in shown if caption in ("a first one", "another")]
+    assert len({caption for _, caption, _ in of_two}) == 2 and len({key for key, _, _ in of_two}) == 1
+    assert len({row for _, _, row in shown}) > len({key for key, _, _ in shown}), "some were mirrored"
+
+
+def test_images_have_a_row_for_each_sample_and_texts_one_for_each_choice(both: Path):
+    encoders = {name: facts["digest"] for name, facts in read_manifest(both)["encoders"].items()}
+    rows = load_file(next(both.glob("train-2-*")))
+    plain, mirrored = (rows[f"image.{encoders['clip_image']}.embedding{end}"] for end in ("", ".mirrored"))
+    assert plain.shape == mirrored.shape == (4, 6) and not torch.equal(plain, mirrored)
+    assert rows[f"{encoders['t5']}.tokens"].shape == (5, 8, 8)
+
+
+@pytest.mark.parametrize(("has", "read", "needed"), [
+    ("both", ["clip_image"], False), ("both", ["clip_image", "low_resolution"], True), ("cache", ["clip_image"], True),
+])  # fmt: skip
+def test_images_are_needed_where_the_cache_leaves_a_question(has, read, needed, shards: Path, request):
+    folder, encoder = request.getfixturevalue(has), clip_image(str(clip_image_folder())).frozen
+    data = ShardData(f"{shards}/train-*.tar", SIZE, 4, cache=str(folder))
+    left = data.read_cache(read_manifest(folder)["first_stage"], {"clip_image": encoder.describe()}, read)
+    assert data.images == needed and left == ([] if has == "both" else ["clip_image"])
 
 
 def test_captions_need_not_be_read(open_data, cache: Path):
@@ -343,7 +411,7 @@ def test_features_before_quantisation_are_kept_and_codes_on_demand(vq_stage: Run
         words = encoding(vq_stage, shards, tmp_path / codes, "conditioner=[]", f"codes={codes}")
         encode(compose("encode", words))
         data = ShardData(f"{shards}/train-*.tar", SIZE, 4, cache=str(tmp_path / codes), max_bad_fraction=0.1)
-        data.read_cache(stage.spec.fingerprint, {}, images=True)
+        data.read_cache(stage.spec.fingerprint, {}, images=["low_resolution"])
         found[codes] = next(iter(data.train_loader()))
     features, codes = moments_of(stage, found["false"]), moments_of(stage, found["true"])
     assert torch.equal(features, stage.moments(found["false"]["image"]))

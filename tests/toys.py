@@ -140,6 +140,34 @@ def clip_folder() -> Path:
     return _made() / "clip"
 
 
+@cache
+def t5_folder() -> Path:
+    """A T5 eight channels wide, decoder included, that knows three words, with random weights."""
+    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+    words = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁red", "▁heart"]
+    config = T5Config(
+        vocab_size=len(words), d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(config).save_pretrained(_made() / "t5")
+    T5Tokenizer(vocab=[(word, -1.0) for word in words], extra_ids=0).save_pretrained(_made() / "t5")
+    return _made() / "t5"
+
+
+@cache
+def clip_image_folder() -> Path:
+    """A whole CLIP for images of 16 px, its embeddings six wide, with random weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {"image_size": 16, "patch_size": 8, "projection_dim": 6}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=small, vision_config={**small, **size}, projection_dim=6)
+    CLIPModel(config).save_pretrained(_made() / "clip_image")
+    return _made() / "clip_image"
+
+
 def train(experiment: str, runs_dir: Path, *more: str, run: str | None = None) -> Run:
     """Train a toy of `experiment` in this process."""
     return fit(compose("config", tiny(experiment, runs_dir, *more)), run or experiment.replace("/", "-"))

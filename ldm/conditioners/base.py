@@ -26,6 +26,8 @@ class FrozenEncoder(ABC):
     batch["encoded"][`digest`], {part: [B, ...]}.
     """
 
+    key: str  # the field of the batch that it reads
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What its answers depend on, in words and numbers; "weights" is a hash."""
@@ -55,6 +57,7 @@ class Conditioner(nn.Module, ABC):
     """
 
     key: str
+    optional = False  # whether who samples may leave its field out, and it is then dropped
     shares_first_stage = False  # whether published files hold the first stage a second time in its place
     frozen: FrozenEncoder | None = None
 
@@ -122,6 +125,12 @@ class Conditioners(nn.Module):
     def encoders(self) -> dict[str, FrozenEncoder]:
         """The frozen encoders of those that have one."""
         return {name: conditioner.frozen for name, conditioner in self.parts.items() if conditioner.frozen is not None}
+
+    def absent(self, batch: Batch) -> set[str]:
+        """The conditions that a batch may lack and does."""
+        if "encoded" in batch:
+            return set()  # of a cache: what that does not answer comes with its field
+        return {name for name, part in self.parts.items() if part.optional and part.key not in batch}
 
     def drop_all_but(self, given: Collection[str], num_samples: int) -> dict[str, Tensor]:
         """Those of `names` that are in `given` kept, every other condition replaced by its null."""

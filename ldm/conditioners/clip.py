@@ -58,9 +58,7 @@ class ClipText(Conditioner):
 
 
 def _encoder(folder: Path) -> TextEncoder:
-    if not (folder / "config.json").exists():
-        raise ValueError(f"conditioner.clip_text.path={folder}: no encoder there (a folder with config.json)")
-    return TextEncoder.load(folder, MAX_TOKENS, see_padding=True)
+    return TextEncoder.load(folder, MAX_TOKENS, see_padding=True, name="clip_text")
 
 
 def layout() -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
 from ldm.networks.fingerprint import fingerprint
+from ldm.networks.huggingface import load_model, load_tokenizer
 from ldm.networks.layers import Frozen
 from ldm.networks.pretrained import locate
 
@@ -24,32 +25,34 @@ class TextEncoder(nn.Module):
     """A Hugging Face encoder with its tokenizer: captions -> `max_tokens` tokens each, `width` wide.
 
     `model(input_ids, attention_mask).last_hidden_state` is used; `tokenizer` pads and cuts. With
-    `see_padding` padding counts as words: there are always `max_tokens`.
+    `see_padding` padding counts as words: there are always `max_tokens`. `name` is its conditioner's, for messages.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: object, max_tokens: int, see_padding: bool = False):
+    def __init__(
+        self, model: nn.Module, tokenizer: object, max_tokens: int, see_padding: bool = False, name: str = "text"
+    ):
         super().__init__()
-        limit = model.config.max_position_embeddings
-        if not 2 < max_tokens <= limit:
-            raise ValueError(f"conditioner.text.max_tokens={max_tokens}: this encoder takes 3 to {limit}")
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.see_padding = see_padding
+        self.name = name
         self.width = model.config.hidden_size
         self.num_cut = 0
 
     @classmethod
-    def load(cls, folder: Path, max_tokens: int, see_padding: bool = False) -> "TextEncoder":
+    def load(cls, folder: Path, max_tokens: int, see_padding: bool = False, name: str = "text") -> "TextEncoder":
         """Read model and tokenizer from a local folder; nothing is downloaded."""
-        # Imported here: seconds that only text models pay.
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
+        from transformers import AutoModel  # imported here: seconds that only text models pay
 
-        disable_progress_bar()  # of reading 0.1 s of weights
-        with torch.device("cpu"):  # also while a model is counted on the meta device
-            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens, see_padding)
+        key = f"conditioner.{name}.path"
+        model = load_model(AutoModel, folder, key)
+        if model.config.is_encoder_decoder:
+            raise ValueError(f"{key}={folder}: has a decoder; of these conditioner=[t5] takes T5, mT5 and UMT5")
+        limit = model.config.max_position_embeddings
+        if not 2 < max_tokens <= limit:
+            raise ValueError(f"conditioner.{name}.max_tokens={max_tokens}: this encoder takes 3 to {limit}")
+        return cls(model, load_tokenizer(folder, key), max_tokens, see_padding, name)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -92,8 +95,9 @@ class TextEncoder(nn.Module):
         if cut and self.num_cut.bit_length() > before.bit_length():  # at 1, 2, 4, 8, ...
             longest = captions[lengths.index(max(lengths))]
             log.warning(
-                "%d captions so far are longer than conditioner.text.max_tokens=%d and were cut, such as %r",
+                "%d captions so far are longer than conditioner.%s.max_tokens=%d and were cut, such as %r",
                 self.num_cut,
+                self.name,
                 self.max_tokens,
                 longest[:80],
             )
@@ -108,6 +112,8 @@ class CaptionEncoder(FrozenEncoder):
     With a capacity captions are encoded one at a time, so that an embedding depends on its caption only.
     """
 
+    key = "caption"
+
     def __init__(self, encoder: TextEncoder, capacity: int, memo: Memo | None = None):
         self.width = encoder.width
         self.encoder = Frozen(encoder)
@@ -120,7 +126,7 @@ class CaptionEncoder(FrozenEncoder):
 
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """The tokens [B, N, width] and the mask [B, N] of batch["caption"]."""
-        captions = field(batch, "caption", "text")
+        captions = field(batch, "caption", self.encoder.module.name)
         tokens, mask = self(batch, torch.zeros(len(captions), dtype=torch.bool, device=device))
         return {"tokens": tokens, "mask": mask}
 
@@ -131,7 +137,7 @@ class CaptionEncoder(FrozenEncoder):
             return self._with_null(known["tokens"].to(drop.device).float(), known["mask"].to(drop.device), drop)
         captions = [""] * len(drop)
         if not drop.all():
-            given = field(batch, "caption", "text")
+            given = field(batch, "caption", self.encoder.module.name)
             captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
         encoder = self.encoder.on(drop.device)
         if not self._capacity:
@@ -148,6 +154,8 @@ class CaptionEncoder(FrozenEncoder):
         return tokens, mask
 
     def _with_null(self, tokens: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
+        if not drop.any():
+            return tokens, mask
         null, null_mask = (value.to(drop.device) for value in self._null)
         return torch.where(drop[:, None, None], null, tokens), torch.where(drop[:, None], null_mask, mask)
 
@@ -220,8 +228,6 @@ def _shared(
     model: str, path: str | None, max_tokens: int, drop_prob: float, memo_captions: int
 ) -> tuple[TextEncoder, float, int, Memo]:
     folder = Path(path).expanduser() if path is not None else locate(model)
-    if not (folder / "config.json").exists():
-        raise ValueError(f"conditioner.text.path={folder}: no encoder there (a folder with config.json and weights)")
     encoder, memo = _load(folder, max_tokens)
     return encoder, drop_prob, memo_captions, memo
 

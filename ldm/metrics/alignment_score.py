@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ldm.metrics.features import Features, efficientnet_features
+from ldm.networks.huggingface import load_model, load_tokenizer
 from ldm.networks.pretrained import load_strict, locate
 
 HEADS = Path(__file__).with_name("alignment_heads.safetensors")
@@ -88,8 +89,7 @@ class AlignmentScore(nn.Module):
 def sentence_encoder(path: str | Path | None = None) -> SentenceEncoder:
     """MiniLM sentence embeddings (384) from the folder `path` or the cache; never from the network."""
     folder = locate("minilm", path)
-    model = AutoModel.from_pretrained(folder, local_files_only=True)
-    return SentenceEncoder(model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    return SentenceEncoder(load_model(AutoModel, folder, "path"), load_tokenizer(folder, "path"))
 
 
 def alignment_score(path: str | Path | None = None) -> AlignmentScore:

@@ -34,7 +34,7 @@ def run(options: dict) -> None:
     with TemporaryDirectory() as folder:
         tar = _write(Path(folder))
         data = ShardData(str(tar), IMAGE_SIZE, batch_size, cache=folder)
-        data.read_cache("benchmark", ENCODERS, images=False)
+        data.read_cache("benchmark", ENCODERS, images=())
         [shards] = [part.shards for part in data.parts()]
         cache, views = Cache(Path(folder), shards, ["text"]), [View()] * batch_size
         count = NUM_SAMPLES // batch_size

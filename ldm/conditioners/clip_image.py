@@ -1,0 +1,88 @@
+"""CLIP's embedding of the image itself, for variations of it and its style (eDiff-I, arXiv 2211.01324)."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
+from ldm.networks.fingerprint import fingerprint
+from ldm.networks.huggingface import load_model
+from ldm.networks.layers import Frozen
+
+# Of the pixels in [0, 1] that CLIP was trained on.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageEncoder(FrozenEncoder):
+    """CLIP's vision tower with its projection, `width` wide; `model(pixel_values).image_embeds` is used."""
+
+    key = "image"
+
+    def __init__(self, model: nn.Module):
+        self.width = model.config.projection_dim
+        self.model = Frozen(model)
+
+    def identity(self) -> dict[str, Any]:
+        """The tower's."""
+        return {"model": type(self.model.module).__name__, "weights": fingerprint(self.model.module)}
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        """The embedding [B, width] in fp32 of batch["image"] [B, 3, H, W] in [-1, 1]."""
+        model = self.model.on(device)
+        pixels = preprocess(field(batch, "image", "clip_image").to(device), model.config.image_size)
+        with torch.autocast(device.type, enabled=False):
+            return {"embedding": model(pixel_values=pixels).image_embeds}
+
+
+def preprocess(image: Tensor, size: int) -> Tensor:
+    """The middle square of an image [B, 3, H, W] in [-1, 1], as CLIP takes it: [B, 3, size, size]."""
+    side = min(image.shape[2:])
+    top, left = ((length - side) // 2 for length in image.shape[2:])
+    square = image[:, :, top : top + side, left : left + side].float()
+    small = F.interpolate(square, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (MEAN, STD))
+    return ((small + 1) / 2 - mean) / std
+
+
+class ClipImage(Conditioner):
+    """batch["image"] [B, 3, H, W] in [-1, 1] -> a vector [B, width], or one token [B, 1, width]; the null is zero.
+
+    The encoder is frozen and not saved. Who samples need not give an image.
+    """
+
+    key = "image"
+    optional = True
+
+    def __init__(self, encoder: ImageEncoder, slot: str = "vector", drop_prob: float = 0.9):
+        shapes = {"vector": (encoder.width,), "tokens": (1, encoder.width)}
+        if slot not in shapes:
+            raise ValueError(f"conditioner.clip_image.slot={slot!r}: must be one of {', '.join(shapes)}")
+        super().__init__(slot, encoder.width, drop_prob)
+        self.shape = shapes[slot]
+        self.frozen = encoder
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        embedding = torch.zeros(len(drop), self.width, device=drop.device)
+        if not drop.all():
+            given = self.frozen.known(batch) or self.frozen.encode(batch, drop.device)
+            embedding = given["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
+        return {self.slot: embedding.view(-1, *self.shape)}
+
+
+def clip_image(path: str, slot: Literal["vector", "tokens"] = "vector", drop_prob: float = 0.9) -> ClipImage:
+    """Conditioning on an image by the CLIP in the Hugging Face folder `path`: all of it or its vision tower."""
+    return ClipImage(_load(Path(path).expanduser()), slot, drop_prob)
+
+
+@cache
+def _load(folder: Path) -> ImageEncoder:
+    """One frozen encoder per process, however many models use it."""
+    from transformers import CLIPVisionModelWithProjection  # imported here: seconds that only its users pay
+
+    return ImageEncoder(load_model(CLIPVisionModelWithProjection, folder, "conditioner.clip_image.path"))

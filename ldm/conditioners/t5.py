@@ -1,0 +1,62 @@
+"""T5's tokens for cross-attention, zero where dropped, as eDiff-I takes them (arXiv 2211.01324); there is no vector."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldm.conditioners.base import Batch, Conditioner
+from ldm.conditioners.text import CaptionEncoder, Memo, TextEncoder
+from ldm.networks.huggingface import load_model, load_tokenizer
+
+LONGEST = 512  # tokens that T5 was trained on; its positions are relative, so its weights set no bound
+MODEL_TYPES = ("t5", "mt5", "umt5")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class T5Tokens(Conditioner):
+    """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is zero tokens, all of them seen.
+
+    The encoder is frozen and not saved.
+    """
+
+    key = "caption"
+
+    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.25, memo_captions: int = 0, memo: Memo | None = None):
+        super().__init__("tokens", encoder.width, drop_prob)
+        self.num_tokens = encoder.max_tokens
+        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        if drop.all():
+            tokens = torch.zeros(len(drop), self.num_tokens, self.width, device=drop.device)
+            return {"tokens": tokens, "tokens_mask": torch.ones_like(tokens[..., 0], dtype=torch.bool)}
+        tokens, mask = self.frozen(batch, torch.zeros_like(drop))
+        return {"tokens": tokens.masked_fill(drop[:, None, None], 0.0), "tokens_mask": mask | drop[:, None]}
+
+
+def t5_tokens(
+    path: str,
+    max_tokens: int = 113,
+    dtype: Literal["bf16", "fp32"] = "bf16",
+    drop_prob: float = 0.25,
+    memo_captions: int = 0,
+) -> T5Tokens:
+    """Text conditioning by the encoder half of a T5, mT5 or UMT5 in the Hugging Face folder `path`."""
+    encoder, memo = _load(Path(path).expanduser(), max_tokens, dtype)
+    return T5Tokens(encoder, drop_prob, memo_captions, memo)
+
+
+@cache
+def _load(folder: Path, max_tokens: int, dtype: str) -> tuple[TextEncoder, Memo]:
+    """One frozen encoder and one memo per process, however many models use them."""
+    from transformers import AutoModelForTextEncoding  # imported here: seconds that only its users pay
+
+    if not 2 <= max_tokens <= LONGEST:
+        raise ValueError(f"conditioner.t5.max_tokens={max_tokens}: must lie in 2 to {LONGEST}")
+    model = load_model(AutoModelForTextEncoding, folder, "conditioner.t5.path", DTYPES[dtype])
+    if model.config.model_type not in MODEL_TYPES:
+        raise ValueError(f"conditioner.t5.path={folder}: {model.config.model_type} is not a T5; see conditioner=[text]")
+    return TextEncoder(model, load_tokenizer(folder, "conditioner.t5.path"), max_tokens, name="t5"), {}

@@ -1,0 +1,83 @@
+"""CLIP's image embedding: that of transformers; zero where dropped, or where who samples gives no image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toys import clip_image_folder
+from untrained import untrained_run
+
+from ldm.conditioners.clip_image import clip_image, preprocess
+from sample import main
+
+IMAGE = torch.rand(3, 3, 20, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+KEEP = torch.zeros(3, dtype=torch.bool)
+
+
+def make(**given):
+    return clip_image(str(clip_image_folder()), **given)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """Pixels that survive being rounded to 8 bits between resizes, uint8 [H, W, 3]."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    return np.stack([255 * x, 255 * y, 127 + 120 * np.sin(5 * x)], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (48, 48), (40, 60)])
+def test_embeddings_are_those_of_transformers_own_preprocessing(height: int, width: int):
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    pixels = smooth(height, width)
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(preprocess(image, 16), theirs, rtol=0, atol=0.03)  # they round to 8 bits, 0.015 each
+    model = CLIPVisionModelWithProjection.from_pretrained(clip_image_folder()).eval()
+    with torch.no_grad():
+        expected = model(pixel_values=theirs).image_embeds
+        same = model(pixel_values=preprocess(image, 16)).image_embeds
+    vector = make()({"image": image}, KEEP[:1])["vector"]
+    assert torch.equal(vector, same)
+    assert (vector - expected).norm() < 0.01 * expected.norm()
+
+
+def test_slots_and_nulls():
+    conditioner, token = make(), make(slot="tokens")
+    kept, null = conditioner({"image": IMAGE}, KEEP)["vector"], conditioner({}, ~KEEP)["vector"]
+    assert kept.shape == (3, 6) == (3, conditioner.width) and kept.any(1).all() and not null.any()
+    mixed = conditioner({"image": IMAGE}, torch.tensor([False, True, False]))["vector"]
+    assert torch.equal(mixed[[0, 2]], kept[[0, 2]]) and not mixed[1].any()
+    assert torch.equal(token({"image": IMAGE}, KEEP)["tokens"], kept[:, None])
+    assert not conditioner.state_dict() and not list(conditioner.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(conditioner({"image": IMAGE}, KEEP)["vector"], kept)
+
+
+def test_training_without_images_is_refused():
+    with pytest.raises(ValueError, match="clip_image needs 'image'"):
+        make()({"caption": ["a"] * 3}, KEEP)
+
+
+def test_it_is_sampled_with_an_image_or_without(tmp_path: Path):
+    given = ("conditioner=[clip_image]", f"conditioner.clip_image.path={clip_image_folder()}")
+    model = untrained_run(tmp_path / "model", *given, "network.channels=8")
+    Image.fromarray(smooth(20, 30)).save(tmp_path / "a, b.png")
+    Image.fromarray(255 - smooth(20, 30)).save(tmp_path / "other.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+
+    def drawn(name: str, *words: str) -> np.ndarray:
+        assert main([f"model={model}", "num_images=1", "guidance.scale=1", f"out={tmp_path / name}", *words]) == 0
+        return np.asarray(Image.open(tmp_path / name / "grid.png")).astype(int)
+
+    image = f"image={tmp_path}/a, b.png"
+    without, one, other = drawn("0"), drawn("1", image), drawn("2", f"image={tmp_path}/other.png")
+    assert np.array_equal(without, drawn("3", image, "guidance.scale=0")), "the null"
+    assert not np.array_equal(one, without) and not np.array_equal(one, other)
+    with pytest.raises(ValueError, match=r"image=.*broken\.png: "):
+        drawn("4", f"image={tmp_path}/broken.png")
+    labelled = untrained_run(tmp_path / "labelled")
+    with pytest.raises(ValueError, match="image: this model reads no image; it is conditioned on label"):
+        main([f"model={labelled}", "label=1", f"image={tmp_path}/other.png", f"out={tmp_path}/5"])
