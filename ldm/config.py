@@ -74,8 +74,9 @@ SWEPT = {"evaluate": ("guidance.scale",)}
 def compose(config_name: str, arguments: list[str], complete: bool = True) -> dict[str, Any]:
     """The resolved and validated tree of ``conf/<config_name>.yaml`` under `arguments` (``key=value`` words).
 
-    ``group=null`` leaves a part out, with whatever an experiment sets in it. Raises ValueError with the offending key
-    and the nearest valid one, or with a key that has to be given and is not (it stays ``???`` unless `complete`).
+    ``group=null`` leaves a part out, with whatever an experiment sets in it, and ``group=[a,b]`` all others of the
+    group. Raises ValueError with the offending key and the nearest valid one, or with a key that has to be given and is
+    not (it stays ``???`` unless `complete`).
     """
     facts, arguments = _split_facts(config_name, arguments)
     literal, overrides = split_literal(arguments)
@@ -92,6 +93,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ValueError(_explain(error, config_name, parsed)) from error
     tree = {**_restore(tree, held), **facts, **dict.fromkeys(left_out - {"experiment"})}
+    _forget_unchosen(tree, parsed)
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
     return tree
@@ -126,6 +128,18 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise ValueError(f"{shown!r}: no such key; write key=value or group=option")
         parsed.append(override)
     return parsed
+
+
+def _forget_unchosen(tree: dict[str, Any], parsed: list[Override]) -> None:
+    """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays."""
+    for override in parsed:
+        group, chosen = override.key_or_group, override.value()
+        if group not in groups() or not isinstance(chosen, list) or not isinstance(tree.get(group), dict):
+            continue
+        set_here = [own.key_or_group for own in parsed]
+        for name in tree[group].keys() - set(chosen):
+            if not any(f"{key}.".startswith(f"{group}.{name}.") for key in set_here):
+                del tree[group][name]
 
 
 def _check_root(tree: dict[str, Any], config_name: str) -> None:

@@ -217,6 +217,14 @@ def test_a_part_is_left_out_with_whatever_the_experiment_sets_in_it(word):
     assert tree["network"]["width"] > 0
 
 
+def test_options_not_chosen_take_what_the_experiment_sets_in_them_along():
+    words = ["experiment=quickstart/diffusion", "first_stage=x", "conditioner=[label]", "callback=[metrics]"]
+    tree = compose("config", words)
+    assert list(tree["conditioner"]) == ["label"] and list(tree["callback"]) == ["metrics"]
+    with pytest.raises(ValueError, match=r"conditioner\.text: its keys are set but it is not chosen"):
+        compose("config", [*words, "conditioner.text.memo_captions=3"])
+
+
 def test_a_part_that_is_not_there_is_left_out_without_complaint():
     assert compose("config", ["network=null", "~ema"])["network"] is None
     with pytest.raises(ValueError, match="metric: no such key"):
