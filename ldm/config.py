@@ -63,6 +63,12 @@ ROOT_TYPES = {
 POSITIVE = frozenset(
     "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
 )
+# Types of Lightning's keys, whose own say less than it takes in the end.
+TRAINER_TYPES = {
+    "trainer.devices": int | list[int] | Literal["auto"],
+    "trainer.limit_val_batches": int,
+    "trainer.gradient_clip_val": float | None,
+}
 # Keys that hold several of what their constructor takes one of, to be done one after the other.
 SWEPT = {"evaluate": ("guidance.scale",)}
 
@@ -331,7 +337,7 @@ def _validate(node: Any, where: str, swept: Collection[str]) -> None:
                 raise ValueError(
                     f"{where}.{key}: no such key{_nearest(key, parameters)} (takes {', '.join(parameters)})"
                 )
-            annotation = parameters[key].annotation
+            annotation = TRAINER_TYPES.get(f"{where}.{key}", parameters[key].annotation)
             values = value if f"{where}.{key}" in swept and isinstance(value, list) else [value]
             if not all(accepts(annotation, item) for item in values):
                 raise ValueError(f"{where}.{key}={value!r}: expected {_readable(annotation)}")
@@ -348,10 +354,12 @@ def check_range(where: str, annotation: Any, value: Any) -> None:
     A whole number counts something here, but for seeds and Lightning's own keys, where -1 means all.
     """
     key = where.rpartition(".")[2]
-    if isinstance(value, bool) or not isinstance(value, int | float) or where.startswith("trainer."):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if math.isnan(value):
         raise ValueError(f"{where}={value}: must be a number")
+    if where.startswith("trainer."):
+        return
     if key.endswith(("_prob", "_fraction")) and not 0 <= value <= 1:
         raise ValueError(f"{where}={value}: must be between 0 and 1")
     whole = annotation is int or int in typing.get_args(annotation)

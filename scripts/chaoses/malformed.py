@@ -72,7 +72,7 @@ def wrong_type(key: str, value: Any, rng: random.Random) -> str | None:
     wrong = {
         bool: ["3", "maybe", "[true]", "{a:1}", "1.5"],
         int: ["abc", "1.5", "true", "[1,2]", "{a:1}", "'3'", "1e3", "0x10"],
-        float: ["abc", "true", "[1.0]", "{a:1}", "'0.5'", "1..5"],
+        float: ["abc", "true", "['x']", "{a:1}", "'0.5'", "1..5"],
         list: ["{a:1}", "true"],
     }
     return f"{key}={rng.choice(wrong[type(value)])}" if type(value) in wrong else None
@@ -109,10 +109,11 @@ def broken_syntax(key: str, value: Any, rng: random.Random) -> str | None:
     )  # fmt: skip
 
 
-def unknown_option(key: str, value: Any, rng: random.Random) -> str:
+def unknown_option(key: str, value: Any, rng: random.Random) -> str | None:
     """A group's option that does not exist."""
     group = rng.choice(sorted(groups()))
-    return f"{group}={rng.choice(groups()[group])}{rng.choice(ALPHABET)}"
+    option = rng.choice(groups()[group]) + rng.choice(ALPHABET)
+    return None if option in groups()[group] else f"{group}={option}"
 
 
 def added(key: str, value: Any, rng: random.Random) -> str:
