@@ -143,7 +143,7 @@ def write_down_keys(folder: Path) -> None:
     def watch(task: Task, batch: dict, batch_index: int) -> None:
         part = batch_index % task.trainer.accumulate_grad_batches
         with (folder / f"rank{task.global_rank}.txt").open("a") as file:
-            file.write(json.dumps([task.step, part, batch["key"]]) + "\n")
+            file.write("\n" + json.dumps([task.step, part, batch["key"]]))  # first the end of one that a kill cut off
         original(task, batch, batch_index)
 
     Task.on_train_batch_start = watch
@@ -153,17 +153,24 @@ def keys(folder: Path) -> dict[tuple[int, int, int], set[tuple[str, ...]]]:
     """(step, micro-batch, rank) -> the samples it had, each time it was done."""
     found: dict[tuple[int, int, int], set[tuple[str, ...]]] = {}
     for file in folder.glob("rank*.txt"):
-        for line in file.read_text().splitlines():
-            step, part, names = json.loads(line)
+        for step, part, names in _noted(file):
             found.setdefault((step, part, int(file.stem[4:])), set()).add(tuple(names))
     return found
 
 
 def last_step(folder: Path) -> int:
     """The last step that rank zero began, by what it wrote down; -1 before the first."""
-    file = folder / "rank0.txt"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return json.loads(lines[-1])[0] if lines else -1
+    rows = _noted(folder / "rank0.txt")
+    return rows[-1][0] if rows else -1
+
+
+def _noted(file: Path) -> list[tuple[int, int, list[str]]]:
+    """The rows of one rank; one that is being written, or was cut off, is none: its micro-batch is done again."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with suppress(ValueError):
+            rows.append(tuple(json.loads(line)))
+    return rows
 
 
 def whole_step(run: Path) -> int:
