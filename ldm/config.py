@@ -99,7 +99,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ValueError(_explain(error, config_name, parsed)) from error
     tree = {**_restore(tree, held), **facts, **dict.fromkeys(left_out - {"experiment"})}
-    _forget_unchosen(tree, parsed)
+    _forget_unchosen(tree, parsed, config_name)
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
     return tree
@@ -136,11 +136,13 @@ def _parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
-def _forget_unchosen(tree: dict[str, Any], parsed: list[Override]) -> None:
+def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
     """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays."""
+    choices = _choices(yaml.safe_load((CONF / f"{config_name}.yaml").read_text()))
     for override in parsed:
         group, chosen = override.key_or_group, override.value()
-        if group not in groups() or not isinstance(chosen, list) or not isinstance(tree.get(group), dict):
+        several = isinstance(choices.get(group), list) and isinstance(chosen, list)
+        if not several or not isinstance(tree.get(group), dict):
             continue
         set_here = [own.key_or_group for own in parsed]
         for name in tree[group].keys() - set(chosen):
@@ -148,12 +150,16 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override]) -> None:
                 del tree[group][name]
 
 
+def _choices(root: dict[str, Any]) -> dict[str, Any]:
+    """Group -> its default option, a list where several may be chosen."""
+    return {group: chosen for entry in root["defaults"] if isinstance(entry, dict) for group, chosen in entry.items()}
+
+
 def _check_root(tree: dict[str, Any], config_name: str) -> None:
     """Hold the root to ``conf/<config_name>.yaml``: its keys, their types, options in groups; one left out is None."""
     root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
-    choices = {
-        key: chosen for entry in root.pop("defaults") if isinstance(entry, dict) for key, chosen in entry.items()
-    }
+    choices = _choices(root)
+    del root["defaults"]
     choices.pop("experiment", None)
     for key in tree:
         if key not in root and key not in choices:

@@ -104,9 +104,9 @@ def _check_shards(run: Run, data: ShardData) -> None:
     now = data.train_layout
     if run.lineage.setdefault("train_layout", now) != now:
         raise ValueError(
-            f"data.train: the shards hold other samples than when the run in {run.folder} began, so it cannot be gone "
-            "on with exactly: put the old ones back, go on with the new ones under branch= and another run=, or start "
-            "anew with overwrite=true"
+            f"data.train: the shards' members have other names, sizes or places than when the run in {run.folder} "
+            "began, so it cannot be gone on with exactly: put the old shards back, go on with the new ones under "
+            "branch= and another run=, or start anew with overwrite=true"
         )
 
 

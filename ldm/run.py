@@ -147,7 +147,7 @@ def _parent(branch: str) -> dict[str, Any]:
     return {
         "run": run_folder.name,
         "checkpoint": str(checkpoint),
-        "sha256": sha256(checkpoint / "state.pt"),
+        "sha256": sha256(checkpoint / "manifest.json"),
         "samples_seen_total": before + counters["samples_seen"],
     }
 

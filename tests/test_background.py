@@ -1,7 +1,6 @@
 """Writing beside the training: what is written is what was, and no error is lost."""
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from toys import assert_equal_runs, train
 from ldm.checkpoint import resume
 from ldm.run import Run
 from ldm.training.background import Writer, copied
+from ldm.training.task import Task
 
 
 def test_a_copy_is_of_the_moment_and_made_once():
@@ -28,9 +28,8 @@ def test_an_error_is_raised_by_the_next_call():
 
     writer = Writer()
     writer.start(fail)
-    writer._thread.join()
     with pytest.raises(OSError, match="disk full"):
-        writer.check()
+        writer.start(fail)
     writer.start(fail)
     with pytest.raises(OSError, match="disk full"):
         writer.finish()
@@ -42,16 +41,22 @@ def test_the_run_is_the_same_and_goes_on_while_it_writes(
 ):
     own = (f"first_stage={first_stage.folder}", "callback.checkpoint.every_steps=1", "max_steps=4")
     at_once = train("quickstart/diffusion", tmp_path, *own, run="at-once")
-    save, threads = resume.save, []
+    save, began, trained_meanwhile = resume.save, [threading.Event() for _ in range(5)], []
 
-    def slow_save(*arguments: object) -> Path:
-        threads.append(threading.current_thread().name)
-        time.sleep(0.3)
-        return save(*arguments)
+    def slow_save(folder: Path, step: int, *more: object) -> Path:
+        trained_meanwhile.append(began[step].wait(10.0 if step < 4 else 0.0))  # the step after the one it writes
+        return save(folder, step, *more)
 
     monkeypatch.setattr(resume, "save", slow_save)
+    original = Task.on_train_batch_start
+
+    def begin(task: Task, *more: object) -> None:
+        began[task.step].set()
+        original(task, *more)
+
+    monkeypatch.setattr(Task, "on_train_batch_start", begin)
     beside = train("quickstart/diffusion", tmp_path, *own, "callback.checkpoint.background=true", run="beside")
-    assert threads == ["checkpoint writer"] * 4
+    assert trained_meanwhile == [True, True, True, False]
     assert_equal_runs(beside.folder, at_once.folder, 4)
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from toys import Process, curve, state, tiny, train
 
+from ldm.checkpoint import resume
 from ldm.checkpoint.shards import Rows, joined, split
 from ldm.run import Run
 
@@ -45,6 +46,18 @@ def test_a_state_is_joined_from_all_ranks_pieces_or_refused():
         joined(marked, [pieces[0], {}])
     with pytest.raises(ValueError, match=r"the rows of a\.w are not those of a tensor of \(3, 2\)"):
         joined(marked, pieces[:1])
+
+
+def test_a_checkpoint_without_all_its_rows_is_not_made(tmp_path: Path):
+    state = {"w": {"sharded": [3]}}
+    digests = [resume.save_rows(tmp_path, 1, rank, 2, {"w": torch.ones(2 - rank)}) for rank in range(2)]
+    assert resume.load(resume.save(tmp_path, 1, state, {}, digests))["w"].tolist() == [1, 1, 1]
+
+    digests = [resume.save_rows(tmp_path, 2, rank, 2, {"w": torch.ones(2 - rank)}) for rank in range(2)]
+    next(tmp_path.glob(".writing-rows-*/rows_00001.pt")).unlink()
+    with pytest.raises(ValueError, match=r"rows_00001\.pt was written, but is not there: runs_dir must be on a disk"):
+        resume.save(tmp_path, 2, state, {}, digests)
+    assert resume.newest(tmp_path).name == "step_00000001.ckpt"
 
 
 def run_ranks(experiment: str, ranks: int, tmp_path: Path, *more: str, run: str) -> Path:

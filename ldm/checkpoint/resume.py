@@ -42,9 +42,13 @@ def save(
         with (temporary / "state.pt").open("wb") as file:  # so that a full disk is an OSError
             torch.save(state, file)
         (temporary / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
-        digests = {ROWS.format(rank): digest for rank, digest in enumerate(row_digests)}
-        names = sorted(path.name for path in temporary.iterdir())
-        files = {name: digests.get(name) or sha256(temporary / name) for name in names}
+        rows = {ROWS.format(rank): digest for rank, digest in enumerate(row_digests)}
+        missing = [name for name in rows if not (temporary / name).exists()]
+        if missing:
+            raise ValueError(
+                f"{target}: {missing[0]} was written, but is not there: runs_dir must be on a disk that all nodes share"
+            )
+        files = {name: sha256(temporary / name) for name in ("state.json", "state.pt")} | rows
         manifest = {"step": step, "finite": not_finite(state) is None, "files": files}
         (temporary / "manifest.json").write_text(_text(manifest))
 
@@ -71,22 +75,34 @@ def _rows_folder(folder: Path, step: int, world_size: int) -> Path:
     return folder / f"{TEMPORARY}rows-{step:08d}-of-{world_size}"
 
 
-def load(checkpoint: Path, lazy: bool = False) -> dict[str, Any]:
-    """The state of one checkpoint folder, after checking it. Raises ValueError saying what is wrong with it.
+def load(checkpoint: Path) -> dict[str, Any]:
+    """The state of one checkpoint folder, after checking it. Raises ValueError saying what is wrong with it."""
+    check(checkpoint)
+    return _joined(checkpoint, lazy=False)
 
-    `lazy`, for the ranks of a sharded run: what `newest` found is not checked again by each, and tensors are read where
-    they are used, of what was saved in rows as `shards.Rows`.
+
+def load_checked(checkpoint: Path) -> dict[str, Any]:
+    """The same of a checkpoint that one rank has checked for all: tensors are read where they are used, of what was
+    saved in rows as `shards.Rows`.
     """
-    problem = None if lazy else damage(checkpoint)
+    return _joined(checkpoint, lazy=True)
+
+
+def check(checkpoint: Path) -> None:
+    """Raises ValueError saying what is wrong with a checkpoint folder."""
+    problem = damage(checkpoint)
     if problem:
         raise ValueError(f"{checkpoint}: {problem}")
-    state = restricted.load(checkpoint / "state.pt", f"{checkpoint}: state.pt", lazy)
-    files = sorted(checkpoint.glob(ROWS.replace("{:05d}", "*")))
-    if not files:
-        return state
+
+
+def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
+    files = json.loads(read_text(checkpoint / "manifest.json", MAX_MANIFEST_BYTES))["files"]
+    state, *rows = [
+        restricted.load(checkpoint / name, f"{checkpoint}: {name}", lazy)
+        for name in ("state.pt", *sorted(name for name in files if name.startswith("rows_")))
+    ]
     try:
-        rows = [restricted.load(file, f"{checkpoint}: {file.name}", lazy) for file in files]
-        return shards.joined(state, rows, lazy)
+        return shards.joined(state, rows, lazy) if rows else state
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from error
 

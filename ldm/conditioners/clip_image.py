@@ -69,9 +69,12 @@ class ClipImage(Conditioner):
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         embedding = torch.zeros(len(drop), self.width, device=drop.device)
-        if not drop.all():
-            given = self.frozen.known(batch) or self.frozen.encode(batch, drop.device)
-            embedding = given["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
+        known = self.frozen.known(batch)
+        if known is not None:
+            embedding = known["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
+        elif not drop.all():
+            given = field(batch, "image", "clip_image").to(drop.device)[~drop]
+            embedding[~drop] = self.frozen.encode({"image": given}, drop.device)["embedding"].float()
         return {self.slot: embedding.view(-1, *self.shape)}
 
 

@@ -20,7 +20,7 @@ from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
 from ldm.fit import quieten
 from ldm.run import branch_point, inherit, open_run
-from ldm.training.sharded import FullySharded
+from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.trial import Trial, try_steps
 
 SAMPLED = 64  # training samples that are decoded
@@ -122,6 +122,8 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
         alone["task"] = {**alone["task"], "keep_latents": False}  # it would encode all images first
     torch.manual_seed(tree["seed"])  # the weights that the run will begin with
     parts = Parts(alone)
+    if tree["trainer"]["strategy"] == FullySharded.strategy_name:
+        check_shardable(parts["task"].model, tree["trainer"]["precision"])
     checkpoint = branch_point(tree["branch"])
     parent = (resume.load(checkpoint), str(checkpoint)) if checkpoint else None
     make_trainer = instantiate({**alone["trainer"], "_partial_": True}, parts.__getitem__, "trainer")

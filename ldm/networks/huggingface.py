@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what transformers raises for files of no sense
 UNUSED = "pooler."  # encoders of tokens go without it, and some published files lack it
 
 
@@ -17,6 +18,7 @@ def load_model(kind: Any, folder: Path, key: str, dtype: torch.dtype = torch.flo
     Raises ValueError beginning with `key` if it is not there, or its weights are pickles, broken or incomplete.
     """
     # Imported here: seconds that only its users pay.
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.utils.logging import disable_progress_bar
 
     if not (folder / "config.json").exists():
@@ -34,7 +36,7 @@ def load_model(kind: Any, folder: Path, key: str, dtype: torch.dtype = torch.flo
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (*BROKEN, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{key}={folder}: {_line(error)}") from error
     lost = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}  # and filled at random
     lost = sorted(name for name in lost if not name.startswith(UNUSED))
@@ -52,7 +54,7 @@ def load_tokenizer(folder: Path, key: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (*BROKEN, ImportError) as error:
         raise ValueError(f"{key}={folder}: no tokenizer that can be read there ({_line(error)})") from error
 
 

@@ -18,7 +18,8 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     dtype = x.dtype
     if x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)  # what the convolution after it will ask for
-    return _NormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, dtype)
+    # FSDP may have gathered these in bf16
+    return _NormSiLU.apply(x, norm.weight.float(), norm.bias.float(), norm.num_groups, norm.eps, dtype)
 
 
 class _NormSiLU(torch.autograd.Function):

@@ -11,7 +11,7 @@ from ldm.checkpoint.shards import mapped
 
 
 class Writer:
-    """Does one job at a time, in a thread; its error is raised by the next call, as the job's own would have been."""
+    """Does one job at a time, in a thread; its error is raised where the job is waited for."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -30,18 +30,14 @@ class Writer:
         self._thread = threading.Thread(target=work, name="checkpoint writer")  # a process that ends waits for it
         self._thread.start()
 
-    def check(self) -> None:
-        """Raises what the job that was last begun has raised so far."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
     def finish(self) -> None:
         """Wait for the job. Raises what it raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def copied(state: Any) -> Any:

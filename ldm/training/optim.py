@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.checkpoint.shards import placed
+from ldm.checkpoint.shards import Rows, placed
 
 Schedule = Callable[[int], float]
 
@@ -64,7 +64,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
     """An optimizer's state of a parameter, of which a rank keeps what it keeps of the parameter."""
-    return {name: placed(v, parameter) if hasattr(v, "shape") and v.shape == parameter.shape else v
+    return {name: placed(v, parameter) if isinstance(v, torch.Tensor | Rows) and v.shape == parameter.shape else v
             for name, v in held.items()}  # fmt: skip
 
 

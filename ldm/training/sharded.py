@@ -1,7 +1,8 @@
 """FSDP: every rank keeps its rows of what is trained, and sees a block's weights whole only while it computes with it.
 
 Torch's ``fully_shard`` in place of DDP's wrapper, under Lightning's own launching, process groups and precision.
-Gradients, the optimizer's state and the averages are sharded as the weights are.
+Gradients, the optimizer's state and the averages are sharded as the weights are. A model is built whole before it is
+cut: it has to fit into a device's memory once, without gradients, optimizer and averages.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 
 class FullySharded(DDPStrategy):
-    """Lightning's DDP strategy with a sharded task in place of a wrapped one."""
+    """Lightning's DDP strategy; the step at which it would wrap the task cuts its weights instead."""
 
     strategy_name = "fsdp"
 
@@ -34,6 +35,14 @@ class FullySharded(DDPStrategy):
             super().teardown()
         finally:
             self._lightning_module = module
+
+
+def check_shardable(model: nn.ModuleDict, precision: str) -> None:
+    """Raises ValueError if a `model` is not to be trained so, or not in this precision."""
+    if "network" not in model:
+        raise ValueError("trainer.strategy=fsdp: a first stage is trained whole on each device; take ddp")
+    if precision == "16-mixed":
+        raise ValueError("trainer.precision=16-mixed with trainer.strategy=fsdp: take bf16-mixed")
 
 
 def shard(trained: nn.ModuleDict, device: torch.device, gathered: torch.dtype | None = None) -> None:

@@ -22,7 +22,7 @@ from ldm.checkpoint.weights import load_strict
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import Schedule, load_state
-from ldm.training.sharded import FullySharded
+from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
 
 Batch = dict[str, Any]
@@ -105,10 +105,8 @@ class Task(pl.LightningModule):
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise ValueError(f"trainer.strategy={type(strategy).__name__}: take ddp, or fsdp to shard the weights")
-        if self.sharded and not hasattr(self.model, "network"):
-            raise ValueError("trainer.strategy=fsdp: a first stage is trained whole on each device; take ddp")
-        if self.sharded and self.trainer.precision == "16-mixed":
-            raise ValueError("trainer.precision=16-mixed with trainer.strategy=fsdp: take bf16-mixed")
+        if self.sharded:
+            check_shardable(self.model, self.trainer.precision)
 
     @property
     def sharded(self) -> bool:

@@ -1,4 +1,4 @@
-"""The newest 1 to 4 of 5 checkpoints are damaged in 7 ways: the newest good one is used and each bad one named."""
+"""The newest 1 to 4 of 5 checkpoints are damaged in 8 ways: the newest good one is used and each bad one named."""
 
 import logging
 import os
@@ -43,6 +43,11 @@ def remove(checkpoint: Path, rng: random.Random) -> None:
     rng.choice(sorted(checkpoint.iterdir())).unlink()
 
 
+def mix(checkpoint: Path, rng: random.Random) -> None:
+    """What a rank wrote is another checkpoint's."""
+    torch.save({"rows": torch.zeros(2)}, checkpoint / "rows_00001.pt")
+
+
 def empty(checkpoint: Path, rng: random.Random) -> None:
     """The folder is empty."""
     shutil.rmtree(checkpoint)
@@ -59,7 +64,7 @@ def garble(checkpoint: Path, rng: random.Random) -> None:
     (checkpoint / "manifest.json").write_bytes(rng.randbytes(300))
 
 
-WAYS: tuple[Callable[[Path, random.Random], None], ...] = (cut, flip, zero, remove, empty, swap, garble)
+WAYS: tuple[Callable[[Path, random.Random], None], ...] = (cut, flip, zero, remove, mix, empty, swap, garble)
 
 
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
@@ -67,8 +72,9 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
     outcome = Outcome()
     whole = folder / "whole"
     for step in range(1, 6):
-        state = {"trained": {"w": torch.full((NUM_VALUES,), float(step))}, "step": step}
-        resume.save(whole, step, state, {"step": step})
+        state = {"trained": {"w": torch.full((NUM_VALUES,), float(step)), "rows": {"sharded": [4]}}, "step": step}
+        digests = [resume.save_rows(whole, step, rank, 2, {"trained.rows": torch.ones(2)}) for rank in range(2)]
+        resume.save(whole, step, state, {"step": step}, digests)
     for number in range(runs):
         trial = folder / "trial"
         shutil.copytree(whole, trial)

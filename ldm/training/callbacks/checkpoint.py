@@ -1,5 +1,6 @@
 """Save and restore a run: what is written when, and how a fit begins where the run stands."""
 
+import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from ldm.training.distributed import gather_objects, together
 from ldm.training.loggers import CSVLog
 from ldm.training.task import Task
 
+log = logging.getLogger(__name__)
 State = dict[str, Any]
 
 
@@ -22,8 +24,8 @@ class Checkpoint(pl.Callback):
     Of the checkpoints the newest `keep` stay, of the weights the newest `keep_weights`; with `keep_every_steps` and
     `keep_weights_every_steps` those of every so many steps too, and with `best` the weights whose held-out value of
     that name (``loss``) is the smallest. Snapshots of averages that are to be combined afterwards all stay.
-    `background` writes while the training goes on, from a copy in the CPU's memory; null does so on GPUs. A sharded
-    run's ranks write their rows at once, side by side.
+    `background` writes while the training goes on, from a copy in the CPU's memory; null does so on GPUs. An error is
+    raised at the next checkpoint. Snapshots, and the rows of a sharded run's ranks, are written at once.
     """
 
     def __init__(
@@ -56,7 +58,6 @@ class Checkpoint(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if not task.stepped:
             return
-        self._writer.check()
         if task.ema and task.ema.snapshot_every_steps and task.step % task.ema.snapshot_every_steps == 0:
             self.snapshot(trainer, task)
         if task.step % self.every_steps == 0:
@@ -69,36 +70,48 @@ class Checkpoint(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
         self.save(trainer, task)
-        self._writer.finish()
-        trainer.strategy.barrier()
+        with together():
+            self._writer.finish()
+
+    def on_exception(self, trainer: pl.Trainer, task: Task, exception: BaseException) -> None:
+        try:
+            self._writer.finish()
+        except Exception as error:
+            log.error("the last checkpoint was not written: %s", error)
 
     def save(self, trainer: pl.Trainer, task: Task) -> None:
         """Write checkpoint and weights of this step, once; a model with a non-finite number is never saved."""
         if task.step == self.saved_step:
             return
         self.saved_step = task.step
-        self._writer.finish()  # it sweeps up behind itself
         callbacks = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
         state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
-        with together():  # so that no rank waits for one that gave up
+        with together():  # so that no rank waits for one that gave up, nor writes before the writer has swept up
+            self._writer.finish()
             check_finite(state, task.step)
         for logger in trainer.loggers:
             logger.save()
         states = shards.whole(task.weights(), keep=trainer.is_global_zero)
         state, digests = self._rows_apart(trainer, task, state) if task.sharded else (state, [])
-        if trainer.is_global_zero:
-            counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
-            facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
-            if self.best and task.validated_step == task.step and self.best not in task.validated:
-                raise ValueError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.validated)}")
-            facts["validation"] = task.validated if task.validated_step == task.step else {}
-            background = task.device.type == "cuda" if self.background is None else self.background
-            if background:
-                state, states = copied((state, states))
-                self._writer.start(partial(self._write, task.step, state, states, counters, facts, digests))
-            else:
-                self._write(task.step, state, states, counters, facts, digests)
-        trainer.strategy.barrier()
+        with together():
+            if trainer.is_global_zero:
+                self._save(trainer, task, state, states, digests)
+
+    def _save(
+        self, trainer: pl.Trainer, task: Task, state: State, states: dict[str, State], digests: list[str]
+    ) -> None:
+        """Rank zero's part: all but the other ranks' rows."""
+        counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
+        facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
+        if self.best and task.validated_step == task.step and self.best not in task.validated:
+            raise ValueError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.validated)}")
+        facts["validation"] = task.validated if task.validated_step == task.step else {}
+        background = task.device.type == "cuda" if self.background is None else self.background
+        if background:
+            state, states = (copied(state), states) if task.sharded else copied((state, states))
+            self._writer.start(partial(self._write, task.step, state, states, counters, facts, digests))
+        else:
+            self._write(task.step, state, states, counters, facts, digests)
 
     def _write(
         self, step: int, state: State, states: dict[str, State], counters: State, facts: State, digests: list[str]
@@ -146,7 +159,7 @@ class Restore(pl.Callback):
         found = resume.newest(self.folder / "checkpoints") if trainer.is_global_zero else None
         found = trainer.strategy.broadcast(found)
         if found:
-            state = resume.load(found, lazy=task.sharded)
+            state = resume.load_checked(found) if task.sharded else resume.load(found)
             task.load_resume_state(state, str(found))
             task.seconds_before = state["counters"]["seconds"]
             for callback in trainer.callbacks:
@@ -155,7 +168,11 @@ class Restore(pl.Callback):
             # killed after its last step's checkpoint, a run has nothing left to train but still has to be concluded
             trainer.should_stop = task.step >= task.max_steps
         elif self.branch:
-            state = resume.load(self.branch, lazy=task.sharded)
+            if task.sharded:
+                with together():
+                    if trainer.is_global_zero:
+                        resume.check(self.branch)
+            state = resume.load_checked(self.branch) if task.sharded else resume.load(self.branch)
             task.branch_from(state, str(self.branch), self.keep_optimizer)
         task.started = time.monotonic()
         trainer.datamodule.start(task.step * trainer.datamodule.batch_size)

@@ -23,7 +23,7 @@ class UpdateRatio(pl.Callback):
         if every_steps < 1:
             raise ValueError(f"callback.update_ratio.every_steps={every_steps}: must be at least 1")
         self.every_steps = every_steps
-        self._before: list[Tensor] = []
+        self._before: list[Tensor] | None = None
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: pl.Trainer, task: Task, optimizer: torch.optim.Optimizer) -> None:
@@ -32,18 +32,22 @@ class UpdateRatio(pl.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
-        if not task.stepped or not self._before:
+        if not task.stepped or self._before is None:
             return
-        after = _entries(task)
-        shares = [own.numel() / len(entries) for own, entries in zip(_trained(task), after, strict=True)]
-        scale = torch.tensor(shares, device=after[0].device).sqrt()
-        moved = torch.stack(torch._foreach_norm(torch._foreach_sub(after, self._before)))
-        size = torch.stack(torch._foreach_norm(self._before))
-        norms = torch.stack([(scale * moved).norm(), (scale * size).norm()])
+        norms = self._norms(task) if self._before else torch.zeros(2, device=task.device)
         if task.sharded:
             norms = all_reduce_sum(norms.square()).sqrt()
         task.logs["update_ratio"] = norms[0] / norms[1]
-        self._before = []
+        self._before = None
+
+    def _norms(self, task: Task) -> Tensor:
+        """Of the change and of the weights, [2]."""
+        after = _entries(task)
+        shares = [own.numel() / len(entries) for own, entries in zip(_trained(task), after, strict=True)]
+        scale = torch.tensor(shares, device=task.device).sqrt()
+        moved = torch.stack(torch._foreach_norm(torch._foreach_sub(after, self._before)))
+        size = torch.stack(torch._foreach_norm(self._before))
+        return torch.stack([(scale * moved).norm(), (scale * size).norm()])
 
 
 def _entries(task: Task) -> list[Tensor]:
