@@ -80,7 +80,9 @@ def assert_same(one: Path, two: Path, step: int, atol: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "more"), [("quickstart/diffusion", ()), ("ldm/cin256_v2", PARTS)])
+@pytest.mark.parametrize(
+    ("experiment", "more"), [("quickstart/diffusion", ()), ("ldm/cin256_v2", PARTS), ("quickstart/classifier", ())]
+)
 def test_sharded_ranks_are_one_process_and_their_checkpoints_anyones(
     experiment: str, more: tuple[str, ...], first_stage: Run, tmp_path: Path
 ):
@@ -88,7 +90,7 @@ def test_sharded_ranks_are_one_process_and_their_checkpoints_anyones(
     one = train(experiment, tmp_path, *own, run="one").folder
     two = run_ranks(experiment, 2, tmp_path, *own, run="two")
     assert len(list(two.glob("checkpoints/step_00000002.ckpt/rows_*.pt"))) == 2
-    assert list(two.glob("samples/*_samples.png"))
+    assert list(two.glob("samples/step_00000002_*.png"))
     assert_same(one, two, 2, 1e-6)
 
     train(experiment, tmp_path, *own, "max_steps=4", run="one")
