@@ -159,6 +159,6 @@ def test_two_ranks_measure_and_revive_what_one_process_does(regularizer: str, tm
 )
 def test_strategies_that_do_not_go_with_a_run_are_refused(strategy: type, message: str, tmp_path: Path):
     task = Parts(compose("config", tiny("quickstart/autoencoder", tmp_path)))["task"]
-    task._trainer = SimpleNamespace(strategy=strategy())
+    task._trainer = SimpleNamespace(strategy=strategy(), precision="32-true")
     with pytest.raises(ValueError, match=message):
         task.setup("fit")
