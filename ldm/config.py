@@ -107,9 +107,8 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
 
 def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """Separate text for root keys that bear the name of a group of another root (``ema``): to Hydra they are groups."""
-    root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
-    own_groups = {key for entry in root.pop("defaults") if isinstance(entry, dict) for key in entry}
-    facts = (root.keys() & groups().keys()) - own_groups
+    root, choices = _root(config_name)
+    facts = (root.keys() & groups().keys()) - choices.keys()
     named = {argument: argument.partition("=") for argument in arguments}
     ours = [word for word, (key, equals, _) in named.items() if key in facts and equals]
     return {named[word][0]: named[word][2] for word in ours}, [word for word in arguments if word not in ours]
@@ -138,7 +137,7 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
     """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays."""
-    choices = _choices(yaml.safe_load((CONF / f"{config_name}.yaml").read_text()))
+    _, choices = _root(config_name)
     for override in parsed:
         group, chosen = override.key_or_group, override.value()
         several = isinstance(choices.get(group), list) and isinstance(chosen, list)
@@ -150,17 +149,18 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
                 del tree[group][name]
 
 
-def _choices(root: dict[str, Any]) -> dict[str, Any]:
-    """Group -> its default option, a list where several may be chosen."""
-    return {group: chosen for entry in root["defaults"] if isinstance(entry, dict) for group, chosen in entry.items()}
+@cache
+def _root(config_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keys of ``conf/<config_name>.yaml`` with their defaults; its groups with theirs, a list where several may be."""
+    root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
+    entries = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
+    return root, {group: chosen for entry in entries for group, chosen in entry.items()}
 
 
 def _check_root(tree: dict[str, Any], config_name: str) -> None:
     """Hold the root to ``conf/<config_name>.yaml``: its keys, their types, options in groups; one left out is None."""
-    root = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
-    choices = _choices(root)
-    del root["defaults"]
-    choices.pop("experiment", None)
+    root, choices = _root(config_name)
+    choices = {group: chosen for group, chosen in choices.items() if group != "experiment"}
     for key in tree:
         if key not in root and key not in choices:
             raise ValueError(f"{key}: no such key{_nearest(key, [*root, *choices])}")

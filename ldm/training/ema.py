@@ -59,9 +59,13 @@ class Averages(ABC):
             if self._current is not None:
                 self._buffers[place].lerp_(self._current, 1 - decay)
             else:
-                current = [local(parameter).float() for parameter in self._parameters]
-                torch._foreach_lerp_([local(average) for average in self._averages[place]], current, 1 - decay)
+                current = [parameter.float() for parameter in self._rows(self._parameters)]
+                torch._foreach_lerp_(self._rows(self._averages[place]), current, 1 - decay)
         self.num_updates += 1
+
+    def _rows(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What this rank holds of each; no tensor is asked where none is sharded: it is in every step."""
+        return [local(tensor) for tensor in tensors] if self._sharded else tensors
 
     def _gather(self) -> None:
         """Lay the averages out as the parameters are, in one buffer for each kind.
@@ -112,10 +116,10 @@ class Averages(ABC):
     @contextmanager
     def _copied_in(self) -> Iterator[None]:
         """For weights that FSDP gathers from memory of its own, whatever a parameter's data are."""
-        own = [local(parameter.detach()) for parameter in self._parameters]
+        own = self._rows([parameter.detach() for parameter in self._parameters])
         held = [rows.clone() for rows in own]
         try:
-            torch._foreach_copy_(own, [local(average) for average in self._averages[0]])
+            torch._foreach_copy_(own, self._rows(self._averages[0]))
             yield
         finally:
             torch._foreach_copy_(own, held)
