@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -44,6 +45,18 @@ SLOW = [(full_disk, 6), (hangs, 2), (kills, 6), (not_finite, 6), (ranks, 1), (re
 def test_a_goal_holds(case, runs: int, tmp_path: Path):
     outcome = case.run(runs, random.Random(0), tmp_path)
     assert outcome.failures == [] and outcome.tried + outcome.skipped == runs
+
+
+@pytest.mark.parametrize("way", damage.WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("num_ranks", [0, 2], ids=["whole", "in rows"])
+def test_each_way_to_damage_a_checkpoint_damages_any(way, num_ranks: int, tmp_path: Path):
+    for seed in range(20):
+        state = {"w": torch.zeros(10_000), "rows": {"sharded": [4]}}  # zeros in it: what is zeroed must be something
+        rows = {"rows": torch.ones(2)}
+        digests = [damage.resume.save_rows(tmp_path, seed, rank, num_ranks, rows) for rank in range(num_ranks)]
+        checkpoint = damage.resume.save(tmp_path, seed, state, {"step": seed}, digests)
+        way(checkpoint, random.Random(seed))
+        assert damage.resume.damage(checkpoint)
 
 
 def test_a_case_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

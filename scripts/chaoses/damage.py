@@ -31,10 +31,11 @@ def flip(checkpoint: Path, rng: random.Random) -> None:
 
 
 def zero(checkpoint: Path, rng: random.Random) -> None:
-    """A page of zeros, as after a crash of the machine."""
+    """A page of zeros where there were numbers, as after a crash of the machine."""
     content = bytearray((checkpoint / "state.pt").read_bytes())
-    place = rng.randrange(len(content) - 4096)
-    content[place : place + 4096] = bytes(4096)
+    pages = [place for place in range(0, len(content), 4096) if any(content[place : place + 4096])]
+    place = rng.choice(pages)
+    content[place : place + 4096] = bytes(len(content[place : place + 4096]))
     (checkpoint / "state.pt").write_bytes(content)
 
 
@@ -44,8 +45,12 @@ def remove(checkpoint: Path, rng: random.Random) -> None:
 
 
 def mix(checkpoint: Path, rng: random.Random) -> None:
-    """What a rank wrote is another checkpoint's."""
-    torch.save({"rows": torch.zeros(2)}, checkpoint / "rows_00001.pt")
+    """What a rank wrote is another checkpoint's; with nothing sharded, the counters are."""
+    rows = sorted(checkpoint.glob("rows_*.pt"))
+    if rows:
+        torch.save({"trained.rows": torch.zeros(2)}, rng.choice(rows))
+    else:
+        (checkpoint / "state.json").write_text('{"step": -1}\n')
 
 
 def empty(checkpoint: Path, rng: random.Random) -> None:
