@@ -17,10 +17,12 @@ _NUM_ROUNDS = 10
 
 
 def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low half of a 32 x 32 bit product, through 16-bit pieces: int64 must never overflow."""
-    low = word * (multiplier & 0xFFFF)
-    high = word * (multiplier >> 16) + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+    """High and low half of a 32 x 32 bit product, with a `multiplier` of 2^31 or more.
+
+    As int64 must never overflow, it is taken less 2^32, which makes the product negative, and `word` * 2^32 is added.
+    """
+    product = word * (multiplier - (1 << 32))
+    return (product >> 32) + word, product & _WORD
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -41,8 +43,7 @@ def _words(seed: int, purpose: str, numbers: Tensor, num_blocks: int, stream: in
     key = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little"))
     number = numbers.to(torch.int64).unsqueeze(1)
     block = torch.arange(num_blocks, device=numbers.device)
-    low, high, block = torch.broadcast_tensors(number & _WORD, (number >> 32) & _WORD, block)
-    return philox((low, high, block, torch.full_like(block, stream)), key)
+    return philox((number & _WORD, number >> 32 & _WORD, block, torch.full_like(block, stream)), key)
 
 
 def uniform(seed: int, purpose: str, numbers: Tensor, count: int = 1, stream: int = 0) -> Tensor:
