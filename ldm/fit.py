@@ -18,6 +18,7 @@ from ldm.config import instantiate
 from ldm.device import computes_bf16, keep_memory
 from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
+from ldm.training.callbacks.group import Group
 from ldm.training.loggers import CSVLog, close
 from ldm.training.sharded import FullySharded
 from ldm.training.task import Task
@@ -70,7 +71,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     own = STRATEGIES.get(tree["trainer"]["strategy"])
     try:
         chosen = {"strategy": own()} if own else {}
-        trainer = make_trainer(**chosen, callbacks=[restore, *parts.callbacks], logger=loggers)
+        trainer = make_trainer(**chosen, callbacks=[Group([restore, *parts.callbacks])], logger=loggers)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     if trainer.strategy.root_device.type == "cpu":

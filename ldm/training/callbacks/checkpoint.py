@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 from ldm.checkpoint import resume, shards, weights
 from ldm.training.background import Writer, copied
+from ldm.training.callbacks.group import members
 from ldm.training.distributed import gather_objects, together
 from ldm.training.loggers import CSVLog
 from ldm.training.task import Task
@@ -84,7 +85,7 @@ class Checkpoint(pl.Callback):
         if task.step == self.saved_step:
             return
         self.saved_step = task.step
-        callbacks = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+        callbacks = {callback.state_key: callback.state_dict() for callback in members(trainer)}
         state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
         with together():  # so that no rank waits for one that gave up, nor writes before the writer has swept up
             self._writer.finish()
@@ -162,7 +163,7 @@ class Restore(pl.Callback):
             state = resume.load_checked(found) if task.sharded else resume.load(found)
             task.load_resume_state(state, str(found))
             task.seconds_before = state["counters"]["seconds"]
-            for callback in trainer.callbacks:
+            for callback in members(trainer):
                 if callback.state_key in state["callbacks"]:
                     callback.load_state_dict(state["callbacks"][callback.state_key])
             # killed after its last step's checkpoint, a run has nothing left to train but still has to be concluded
