@@ -31,6 +31,7 @@ from data.errors import ShardError, TooManyBadSamples
 from data.fields import Caption
 from data.module import ShardData
 from ldm.build import Parts, load_first_stage
+from ldm.conditioners import t5
 from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
 from ldm.encode import encode
@@ -203,6 +204,17 @@ def test_t5_and_image_embeddings_of_a_cache_train_as_those_made_of_images(
     cached = train_on(both, *chosen)
     assert_equal_runs(cached.folder, images.folder, step=6)
     assert len(decoded) == 4, "for the panel"
+
+
+def test_a_t5_that_is_known_is_not_read_to_train_on_its_tokens(train_on, both: Path, monkeypatch: pytest.MonkeyPatch):
+    for file in t5_folder().iterdir():
+        os.utime(file, (0, 0))  # not just saved
+    chosen = (*t5_and_clip_image(), "~conditioner.text", "~conditioner.text_vector")
+    t5._find.cache_clear()
+    first = train_on(both, *chosen, run="first")
+    t5._find.cache_clear()
+    monkeypatch.setattr(t5, "load_model", lambda *_: pytest.fail("it was read"))
+    assert_equal_runs(train_on(both, *chosen, run="second").folder, first.folder, step=6)
 
 
 def test_embeddings_that_a_cache_has_not_are_made_in_training(

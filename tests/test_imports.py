@@ -52,7 +52,7 @@ OWN = {
     "ldm.diffusion": {"ldm.diffusion"},
     "ldm.networks": {"ldm.networks"},
     "data": {"data"},
-    "ldm.conditioners": {"ldm.conditioners", "ldm.diffusion", "ldm.networks"},
+    "ldm.conditioners": {"ldm.conditioners", "ldm.diffusion", "ldm.files", "ldm.networks"},
     "ldm.first_stage": {"ldm.first_stage", "ldm.networks"},
     "ldm.metrics": {"ldm.metrics", "ldm.networks"},
     "ldm.checkpoint": {"ldm.checkpoint", "ldm.files"},

@@ -1,11 +1,17 @@
 """T5's tokens: those of transformers, masked; zero where dropped; the decoder stays away."""
 
+import os
+import shutil
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from toys import t5_folder
 
+from ldm.conditioners import t5
 from ldm.conditioners.base import Conditioners
-from ldm.conditioners.t5 import t5_tokens
+from ldm.conditioners.t5 import T5Tokens, t5_tokens
 
 BATCH = {"caption": ["a red heart", "red", "heart a"]}
 KEEP = torch.zeros(3, dtype=torch.bool)
@@ -58,3 +64,84 @@ def test_messages_name_it(caplog):
         make()({}, KEEP)
     make(max_tokens=3)({"caption": ["a red heart"]}, KEEP[:1])
     assert "conditioner.t5.max_tokens=3" in caplog.text
+
+
+HOUR = 3600
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy, saved an hour ago; nothing is known of it."""
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(t5_folder(), tmp_path / "t5")
+    for file in (tmp_path / "t5").iterdir():
+        date(file, seconds_ago=HOUR)
+    return tmp_path / "t5"
+
+
+def date(file: Path, seconds_ago: float) -> None:
+    os.utime(file, (time.time() - seconds_ago,) * 2)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders whose weights were read, in order."""
+    folders, load_model = [], t5.load_model
+    monkeypatch.setattr(t5, "load_model", lambda kind, at, *more: folders.append(at) or load_model(kind, at, *more))
+    return folders
+
+
+def start_with(folder: Path, **given) -> T5Tokens:
+    """As the next process makes it."""
+    t5._find.cache_clear()
+    return t5_tokens(str(folder), **{"max_tokens": 6, "dtype": "fp32", **given})
+
+
+def test_one_that_is_known_is_read_when_a_caption_needs_it(folder: Path, read: list[Path]):
+    first = start_with(folder)
+    known, tokens = first.frozen.describe(), first(BATCH, KEEP)
+    assert len(read) == 1
+    second = start_with(folder)
+    assert (second.width, second.num_tokens, second.frozen.describe()) == (first.width, first.num_tokens, known)
+    made = {known["digest"]: {"tokens": tokens["tokens"], "mask": tokens["tokens_mask"]}}
+    from_cache = second({"encoded": made}, torch.tensor([False, True, False]))
+    assert torch.equal(from_cache["tokens"][[0, 2]], tokens["tokens"][[0, 2]]) and not from_cache["tokens"][1].any()
+    second({}, ~KEEP)
+    assert len(read) == 1, "cached and dropped tokens need no encoder"
+    again = second(BATCH, KEEP)
+    assert len(read) == 2 and all(torch.equal(again[key], tokens[key]) for key in tokens)
+
+
+def test_it_is_known_only_as_it_was_asked_for_and_while_its_files_are_as_they_were(folder: Path, read: list[Path]):
+    before = start_with(folder).frozen.digest
+    others = [start_with(folder, **change).frozen.digest for change in ({"dtype": "bf16"}, {"max_tokens": 5})]
+    assert len({before, *others}) == 3 and len(read) == 3
+    weights = folder / "model.safetensors"
+    bytes_before = weights.read_bytes()
+    weights.write_bytes(bytes_before[:-4] + b"\0\0\x80\x3f")  # the last weight is 1: the same size
+    date(weights, seconds_ago=HOUR / 2)
+    assert start_with(folder).frozen.digest != before and len(read) == 4
+    start_with(folder)
+    assert len(read) == 4
+    (folder / "tokenizer_config.json").touch()
+    start_with(folder)
+    assert len(read) == 5
+
+
+def test_one_that_was_just_saved_is_not_believed_to_stay_so(folder: Path, read: list[Path]):
+    (folder / "model.safetensors").touch()
+    for _ in range(2):
+        assert start_with(folder).frozen.digest
+    assert len(read) == 2
+
+
+def test_what_was_kept_of_it_may_be_damaged_or_have_nowhere_to_be(folder: Path, read: list[Path], tmp_path: Path):
+    digest = start_with(folder).frozen.digest
+    (kept,) = (tmp_path / "cache" / "encoders").iterdir()
+    for damaged in ("", "{}", '{"kind": "text encoder 1"}', kept.read_text().replace("width", "height")):
+        kept.write_text(damaged)
+        assert start_with(folder).frozen.digest == digest
+    assert len(read) == 5
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("a file")
+    assert start_with(folder).frozen.digest == digest

@@ -1,14 +1,17 @@
 """T5's tokens for cross-attention, zero where dropped, as eDiff-I takes them (arXiv 2211.01324); there is no vector."""
 
-from functools import cache
+import time
+from collections.abc import Callable
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.text import CaptionEncoder, Memo, TextEncoder
+from ldm.conditioners.unread import Described, keep, recall
 from ldm.networks.huggingface import load_model, load_tokenizer
 
 LONGEST = 512  # tokens that T5 was trained on; its positions are relative, so its weights set no bound
@@ -24,7 +27,7 @@ class T5Tokens(Conditioner):
 
     key = "caption"
 
-    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.25, memo_captions: int = 0, memo: Memo | None = None):
+    def __init__(self, encoder: Described, drop_prob: float = 0.25, memo_captions: int = 0, memo: Memo | None = None):
         super().__init__("tokens", encoder.width, drop_prob)
         self.num_tokens = encoder.max_tokens
         self.frozen = CaptionEncoder(encoder, memo_captions, memo)
@@ -44,19 +47,48 @@ def t5_tokens(
     drop_prob: float = 0.25,
     memo_captions: int = 0,
 ) -> T5Tokens:
-    """Text conditioning by the encoder half of a T5, mT5 or UMT5 in the Hugging Face folder `path`."""
-    encoder, memo = _load(Path(path).expanduser(), max_tokens, dtype)
+    """Text conditioning by the encoder half of a T5, mT5 or UMT5 in the Hugging Face folder `path`.
+
+    One that is known from an earlier run is read when a caption needs it.
+    """
+    encoder, memo = _find(Path(path).expanduser(), max_tokens, dtype)
     return T5Tokens(encoder, drop_prob, memo_captions, memo)
 
 
-@cache
-def _load(folder: Path, max_tokens: int, dtype: str) -> tuple[TextEncoder, Memo]:
-    """One frozen encoder and one memo per process, however many models use them."""
-    from transformers import AutoModelForTextEncoding  # imported here: seconds that only its users pay
+class T5Encoder(TextEncoder):
+    """One that tells `keep` what it is when it has found that out."""
 
+    def __init__(self, model: nn.Module, tokenizer: object, max_tokens: int, keep: Callable[[dict[str, Any]], None]):
+        super().__init__(model, tokenizer, max_tokens, name="t5")
+        self._keep = keep
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        identity = super().identity
+        self._keep({"name": self.name, "width": self.width, "max_tokens": self.max_tokens, "identity": identity})
+        return identity
+
+
+@cache
+def _find(folder: Path, max_tokens: int, dtype: str) -> tuple[Described, Memo]:
+    """The encoder, read or known, and its memo; one of each per process, however many models use them."""
     if not 2 <= max_tokens <= LONGEST:
         raise ValueError(f"conditioner.t5.max_tokens={max_tokens}: must lie in 2 to {LONGEST}")
+    read = cache(partial(_read, folder, max_tokens, dtype))
+    return recall(folder, _asked(max_tokens, dtype), read) or read(), {}
+
+
+def _read(folder: Path, max_tokens: int, dtype: str) -> T5Encoder:
+    from transformers import AutoModelForTextEncoding  # imported here: seconds that only its users pay
+
+    began_ns = time.time_ns()
     model = load_model(AutoModelForTextEncoding, folder, "conditioner.t5.path", DTYPES[dtype])
     if model.config.model_type not in MODEL_TYPES:
         raise ValueError(f"conditioner.t5.path={folder}: {model.config.model_type} is not a T5; see conditioner=[text]")
-    return TextEncoder(model, load_tokenizer(folder, "conditioner.t5.path"), max_tokens, name="t5"), {}
+    tokenizer = load_tokenizer(folder, "conditioner.t5.path")
+    return T5Encoder(model, tokenizer, max_tokens, partial(keep, folder, _asked(max_tokens, dtype), began_ns))
+
+
+def _asked(max_tokens: int, dtype: str) -> dict[str, Any]:
+    return {"max_tokens": max_tokens, "dtype": dtype}

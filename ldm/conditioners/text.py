@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
+from ldm.conditioners.unread import Described
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model, load_tokenizer
 from ldm.networks.layers import Frozen
@@ -39,6 +40,10 @@ class TextEncoder(nn.Module):
         self.name = name
         self.width = model.config.hidden_size
         self.num_cut = 0
+
+    def read(self) -> "TextEncoder":
+        """Itself, as it has been read."""
+        return self
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int, see_padding: bool = False, name: str = "text") -> "TextEncoder":
@@ -114,19 +119,24 @@ class CaptionEncoder(FrozenEncoder):
 
     key = "caption"
 
-    def __init__(self, encoder: TextEncoder, capacity: int, memo: Memo | None = None):
+    def __init__(self, encoder: Described, capacity: int, memo: Memo | None = None):
         self.width = encoder.width
-        self.encoder = Frozen(encoder)
+        self._described = encoder
         self._capacity = capacity
         self._memo = {} if memo is None else memo
 
+    @cached_property
+    def encoder(self) -> Frozen:
+        """The encoder itself."""
+        return Frozen(self._described.read())
+
     def identity(self) -> dict[str, Any]:
         """The encoder's."""
-        return self.encoder.module.identity
+        return self._described.identity
 
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """The tokens [B, N, width] and the mask [B, N] of batch["caption"]."""
-        captions = field(batch, "caption", self.encoder.module.name)
+        captions = field(batch, "caption", self._described.name)
         tokens, mask = self(batch, torch.zeros(len(captions), dtype=torch.bool, device=device))
         return {"tokens": tokens, "mask": mask}
 
@@ -137,7 +147,7 @@ class CaptionEncoder(FrozenEncoder):
             return self._with_null(known["tokens"].to(drop.device).float(), known["mask"].to(drop.device), drop)
         captions = [""] * len(drop)
         if not drop.all():
-            given = field(batch, "caption", self.encoder.module.name)
+            given = field(batch, "caption", self._described.name)
             captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
         encoder = self.encoder.on(drop.device)
         if not self._capacity:
