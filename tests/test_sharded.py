@@ -98,3 +98,11 @@ def test_sharded_ranks_are_one_process_and_their_checkpoints_anyones(
     train(experiment, tmp_path, *own, "max_steps=4", run="two")
     assert not list(two.glob("checkpoints/step_00000004.ckpt/rows_*.pt"))
     assert_same(one, two, 4, 1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_sharded_as_any(first_stage: Run, tmp_path: Path):
+    own = (f"first_stage={first_stage.folder}", *OPTIONS)
+    one = train("quickstart/diffusion", tmp_path, *own, run="one").folder
+    two = run_ranks("quickstart/diffusion", 2, tmp_path, *own, "task.compile=true", run="two")
+    assert_same(one, two, 2, 1e-6)
