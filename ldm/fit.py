@@ -19,6 +19,7 @@ from ldm.device import computes_bf16, keep_memory
 from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.callbacks.group import Group
+from ldm.training.distributed import lost_ranks_named
 from ldm.training.loggers import CSVLog, close
 from ldm.training.sharded import FullySharded
 from ldm.training.task import Task
@@ -36,6 +37,7 @@ QUIET = (
 )
 
 
+@lost_ranks_named()
 def fit(tree: dict[str, Any], name: str) -> Run:
     """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once."""
     for key in ("task", "data"):

@@ -15,6 +15,7 @@ from ldm.build import Parts
 from ldm.config import compose
 from ldm.run import Run
 from ldm.training.diffusion import DiffusionTask
+from ldm.training.distributed import LostRank, lost_ranks_named
 from ldm.training.sharded import FullySharded
 
 # Writes down the keys of every micro-batch, then does what train.py does.
@@ -148,6 +149,46 @@ def test_two_ranks_measure_and_revive_what_one_process_does(regularizer: str, tm
         assert latents[0][name] == pytest.approx(latents[1][name], abs=1e-4)
     if regularizer == "vq":
         assert curve(tmp_path / "two", "train/revived_codes") == curve(one.folder, "train/revived_codes")
+
+
+# The second rank ends, the first waits for it.
+LOSING = """
+import torch
+from ldm.config import guarded
+from ldm.training.distributed import all_reduce_sum, process_group
+
+def main(arguments):
+    with process_group(torch.device("cpu")) as (rank, _):
+        all_reduce_sum(torch.ones(1))
+        if rank == 1:
+            os._exit(9)
+        all_reduce_sum(torch.ones(1))
+
+guarded(main)
+"""
+
+
+def test_a_rank_that_lost_another_says_so_in_a_line(tmp_path: Path):
+    script = tmp_path / "losing.py"
+    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n{LOSING}")
+    process = Process([*TORCHRUN, "--monitor-interval=3", str(script)], tmp_path / "said.txt")
+    assert process.wait() == 1
+    assert "error: rank 0: another rank ended while this one waited for it (" in process.said
+    assert "rank0]" not in process.said, "a traceback"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:9. This is"), LostRank),
+        (torch.distributed.DistBackendError("NCCL error in: a.cpp:1, ncclRemoteError: A call failed"), LostRank),
+        (RuntimeError("CUDA error: out of memory"), RuntimeError),
+    ],
+)
+def test_only_a_lost_rank_is_named_as_one(error: Exception, kind: type):
+    with pytest.raises(kind) as caught, lost_ranks_named():
+        raise error
+    assert caught.type is kind
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Sums over ranks, the same code for one process and many."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,18 +11,45 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
+# Of what gloo and NCCL raise: the other end of a connection is gone.
+GONE = ("gloo/transport", "ncclRemoteError")
+
+
+class LostRank(ValueError):
+    """Another rank ended while this one waited for it; that one, or who started it, says why."""
+
+
+@contextmanager
+def lost_ranks_named() -> Iterator[None]:
+    """What a collective raises in here when another rank is gone becomes a LostRank."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not any(mark in text for mark in GONE):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", text.splitlines()[0].split(". ")[0])  # without the line of gloo's own source
+        raise LostRank(
+            f"rank {os.environ.get('RANK', '0')}: another rank ended while this one waited for it ({reason}); look for "
+            "what that one said, or for its exit status in the launcher's summary. The same command goes on from what "
+            "was saved last"
+        ) from error
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
-    """(rank, world size) of a script under torchrun, with its process group; (0, 1) of one that was started alone."""
+    """(rank, world size) of a script under torchrun, with its process group; (0, 1) of one that was started alone.
+
+    Raises LostRank if another rank ends early.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield 0, 1
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield dist.get_rank(), world_size
+        with lost_ranks_named():
+            yield dist.get_rank(), world_size
     finally:
         dist.destroy_process_group()
 
