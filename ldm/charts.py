@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from ldm.files import write_bytes, write_text
 
 
@@ -21,9 +24,6 @@ class Curve:
 
 def save_curve(path: Path, curve: Curve) -> Path:
     """Write the chart to `path`, which ends in .png, and the numbers beside it as .csv; returns `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 0.5 s that no run has to wait for at its start
-    from matplotlib.figure import Figure
-
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow((curve.x_name, curve.y_name))
