@@ -8,6 +8,7 @@ import pytest
 import torch
 from toys import train
 
+from ldm.conditioners import unread
 from ldm.run import Run
 
 
@@ -18,9 +19,10 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache_of_shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Indices of the tests' shards, which are gone afterwards, do not fill the user's cache."""
-    with patch("data.derived.cache_folder", return_value=tmp_path_factory.mktemp("derived")):
+def own_cache_of_what_is_derived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is known of the tests' shards and encoders, which are gone afterwards, does not fill the user's cache."""
+    own = tmp_path_factory.mktemp("derived")
+    with patch("data.derived.cache_folder", return_value=own), patch.object(unread, "cache_folder", return_value=own):
         yield
 
 

@@ -182,6 +182,9 @@ def test_a_rank_that_lost_another_says_so_in_a_line(tmp_path: Path):
     [
         (RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:9. This is"), LostRank),
         (torch.distributed.DistBackendError("NCCL error in: a.cpp:1, ncclRemoteError: A call failed"), LostRank),
+        (RuntimeError("[/src/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for"), RuntimeError),
+        (RuntimeError("[enforce fail at /src/gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable"), RuntimeError),
+        (RuntimeError("[/src/gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4"), RuntimeError),
         (RuntimeError("CUDA error: out of memory"), RuntimeError),
     ],
 )

@@ -101,8 +101,10 @@ def test_sharded_ranks_are_one_process_and_their_checkpoints_anyones(
 
 
 @pytest.mark.slow
-def test_a_compiled_network_is_sharded_as_any(first_stage: Run, tmp_path: Path):
+def test_a_compiled_network_is_sharded_as_any(first_stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     own = (f"first_stage={first_stage.folder}", *OPTIONS)
     one = train("quickstart/diffusion", tmp_path, *own, run="one").folder
     two = run_ranks("quickstart/diffusion", 2, tmp_path, *own, "task.compile=true", run="two")
     assert_same(one, two, 2, 1e-6)
+    assert list((tmp_path / "compiled").rglob("*.so")), "nothing was compiled"

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from toys import t5_folder
 
-from ldm.conditioners import t5
+from ldm.conditioners import t5, unread
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.t5 import T5Tokens, t5_tokens
 
@@ -66,21 +65,13 @@ def test_messages_name_it(caplog):
     assert "conditioner.t5.max_tokens=3" in caplog.text
 
 
-HOUR = 3600
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The toy, saved an hour ago; nothing is known of it."""
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    """A copy of the toy, believed as soon as it is saved; nothing is known of it."""
+    monkeypatch.setattr(unread, "SETTLING_NS", 0)
+    monkeypatch.setattr(unread, "cache_folder", lambda: tmp_path / "cache")
     shutil.copytree(t5_folder(), tmp_path / "t5")
-    for file in (tmp_path / "t5").iterdir():
-        date(file, seconds_ago=HOUR)
     return tmp_path / "t5"
-
-
-def date(file: Path, seconds_ago: float) -> None:
-    os.utime(file, (time.time() - seconds_ago,) * 2)
 
 
 @pytest.fixture
@@ -97,6 +88,14 @@ def start_with(folder: Path, **given) -> T5Tokens:
     return t5_tokens(str(folder), **{"max_tokens": 6, "dtype": "fp32", **given})
 
 
+def change(folder: Path) -> None:
+    """Another file in its place, as long and, by its date, as old, with another last weight."""
+    weights, other = folder / "model.safetensors", folder.with_name("other")
+    other.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80\x3f")
+    os.utime(other, ns=(weights.stat().st_mtime_ns,) * 2)
+    other.replace(weights)
+
+
 def test_one_that_is_known_is_read_when_a_caption_needs_it(folder: Path, read: list[Path]):
     first = start_with(folder)
     known, tokens = first.frozen.describe(), first(BATCH, KEEP)
@@ -108,18 +107,16 @@ def test_one_that_is_known_is_read_when_a_caption_needs_it(folder: Path, read: l
     assert torch.equal(from_cache["tokens"][[0, 2]], tokens["tokens"][[0, 2]]) and not from_cache["tokens"][1].any()
     second({}, ~KEEP)
     assert len(read) == 1, "cached and dropped tokens need no encoder"
-    again = second(BATCH, KEEP)
-    assert len(read) == 2 and all(torch.equal(again[key], tokens[key]) for key in tokens)
+    for _ in range(2):
+        again = second(BATCH, KEEP)
+        assert len(read) == 2 and all(torch.equal(again[key], tokens[key]) for key in tokens)
 
 
 def test_it_is_known_only_as_it_was_asked_for_and_while_its_files_are_as_they_were(folder: Path, read: list[Path]):
     before = start_with(folder).frozen.digest
-    others = [start_with(folder, **change).frozen.digest for change in ({"dtype": "bf16"}, {"max_tokens": 5})]
+    others = [start_with(folder, **given).frozen.digest for given in ({"dtype": "bf16"}, {"max_tokens": 5})]
     assert len({before, *others}) == 3 and len(read) == 3
-    weights = folder / "model.safetensors"
-    bytes_before = weights.read_bytes()
-    weights.write_bytes(bytes_before[:-4] + b"\0\0\x80\x3f")  # the last weight is 1: the same size
-    date(weights, seconds_ago=HOUR / 2)
+    change(folder)
     assert start_with(folder).frozen.digest != before and len(read) == 4
     start_with(folder)
     assert len(read) == 4
@@ -128,8 +125,26 @@ def test_it_is_known_only_as_it_was_asked_for_and_while_its_files_are_as_they_we
     assert len(read) == 5
 
 
-def test_one_that_was_just_saved_is_not_believed_to_stay_so(folder: Path, read: list[Path]):
-    (folder / "model.safetensors").touch()
+def test_one_that_changes_while_it_is_read_is_not_known_afterwards(folder: Path, read: list[Path]):
+    first = start_with(folder)
+    change(folder)
+    before = first.frozen.digest
+    assert start_with(folder).frozen.digest != before and len(read) == 2
+    shutil.move(folder, folder.with_name("elsewhere"))
+    with pytest.raises(ValueError, match="no encoder there"):
+        start_with(folder)
+
+
+def test_one_that_changes_before_it_is_read_is_refused(folder: Path):
+    start_with(folder).frozen.describe()
+    late = start_with(folder)
+    change(folder)
+    with pytest.raises(ValueError, match=r"conditioner\.t5\.path=.*: its files were changed after the run began"):
+        late(BATCH, KEEP)
+
+
+def test_one_that_was_just_saved_is_not_believed_to_stay_so(folder: Path, read: list[Path], monkeypatch):
+    monkeypatch.setattr(unread, "SETTLING_NS", 3600 * 10**9)
     for _ in range(2):
         assert start_with(folder).frozen.digest
     assert len(read) == 2

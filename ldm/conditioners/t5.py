@@ -1,17 +1,15 @@
 """T5's tokens for cross-attention, zero where dropped, as eDiff-I takes them (arXiv 2211.01324); there is no vector."""
 
-import time
-from collections.abc import Callable
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.text import CaptionEncoder, Memo, TextEncoder
-from ldm.conditioners.unread import Described, keep, recall
+from ldm.conditioners.unread import Described, Source, find
 from ldm.networks.huggingface import load_model, load_tokenizer
 
 LONGEST = 512  # tokens that T5 was trained on; its positions are relative, so its weights set no bound
@@ -55,40 +53,19 @@ def t5_tokens(
     return T5Tokens(encoder, drop_prob, memo_captions, memo)
 
 
-class T5Encoder(TextEncoder):
-    """One that tells `keep` what it is when it has found that out."""
-
-    def __init__(self, model: nn.Module, tokenizer: object, max_tokens: int, keep: Callable[[dict[str, Any]], None]):
-        super().__init__(model, tokenizer, max_tokens, name="t5")
-        self._keep = keep
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What its answers depend on."""
-        identity = super().identity
-        self._keep({"name": self.name, "width": self.width, "max_tokens": self.max_tokens, "identity": identity})
-        return identity
-
-
 @cache
 def _find(folder: Path, max_tokens: int, dtype: str) -> tuple[Described, Memo]:
     """The encoder, read or known, and its memo; one of each per process, however many models use them."""
     if not 2 <= max_tokens <= LONGEST:
         raise ValueError(f"conditioner.t5.max_tokens={max_tokens}: must lie in 2 to {LONGEST}")
-    read = cache(partial(_read, folder, max_tokens, dtype))
-    return recall(folder, _asked(max_tokens, dtype), read) or read(), {}
+    load = partial(_load, folder, max_tokens, DTYPES[dtype])
+    return find(Source(folder, {"max_tokens": max_tokens, "dtype": dtype}, load)), {}
 
 
-def _read(folder: Path, max_tokens: int, dtype: str) -> T5Encoder:
+def _load(folder: Path, max_tokens: int, dtype: torch.dtype) -> TextEncoder:
     from transformers import AutoModelForTextEncoding  # imported here: seconds that only its users pay
 
-    began_ns = time.time_ns()
-    model = load_model(AutoModelForTextEncoding, folder, "conditioner.t5.path", DTYPES[dtype])
+    model = load_model(AutoModelForTextEncoding, folder, "conditioner.t5.path", dtype)
     if model.config.model_type not in MODEL_TYPES:
         raise ValueError(f"conditioner.t5.path={folder}: {model.config.model_type} is not a T5; see conditioner=[text]")
-    tokenizer = load_tokenizer(folder, "conditioner.t5.path")
-    return T5Encoder(model, tokenizer, max_tokens, partial(keep, folder, _asked(max_tokens, dtype), began_ns))
-
-
-def _asked(max_tokens: int, dtype: str) -> dict[str, Any]:
-    return {"max_tokens": max_tokens, "dtype": dtype}
+    return TextEncoder(model, load_tokenizer(folder, "conditioner.t5.path"), max_tokens, name="t5")

@@ -2,16 +2,17 @@
 tokens all come from a cache asks it for none.
 
 What has to be known of it meanwhile is kept from an earlier reading, in the folder `encoders` of $LDM_CACHE, and is
-believed while each file of the encoder's folder has the size and the time it had.
+believed while each file of the encoder's folder has the size and the times it had.
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ldm.files import read_json, write_json
 from ldm.networks.pretrained import cache_folder
@@ -35,41 +36,89 @@ class Described(Protocol):
         """The text encoder itself."""
 
 
-@dataclass(frozen=True)
-class Unread:
-    """A text encoder as `recall` knows it."""
+class Source(NamedTuple):
+    """A folder, the arguments it is read with, and how: `load()` reads the encoder."""
 
-    name: str
-    width: int
-    max_tokens: int
-    identity: dict[str, Any]
-    read: Callable[[], Any]
+    folder: Path
+    asked: Mapping[str, Any]
+    load: Callable[[], Any]
+
+    def files(self) -> dict[str, list[int]]:
+        """Size and times of change, in nanoseconds, of each file."""
+        found = {path.name: path.stat() for path in sorted(self.folder.glob("*")) if path.is_file()}
+        return {name: [state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in found.items()}
+
+    @property
+    def note(self) -> Path:
+        """The file of what is kept of it."""
+        text = json.dumps([str(self.folder.resolve()), self.asked], sort_keys=True)
+        return cache_folder() / "encoders" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
 
 
-def keep(folder: Path, asked: Mapping[str, Any], began_ns: int, facts: Mapping[str, Any]) -> None:
-    """Note the `facts` of the encoder that was read from `folder` from `began_ns` on, with the arguments `asked`."""
-    files = _files(folder)
-    if all(changed + SETTLING_NS <= began_ns for _, changed in files.values()):
-        with suppress(OSError):  # where it cannot be kept, it is read again
-            write_json(_place(folder, asked), {"kind": KIND, "files": files, "facts": facts})
-
-
-def recall(folder: Path, asked: Mapping[str, Any], read: Callable[[], Any]) -> Unread | None:
-    """The encoder in `folder` if it is known and of its present state; `read` is called when it is needed itself."""
+def find(source: Source) -> Described:
+    """The encoder of `source`, unread if it is known as it is now."""
+    files = source.files()
     try:
-        kept = read_json(_place(folder, asked))
-        present = kept["kind"] == KIND and kept["files"] == _files(folder)
-        return Unread(**kept["facts"], read=read) if present else None
+        kept = read_json(source.note)
+        if kept["kind"] == KIND and kept["files"] == files != {}:
+            return Unread(source, files, **kept["facts"])
     except (OSError, ValueError, KeyError, TypeError):  # none was kept, or what is there is something else
-        return None
+        pass
+    return Read(source)
 
 
-def _files(folder: Path) -> dict[str, list[int]]:
-    """Size and time of change in nanoseconds of each file."""
-    found = {path.name: path.stat() for path in sorted(folder.glob("*")) if path.is_file()}
-    return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+class Unread:
+    """A text encoder that is known from before, in a folder whose `files` are as they were."""
+
+    def __init__(
+        self, source: Source, files: dict[str, list[int]], name: str, width: int, max_tokens: int, identity: dict
+    ):
+        self._source = source
+        self._files = files
+        self.name = name
+        self.width = width
+        self.max_tokens = max_tokens
+        self.identity = identity
+
+    def read(self) -> Any:
+        """The encoder. Raises ValueError if its folder is no longer what it was."""
+        return self._encoder
+
+    @cached_property
+    def _encoder(self) -> Any:
+        before = self._source.files()
+        encoder = self._source.load() if before == self._files else None
+        if encoder is None or self._source.files() != self._files:
+            raise ValueError(
+                f"conditioner.{self.name}.path={self._source.folder}: its files were changed after the run began; put "
+                "back those that it began with, or start again"
+            )
+        return encoder
 
 
-def _place(folder: Path, asked: Mapping[str, Any]) -> Path:
-    text = json.dumps([str(folder.resolve()), asked], sort_keys=True)
-    return cache_folder() / "encoders" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
+class Read:
+    """A text encoder that has been read; what it is will be kept once it is asked for."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._began_ns = time.time_ns()
+        self._files = source.files()
+        self._encoder = source.load()
+        self.name = self._encoder.name
+        self.width = self._encoder.width
+        self.max_tokens = self._encoder.max_tokens
+
+    def read(self) -> Any:
+        """The encoder."""
+        return self._encoder
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        identity = self._encoder.identity
+        facts = {"name": self.name, "width": self.width, "max_tokens": self.max_tokens, "identity": identity}
+        settled = all(max(times) + SETTLING_NS <= self._began_ns for _, *times in self._files.values())
+        if settled and self._source.files() == self._files:
+            with suppress(OSError):  # where it cannot be kept, it is read again
+                write_json(self._source.note, {"kind": KIND, "files": self._files, "facts": facts})
+        return identity

@@ -11,8 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
-# Of what gloo and NCCL raise: the other end of a connection is gone.
-GONE = ("gloo/transport", "ncclRemoteError")
+# In what gloo and NCCL raise: the other end of a connection is gone. A peer that is only late, or in another
+# collective, is something else.
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # what torchrun, SLURM and Lightning's own launcher set
 
 
 class LostRank(ValueError):
@@ -28,11 +30,11 @@ def lost_ranks_named() -> Iterator[None]:
         text = str(error)
         if not any(mark in text for mark in GONE):
             raise
+        rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
         reason = re.sub(r"^\[\S+\] ", "", text.splitlines()[0].split(". ")[0])  # without the line of gloo's own source
         raise LostRank(
-            f"rank {os.environ.get('RANK', '0')}: another rank ended while this one waited for it ({reason}); look for "
-            "what that one said, or for its exit status in the launcher's summary. The same command goes on from what "
-            "was saved last"
+            f"rank {rank}: another rank ended while this one waited for it ({reason}); look for what that one said, or "
+            "for its exit status where the ranks were launched, then start the same command again"
         ) from error
 
 

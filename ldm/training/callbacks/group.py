@@ -10,12 +10,13 @@ HOOKS = tuple(name for name in vars(pl.Callback) if name.startswith("on_") or na
 
 
 class Group(pl.Callback):
-    """Calls its `members` in their order, each at the hooks that its class defines."""
+    """Calls its `members` in their order, each at the hooks that it defines."""
 
     def __init__(self, members: Sequence[pl.Callback]):
         self.members = tuple(members)
         for hook in HOOKS:
-            own = [getattr(m, hook) for m in self.members if getattr(type(m), hook) is not getattr(pl.Callback, hook)]
+            hooks = [getattr(member, hook) for member in self.members]
+            own = [own for own in hooks if getattr(own, "__func__", own) is not getattr(pl.Callback, hook)]
             if own:
                 setattr(self, hook, partial(_call, own))
 
@@ -28,4 +29,4 @@ def _call(hooks: list[Callable], *arguments: Any, **named: Any) -> None:
 def members(trainer: pl.Trainer) -> Iterator[pl.Callback]:
     """All callbacks of a trainer, those of its groups one by one."""
     for callback in trainer.callbacks:
-        yield from callback.members if isinstance(callback, Group) else (callback,)
+        yield from getattr(callback, "members", (callback,))
