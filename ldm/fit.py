@@ -19,6 +19,7 @@ from ldm.device import computes_bf16, keep_memory
 from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.callbacks.group import Group
+from ldm.training.callbacks.signals import handlers_kept
 from ldm.training.distributed import lost_ranks_named
 from ldm.training.loggers import CSVLog, close
 from ldm.training.sharded import FullySharded
@@ -80,7 +81,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         keep_memory()
     if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
         print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
-    with failures_named():  # a worker that is killed interrupts whatever is being done
+    with handlers_kept(), failures_named():  # a worker that is killed interrupts whatever is being done
         trainer.fit(task, datamodule=data)
     close(trainer.loggers)
     if task.step >= task.max_steps:

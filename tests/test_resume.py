@@ -14,7 +14,8 @@ from toys import Process, assert_equal_runs, curve, losses, newest_step, state, 
 
 from ldm.checkpoint import resume, weights
 from ldm.run import Run
-from ldm.training.callbacks.signals import MARKER, requeue_slurm_job
+from ldm.training.autoencoder import AutoencoderTask
+from ldm.training.callbacks.signals import MARKER, SIGNALS, requeue_slurm_job
 from ldm.training.task import Task
 
 Train = Callable[..., Run]
@@ -91,7 +92,22 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train("quickstart/autoencoder", tmp_path_factory.mktemp("uninterrupted"), *SIGNALLED)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_fails_leaves_no_handler_of_signals_behind(
+    train_autoencoder: Train, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(task: AutoencoderTask, *_) -> None:
+        during.extend(signal.getsignal(number) for number in SIGNALS)
+        raise ValueError("broken")
+
+    before, during = [signal.getsignal(number) for number in SIGNALS], []
+    monkeypatch.setattr(AutoencoderTask, "training_step", fail)
+    with pytest.raises(ValueError, match="broken"):
+        train_autoencoder(*SIGNALLED)
+    assert not set(during) & set(before)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     number: int,
     uninterrupted: Run,
@@ -99,12 +115,12 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ):
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    before = [signal.getsignal(n) for n in SIGNALS]
     with monkeypatch.context() as patch:
         stop_after(2, number, patch)
         stopped = train_autoencoder(*SIGNALLED)
     assert not stopped.finished and state(stopped.folder, 2)["step"] == 2
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    assert [signal.getsignal(n) for n in SIGNALS] == before
     printed = capfd.readouterr()
     assert "stopped and saved at step 2 of 4" in printed.out and "SIGTERM" not in printed.out + printed.err
     marker = stopped.folder / MARKER

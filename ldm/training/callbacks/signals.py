@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ class StopOnSignal(pl.Callback):
 
     With several ranks the signal is shared every `agree_every_steps` steps. SIGTERM and SIGUSR1 leave the file
     ``requeue`` in the run's `folder`. Under SLURM (``sbatch --signal=USR1@90``) SIGUSR1 also puts the job back into the
-    queue, unless `requeue` is false; SIGTERM does not, because that is how a job is cancelled.
+    queue, unless `requeue` is false; SIGTERM does not, because that is how a job is cancelled. Whoever fits puts the
+    handlers back: `handlers_kept`.
     """
 
     def __init__(self, folder: Path, agree_every_steps: int = 10, requeue: bool = True):
@@ -33,17 +36,15 @@ class StopOnSignal(pl.Callback):
         self.agree_every_steps = agree_every_steps
         self.requeue = requeue
         self.received = 0
-        self._previous: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:
-        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._take_over()
         if trainer.is_global_zero:
             (self.folder / MARKER).unlink(missing_ok=True)
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         # Lightning has put its own SIGTERM handler around ours by now, which would end the fit without a checkpoint.
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+        self._take_over()
         trainer._signal_connector.received_sigterm = False  # ours has seen it as well
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
@@ -65,15 +66,27 @@ class StopOnSignal(pl.Callback):
         if self.received == signal.SIGUSR1 and self.requeue and "SLURM_JOB_ID" in os.environ:
             requeue_slurm_job()
 
-    def teardown(self, trainer: pl.Trainer, task: Task, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def _take_over(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = max(self.received, number)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What handles the signals before handles them afterwards, also where a fit fails: no callback is told to clean up
+    then, and Lightning puts back what it found, which was the callback's.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def requeue_slurm_job() -> None:
