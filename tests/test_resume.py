@@ -15,10 +15,11 @@ from toys import Process, assert_equal_runs, curve, losses, newest_step, state, 
 from ldm.checkpoint import resume, weights
 from ldm.run import Run
 from ldm.training.autoencoder import AutoencoderTask
-from ldm.training.callbacks.signals import MARKER, SIGNALS, requeue_slurm_job
+from ldm.training.callbacks.signals import MARKER, requeue_slurm_job
 from ldm.training.task import Task
 
 Train = Callable[..., Run]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 # Everything random in it: augmentation, and dropout inside the layers; the discriminator comes in half-way.
 AUTOENCODER = (

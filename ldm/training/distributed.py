@@ -1,4 +1,4 @@
-"""Sums over ranks, the same code for one process and many."""
+"""What ranks do together, the same code for one process and many, and what one says when another is gone."""
 
 import os
 import re
@@ -14,7 +14,6 @@ Item = TypeVar("Item")
 # In what gloo and NCCL raise: the other end of a connection is gone. A peer that is only late, or in another
 # collective, is something else.
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
-RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # what torchrun, SLURM and Lightning's own launcher set
 
 
 class LostRank(ValueError):
@@ -30,11 +29,10 @@ def lost_ranks_named() -> Iterator[None]:
         text = str(error)
         if not any(mark in text for mark in GONE):
             raise
-        rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
         reason = re.sub(r"^\[\S+\] ", "", text.splitlines()[0].split(". ")[0])  # without the line of gloo's own source
         raise LostRank(
-            f"rank {rank}: another rank ended while this one waited for it ({reason}); look for what that one said, or "
-            "for its exit status where the ranks were launched, then start the same command again"
+            f"rank {_rank()}: another rank ended while this one waited for it ({reason}); look for what that one said, "
+            "or for its exit status where the ranks were launched, then start the same command again"
         ) from error
 
 
@@ -58,6 +56,10 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ldm.build import Parts
 from ldm.config import compose, instantiate
 from ldm.fit import quieten
 from ldm.training.callbacks.group import Group
+from ldm.training.callbacks.signals import handlers_kept
 from ldm.training.loggers import CSVLog, close
 
 GOAL_MS, GOAL_SHARE = 1.5, 0.98
@@ -96,6 +97,7 @@ def _measured(tree: dict[str, Any], num_steps: int) -> _Turns:
         loggers = [csv, parts["logger"]]
         make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
         trainer = make_trainer(callbacks=[Group([*parts.callbacks, turns])], logger=loggers)
-        trainer.fit(parts["task"], datamodule=parts["data"])
+        with handlers_kept():
+            trainer.fit(parts["task"], datamodule=parts["data"])
         close(loggers)
     return turns
