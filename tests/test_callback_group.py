@@ -60,5 +60,5 @@ def test_a_group_asks_no_member_at_a_hook_that_it_leaves_alone():
 @pytest.mark.filterwarnings("ignore")
 def test_the_members_of_groups_are_found_one_by_one():
     first, second, third = Steps(), Steps(), All()
-    trainer = fit([Group([first, second]), third])
+    trainer = fit([Group([first, Group([second])]), third])
     assert [callback for callback in members(trainer) if isinstance(callback, Steps | All)] == [first, second, third]

@@ -1,6 +1,6 @@
 """Several callbacks as one. Lightning asks every callback at every hook; of ten, most have nothing to say to most."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,12 @@ HOOKS = tuple(name for name in vars(pl.Callback) if name.startswith("on_") or na
 
 
 class Group(pl.Callback):
-    """Calls its `members` in their order, each at the hooks that it defines."""
+    """Calls its `members` in their order, each at the hooks that its class defines; a group's are taken out of it."""
 
-    def __init__(self, members: Sequence[pl.Callback]):
-        self.members = tuple(members)
+    def __init__(self, callbacks: Iterable[pl.Callback]):
+        self.members = tuple(_each(callbacks))
         for hook in HOOKS:
-            hooks = [getattr(member, hook) for member in self.members]
-            own = [own for own in hooks if getattr(own, "__func__", own) is not getattr(pl.Callback, hook)]
+            own = [getattr(m, hook) for m in self.members if getattr(type(m), hook) is not getattr(pl.Callback, hook)]
             if own:
                 setattr(self, hook, partial(_call, own))
 
@@ -28,5 +27,9 @@ def _call(hooks: list[Callable], *arguments: Any, **named: Any) -> None:
 
 def members(trainer: pl.Trainer) -> Iterator[pl.Callback]:
     """All callbacks of a trainer, those of its groups one by one."""
-    for callback in trainer.callbacks:
+    return _each(trainer.callbacks)
+
+
+def _each(callbacks: Iterable[pl.Callback]) -> Iterator[pl.Callback]:
+    for callback in callbacks:
         yield from getattr(callback, "members", (callback,))
