@@ -31,6 +31,7 @@ CASES = (
     "bad_inputs",
     "bit_flips",
     "damage",
+    "files",
     "full_disk",
     "hangs",
     "kills",

@@ -15,6 +15,7 @@ from chaoses import (  # noqa: E402
     bad_inputs,
     bit_flips,
     damage,
+    files,
     full_disk,
     hangs,
     kills,
