@@ -20,8 +20,13 @@ from PIL import ExifTags, Image, features
 from data.errors import BadSample
 from data.transforms import fitted, resize
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-FORMATS = ("JPEG", "PNG", "WEBP")
+HAS_AVIF, HAS_HEIF = (find_spec(name) is not None for name in ("PIL.AvifImagePlugin", "pillow_heif"))
+# an allow-list of what is worth its risk; where a sample has several images the first in this order is its image, so
+# that a new format never displaces an old one
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "tif", "tiff", "bmp", "gif")
+IMAGE_EXTENSIONS += (*(["avif"] if HAS_AVIF else []), *(["heic", "heif"] if HAS_HEIF else []))
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+FORMATS += (*(["AVIF"] if HAS_AVIF else []), *(["HEIF"] if HAS_HEIF else []))
 MAX_PIXELS = 1 << 26
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 

@@ -87,7 +87,14 @@ def test_broken_images_are_bad_samples(kind: str) -> None:
 
 def test_other_formats_are_not_even_tried() -> None:
     with pytest.raises(BadSample, match="cannot identify"):
-        decode_image(encoded(Image.new("RGB", (4, 4)), "BMP"))
+        decode_image(encoded(Image.new("RGB", (4, 4)), "PPM"))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF", "AVIF"])
+def test_other_formats_give_their_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], kind, **({} if kind == "BMP" else {"save_all": True, "append_images": frames[1:]}))
+    assert np.abs(np.asarray(decode_image(content)).astype(int) - (255, 0, 0)).max() <= 3
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
