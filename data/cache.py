@@ -162,9 +162,8 @@ class CachedSamples:
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together; a BadSample stands for one that cannot be used."""
         sizes = [self.cache.size(index) for index in indices]
-        usable = [(index, size) for index, size in zip(indices, sizes, strict=True) if not isinstance(size, BadSample)]
-        chosen, of_them = [index for index, _ in usable], [size for _, size in usable]
-        read = iter(self.samples.get_all(chosen) if self.images else self.samples.without_images(chosen, of_them))
+        chosen = [index for index, size in zip(indices, sizes, strict=True) if not isinstance(size, BadSample)]
+        read = iter(self.samples.get_all(chosen) if self.images else self.samples.without_images(chosen))
         return [size if isinstance(size, BadSample) else next(read) for size in sizes]
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""From an image file's bytes to upright RGB pixels, safely: known formats only, a cap on pixels before anything is
-decoded, and every failure a BadSample. Transparency lies on white; 16 bits are scaled; an animation is its first frame.
+"""From an image file's bytes to upright RGB pixels, safely: known formats only, caps on pixels and parts before any are
+decoded, and every failure a BadSample. An animation is its first frame.
 
 Two decoders give pixels of the training size. Both let a JPEG be reduced while it is decoded, by 2, 4 or 8, to no less
 than `reducing_gap` times that size; tests/test_decoding.py bounds what that changes.
 """
 
 import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,32 +16,44 @@ from math import ceil
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, features
+from PIL import Image, UnidentifiedImageError, features
 
+from data.colours import rgb
 from data.errors import BadSample
-from data.transforms import fitted, resize
+from data.image_bytes import check_parts, check_scans, format_name, says_late_how_it_lies
+from data.rasters import ORIENTATION, Picture, orientation, picture, said_orientation, upright
+from data.transforms import fitted, kept, resize
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-FORMATS = ("JPEG", "PNG", "WEBP")
+HAS_AVIF, HAS_HEIF = (find_spec(name) is not None for name in ("PIL.AvifImagePlugin", "pillow_heif"))
+# an allow-list of what is worth its risk; where a sample has several images the first in this order is its image, so
+# that a new format never displaces an old one
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "tif", "tiff", "bmp", "gif")
+IMAGE_EXTENSIONS += (*(["avif"] if HAS_AVIF else []), *(["heic", "heif"] if HAS_HEIF else []))
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+FORMATS += (*(["AVIF"] if HAS_AVIF else []), *(["HEIF"] if HAS_HEIF else []))
 MAX_PIXELS = 1 << 26
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 
 
 def decode_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright RGB image of the stored size; BadSample if broken."""
-    image = _open(content, max_pixels)
-    with _named_failure():
-        pixels = _rgb(image)
+    image = open_image(content, max_pixels)
+    with named_failure():
+        pixels = rgb(image)
     turned = orientation(image)
     return pixels if turned == 1 else Image.fromarray(np.ascontiguousarray(upright(np.asarray(pixels), turned)))
 
 
-def decode_mask(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A one-channel 8-bit image, as it is stored."""
-    image = _open(content, max_pixels)
-    with _named_failure():
-        image.load()
-        return _eight_bits(image) if image.mode in DEEP_MODES else image.convert("L")
+def read_picture(content: bytes, image_size: int, max_pixels: int = MAX_PIXELS) -> Picture:
+    """How an image lies and of what size it will be, from its header; BadSample if that cannot be read."""
+    image = open_image(content, max_pixels)
+    if image.format == "PNG" and says_late_how_it_lies(content):
+        with named_failure():
+            image.load()
+    turned = said_orientation(image)
+    stored = image.size
+    if image.format == "TIFF" and image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8):  # Pillow has exchanged them already
+        stored = stored[::-1]
+    return picture(stored, turned or 1, image_size)
 
 
 # -- decoders ------------------------------------------------------------------------------------------------------
@@ -73,7 +86,7 @@ class PilDecoder(Decoder):
 
     def __call__(self, content: bytes, image_size: int) -> np.ndarray:
         """See Decoder."""
-        return _by_pil(_open(content, self.max_pixels), image_size, self.reducing_gap)
+        return _by_pil(_to_decode(content, self.max_pixels), image_size, self.reducing_gap)
 
     @property
     def libraries(self) -> str:
@@ -99,14 +112,18 @@ class FastDecoder(Decoder):
 
     def __call__(self, content: bytes, image_size: int) -> np.ndarray:
         """See Decoder."""
-        image = _open(content, self.max_pixels)
-        size = fitted(*image.size, image_size)
+        image = _to_decode(content, self.max_pixels)
+        part = kept(*image.size)
+        size = fitted(part[2] - part[0], part[3] - part[1], image_size)
         reduction = _reduction(image, size, self.reducing_gap)
         pixels = _simple_jpeg(content, image, reduction)
         if pixels is None:
-            with _named_failure():
-                pixels = np.array(_rgb(_reduced(image, reduction)))
-        scales = [target * reduction / side for target, side in zip(size, image.size, strict=True)]
+            with named_failure():
+                pixels = np.array(rgb(_reduced(image, reduction)))
+        left, top, right, bottom = part
+        if part != (0, 0, *image.size):
+            pixels = pixels[top // reduction : ceil(bottom / reduction), left // reduction : ceil(right / reduction)]
+        scales = [target * reduction / side for target, side in zip(size, (right - left, bottom - top), strict=True)]
         return upright(_resized(pixels, size, scales), orientation(image))
 
     @property
@@ -122,19 +139,30 @@ DECODERS: dict[str, type[Decoder]] = {decoder.name: decoder for decoder in (PilD
 
 
 def _by_pil(image: Image.Image, image_size: int, reducing_gap: int) -> np.ndarray:
-    size = fitted(*image.size, image_size)
+    left, top, right, bottom = kept(*image.size)
+    size = fitted(right - left, bottom - top, image_size)
     reduction = _reduction(image, size, reducing_gap)
-    box = (0.0, 0.0, image.width / reduction, image.height / reduction)
-    with _named_failure():
-        pixels = resize(_rgb(_reduced(image, reduction)), size, box)
+    box = (left / reduction, top / reduction, right / reduction, bottom / reduction)
+    with named_failure():
+        pixels = resize(rgb(_reduced(image, reduction)), size, box)
     return upright(pixels, orientation(image))
+
+
+def _to_decode(content: bytes, max_pixels: int) -> Image.Image:
+    """An image of which the size is known: of a TIFF only loading tells, because that turns it."""
+    image = open_image(content, max_pixels)
+    if image.format == "TIFF":
+        with named_failure():
+            image.load()
+    return image
 
 
 def _reduction(image: Image.Image, size: tuple[int, int], reducing_gap: int) -> int:
     """By how much a JPEG's sides may be reduced in decoding: 8, 4, 2 or 1."""
     if image.format != "JPEG":
         return 1
-    room = min(side / target for side, target in zip(image.size, size, strict=True)) / reducing_gap
+    left, top, right, bottom = kept(*image.size)
+    room = min((right - left) / size[0], (bottom - top) / size[1]) / reducing_gap
     return next((factor for factor in (8, 4, 2) if factor <= room), 1)
 
 
@@ -170,57 +198,51 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], scales: Sequence[float])
     return found[0].permute(1, 2, 0).numpy()
 
 
-def _open(content: bytes, max_pixels: int) -> Image.Image:
-    with _named_failure():
-        image = Image.open(io.BytesIO(content), formats=FORMATS)  # reads the header only
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image of which only the header is read; BadSample if it is of no known format, or too costly to decode."""
+    check_parts(content)
+    with named_failure():
+        try:
+            image = Image.open(io.BytesIO(content), formats=_formats())
+        except UnidentifiedImageError:
+            raise BadSample("broken image", _unknown(content)) from None
     if image.width * image.height > max_pixels:
         raise BadSample("too many pixels", f"{image.width}x{image.height}, {max_pixels} pixels allowed")
+    if image.format in ("JPEG", "MPO"):
+        check_scans(content, image.width * image.height)
     return image
 
 
+def _formats() -> tuple[str, ...]:
+    """Those of Pillow's plugins that may be tried."""
+    if HAS_HEIF:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return FORMATS
+
+
+def _unknown(content: bytes) -> str:
+    """Why bytes are no image that can be read, for people."""
+    if not content:
+        return "the file is empty"
+    name, start = format_name(content), ascii(content[:12])[1:]
+    known = [form.title() if form == "WEBP" else form for form in FORMATS]
+    if name and name.upper() in FORMATS:
+        return f"a {name} by its first bytes, but its header cannot be read"
+    hint = "; it is read where pillow-heif is installed" if name == "HEIC" else ""
+    return f"not a {', '.join(known[:-1])} or {known[-1]}: begins with {start} ({name or 'unknown'}{hint})"
+
+
 @contextmanager
-def _named_failure() -> Iterator[None]:
+def named_failure() -> Iterator[None]:
     """Turn whatever a decoder raises into BadSample: on hostile bytes that is nearly any exception."""
     try:
         yield
+    except BadSample:
+        raise
     except Image.DecompressionBombError as error:
         raise BadSample("too many pixels", str(error)) from error
     except Exception as error:
-        raise BadSample("broken image", f"{type(error).__name__}: {error}") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Decode, as it lies in the file."""
-    image.load()
-    if image.mode in DEEP_MODES:
-        return _eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image)
-        return white
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8-bit by scale; PIL's own conversion would clip."""
-    grey = np.asarray(image, dtype=np.float64)
-    return Image.fromarray(np.clip(grey / 257, 0, 255).round().astype(np.uint8))
-
-
-def orientation(image: Image.Image) -> int:
-    """How the camera was held, 1 to 8 as EXIF numbers it; 1, upright, where that is not said or cannot be read."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken metadata is no reason to lose a good picture, and its reader raises nearly anything
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """[H, W, C] as the camera stored it -> as the scene was."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+        reason = re.sub(r" object at 0x[0-9a-f]+", "", str(error))  # the same file gives the same words
+        raise BadSample("broken image", f"{type(error).__name__}: {reason}") from error

@@ -11,21 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.decoding import decode_mask
 from data.errors import BadSample
-from data.members import is_unicode, read_entry, read_floats, read_text
-from data.transforms import View, resize_nearest
+from data.label_images import decode_labels, decode_mask
+from data.members import entry, is_unicode, read_entries, read_entry, read_floats, read_text
+from data.rasters import Picture
+from data.transforms import View
 
 
 class Field(ABC):
-    """One key of the batch. `extension` is the member it needs, `yields` says what the batch gets."""
+    """One key of the batch. `extension` is the member it needs, `yields` says what the batch gets.
+
+    `lies_on_picture` says that reading it needs to know how its picture lies; the others are given no Picture.
+    """
 
     extension: str
     yields: str
+    lies_on_picture = False
 
     @abstractmethod
-    def read(self, content: bytes, size: tuple[int, int]) -> Any:
-        """Decode the member; `size` is the resized image's (width, height). BadSample if it cannot be used."""
+    def read(self, content: bytes, picture: Picture | None) -> Any:
+        """Decode the member, turned and resized with its picture. BadSample if it cannot be used."""
 
     @abstractmethod
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> Any:
@@ -58,12 +63,15 @@ class Caption(Field):
         self.prefixes = tuple(prefixes)
         self.max_chars = max_chars
 
-    def read(self, content: bytes, size: tuple[int, int]) -> tuple[str, ...]:
+    def read(self, content: bytes, picture: Picture | None) -> tuple[str, ...]:
         """The alternatives, each without surrounding white space and cut at `max_chars`."""
         value = read_text(content) if self.key is None else read_entry(content, self.key, "missing caption")
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in texts):
-            raise BadSample("missing caption", f"{self.key!r} is not text")
+            other = next(text for text in texts if not isinstance(text, str))
+            raise BadSample(
+                "missing caption", f"{self.key!r} is {str(other)[:40]}, which is not text; write it in quotes"
+            )
         kept = tuple(text.strip()[: self.max_chars] for text in texts if text.strip())
         if not kept:
             raise BadSample("missing caption", "the caption is empty")
@@ -93,7 +101,7 @@ class Label(Field):
         self.key = key
         self.extension = extension
 
-    def read(self, content: bytes, size: tuple[int, int]) -> int:
+    def read(self, content: bytes, picture: Picture | None) -> int:
         """A non-negative integer."""
         value = read_entry(content, self.key, "missing label") if self.key is not None else read_text(content).strip()
         if self.key is None and value.isascii() and value.isdigit() and len(value) <= 10:
@@ -108,16 +116,21 @@ class Label(Field):
 
 
 class Mask(Field):
-    """A foreground mask, float32 [B, 1, H, W] of 0 and 1, cut from its image member like the image itself."""
+    """A foreground mask, float32 [B, 1, H, W] of 0 and 1, cut from its image member like the image itself.
 
+    The foreground is white, 1 where there are only 0 and 1, opaque, or the one colour beside black.
+    """
+
+    lies_on_picture = True
     yields = "float32 [B, 1, H, W]"
 
     def __init__(self, extension: str = "mask.png"):
         self.extension = extension
 
-    def read(self, content: bytes, size: tuple[int, int]) -> np.ndarray:
+    def read(self, content: bytes, picture: Picture) -> np.ndarray:
         """uint8 [H, W] of 0 and 1, resized with the nearest pixel."""
-        return (resize_nearest(decode_mask(content), size) >= 128).astype(np.uint8)
+        values, orientation = decode_mask(content)
+        return picture.lay(values, orientation, "mask")
 
     def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:
         """Cropped and flipped with the image."""
@@ -126,16 +139,18 @@ class Mask(Field):
 
 
 class SemanticMap(Field):
-    """Class numbers of the pixels, int64 [B, H, W], from a one-channel 8-bit image, cut like the image itself."""
+    """Class numbers of the pixels, int64 [B, H, W], as a grey or palette image has them, cut like the image itself."""
 
+    lies_on_picture = True
     yields = "int64 [B, H, W]"
 
     def __init__(self, extension: str = "segmentation.png"):
         self.extension = extension
 
-    def read(self, content: bytes, size: tuple[int, int]) -> np.ndarray:
-        """uint8 [H, W], resized with the nearest pixel."""
-        return resize_nearest(decode_mask(content), size)
+    def read(self, content: bytes, picture: Picture) -> np.ndarray:
+        """uint8 or int32 [H, W], resized with the nearest pixel."""
+        values, orientation = decode_labels(content)
+        return picture.lay(values, orientation, "map of classes")
 
     def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:
         """Cropped and flipped with the image."""
@@ -152,7 +167,7 @@ class Embeddings(Field):
         self.num_tokens = num_tokens
         self.extension = extension
 
-    def read(self, content: bytes, size: tuple[int, int]) -> np.ndarray:
+    def read(self, content: bytes, picture: Picture | None) -> np.ndarray:
         """float32 [num_tokens, D]."""
         array = read_floats(content)
         if len(array) > self.num_tokens:
@@ -168,12 +183,14 @@ class Layout(Field):
     """Objects with boxes as token numbers, int64 [B, 3 max_objects + 2] (arXiv 2112.10752, section 4.3.1).
 
     The .json member lists them under `key` as ``{"category": 3, "box": [left, top, right, bottom]}``, in shares of the
-    image, perhaps with group, occluded, depiction or inside true. Each becomes three tokens: its class
+    image as it is seen, perhaps with group, occluded, depiction or inside true. Of a picture that EXIF turns the json
+    also has to have the `width` and `height` that the boxes were drawn on. Each becomes three tokens: its class
     (category + num_classes times the sum of those flags' 1, 2, 4, 8) and the places of its corners on a square grid of
     floor(sqrt(vocabulary)) a side; two last tokens say where the crop lies. Objects come in random order where the
     view is random; what lies outside the crop is left out.
     """
 
+    lies_on_picture = True
     yields = "int64 [B, N]"
     FLAGS = ("group", "occluded", "depiction", "inside")
 
@@ -194,24 +211,28 @@ class Layout(Field):
         self.none = vocabulary - 1
         self.max_objects = max_objects
 
-    def read(self, content: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    def read(self, content: bytes, picture: Picture) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Class tokens [K], boxes [K, 4] and the resized image's size."""
-        objects = read_entry(content, self.key, "missing objects")
+        entries = read_entries(content)
+        objects = entry(entries, self.key, "missing objects")
         try:
-            classes = np.array([self._class_token(entry) for entry in objects], dtype=np.int64)
-            boxes = np.array([entry["box"] for entry in objects], dtype=np.float64).reshape(-1, 4)
+            classes = np.array([self._class_token(found) for found in objects], dtype=np.int64)
+            boxes = np.array([_box(found["box"]) for found in objects], dtype=np.float64).reshape(-1, 4)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadSample("broken objects", f"{self.key}: {type(error).__name__} {error}") from None
         if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, :2] > boxes[:, 2:]).any():
             raise BadSample("broken objects", f"{self.key}: a box is left, top, right, bottom in shares of the image")
-        return classes, boxes, size
+        raster = entries.get("width"), entries.get("height")
+        return classes, picture.lay_boxes(boxes, raster) if len(boxes) else boxes, picture.size
 
-    def _class_token(self, entry: Mapping[str, Any]) -> int:
-        category = entry["category"]
+    def _class_token(self, found: Mapping[str, Any]) -> int:
+        category = found["category"]
         if type(category) is not int or not 0 <= category < self.num_classes:
             raise ValueError(f"category {category!r} is not in 0..{self.num_classes - 1}")
-        flags = sum(2**place for place, name in enumerate(self.FLAGS) if entry.get(name))
-        return category + self.num_classes * flags
+        flags = [found.get(name) or False for name in self.FLAGS]
+        if not all(flag in (0, 1) for flag in flags):  # "false" would count as true
+            raise ValueError(f"{', '.join(self.FLAGS)} are true or false")
+        return category + self.num_classes * sum(2**place for place, flag in enumerate(flags) if flag)
 
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:
         """One row of tokens for each sample."""
@@ -240,3 +261,9 @@ class Layout(Field):
             left, right = 1 - right, 1 - left
         columns, rows = (np.stack(pair, 1) * (self.side - 1) for pair in ((left, right), (top, bottom)))
         return (np.rint(rows) * self.side + np.rint(columns)).astype(np.int64)
+
+
+def _box(values: Any) -> list[float]:
+    if len(values) != 4 or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"a box is four numbers, not {str(values)[:40]}")
+    return values

@@ -5,19 +5,18 @@ skips and counts it. Metadata that cannot be read, or lacks a field, breaks the 
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import inf
 from pathlib import Path
+from sys import maxsize
 from typing import Any, TypedDict
 
-from PIL import Image
+from data.decoding import IMAGE_EXTENSIONS, read_picture
+from data.errors import BadSample
+from data.members import read_entries, read_text
 
-from data.decoding import FORMATS, IMAGE_EXTENSIONS
-
-ORIENTATION = 0x0112  # EXIF's tag; from 5 on, width and height change places
 HEX = frozenset("0123456789abcdef")
 
 
@@ -74,9 +73,13 @@ class Filters:
 
     @property
     def extensions(self) -> frozenset[str]:
-        """The members that the rules look at."""
-        images = IMAGE_EXTENSIONS if self.needs_size or self.hashes else ()
-        return frozenset([*images, *(["json"] if self.ranges or self.values else [])])
+        """The members that the rules look at, beside the image."""
+        return frozenset(["json"] if self.ranges or self.values else [])
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The extensions of which the first is a sample's image, if the rules look at it."""
+        return IMAGE_EXTENSIONS if self.needs_size or self.hashes else ()
 
     @property
     def names(self) -> list[str]:
@@ -126,19 +129,16 @@ def read_filters(filters: FilterRules | None) -> Filters:
 def stored_size(content: bytes) -> tuple[int, int] | None:
     """(width, height) of an image as it is to be seen, from its header alone; None if it cannot be read."""
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        turned = image.getexif().get(ORIENTATION, 1) >= 5
-    except Exception:  # on hostile bytes a decoder raises nearly anything; the reader will name it
+        return read_picture(content, 1, max_pixels=maxsize).upright
+    except BadSample:  # the reader will name it
         return None
-    return image.size[::-1] if turned else image.size
 
 
 def _facts(content: bytes | None) -> Mapping[str, Any]:
     try:
-        facts = json.loads(content or b"")
-    except (ValueError, RecursionError):
+        return read_entries(content or b"")
+    except BadSample:
         return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _mapping(name: str, rules: Any) -> Mapping[str, Any]:
@@ -169,7 +169,7 @@ def _choices(name: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
 
 def _lines(path: Path) -> frozenset[str]:
     try:
-        lines = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
-    except (OSError, UnicodeDecodeError) as error:
+        lines = {line.strip() for line in read_text(path.read_bytes(), max_bytes=None).splitlines()}
+    except (OSError, BadSample) as error:
         raise ValueError(f"data.filters.exclude={path}: cannot be read ({error})") from None
     return frozenset(lines - {""})

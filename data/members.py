@@ -10,31 +10,96 @@ from typing import Any
 import numpy as np
 
 from data.errors import BadSample
+from data.image_bytes import format_name
 
+# Python's objects take up to thirty times the bytes of their JSON; a caption, or the objects of a scene, take kilobytes
+MAX_TEXT_BYTES = 1 << 22
+WIDE_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+# which bytes of four are mostly zero, for text in Western scripts
+ZEROS = {
+    (False, True, False, True): "UTF-16 (little-endian, without a byte order mark)",
+    (True, False, True, False): "UTF-16 (big-endian, without a byte order mark)",
+    (False, True, True, True): "UTF-32 (little-endian, without a byte order mark)",
+    (True, True, True, False): "UTF-32 (big-endian, without a byte order mark)",
+}
+AMBIGUOUS = object()
 NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
 
-def read_text(content: bytes) -> str:
-    """UTF-8."""
+def read_text(content: bytes, max_bytes: int | None = MAX_TEXT_BYTES) -> str:
+    """UTF-8, without the byte order mark that some editors begin it with.
+
+    Raises BadSample, which says what the bytes look like instead, or that they are too many.
+    """
+    if max_bytes is not None and len(content) > max_bytes:
+        raise BadSample("text too long", f"{len(content)} bytes of text, {max_bytes} allowed")
+    wide = _wide_encoding(content)
+    if wide is not None:
+        raise BadSample("not utf-8", f"not UTF-8: looks like {wide}; save it as UTF-8")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
-        raise BadSample("not utf-8", str(error)) from None
+        form = format_name(content)
+        like = f"a {form} file" if form else "Windows-1252, Latin-1 or another encoding of its kind"
+        raise BadSample(
+            "not utf-8", f"not UTF-8: looks like {like} (byte {content[error.start]:#04x} at {error.start})"
+        ) from None
+
+
+def _wide_encoding(content: bytes) -> str | None:
+    """The encoding of two or four bytes a character that its mark, or zeros where no text has any, give away."""
+    for mark, name in WIDE_MARKS:
+        if content.startswith(mark):
+            return name
+    start = content[:256]
+    if b"\0" not in start:
+        return "something other than text (it holds zero bytes)" if b"\0" in content else None
+    zeros = [start[place::4].count(0) * 8 > len(start) for place in range(4)]  # more than half of them
+    return ZEROS.get(tuple(zeros), "something other than text (it holds zero bytes)")
+
+
+def read_entries(content: bytes) -> Mapping[str, Any]:
+    """The JSON object that a member holds. A key that is there twice, with different values, is AMBIGUOUS."""
+    if len(content) > MAX_TEXT_BYTES:
+        raise BadSample("broken json", f"{len(content)} bytes of JSON, {MAX_TEXT_BYTES} allowed")
+    text = read_text(content)
+    try:
+        entries = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4,300 digits
+        raise BadSample("broken json", str(error)) from None
+    return entries if isinstance(entries, Mapping) else {}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for name, value in pairs:
+            if value is not AMBIGUOUS and value != found[name]:
+                found[name] = AMBIGUOUS
+    return found
+
+
+def entry(entries: Mapping[str, Any], key: str, missing: str) -> Any:
+    """The value under a key; without it the BadSample is of the kind `missing`."""
+    value = entries.get(key)
+    if value is None:
+        raise BadSample(missing, f"the json has no {key!r}")
+    if value is AMBIGUOUS:
+        raise BadSample("broken json", f"the json has {key!r} twice, and not the same")
+    return value
 
 
 def read_entry(content: bytes, key: str, missing: str) -> Any:
     """The value under a key of a JSON object; without it the BadSample is of the kind `missing`."""
-    text = read_text(content)
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4,300 digits
-        raise BadSample("broken json", str(error)) from None
-    if not isinstance(entries, Mapping) or entries.get(key) is None:
-        raise BadSample(missing, f"the json has no {key!r}")
-    return entries[key]
+    return entry(read_entries(content), key, missing)
 
 
 def is_unicode(text: str) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.decoding import IMAGE_EXTENSIONS, Decoder
+from data.decoding import IMAGE_EXTENSIONS, Decoder, read_picture
 from data.errors import BadSample
 from data.fields import Field
+from data.rasters import Picture
 from data.shards import MemberReader, ShardSet
 from data.transforms import View, to_tensor
 
@@ -46,47 +47,45 @@ class Samples:
         self.decoder = decoder
         self.source = source
         self._extensions = frozenset(field.extension for field in self.fields.values())
+        self._lies = any(field.lies_on_picture for field in self.fields.values())
         self._reader = MemberReader()
         self._memo: dict[int, Sample] = {}
 
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together, which remote shards need; a BadSample stands for one that cannot be used."""
         unread = [index for index in dict.fromkeys(indices) if index not in self._memo]
-        found = dict(zip(unread, self._read_all(unread, self._extensions.union(IMAGE_EXTENSIONS)), strict=True))
+        found = dict(zip(unread, self._read_all(unread, images=True), strict=True))
         for index, sample in found.items():
             if isinstance(sample, Sample) and len(self._memo) < self.memo_samples:
                 self._memo[index] = sample
         return [self._memo[index] if index in self._memo else found[index] for index in indices]
 
-    def without_images(self, indices: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Sample | BadSample]:
-        """Samples without their images, of which only the (width, height) once resized is known."""
-        return self._read_all(indices, self._extensions, sizes)
+    def without_images(self, indices: Sequence[int]) -> list[Sample | BadSample]:
+        """Samples without their images, of which only the headers are looked at, if a field asks how they lie."""
+        return self._read_all(indices, images=False)
 
-    def _read_all(
-        self, indices: Sequence[int], wanted: frozenset[str], sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[Sample | BadSample]:
+    def _read_all(self, indices: Sequence[int], images: bool) -> list[Sample | BadSample]:
         places = [self.shards.locate(index) for index in indices]
-        read = self._reader.read_all(places, wanted) if wanted else [{} for _ in places]
+        first_of = IMAGE_EXTENSIONS if images or self._lies else ()
+        asked = self._extensions or first_of
+        read = self._reader.read_all(places, self._extensions, first_of) if asked else [{} for _ in places]
         found: list[Sample | BadSample] = []
-        for number, (index, (shard, place), members) in enumerate(zip(indices, places, read, strict=True)):
+        for index, (shard, place), members in zip(indices, places, read, strict=True):
             try:
                 if isinstance(members, BadSample):
                     raise members
-                found.append(self._decode(index, shard.keys[place], members, sizes[number] if sizes else None))
+                found.append(self._decode(index, shard.keys[place], members, images))
             except BadSample as error:
                 found.append(error)
         return found
 
-    def _decode(self, index: int, key: str, members: Mapping[str, bytes], size: tuple[int, int] | None) -> Sample:
-        """With its image, unless the `size` that this would have is given."""
-        image = None
-        if size is None:
-            content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-            if content is None:
-                raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
-            image = self.decoder(content, self.image_size)
-            size = image.shape[1], image.shape[0]
-        values = {name: _read(field, members, size) for name, field in self.fields.items()}
+    def _decode(self, index: int, key: str, members: Mapping[str, bytes], with_image: bool) -> Sample:
+        content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
+        if content is None and (with_image or self._lies):
+            raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
+        image = self.decoder(content, self.image_size) if with_image else None
+        picture = read_picture(content, self.image_size, self.decoder.max_pixels) if self._lies else None
+        values = {name: _read(field, members, picture) for name, field in self.fields.items()}
         return Sample(index, key, image, values)
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:
@@ -123,8 +122,8 @@ class Samples:
         return batch
 
 
-def _read(field: Field, members: Mapping[str, bytes], size: tuple[int, int]) -> Any:
+def _read(field: Field, members: Mapping[str, bytes], picture: Picture | None) -> Any:
     content = members.get(field.extension)
     if content is None:
         raise BadSample("missing member", f"no .{field.extension}")
-    return field.read(content, size)
+    return field.read(content, picture)

@@ -68,7 +68,9 @@ class _Decisions(Dataset):
         codes = np.zeros(len(shard), np.uint8)
         for start in range(0, len(shard), READ_SAMPLES):
             places = range(start, min(start + READ_SAMPLES, len(shard)))
-            found = self.reader.read_all([(shard, place) for place in places], self.filters.extensions)
+            found = self.reader.read_all(
+                [(shard, place) for place in places], self.filters.extensions, self.filters.images
+            )
             for place, members in zip(places, found, strict=True):
                 if not isinstance(members, BadSample):  # too large a member: the reader will name it
                     name = self.filters.broken(shard.keys[place], members)

@@ -152,10 +152,16 @@ class MemberReader:
         return found
 
     def read_all(
-        self, places: Sequence[tuple[ShardIndex, int]], wanted: Container[str] | None = None
+        self,
+        places: Sequence[tuple[ShardIndex, int]],
+        wanted: Container[str] | None = None,
+        first_of: Sequence[str] = (),
     ) -> list[dict[str, bytes] | BadSample]:
-        """The wanted members (or all) of several samples; a BadSample stands for one that has too large a member."""
-        found: list[Any] = [_choose(shard, sample, wanted) for shard, sample in places]
+        """The wanted members (or all) of several samples, and the first that there is of `first_of`.
+
+        A BadSample stands for one that has too large a member.
+        """
+        found: list[Any] = [_choose(shard, sample, wanted, first_of) for shard, sample in places]
         usable = [place for place, extents in enumerate(found) if not isinstance(extents, BadSample)]
         remote = [(places[p][0], found[p]) for p in usable if isinstance(places[p][0].path, Url)]
         fetched = iter(_fetch(remote))
@@ -187,11 +193,14 @@ class MemberReader:
         return file
 
 
-def _choose(shard: ShardIndex, sample: int, wanted: Container[str] | None) -> dict[str, Extent] | BadSample:
+def _choose(
+    shard: ShardIndex, sample: int, wanted: Container[str] | None, first_of: Sequence[str]
+) -> dict[str, Extent] | BadSample:
     """Where the wanted members of a sample are."""
     extents = shard.members(sample)
     if wanted is not None:
-        extents = {name: extent for name, extent in extents.items() if name in wanted}
+        first = next((name for name in first_of if name in extents), None)
+        extents = {name: extent for name, extent in extents.items() if name in wanted or name == first}
     for name, extent in extents.items():
         if extent.size > MAX_MEMBER_BYTES:
             return BadSample("member too large", f"{name} has {extent.size} bytes, {MAX_MEMBER_BYTES} allowed")

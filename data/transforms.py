@@ -1,4 +1,4 @@
-"""Resizing, crop and flip: pixels of any size become pixels of the training size.
+"""Cutting, resizing, crop and flip: pixels of any size become pixels of the training size.
 
 Pure functions on uint8 arrays [H, W, C]; only `to_tensor` makes tensors. No colour augmentation, no decoding.
 """
@@ -11,6 +11,19 @@ from PIL import Image
 
 from data.draws import uniform
 
+MAX_ASPECT = 16
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def kept(width: int, height: int) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of the part that is used: all, or the middle of what is over MAX_ASPECT times as long.
+
+    A batch shows squares of the shorter side. A line of one pixel, enlarged to them, would fill memory with its length.
+    """
+    long, short = max(width, height), min(width, height)
+    margin = max(0, -(-(long - MAX_ASPECT * short) // 2))  # the same at both ends, so that it turns with the picture
+    return (margin, 0, width - margin, height) if width > height else (0, margin, width, height - margin)
+
 
 def fitted(width: int, height: int, image_size: int) -> tuple[int, int]:
     """(width, height) with the shortest side scaled to `image_size`."""
@@ -18,18 +31,16 @@ def fitted(width: int, height: int, image_size: int) -> tuple[int, int]:
     return round(width * image_size / short), round(height * image_size / short)
 
 
-def resize(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
+def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
     """Antialiased bicubic resize of an RGB image, or of its part `box`, to (width, height); uint8 [H, W, 3]."""
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC, box=box)
     return np.asarray(image)
 
 
-def resize_nearest(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Resize without mixing values, for masks; uint8 [H, W]."""
-    return np.asarray(image.resize(size, Image.Resampling.NEAREST))
+def resize_nearest(values: np.ndarray, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
+    """Resize uint8 or int32 [H, W], or the part `box`, to (width, height) without mixing values, for masks and maps."""
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST, box=box))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from data import decoding
-from data.decoding import FastDecoder, PilDecoder, decode_image, decode_mask
+from data.decoding import FastDecoder, PilDecoder, decode_image
 from data.errors import BadSample
+from data.label_images import decode_mask
 from data.transforms import fitted
 
 
@@ -49,7 +50,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     decoded = np.asarray(decode_image(encoded(Image.fromarray(deep))))
     assert np.abs(decoded[..., 0].astype(float) - deep / 257).max() <= 0.5
-    assert (np.asarray(decode_mask(encoded(Image.fromarray(deep)))) == decoded[..., 0]).all()
+    assert (decode_mask(encoded(Image.fromarray(deep))).values == (deep > 32767)).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -86,8 +87,15 @@ def test_broken_images_are_bad_samples(kind: str) -> None:
 
 
 def test_other_formats_are_not_even_tried() -> None:
-    with pytest.raises(BadSample, match="cannot identify"):
-        decode_image(encoded(Image.new("RGB", (4, 4)), "BMP"))
+    with pytest.raises(BadSample, match=r"not a JPEG, .* begins with 'P6"):
+        decode_image(encoded(Image.new("RGB", (4, 4)), "PPM"))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF", "AVIF"])
+def test_other_formats_give_their_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], kind, **({} if kind == "BMP" else {"save_all": True, "append_images": frames[1:]}))
+    assert np.abs(np.asarray(decode_image(content)).astype(int) - (255, 0, 0)).max() <= 3
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:

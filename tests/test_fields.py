@@ -10,9 +10,11 @@ from PIL import Image
 
 from data.errors import BadSample
 from data.fields import Caption, Embeddings, Field, Label, Layout, Mask, SemanticMap
+from data.rasters import picture
 from data.transforms import Augmentation, View
 
-SIZE = (8, 8)
+SIZE = picture((8, 8), 1, 8)
+WIDE = picture((16, 8), 1, 8)
 
 
 def as_json(**entries: object) -> bytes:
@@ -84,7 +86,7 @@ def test_a_mask_moves_with_its_image() -> None:
     pixels[:, :8] = 255
     file = io.BytesIO()
     Image.fromarray(pixels).convert("1").save(file, "PNG")
-    value = Mask().read(file.getvalue(), (16, 8))
+    value = Mask().read(file.getvalue(), WIDE)
     left = collate(Mask(), value, View(left=0.0))
     assert isinstance(left, torch.Tensor) and left.shape == (1, 1, 8, 8) and left.dtype == torch.float32
     assert left[..., :4].eq(1).all() and left[..., 4:].eq(0).all()
@@ -144,7 +146,7 @@ def test_objects_become_their_class_and_the_places_of_their_corners() -> None:
 
 def test_a_crop_leaves_out_what_it_does_not_show_and_says_where_it_lies() -> None:
     objects = [{"category": 1, "box": [0, 0, 0.4, 1]}, {"category": 2, "box": [0.6, 0, 1, 1]}]
-    value = LAYOUT.read(as_json(objects=objects), (16, 8))
+    value = LAYOUT.read(as_json(objects=objects), WIDE)
     right = LAYOUT.collate([value], [View(left=0.999)], 8)[0].tolist()
     assert right[0] == 2 and right[3] == 169
     assert right[6:] == [6, 168]

@@ -1,0 +1,42 @@
+"""Decoded pixels of any kind as 8-bit RGB: transparency lies on white, 16 bits are scaled.
+
+Whatever is made on the way is made in strips, so that an image costs little more than itself and its RGB.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
+BAND_PIXELS = 1 << 20
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Decoded and of 8 bits, as it lies in the file."""
+    image.load()
+    if image.mode in DEEP_MODES:
+        return _eight_bits(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    for top, band in _bands(image):
+        band = band.convert("RGBA")
+        white.paste(band, (0, top), mask=band)
+    return white
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey to the nearest of 8 bits by scale; PIL's own conversion would clip."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top, band in _bands(image):
+        deep = np.clip(np.asarray(band), 0, 65535).astype(np.uint32)
+        grey[top : top + band.height] = (deep + 128) // 257  # half way lies no whole number
+    return Image.fromarray(grey)
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Strips of the image with the row they begin at: what is made of one is small, however large the image."""
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
