@@ -5,6 +5,7 @@ What is in a file and how it is read back: data/cache.py.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ from ldm.conditioners.base import Conditioners, FrozenEncoder
 from ldm.config import load_tree
 from ldm.device import choose
 from ldm.files import sweep, write_bytes, write_json
-from ldm.training.distributed import broadcast, process_group
+from ldm.holding import held
+from ldm.training.distributed import broadcast, gather_objects, process_group, together
 
 PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
 
@@ -81,18 +83,20 @@ def encode(tree: dict[str, Any]) -> None:
         "flips": flips,
     }
     jobs = _jobs(data, out)
-    with process_group(torch.device("cpu")) as (rank, world_size):  # all they exchange is a list
+    with process_group(torch.device("cpu")) as (rank, world_size), ExitStack() as stack:  # they exchange a list only
         if (out / MANIFEST).exists():
             _refuse_another(out, manifest)
-        if rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            sweep(out)
-            write_json(out / MANIFEST, manifest)
+        with together():  # a refusal reaches every rank
+            if rank == 0:
+                stack.enter_context(held(out, "encoding into"))
+                sweep(out)
+                write_json(out / MANIFEST, manifest)
         missing = broadcast([name for name, job in jobs.items() if not job.path.exists()])
         mine = [jobs[name] for name in missing[rank::world_size]]
         make = Rows(first_stage, list({e.digest: e for e in encoders.values()}.values()), manifest, device)
         _write(mine, data, make, tree["batch_size"], quiet=rank != 0)
-    if all(job.path.exists() for job in jobs.values()):  # so it is said by whoever comes last
+        gather_objects(None)  # rank zero holds the folder until all have written
+    if rank == 0 and all(job.path.exists() for job in jobs.values()):
         _report(out, jobs)
 
 

@@ -16,6 +16,7 @@ from ldm.config import dump, load_plain
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
 from ldm.files import read_json, write_text
 from ldm.model import Model, load_model
+from ldm.places import found, relative
 
 WHOLE: list[Interval] = [(0.0, math.inf)]
 
@@ -38,13 +39,13 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
         "first_stage": latents[0],
         "members": [
             {
-                "run": str(member.run.resolve()),
+                "run": relative(member.run, path.parent),
                 "weights": member.path.name,
                 "sha256": member.digest,
                 "intervals": [list(interval) for interval in intervals],
                 "step": member.metadata["step"],
                 "samples_seen": member.metadata["samples_seen"],
-                "parent": _lineage(member.run).get("parent"),
+                "parent": _parent(member.run, path.parent),
             }
             for member, intervals in zip(weights, served, strict=True)
         ],
@@ -71,7 +72,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
         manifest = load_plain(path, "an ensemble's manifest")
         members = [
             (
-                Path(m["run"]) / "weights" / Path(m["weights"]).name,
+                found(m["run"], path.resolve().parent) / "weights" / Path(m["weights"]).name,
                 m["sha256"],
                 [(float(lo), float(hi)) for lo, hi in m["intervals"]],
             )
@@ -106,6 +107,10 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _lineage(run: Path) -> dict[str, Any]:
+def _parent(run: Path, folder: Path) -> dict[str, Any] | None:
+    """What a member's lineage says of its parent, whose checkpoint is told as a file in `folder` tells it."""
     path = run / "lineage.json"
-    return read_json(path) if path.exists() else {}
+    parent = read_json(path).get("parent") if path.exists() else None
+    if not parent:
+        return None
+    return {**parent, "checkpoint": relative(found(parent["checkpoint"], run), folder)}

@@ -10,18 +10,24 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data.module import ShardData
+from data.plan import BatchPlan
 from data.selection import describe
 from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.config import instantiate
 from ldm.device import computes_bf16, keep_memory
-from ldm.run import Run, inherit, is_rank_zero, open_run
-from ldm.training.callbacks.checkpoint import Restore
+from ldm.holding import Hold, check_launch, held
+from ldm.lineage import begun_from
+from ldm.places import relative
+from ldm.ranks import check_ranks, is_rank_zero
+from ldm.run import Run, inherit, open_run
+from ldm.training.callbacks.checkpoint import Checkpoint, Restore
 from ldm.training.callbacks.group import Group
+from ldm.training.callbacks.held import WhileHeld
 from ldm.training.callbacks.signals import handlers_kept
 from ldm.training.distributed import lost_ranks_named
-from ldm.training.loggers import CSVLog, close
+from ldm.training.loggers import CSVLog, close, forget
 from ldm.training.sharded import FullySharded
 from ldm.training.task import Task
 
@@ -40,19 +46,39 @@ QUIET = (
 
 @lost_ranks_named()
 def fit(tree: dict[str, Any], name: str) -> Run:
-    """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once."""
+    """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once.
+
+    Nothing is written, and no old run deleted, before all that the run is made of has been built. Raises FolderHeld if
+    another process trains it.
+    """
     for key in ("task", "data"):
         if tree[key] is None:
             raise ValueError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
+    check_ranks(tree["trainer"])
     tree = inherit(tree, name)
     run = open_run(tree, name)
-    if run.finished:
-        if is_rank_zero():
-            print(f"{run.name}: finished at step {run.lineage['finished_step']}; a larger max_steps goes on from there")
+    if _finished(run):
         return run
+    if not is_rank_zero():
+        check_launch(run.folder)
+        return _fit(run, None)
+    with held(run.folder, "training") as hold:
+        run = open_run(tree, name)  # until now it may have been another process's
+        return run if _finished(run) else _fit(run, hold)
+
+
+def _finished(run: Run) -> bool:
+    if run.finished and is_rank_zero():
+        print(f"{run.name}: finished at step {run.lineage['finished_step']}; {run.way_on}")
+    return run.finished
+
+
+def _fit(run: Run, hold: Hold | None) -> Run:
+    """The same for a run that is to be trained; rank zero holds its folder."""
     quieten()
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
         warn_of_shared_store()
+    tree = run.tree
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
     task, data = parts["task"], parts["data"]
@@ -60,35 +86,53 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if data.cache is not None:
         _read_cache(parts)
     _check_shards(run, data)
+    _note_first_stage(run, parts)
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
-        run.begin()
         if data.removed:
             print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
-    csv = CSVLog(run.folder / "metrics.csv")
-    parent = run.lineage["parent"]
-    branch = Path(parent["checkpoint"]) if parent else None  # the one it began from, whatever the parent did since
-    restore = Restore(run.folder, csv, branch, keep_optimizer=tree["branch_optimizer"] == "keep")
-    make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
-    loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]
-    own = STRATEGIES.get(tree["trainer"]["strategy"])
-    try:
-        chosen = {"strategy": own()} if own else {}
-        trainer = make_trainer(**chosen, callbacks=[Group([restore, *parts.callbacks])], logger=loggers)
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer: {error}") from error
-    if trainer.strategy.root_device.type == "cpu":
-        keep_memory()
-    if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
-        print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
+    trainer = _trainer(run, parts, hold)
     with handlers_kept(), failures_named():  # a worker that is killed interrupts whatever is being done
         trainer.fit(task, datamodule=data)
     close(trainer.loggers)
     if task.step >= task.max_steps:
-        _conclude(run, trainer, task, parts)
+        _conclude(run, trainer, task, parts, hold)
     elif trainer.is_global_zero:
         print(f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on there")
     return run
+
+
+def _trainer(run: Run, parts: Parts, hold: Hold | None) -> pl.Trainer:
+    """Lightning's trainer with the run's callbacks and loggers. Raises ValueError for what cannot be trained so."""
+    tree, csv = run.tree, CSVLog(run.folder / "metrics.csv")
+    saving = [callback for callback in parts.callbacks if isinstance(callback, Checkpoint)]
+    if not saving:
+        raise ValueError("callback: without checkpoint nothing of the run would be saved; put it into callback=[...]")
+    restore = Restore(
+        run.folder, csv, begun_from(run.lineage, run.folder), keep_optimizer=tree["branch_optimizer"] == "keep",
+        begin=run.begin, anew=run.anew, read=run.lineage.get("first_stage"),
+    )  # fmt: skip
+    callbacks = [restore, *parts.callbacks]
+    if hold is not None:
+        callbacks = [WhileHeld(hold, saving), *callbacks]
+    loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]
+    if run.anew:
+        forget(loggers)
+    make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
+    own = STRATEGIES.get(tree["trainer"]["strategy"])
+    try:
+        chosen = {"strategy": own()} if own else {}
+        trainer = make_trainer(**chosen, callbacks=[Group(callbacks)], logger=loggers)
+    except (MisconfigurationException, RuntimeError, TypeError) as error:
+        raise ValueError(f"trainer: {error}") from error
+    if trainer.is_global_zero != is_rank_zero():
+        raise ValueError("trainer: environment variables of another launch (RANK, LOCAL_RANK, ...) are set; unset them")
+    BatchPlan(parts["data"].batch_size, 0, trainer.world_size, tree["accumulation"], 0)  # whether it is whole
+    if trainer.strategy.root_device.type == "cpu":
+        keep_memory()
+    if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
+        print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
+    return trainer
 
 
 def _read_cache(parts: Parts) -> None:
@@ -114,6 +158,13 @@ def _check_shards(run: Run, data: ShardData) -> None:
         )
 
 
+def _note_first_stage(run: Run, parts: Parts) -> None:
+    """Say in the lineage which weights the latents are of, and where they are."""
+    if parts.tree.get("first_stage"):
+        place = relative(Path(parts.tree["first_stage"]), run.folder)
+        run.lineage |= {"first_stage": parts["first_stage"].spec.fingerprint, "first_stage_path": place}
+
+
 def _note_decoder(run: Run, libraries: str) -> None:
     """Other versions may round a pixel otherwise: resuming under them is allowed, but said."""
     before = run.lineage.get("decoder", libraries)
@@ -122,7 +173,7 @@ def _note_decoder(run: Run, libraries: str) -> None:
     run.lineage["decoder"] = libraries
 
 
-def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
+def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts, hold: Hold | None) -> None:
     """What is known only now: latent statistics of a first stage, and the totals of the lineage."""
     data = parts["data"]
     task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
@@ -131,6 +182,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
     if not trainer.is_global_zero:
         run.lineage["finished_step"] = task.step  # for this process's exit status; rank zero writes it down
         return
+    hold.check()
     weights.amend(run.folder / "weights", {**metadata, "data_fingerprint": data.fingerprint})
     samples = task.step * data.batch_size
     before = (run.lineage.get("parent") or {}).get("samples_seen_total", 0)
@@ -140,7 +192,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts) -> None:
         samples_seen_total=before + samples,
         device_hours=task.clock()["device_hours"],
         data_fingerprint=data.fingerprint,
-        first_stage=parts.tree.get("first_stage") and parts["first_stage"].spec.fingerprint,
+        first_stage=run.lineage.get("first_stage"),
         skipped_samples=data.skipped,
         removed_samples=data.removed,
     )

@@ -24,6 +24,7 @@ from ldm.diffusion.tiles import Tiling
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, Size, bind, check_size, generate
 from ldm.networks.layers import tuned
+from ldm.places import first_stage_of
 
 
 @dataclass
@@ -120,8 +121,8 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
         raise ValueError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")
     if is_classifier(tree):
         raise ValueError(f"{path}: a classifier, not a diffusion model; it guides one, given as classifier={path}")
-    if first_stage:
-        tree = {**tree, "first_stage": first_stage}
+    if first_stage or tree.get("first_stage"):
+        tree = {**tree, "first_stage": first_stage or _own_first_stage(weights.run, path)}
     parts = Parts(tree)
     denoiser, conditioner = parts["denoiser"], parts["conditioner"]
     load_strict(
@@ -136,6 +137,13 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
         weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [denoiser.network],
         [weights],
     )  # fmt: skip
+
+
+def _own_first_stage(run: Path, asked: Path) -> str:
+    found = first_stage_of(run)
+    if not Path(found).exists():
+        raise ValueError(f"{asked}: its first stage, {found}, is not there; first_stage= says where it is now")
+    return found
 
 
 def load_classifier(path: Path, first_stage: nn.Module) -> NoisyClassifier:

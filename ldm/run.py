@@ -3,20 +3,29 @@
 The same command again resumes; a changed key that would change the mathematics is refused by name.
 """
 
-import os
-import re
 import secrets
-import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint import resume
+from ldm import places
 from ldm.config import dump, load_tree
 from ldm.ensemble import load_ensemble
-from ldm.files import read_json, sha256, write_json, write_text
+from ldm.files import sweep, write_json, write_text
+from ldm.lineage import (
+    RUN_NAME,
+    begun_from,
+    branch_point,
+    original,
+    parent_of,
+    read_lineage,
+    same_first_stage,
+    same_parent,
+)
 from ldm.model import Model, load_model
+from ldm.overwriting import check_overwrite, clear, is_run
 from ldm.redaction import redacted
 
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
@@ -29,11 +38,14 @@ FREE = (
 
 @dataclass
 class Run:
-    """A run's folder and what is known about it. `lineage` is the content of lineage.json."""
+    """A run's folder and what is known about it. `lineage` is the content of lineage.json; `anew`: `begin` deletes what
+    the folder has of a run, because that is asked for, or because it has no step yet and the command is another.
+    """
 
     folder: Path
     tree: dict[str, Any]
     lineage: dict[str, Any] = field(default_factory=dict)
+    anew: bool = False
 
     @property
     def name(self) -> str:
@@ -44,13 +56,25 @@ class Run:
         """Whether the run has done the steps its tree asks for."""
         return self.lineage.get("finished_step", -1) >= self.tree["max_steps"]
 
+    @property
+    def way_on(self) -> str:
+        """How a finished run can be gone on with, in words."""
+        key = next((key for key in _flat(self.tree) if key.endswith(".max_steps")), None)
+        if key is None:
+            return "a larger max_steps goes on from there"
+        return f"{key} says that it ends there; branch={self.folder} run=NAME goes on from there"
+
     def begin(self) -> None:
-        """Make the folder and write what is to be fitted; ``overwrite=true`` clears it first. Rank zero only."""
-        if self.tree["overwrite"] and self.folder.exists():
-            if not (self.folder / "config.yaml").exists():
-                raise ValueError(f"overwrite=true: {self.folder} is not a run's folder; delete it yourself")
-            aside = self.folder.with_name(f".overwritten-{os.getpid()}-{self.name}")
-            shutil.rmtree(self.folder.replace(aside))  # never a part of the old run under its name
+        """Make the folder and write what is to be fitted; an old run goes first. Rank zero only, holding the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.tree["overwrite"]:
+            check_overwrite(self.folder, self.tree)
+        sweep(self.folder)
+        left = clear(self.folder) if self.anew or self.tree["overwrite"] else []
+        if self.anew and not self.tree["overwrite"]:
+            print(f"{self.name}: it had no step yet, and starts anew as the command is now")
+        if left:
+            print(f"{self.name}: left as they are, not written by a run: {', '.join(left)}")
         write_text(self.folder / "config.yaml", dump(redacted({**self.tree, "overwrite": False})))
         self.record()
 
@@ -63,40 +87,76 @@ class Run:
 def open_run(tree: dict[str, Any], name: str) -> Run:
     """The run `name` as its folder stands, or a new one; nothing is written before `begin`.
 
-    Raises ValueError naming the first key that differs from the run in the folder in a way that changes the result.
+    Raises ValueError naming the first key that differs from the run in the folder in a way that changes the result, or
+    what overwrite=true would delete that it must not.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    if not RUN_NAME.fullmatch(name):
         raise ValueError(f"run={name}: a run's name is made of letters, digits, '-', '_' and '.'")
-    folder = Path(tree["runs_dir"]) / name
-    config, lineage = folder / "config.yaml", folder / "lineage.json"
+    folder = Path(tree["runs_dir"]).expanduser() / name
+    _check_place(folder)
     wandb_id = f"{name}-{secrets.token_hex(4)}"
-    if config.exists() and not tree["overwrite"]:
-        check_unchanged(load_tree(config), tree, folder)
-        if lineage.exists():
-            return Run(folder, tree, _lineage(lineage, wandb_id))
-    parent = _parent(tree["branch"]) if tree["branch"] else None
-    return Run(folder, tree, {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()})
+    anew = tree["overwrite"]
+    if anew:
+        check_overwrite(folder, tree)
+    elif (folder / "config.yaml").exists():
+        known = read_lineage(folder, wandb_id) if (folder / "lineage.json").exists() else None
+        saved = load_tree(folder / "config.yaml")
+        try:
+            check_unchanged(saved, _respelled(tree, saved, known, folder), folder)
+        except ValueError:
+            if not _without_a_step(folder, known):
+                raise
+            anew = True  # the command was corrected before anything came of it
+        if known is not None and not anew:
+            return Run(folder, tree, _own(known, folder, saved, tree, wandb_id))
+    parent = parent_of(tree["branch"], folder) if tree["branch"] else None
+    lineage = {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()}
+    return Run(folder, tree, lineage, anew)
 
 
-def _lineage(path: Path, wandb_id: str) -> dict[str, Any]:
-    """A folder's lineage; one without a W&B id gets `wandb_id`. Raises ValueError if it is no lineage of a run."""
-    lineage = {"wandb_id": wandb_id, "parent": None, **read_json(path)}
-    parent = lineage["parent"]
-    sound = (
-        isinstance(lineage["wandb_id"], str)
-        and re.fullmatch(r"[\w.-]+", lineage["wandb_id"])
-        and isinstance(lineage.get("finished_step", 0), int)
-        and (parent is None or (isinstance(parent, dict) and isinstance(parent.get("checkpoint"), str)))
-        and isinstance((parent or {}).get("samples_seen_total", 0), int)
-    )
-    if not sound:
-        raise ValueError(f"{path}: not the lineage of a run; overwrite=true starts anew")
-    return lineage
+def _check_place(folder: Path) -> None:
+    """Raises ValueError for a link that leads nowhere, or a file in the place of a folder."""
+    for place in (folder, *folder.parents, folder / "checkpoints", folder / "weights"):
+        if place.is_symlink() and not place.exists():
+            raise ValueError(f"{place}: a link that leads nowhere, to {place.readlink()} (a disk that is not mounted?)")
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place}: a file, where a run needs a folder; choose another run= or runs_dir=")
 
 
-def is_rank_zero() -> bool:
-    """Whether this process is the one that writes, before a process group exists."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+def _respelled(
+    tree: dict[str, Any], saved: dict[str, Any], lineage: dict[str, Any] | None, folder: Path
+) -> dict[str, Any]:
+    """The tree with the saved spelling of `first_stage` and `branch`, where those name the same weights by now."""
+    own = dict(tree)
+    if lineage is not None and same_parent(tree["branch"], lineage):
+        own["branch"] = saved["branch"]
+    if same_first_stage(tree["first_stage"], folder):
+        own["first_stage"] = saved["first_stage"]
+    return own
+
+
+def _without_a_step(folder: Path, lineage: dict[str, Any] | None) -> bool:
+    """Whether the run in a folder has nothing yet that could be gone on with, or used."""
+    made = ("checkpoints/step_*", "weights/step_*", "snapshots/step_*")
+    return is_run(folder) and "finished_step" not in (lineage or {}) and not any(any(folder.glob(m)) for m in made)
+
+
+def _own(
+    lineage: dict[str, Any], folder: Path, saved: dict[str, Any], tree: dict[str, Any], wandb_id: str
+) -> dict[str, Any]:
+    """The lineage of the run in `folder`, which may have been renamed, or be a copy: then it is another W&B run.
+
+    The copy keeps its steps. One without a step whose parent's checkpoint is gone begins from what ``branch=`` is now.
+    """
+    copied = original(lineage, folder, saved["runs_dir"])
+    if copied is not None:
+        facts = {"run": copied.name, "wandb_id": lineage["wandb_id"]}
+        lineage = {**lineage, "wandb_id": wandb_id, "copied_from": facts}
+    branch = begun_from(lineage, folder)
+    if branch is not None and not branch.exists() and _without_a_step(folder, lineage):
+        with suppress(ValueError):  # where nothing takes its place, what is missing is said when it is read
+            lineage = {**lineage, "parent": parent_of(tree["branch"], folder)}
+    return {**lineage, "run": folder.name}
 
 
 def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
@@ -104,8 +164,9 @@ def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -
     before, now = _flat(saved), _flat(redacted(tree))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            length = f"{key}={before.get(key)} keeps the schedule, " if key.endswith(".max_steps") else ""
             raise ValueError(
-                f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: "
+                f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: {length}"
                 "give the new one its own folder with run=NAME, start from this one with branch=, or overwrite=true"
             )
 
@@ -114,42 +175,10 @@ def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:
     """A branch takes its parent's first stage unless the tree names one; resumed, what it took when it began."""
     if tree["first_stage"] or not tree["branch"]:
         return tree
-    own = Path(tree["runs_dir"]) / name / "config.yaml"
-    known = (
-        own if own.exists() and not tree["overwrite"] else branch_point(tree["branch"]).parent.parent / "config.yaml"
-    )
-    return {**tree, "first_stage": load_tree(known)["first_stage"]}
-
-
-def branch_point(branch: str | None) -> Path | None:
-    """The checkpoint folder a ``branch=`` names: a run's newest whole one, or the given one."""
-    if not branch:
-        return None
-    path = Path(branch)
-    if path.suffix == ".ckpt":
-        problem = resume.damage(path)
-        if problem:
-            raise ValueError(f"branch={branch}: {problem}")
-        return path
-    found = resume.newest(path / "checkpoints") if path.is_dir() else None
-    if found is None:
-        raise ValueError(f"branch={branch}: no checkpoint there; name a run's folder or one of its checkpoints/*.ckpt")
-    return found
-
-
-def _parent(branch: str) -> dict[str, Any]:
-    checkpoint = branch_point(branch)
-    run_folder = checkpoint.parent.parent
-    lineage_file = run_folder / "lineage.json"
-    grand = _lineage(lineage_file, "none") if lineage_file.exists() else {}
-    counters = read_json(checkpoint / "state.json")
-    before = (grand.get("parent") or {}).get("samples_seen_total", 0)
-    return {
-        "run": run_folder.name,
-        "checkpoint": str(checkpoint),
-        "sha256": sha256(checkpoint / "manifest.json"),
-        "samples_seen_total": before + counters["samples_seen"],
-    }
+    own = Path(tree["runs_dir"]).expanduser() / name
+    resumed = (own / "config.yaml").exists() and not tree["overwrite"]
+    known = own if resumed else branch_point(tree["branch"]).parent.parent
+    return {**tree, "first_stage": places.first_stage_of(known)}
 
 
 def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Model:
@@ -157,7 +186,7 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> 
 
     `ema` chooses among a run's averages of its weights: ``ema``, ``raw``, or a relative length such as ``0.05``.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f"model={path}: no such run or manifest")
     if path.suffix != ".yaml":

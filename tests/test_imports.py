@@ -16,6 +16,9 @@ SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
 LAYERS = {
     "ldm": 0,
     "ldm.files": 0,
+    "ldm.holder": 0,
+    "ldm.holding": 0,
+    "ldm.ranks": 0,
     "ldm.device": 0,
     "ldm.images": 0,
     "ldm.charts": 0,
@@ -33,6 +36,9 @@ LAYERS = {
     "ldm.build": 4,
     "ldm.model": 4,
     "ldm.ensemble": 4,
+    "ldm.places": 4,
+    "ldm.lineage": 4,
+    "ldm.overwriting": 4,
     "ldm.run": 4,
     "ldm.fit": 4,
     "ldm.doctor": 4,
@@ -45,6 +51,9 @@ LAYERS = {
 # What each part may import from ours; parts that are not named may import all of their layer and below.
 OWN = {
     "ldm.files": set(),
+    "ldm.holder": {"ldm.files", "ldm.ranks"},
+    "ldm.holding": {"ldm.files", "ldm.holder", "ldm.ranks"},
+    "ldm.ranks": set(),
     "ldm.device": set(),
     "ldm.images": {"ldm.files"},
     "ldm.charts": {"ldm.files"},

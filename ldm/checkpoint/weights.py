@@ -152,6 +152,14 @@ def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
         raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
 
 
+def newest(run: Path) -> Path:
+    """The JSON of the newest weights in a run's folder. Raises FileNotFoundError if there are none."""
+    found = _sets(run / "weights")
+    if not found:
+        raise FileNotFoundError(f"{run}: no weights")
+    return found[0]
+
+
 def _step(description: Path) -> int:
     return int(PATTERN.fullmatch(description.name)[1])
 

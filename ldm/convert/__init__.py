@@ -12,6 +12,7 @@ from ldm.checkpoint import foreign, weights
 from ldm.config import load_tree
 from ldm.convert import diffusion, first_stage
 from ldm.files import sha256
+from ldm.places import first_stage_of
 from ldm.run import Run
 
 FORMATS = ("safetensors", "published", "diffusers")
@@ -54,6 +55,7 @@ def export_model(path: Path, form: str, out: Path) -> list[Path]:
         raise ValueError(f"format={form}: there are {', '.join(FORMATS)}")
     found = weights.load(path)
     tree = load_tree(found.run / "config.yaml")
+    tree["first_stage"] = first_stage_of(found.run)
     raw = weights.load(path, "raw") if path.suffix != ".safetensors" else found
     job = first_stage if is_first_stage(tree) else diffusion
     return job.export(tree, found, raw, form, out)

@@ -19,6 +19,7 @@ from ldm.config import instantiate
 from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
 from ldm.fit import quieten
+from ldm.ranks import check_ranks
 from ldm.run import branch_point, inherit, open_run
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.trial import Trial, try_steps
@@ -57,10 +58,11 @@ def num_ranks(trainer: dict[str, Any]) -> int:
 
 
 def _run(tree: dict[str, Any], name: str) -> Finding:
+    check_ranks(tree["trainer"])
     run = open_run(tree, name)
     if run.finished:
-        return Finding("run", WARN, f"{run.folder} has finished; a larger max_steps goes on from there")
-    newest = None if tree["overwrite"] else resume.newest(run.folder / "checkpoints")
+        return Finding("run", WARN, f"{run.folder} has finished; {run.way_on}")
+    newest = None if run.anew else resume.newest(run.folder / "checkpoints")
     return Finding("run", PASS, f"{run.folder}: {f'goes on from {newest.name}' if newest else 'new'}")
 
 

@@ -20,6 +20,7 @@ from ldm.evaluation.reference import reference
 from ldm.evaluation.report.plots import trade_off
 from ldm.evaluation.table import write_csv
 from ldm.files import write_json
+from ldm.holding import held
 from ldm.model import Model
 from ldm.run import load
 
@@ -43,15 +44,16 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"evaluation-{model.name}"
     kept = folder / "points.json"
     identity = _identity(model, tree)
-    done = _points_of(kept, identity)
-    missing = [scale for scale in scales if f"{scale:g}" not in done]
-    if missing:
-        _measure(tree, model, missing, done, kept, identity, device)
-    rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
-    write_csv(folder / "curve.csv", rows)
-    quality, alignment = curve_keys(rows[0])
-    points = [(row["scale"], row[quality], row[alignment]) for row in rows]
-    trade_off(folder / "curve.png", {model.name: points}, quality_label=quality, alignment_label=alignment)
+    with held(folder, "evaluating into"):
+        done = _points_of(kept, identity)
+        missing = [scale for scale in scales if f"{scale:g}" not in done]
+        if missing:
+            _measure(tree, model, missing, done, kept, identity, device)
+        rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
+        write_csv(folder / "curve.csv", rows)
+        quality, alignment = curve_keys(rows[0])
+        points = [(row["scale"], row[quality], row[alignment]) for row in rows]
+        trade_off(folder / "curve.png", {model.name: points}, quality_label=quality, alignment_label=alignment)
     return rows, folder
 
 

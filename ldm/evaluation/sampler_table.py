@@ -15,6 +15,7 @@ from ldm.config import compose, groups
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.report.plots import loss_curves
 from ldm.evaluation.table import write_csv
+from ldm.holding import held
 
 Row = dict[str, Any]
 
@@ -33,7 +34,12 @@ def sampler_table(tree: dict[str, Any]) -> tuple[list[Row], Path]:
         raise ValueError(f"steps={tree['steps']}: needs at least one number of steps, none below 1")
     path = Path(tree["model"])
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"samplers-{path.stem}"
-    rows = [_row(tree, folder, name, count) for name in samplers for count in sorted(tree["steps"])]
+    with held(folder, "evaluating into"):
+        rows = [_row(tree, folder, name, count) for name in samplers for count in sorted(tree["steps"])]
+        return _written(folder, samplers, rows)
+
+
+def _written(folder: Path, samplers: list[str], rows: list[Row]) -> tuple[list[Row], Path]:
     write_csv(folder / "table.csv", rows)
     quality, _ = curve_keys(rows[0])
     curves = {}

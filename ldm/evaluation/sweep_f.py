@@ -16,6 +16,7 @@ from ldm.evaluation.guidance_curve import with_scale
 from ldm.evaluation.report.plots import loss_curves, quality_over_speed
 from ldm.evaluation.table import write_csv
 from ldm.files import write_json
+from ldm.holding import held
 from ldm.run import load
 from ldm.training.loggers import log_summary
 
@@ -29,6 +30,11 @@ def sweep_f(tree: dict[str, Any]) -> Path | None:
     if not factors or any(f not in (1, 2, 4, 8, 16, 32) for f in factors) or len(set(factors)) < len(factors):
         raise ValueError(f"f={factors}: a list of different powers of two from 1 to 32")
     folder = Path(tree["runs_dir"]) / tree["family"]
+    with held(folder, "sweeping into"):
+        return _swept(tree, folder, factors)
+
+
+def _swept(tree: dict[str, Any], folder: Path, factors: list[int]) -> Path | None:
     steps, speed = [], []
     for f in factors:
         run = _train(tree, f)

@@ -125,6 +125,10 @@ class WandB(Logger):
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
         """The run's config.yaml holds them."""
 
+    def forget(self) -> None:
+        """What was logged before is another run's, which is about to be deleted."""
+        self._told_step, self._told_names = -1, frozenset()
+
     def finish(self) -> None:
         """Send what is pending and end the client's run."""
         if self._run is not None:
@@ -164,6 +168,13 @@ def log_picture(loggers: list[Logger], name: str, path: Path, step: int) -> None
             import wandb as client
 
             logger.log_metrics({name: client.Image(str(path))}, step)
+
+
+def forget(loggers: list[Logger]) -> None:
+    """Let W&B be told everything from step zero on: what the folder's log says is of a run that is to be deleted."""
+    for logger in loggers:
+        if isinstance(logger, WandB):
+            logger.forget()
 
 
 def close(loggers: list[Logger]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 from ldm.checkpoint import resume, shards, weights
 from ldm.training.background import Writer, copied
 from ldm.training.callbacks.group import members
-from ldm.training.distributed import gather_objects, together
+from ldm.training.distributed import broadcast, gather_objects, together
 from ldm.training.loggers import CSVLog
 from ldm.training.task import Task
 
@@ -54,6 +55,7 @@ class Checkpoint(pl.Callback):
         self.best = best
         self.background = background
         self.saved_step = -1
+        self.before_writing: Callable[[], None] = nothing  # may raise a ValueError: then nothing is written
         self._writer = Writer()
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
@@ -117,6 +119,7 @@ class Checkpoint(pl.Callback):
     def _write(
         self, step: int, state: State, states: dict[str, State], counters: State, facts: State, digests: list[str]
     ) -> None:
+        self.before_writing()
         # the checkpoint comes last: a run that is cut off before it does this step again, and writes both
         weights.save(self.folder / "weights", step, states, facts)
         resume.save(self.folder / "checkpoints", step, {**state, "counters": counters}, counters, digests)
@@ -147,34 +150,68 @@ def check_finite(state: dict[str, Any], step: int) -> None:
         )
 
 
-class Restore(pl.Callback):
-    """A fit goes on from the run's newest whole checkpoint, else from its branch point, else from zero."""
+def nothing() -> None:
+    """What is to be done before writing by default."""
 
-    def __init__(self, folder: Path, csv: CSVLog, branch: Path | None, keep_optimizer: bool):
+
+class Restore(pl.Callback):
+    """A fit goes on from the run's newest whole checkpoint, else from its branch point, else from zero.
+
+    `folder` is the run's; with `anew` its checkpoints are of an old run, which `begin` deletes: it is called on rank
+    zero once all that is gone on from has been read. `read` names what each rank has read by itself.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        csv: CSVLog,
+        branch: Path | None,
+        keep_optimizer: bool,
+        begin: Callable[[], None] = nothing,
+        anew: bool = False,
+        read: str | None = None,
+    ):
         self.folder = folder
         self.csv = csv
         self.branch = branch
         self.keep_optimizer = keep_optimizer
+        self.begin = begin
+        self.anew = anew
+        self.read = read
 
     def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:
-        found = resume.newest(self.folder / "checkpoints") if trainer.is_global_zero else None
-        found = trainer.strategy.broadcast(found)
+        if len(set(gather_objects(self.read))) > 1:
+            raise ValueError("first_stage: its weights changed while the ranks started; start the same command again")
+        found = None
+        with together():
+            if trainer.is_global_zero and not self.anew:
+                found = resume.newest(self.folder / "checkpoints")
+        found, branch = broadcast((found, self.branch))
         if found:
-            state = resume.load_checked(found) if task.sharded else resume.load(found)
-            task.load_resume_state(state, str(found))
-            task.seconds_before = state["counters"]["seconds"]
-            for callback in members(trainer):
-                if callback.state_key in state["callbacks"]:
-                    callback.load_state_dict(state["callbacks"][callback.state_key])
-            # killed after its last step's checkpoint, a run has nothing left to train but still has to be concluded
-            trainer.should_stop = task.step >= task.max_steps
-        elif self.branch:
-            if task.sharded:
-                with together():
-                    if trainer.is_global_zero:
-                        resume.check(self.branch)
-            state = resume.load_checked(self.branch) if task.sharded else resume.load(self.branch)
-            task.branch_from(state, str(self.branch), self.keep_optimizer)
+            self._resume(trainer, task, found)
+        elif branch:
+            self._branch(trainer, task, branch)
+        with together():
+            if trainer.is_global_zero:
+                self.begin()
         task.started = time.monotonic()
         trainer.datamodule.start(task.step * trainer.datamodule.batch_size)
         self.csv.rewind(task.step)
+
+    def _resume(self, trainer: pl.Trainer, task: Task, found: Path) -> None:
+        state = resume.load_checked(found) if task.sharded else resume.load(found)
+        task.load_resume_state(state, str(found))
+        task.seconds_before = state["counters"]["seconds"]
+        for callback in members(trainer):
+            if callback.state_key in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][callback.state_key])
+        # killed after its last step's checkpoint, a run has nothing left to train but still has to be concluded
+        trainer.should_stop = task.step >= task.max_steps
+
+    def _branch(self, trainer: pl.Trainer, task: Task, branch: Path) -> None:
+        if task.sharded:
+            with together():
+                if trainer.is_global_zero:
+                    resume.check(branch)
+        state = resume.load_checked(branch) if task.sharded else resume.load(branch)
+        task.branch_from(state, str(branch), self.keep_optimizer)

@@ -1,0 +1,105 @@
+"""What a run came from, as its lineage.json says it: the checkpoint it began from, or the run that it is a copy of."""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoint import resume
+from ldm.files import read_json, sha256
+from ldm.places import digests, fingerprint, found, relative
+
+NAME = "lineage.json"
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def read_lineage(folder: Path, wandb_id: str) -> dict[str, Any]:
+    """A folder's lineage; one without a W&B id gets `wandb_id`. Raises ValueError if it is no lineage of a run."""
+    path = folder / NAME
+    lineage = {"wandb_id": wandb_id, "parent": None, **read_json(path)}
+    parent = lineage["parent"]
+    sound = (
+        isinstance(lineage["wandb_id"], str)
+        and re.fullmatch(r"[\w.-]+", lineage["wandb_id"])
+        and isinstance(lineage.get("finished_step", 0), int)
+        and (parent is None or (isinstance(parent, dict) and isinstance(parent.get("checkpoint"), str)))
+        and isinstance((parent or {}).get("samples_seen_total", 0), int)
+    )
+    if not sound:
+        raise ValueError(f"{path}: not the lineage of a run; overwrite=true starts anew")
+    return lineage
+
+
+def branch_point(branch: str | None) -> Path | None:
+    """The checkpoint folder a ``branch=`` names: a run's newest whole one, or the given one."""
+    if not branch:
+        return None
+    path = Path(branch).expanduser()
+    if path.suffix == ".ckpt":
+        problem = resume.damage(path)
+        if problem:
+            raise ValueError(f"branch={branch}: {problem}")
+        return path
+    newest = resume.newest(path / "checkpoints") if path.is_dir() else None
+    if newest is None:
+        raise ValueError(f"branch={branch}: no checkpoint there; name a run's folder or one of its checkpoints/*.ckpt")
+    return newest
+
+
+def parent_of(branch: str, folder: Path) -> dict[str, Any]:
+    """What the lineage of a new run in `folder` says of its parent, whose checkpoint is relative to that folder."""
+    checkpoint = branch_point(branch)
+    run_folder = checkpoint.parent.parent
+    grand = read_lineage(run_folder, "none") if (run_folder / NAME).exists() else {}
+    counters = read_json(checkpoint / "state.json")
+    before = (grand.get("parent") or {}).get("samples_seen_total", 0)
+    return {
+        "run": run_folder.absolute().name,
+        "wandb_id": grand.get("wandb_id"),
+        "checkpoint": relative(checkpoint, folder),
+        "sha256": sha256(checkpoint / "manifest.json"),
+        "samples_seen_total": before + counters["samples_seen"],
+    }
+
+
+def begun_from(lineage: dict[str, Any], folder: Path) -> Path | None:
+    """The checkpoint that the run in `folder` began from, where it is now; None for a run without a parent."""
+    return found(lineage["parent"]["checkpoint"], folder) if lineage["parent"] else None
+
+
+def same_parent(branch: str | None, lineage: dict[str, Any]) -> bool:
+    """Whether ``branch=`` names, however it is spelled, the run or the checkpoint that a lineage says it began from."""
+    parent = lineage["parent"]
+    if not branch or not parent:
+        return False
+    path = Path(branch).expanduser()
+    own = path if path.suffix == ".ckpt" else path / "checkpoints" / Path(parent["checkpoint"]).name
+    with suppress(OSError, ValueError):
+        if sha256(own / "manifest.json") == parent.get("sha256"):
+            return True
+    with suppress(OSError, ValueError):  # a run that has gone on since
+        known = parent.get("wandb_id")
+        return path.suffix != ".ckpt" and known is not None and read_lineage(path, "none")["wandb_id"] == known
+    return False
+
+
+def same_first_stage(path: str | None, folder: Path) -> bool:
+    """Whether ``first_stage=`` names, however it is spelled, the weights that the run in `folder` was trained with."""
+    known = fingerprint(folder)
+    return path is not None and known is not None and known in digests(Path(path).expanduser())
+
+
+def original(lineage: dict[str, Any], folder: Path, runs_dir: str) -> Path | None:
+    """The run that `folder` is a copy of; None if it was begun there, or moved or renamed since.
+
+    It is a copy if the run of its lineage is beside it, or in its former `runs_dir`, under the same W&B id.
+    """
+    name = lineage.get("run")
+    if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
+        return None
+    for beside in (folder.parent, Path(runs_dir).expanduser()):
+        with suppress(OSError, ValueError):
+            other = beside / name
+            if not other.samefile(folder) and read_json(other / NAME).get("wandb_id") == lineage["wandb_id"]:
+                return other
+    return None

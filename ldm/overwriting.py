@@ -1,0 +1,99 @@
+"""What overwrite=true may delete: what a run writes, in a folder that is a run's, and nothing the command needs."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from data.paths import expand
+from ldm.config import load_plain
+from ldm.files import TEMPORARY, read_json
+from ldm.holding import NAME as HELD
+from ldm.holding import TEMPORARY as HOLDING
+
+# What a run and the evaluation of it write, in the order in which it goes: what is left of a deletion that was cut off
+# has no step, and says as long as it can that it is a run.
+FIRST = ("checkpoints", "lineage.json", "weights", "snapshots")
+OWN = re.compile(r"metrics\.csv|samples|ranks|requeue|wandb|(evaluation|samplers)(-.*)?")
+LAST = "config.yaml"
+PASSING = (TEMPORARY, HOLDING, HELD)  # how names begin that say nothing of what the folder is
+ROOT_KEYS = {"task", "data", "seed", "max_steps", "image_size"}  # of every run's tree
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: its tree and its lineage are, or it was killed before there was more than a tree."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(PASSING)}
+    if LAST not in names:
+        return not names
+    try:
+        tree = load_plain(folder / LAST, "a run's configuration")
+    except (OSError, ValueError):
+        return False
+    lineage = False
+    with suppress(OSError, ValueError):
+        lineage = "run" in read_json(folder / "lineage.json")
+    return tree.keys() >= ROOT_KEYS and (lineage or all(_own(name) for name in names))
+
+
+def check_overwrite(folder: Path, tree: dict[str, Any]) -> None:
+    """Raises ValueError unless what is in `folder` is a run's, and nothing that `tree` names."""
+    if not folder.exists():
+        return
+    if not is_run(folder):
+        raise ValueError(f"overwrite=true: {folder} is not a run's folder; choose another run=, or delete it yourself")
+    for key, text in _texts(tree):
+        if any(_inside(place, folder) for place in _places(key, text)):
+            raise ValueError(f"{key}={text} is in {folder}, which overwrite=true would delete; give run= another name")
+
+
+def clear(folder: Path) -> list[str]:
+    """Delete what a run has written, and return the names of what else is there. A link to the folder stays one."""
+    aside = folder / f"{TEMPORARY}{os.getpid()}-overwritten"
+    aside.mkdir()
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(PASSING)}
+    own = [*FIRST, *sorted(name for name in names if OWN.fullmatch(name)), LAST]
+    for name in own:
+        if name in names:
+            (folder / name).replace(aside / name)
+    shutil.rmtree(aside, ignore_errors=True)
+    return sorted(names - set(own))
+
+
+def _own(name: str) -> bool:
+    return name in (*FIRST, LAST) or OWN.fullmatch(name) is not None
+
+
+def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a tree that may be a place, with its key."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name not in ("_target_", "runs_dir", "run"):
+                yield from _texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value, key)
+    elif isinstance(tree, str) and tree:
+        yield key, tree
+
+
+def _places(key: str, text: str) -> Iterator[Path]:
+    """What is there of what a text names: a path, a glob, or the members of an ensemble whose manifest it names."""
+    with suppress(OSError, ValueError):
+        if any(mark in text for mark in "*?[{"):
+            yield from (place for place in expand(text, key) if isinstance(place, Path))
+            return
+        path = Path(text).expanduser()
+        if path.exists():
+            yield path
+        if path.suffix == ".yaml" and path.is_file():
+            for member in load_plain(path, "a manifest").get("members", []):
+                yield path.parent / member["run"]
+
+
+def _inside(place: Path, folder: Path) -> bool:
+    """Whether a place is a folder or something in it, by whatever name or link."""
+    real = place.resolve()
+    return any(above.samefile(folder) for above in (real, *real.parents) if above.exists())

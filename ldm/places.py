@@ -1,0 +1,73 @@
+"""Where things are by now that files name: relative to the file that names them, so that both can be moved together."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ldm.checkpoint import weights
+from ldm.config import load_tree
+from ldm.files import read_json
+
+
+def relative(path: Path, folder: Path) -> str:
+    """`path` as a file in `folder` names it, whatever links lead to either."""
+    absolute = path.expanduser().absolute()
+    return os.path.relpath(absolute.parent.resolve() / absolute.name, folder.resolve())
+
+
+def found(text: str, folder: Path) -> Path:
+    """What a file in `folder` names: see `relative`; or, as older ones, from where it was written, or absolutely.
+
+    What is not there any more is looked for beside the file.
+    """
+    places = (folder.resolve() / text, Path(text).expanduser(), folder / Path(text).name)
+    return next((place for place in places if place.exists()), places[0])
+
+
+def first_stage_of(run: Path) -> str | None:
+    """Where the first stage is that the run in the folder `run` was trained with; as it is spelled if nowhere.
+
+    Of several places, one that has those weights.
+    """
+    text = load_tree(run / "config.yaml").get("first_stage")
+    if not text:
+        return None
+    there = [place for place in _candidates(run, Path(text).expanduser()) if place.exists()]
+    same = (place for place in there if fingerprint(run) in digests(place))
+    return str(next(same, there[0] if there else text))
+
+
+def fingerprint(run: Path) -> str | None:
+    """Of the first stage that a run was trained with: noted when it began, and beside its weights. None if unknown."""
+    with suppress(OSError, ValueError):
+        noted = read_json(run / "lineage.json").get("first_stage")
+        if noted is not None:
+            return noted
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return read_json(weights.newest(run))["latent"]["fingerprint"]
+    return None
+
+
+def _candidates(run: Path, path: Path) -> Iterator[Path]:
+    """As the run noted it, as it is spelled, and from any folder above the run, inside it and beside it."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        yield run.resolve() / read_json(run / "lineage.json")["first_stage_path"]
+    yield path
+    tail = Path(*path.parts[-3:]) if path.suffix == ".safetensors" else Path(path.name)
+    yield run / tail
+    for real in (run.absolute(), run.resolve()):
+        if not path.is_absolute():
+            yield from (above / path for above in real.parents)
+        yield real.parent / tail
+
+
+def digests(path: Path) -> set[str]:
+    """What is recorded of the newest weights in a run's folder, or of one file of weights: averaged, else raw."""
+    try:
+        if path.suffix == ".safetensors":
+            return {read_json(path.with_name(f"{path.name.split('.')[0]}.json"))["sha256"][path.name.split(".")[1]]}
+        recorded = read_json(weights.newest(path))["sha256"]
+        return {recorded.get("ema") or recorded["raw"]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return set()

@@ -1,0 +1,85 @@
+"""Which of several processes this one is, as the environment says before there is a process group, and whether it can
+be: variables that an earlier launch left behind would let one process train a half of a run.
+"""
+
+import os
+from typing import Any
+
+# What says which one a process is -> what says how many there are.
+TORCHRUN = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "GROUP_RANK": "WORLD_SIZE", "NODE_RANK": "WORLD_SIZE"}
+SLURM = {"SLURM_PROCID": "SLURM_NTASKS", "SLURM_LOCALID": "SLURM_NTASKS", "SLURM_NODEID": "SLURM_NTASKS"}
+ZERO = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
+INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that Lightning does not take for the launch of ranks
+# What tells one launch of several ranks from another: each of them has the same.
+LAUNCH = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes, before a process group exists."""
+    return all(os.environ.get(name, "0") == "0" for name in ZERO)
+
+
+def launch() -> list[str]:
+    """What this process was started with, together with the other ranks."""
+    return [f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ]
+
+
+def check_ranks(trainer: dict[str, Any]) -> None:
+    """Raises ValueError if the environment makes this a rank of a world that the `trainer`'s keys do not ask for."""
+    numbers = {name: _number(name) for name in (*TORCHRUN, *SLURM, "WORLD_SIZE", "SLURM_NTASKS") if name in os.environ}
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    devices = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else None
+    asked = devices * nodes if devices is not None and devices > 0 else None  # None: as many as there are GPUs
+    under_slurm = "SLURM_NTASKS" in numbers and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if under_slurm and not by_torchrun:
+        _check_slurm(numbers, devices, nodes, asked)
+    for name, value in numbers.items():
+        if name in ("WORLD_SIZE", "SLURM_NTASKS") or value == 0:
+            continue
+        world = numbers.get((TORCHRUN | SLURM)[name], 1)
+        if name in SLURM and not under_slurm:
+            world = 1
+        if name in ("NODE_RANK", "GROUP_RANK") and "WORLD_SIZE" not in numbers:
+            world = nodes  # nodes that are started by hand
+        if name in SLURM and by_torchrun:  # one task of each node starts torchrun, which counts for itself
+            continue
+        if value >= world:
+            raise ValueError(f"{name}={value} in the environment: there is no such rank; {_way_out(name)}")
+        if asked == 1:
+            raise ValueError(
+                f"{name}={value} in the environment, but trainer.devices=1 trains in one process: "
+                f"{_way_out(name)}, or set trainer.devices= and trainer.num_nodes= to what was launched"
+            )
+    world = numbers.get("WORLD_SIZE")
+    if by_torchrun and world and asked and world != asked:
+        raise ValueError(
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: torchrun started {world} processes, so that they "
+            f"have to be {world} together"
+        )
+
+
+def _check_slurm(numbers: dict[str, int], devices: int | None, nodes: int, asked: int | None) -> None:
+    tasks = numbers["SLURM_NTASKS"]
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ValueError(
+            f"SLURM started {tasks} tasks (--ntasks={tasks}): start them with --ntasks-per-node=N, and set "
+            "trainer.devices=N to as many, trainer.num_nodes= to the nodes"
+        )
+    if asked and tasks != asked:
+        raise ValueError(
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: SLURM started {tasks} tasks; let "
+            f"--ntasks-per-node={devices} --nodes={nodes} and these agree"
+        )
+
+
+def _way_out(name: str) -> str:
+    others = [other for other in (*TORCHRUN, *SLURM) if other != name and os.environ.get(other, "0") != "0"]
+    return f"left over from another launch? start with env {' '.join(f'-u {n}' for n in (name, *others))} python ..."
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise ValueError(f"{name}={os.environ[name]} in the environment: not a number; env -u {name}") from None

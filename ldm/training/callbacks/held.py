@@ -1,0 +1,25 @@
+"""A run whose folder another process has taken over by now stops before it writes anything more."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ldm.holding import Hold
+from ldm.training.callbacks.checkpoint import Checkpoint
+from ldm.training.task import Task
+
+
+class WhileHeld(pl.Callback):
+    """Asks whether `hold` lasts before other callbacks do their part, and before each of `saving` writes."""
+
+    def __init__(self, hold: Hold, saving: Iterable[Checkpoint]):
+        self.hold = hold
+        for callback in saving:
+            callback.before_writing = hold.check
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
+        self.hold.check()
+
+    def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
+        self.hold.check()
