@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from ldm.config import (
     help_text,
     instantiate,
     load_tree,
+    overriding,
     registry,
     resolve_target,
     run_name,
@@ -75,7 +77,7 @@ def test_leaves_bind_to_their_constructors(name):
     for where, part in nodes.items():
         assert set(part) - {"_target_", "_partial_"} <= set(parameters(resolve_target(part["_target_"], where)))
         plain = {k: v for k, v in part.items() if not (isinstance(v, str) and ("${" in v or v == "???"))}
-        validate({where: plain})
+        validate({group: plain} if where == group else {group: {where: plain}})
 
 
 def test_a_leaf_of_a_group_that_takes_several_nests_under_its_own_name():
@@ -202,7 +204,7 @@ MALFORMED = {
 @pytest.mark.parametrize("override", MALFORMED, ids=lambda text: text[:30])
 def test_a_malformed_override_is_a_value_error_that_names_the_key(override):
     with pytest.raises(ValueError) as caught:
-        compose("config", [*SMALL, override])
+        compose("config", overriding([*SMALL, override]))
     message = str(caught.value)
     assert MALFORMED[override] in message
     assert "\n" not in message and len(message) < 700
@@ -274,7 +276,7 @@ def test_a_target_hidden_in_a_new_key_is_refused():
 
 @pytest.mark.parametrize(
     "text",
-    ["a, b", 'say "hi"', "it's", "a=b", "(a) [b] {c}", "${oc.env:HOME}", "${seed}", "3", "1e-3", "true", "~x", "\\",
+    ["a, b", 'say "hi"', "it's", "a=b", "(a) [b] {c}", "${oc.env:HOME}", "${seed}", "3", "1e-3", "true", "\\",
      "'", "", " padded ", "__literal_0__", "käse 火 🦊", "a # b", "%s {0}", "[1,2]", "a\nb"],
 )  # fmt: skip
 def test_text_is_taken_verbatim(text):
@@ -283,9 +285,86 @@ def test_text_is_taken_verbatim(text):
     assert tree["seed"] == 7
 
 
-def test_null_is_no_prompt_and_the_last_of_two_counts():
+def test_null_is_no_prompt_and_a_tilde_is_one():
     assert compose("sample", ["model=x", "prompt=null"])["prompt"] is None
-    assert compose("sample", ["model=x", "prompt=a", "prompt=b"])["prompt"] == "b"
+    assert compose("sample", ["model=x", "prompt=~x"])["prompt"] == "~x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["seed=1", "seed=2"], ["seed=1", "seed=1"], ["prompt=a", "prompt=b"], ["+seed=1", "seed=2"],
+     ["sampler=heun", "~sampler"], ["sampler=heun", "sampler=euler"], ["guidance.scale=1", "++guidance.scale=2"],
+     ["out=a", "out=b", "out=c"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_key_given_twice_is_refused(words):
+    key = words[0].lstrip("+").partition("=")[0]
+    with pytest.raises(ValueError, match=f"^{key} is given {len(words)} times.*give it once"):
+        compose("sample", ["model=x", *words])
+    with pytest.raises(ValueError, match=f"^{key} is given {len(words)} times"):
+        expand_sweep(["model=x", *words])
+
+
+def test_braces_that_the_shell_expanded_are_explained():
+    words = ["data=shards", *(f"data.train=/a-{n}.tar" for n in range(6))]
+    with pytest.raises(ValueError, match=r"data\.train is given 6 times; the shell expands braces that are not quoted"):
+        compose("config", words)
+
+
+def test_words_of_a_command_give_way_to_the_users():
+    assert overriding(["a.b=1", "~logger", "c=2", "+a.b=3", "logger=null"]) == ["+a.b=3", "logger=null", "c=2"]
+
+
+# Arguments that a leaf file leaves out, lists, homes
+
+
+def test_every_argument_of_a_constructor_can_be_set():
+    words = ["data=shards", "data.train=/a.tar", "conditioner=[label]", "trainer.benchmark=true"]
+    tree = compose("config", [*words, "data.fields.caption.extension=txt", "data.fields.caption.key=null",
+                              "conditioner.label.num_classes=3", "trainer.detect_anomaly=true"])  # fmt: skip
+    assert tree["data"]["fields"]["caption"]["extension"] == "txt" and tree["trainer"]["detect_anomaly"] is True
+    tree = compose("sample", ["model=x", "guidance=per_condition", "guidance.scales.text=2"])
+    assert tree["guidance"]["scales"]["text"] == 2
+    for word, said in {
+        "data.fields.caption.extention=txt": "did you mean 'data.fields.caption.extension'",
+        "data.fields.caption.max_chars=many": "data.fields.caption.max_chars='many': expected int",
+        "data.fields.cap.extension=txt": "data.fields.cap.extension",
+        "data.filters.min_sise=3": "data.filters.min_sise: no such key; did you mean 'data.filters.min_size'",
+        "data.nothing.at.all=3": "data.nothing.at.all: no such key",
+    }.items():
+        with pytest.raises(ValueError, match=r".*".join(map(re.escape, [said]))):
+            compose("config", [*words, word])
+
+
+def test_shards_may_be_a_list_and_quotes_are_the_shells(tmp_path):
+    words = ["data=shards", "data.validation=/v.tar"]
+    tree = compose("config", [*words, "data.train=[/a b.tar, '/c{0,1}.tar',\"/d,e.tar\"]"])
+    assert tree["data"]["train"] == ["/a b.tar", "/c{0,1}.tar", "/d,e.tar"]
+    odd = tmp_path / "[x,y]"
+    odd.write_text("")
+    assert compose("config", [*words, f"data.train={odd}"])["data"]["train"] == str(odd)
+    for key, root in (("data.train", "config"), ("conditioner.text.path", "config"), ("model", "sample")):
+        base = ["conditioner=[text]", "data=shards", "data.train=/a"] if root == "config" else []
+        with pytest.raises(ValueError, match=f"{key} ?= is literal|{key}= is literal"):
+            compose(root, overriding([*base, f"{key}='/a.tar'"]))
+    assert compose("quickstart", ["prompts=[red heart,blue]"])["prompts"] == ["red heart", "blue"]
+
+
+def test_a_tilde_is_the_home_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for key, root in (("runs_dir", "config"), ("first_stage", "config"), ("branch", "config"), ("model", "sample"),
+                      ("out", "sample"), ("target", "sample"), ("weak_model", "sample")):  # fmt: skip
+        base = [] if root == "config" or key == "model" else ["model=x"]
+        assert compose(root, [*base, f"{key}=~/a/b c"])[key] == "/home/me/a/b c"
+        with pytest.raises(ValueError, match=f"{key}=~nosuchuser/x: .*home.*nosuchuser"):
+            compose(root, [*base, f"{key}=~nosuchuser/x"])
+    assert compose("config", ["data=shards", "data.train=~/a.tar"])["data"]["train"] == "~/a.tar"  # as it was saved
+    for word in ("data.train=~nosuchuser/x", "data.cache=~nosuchuser/x", "conditioner.text.path=~nosuchuser/x"):
+        words = ["data=shards", "data.train=/a", "conditioner=[text]", word]
+        with pytest.raises(ValueError, match=r"~nosuchuser/x: .*home"):
+            compose("config", overriding(words))
+    with pytest.raises(ValueError, match="braces"):
+        compose("config", ["data=shards", "data.train=" + "{a," * 3000 + "}" * 3000])
 
 
 def test_only_the_keys_that_are_text_are_split_off():

@@ -1,6 +1,7 @@
 """CLIP's text tokens as Stable Diffusion v1 takes them."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -57,7 +58,9 @@ class ClipText(Conditioner):
         return {f"transformer.text_model.{_bare(name)}": value for name, value in state.items()}
 
 
+@cache
 def _encoder(folder: Path) -> TextEncoder:
+    """One frozen encoder per process, however many models use it."""
     return TextEncoder.load(folder, MAX_TOKENS, see_padding=True, name="clip_text")
 
 

@@ -16,6 +16,7 @@ from ldm.networks.layers import Frozen
 # Of the pixels in [0, 1] that CLIP was trained on.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+KINDS = dict.fromkeys(("clip", "clip_vision_model"), "CLIPVisionModelWithProjection")
 
 
 class ImageEncoder(FrozenEncoder):
@@ -86,6 +87,4 @@ def clip_image(path: str, slot: Literal["vector", "tokens"] = "vector", drop_pro
 @cache
 def _load(folder: Path) -> ImageEncoder:
     """One frozen encoder per process, however many models use it."""
-    from transformers import CLIPVisionModelWithProjection  # imported here: seconds that only its users pay
-
-    return ImageEncoder(load_model(CLIPVisionModelWithProjection, folder, "conditioner.clip_image.path"))
+    return ImageEncoder(load_model(KINDS, folder, "conditioner.clip_image.path", refusal="is no CLIP of images"))

@@ -13,7 +13,7 @@ from ldm.conditioners.unread import Described, Source, find
 from ldm.networks.huggingface import load_model, load_tokenizer
 
 LONGEST = 512  # tokens that T5 was trained on; its positions are relative, so its weights set no bound
-MODEL_TYPES = ("t5", "mt5", "umt5")
+KINDS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -63,9 +63,5 @@ def _find(folder: Path, max_tokens: int, dtype: str) -> tuple[Described, Memo]:
 
 
 def _load(folder: Path, max_tokens: int, dtype: torch.dtype) -> TextEncoder:
-    from transformers import AutoModelForTextEncoding  # imported here: seconds that only its users pay
-
-    model = load_model(AutoModelForTextEncoding, folder, "conditioner.t5.path", dtype)
-    if model.config.model_type not in MODEL_TYPES:
-        raise ValueError(f"conditioner.t5.path={folder}: {model.config.model_type} is not a T5; see conditioner=[text]")
+    model = load_model(KINDS, folder, "conditioner.t5.path", dtype, "is not a T5; see conditioner=[text]")
     return TextEncoder(model, load_tokenizer(folder, "conditioner.t5.path"), max_tokens, name="t5")

@@ -21,6 +21,16 @@ from ldm.networks.pretrained import locate
 
 log = logging.getLogger(__name__)
 
+# Encoders of transformers by their model_type; no other class of it is made of a folder's files.
+KINDS = {
+    "albert": "AlbertModel", "bert": "BertModel", "camembert": "CamembertModel", "clip_text_model": "CLIPTextModel",
+    "deberta": "DebertaModel", "deberta-v2": "DebertaV2Model", "distilbert": "DistilBertModel",
+    "electra": "ElectraModel", "ernie": "ErnieModel", "mobilebert": "MobileBertModel", "modernbert": "ModernBertModel",
+    "mpnet": "MPNetModel", "roberta": "RobertaModel", "roberta-prelayernorm": "RobertaPreLayerNormModel",
+    "squeezebert": "SqueezeBertModel", "xlm-roberta": "XLMRobertaModel",
+}  # fmt: skip
+REFUSAL = f"is none of {', '.join(KINDS)}; of those with a decoder conditioner=[t5] takes T5, mT5 and UMT5"
+
 
 class TextEncoder(nn.Module):
     """A Hugging Face encoder with its tokenizer: captions -> `max_tokens` tokens each, `width` wide.
@@ -48,12 +58,8 @@ class TextEncoder(nn.Module):
     @classmethod
     def load(cls, folder: Path, max_tokens: int, see_padding: bool = False, name: str = "text") -> "TextEncoder":
         """Read model and tokenizer from a local folder; nothing is downloaded."""
-        from transformers import AutoModel  # imported here: seconds that only text models pay
-
         key = f"conditioner.{name}.path"
-        model = load_model(AutoModel, folder, key)
-        if model.config.is_encoder_decoder:
-            raise ValueError(f"{key}={folder}: has a decoder; of these conditioner=[t5] takes T5, mT5 and UMT5")
+        model = load_model(KINDS, folder, key, refusal=REFUSAL)
         limit = model.config.max_position_embeddings
         if not 2 < max_tokens <= limit:
             raise ValueError(f"conditioner.{name}.max_tokens={max_tokens}: this encoder takes 3 to {limit}")
@@ -219,7 +225,7 @@ def text_tokens(
     drop_prob: float = 0.1,
     memo_captions: int = 0,
 ) -> TextTokens:
-    """Text conditioning by a frozen encoder: a fetched one by name, or `path`, the folder of any Hugging Face one."""
+    """Text conditioning by a frozen encoder: a fetched one by name, or `path`, the folder of another (KINDS)."""
     return TextTokens(*_shared(model, path, max_tokens, drop_prob, memo_captions))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.networks.huggingface import load_tokenizer
 from ldm.networks.pretrained import locate
 from ldm.networks.text_transformer import TextTransformer
 
@@ -15,8 +16,8 @@ from ldm.networks.text_transformer import TextTransformer
 class CaptionTransformer(Conditioner):
     """batch["caption"], B texts -> tokens [B, max_tokens, width]; the null is the encoding of ''.
 
-    `tokenizer` is a fetched one by name (minilm has BERT's word pieces, as published) or the folder of any Hugging
-    Face one. Texts are padded to `max_tokens`, and padding is seen like any word, as published.
+    `tokenizer` is a fetched one by name (minilm has BERT's word pieces, as published) or the folder of another
+    in Hugging Face's layout. Texts are padded to `max_tokens`, and padding is seen like any word, as published.
     """
 
     key = "caption"
@@ -38,12 +39,10 @@ class CaptionTransformer(Conditioner):
     @cached_property
     def tokenizer(self) -> Any:
         """Read when the first caption comes: a layout is counted without it."""
-        from transformers import AutoTokenizer  # imported here: seconds that only text models pay
-
         folder = Path(self.tokenizer_at).expanduser()
         if not folder.is_dir():
             folder = locate(self.tokenizer_at)
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        found = load_tokenizer(folder, "conditioner.caption_transformer.tokenizer")
         if len(found) > self.transformer.token_emb.num_embeddings:
             raise ValueError(
                 f"conditioner.caption_transformer.vocabulary={self.transformer.token_emb.num_embeddings}: "

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ldm.metrics.features import Features, efficientnet_features
 from ldm.networks.huggingface import load_model, load_tokenizer
@@ -89,7 +89,7 @@ class AlignmentScore(nn.Module):
 def sentence_encoder(path: str | Path | None = None) -> SentenceEncoder:
     """MiniLM sentence embeddings (384) from the folder `path` or the cache; never from the network."""
     folder = locate("minilm", path)
-    return SentenceEncoder(load_model(AutoModel, folder, "path"), load_tokenizer(folder, "path"))
+    return SentenceEncoder(load_model({"bert": "BertModel"}, folder, "path"), load_tokenizer(folder, "path"))
 
 
 def alignment_score(path: str | Path | None = None) -> AlignmentScore:

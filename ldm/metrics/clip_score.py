@@ -3,13 +3,19 @@
 Plain cosine, not scaled by 100 or 2.5 and not clamped. eDiff-I's curves are with ViT-g-14.
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # the last four are read as torch's, without code
+NO_WEIGHTS = (UnpicklingError, SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, StopIteration)
 
 
 class ClipScore(nn.Module):
@@ -47,11 +53,30 @@ class ClipScore(nn.Module):
 
 
 def open_clip_score(model: str, weights: str) -> ClipScore:
-    """CLIP score of an open_clip architecture; `weights` is a local file, or a tag that open_clip downloads."""
-    local = Path(weights).expanduser().is_file()
-    if not local and weights not in open_clip.list_pretrained_tags_by_model(model):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "no tags (is the model's name right?)"
-        raise ValueError(f"weights={weights!r} is neither a file nor a tag of model={model!r}; open_clip has {tags}")
-    network = open_clip.create_model(model, str(Path(weights).expanduser()) if local else weights)
-    name = f"{model}:{Path(weights).stem if local else weights}"
-    return ClipScore(network, open_clip.get_tokenizer(model), name)
+    """CLIP score of one of open_clip's own architectures; `weights` is a local file, or a tag that open_clip downloads.
+
+    Raises ValueError for any other name: folders and repositories may bring code of their own with them.
+    """
+    own = open_clip.list_models()
+    if model not in own:  # exactly: with local-dir: or hf-hub: before it, open_clip reads what is written elsewhere
+        near = ", ".join(difflib.get_close_matches(model, own, n=3)) or "ViT-B-32, ViT-L-14, ..."
+        raise ValueError(
+            f"model={model!r} is none of open_clip's own architectures ({near}); folders and repositories are not "
+            "read, because they can have code run"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    file = Path(weights).expanduser()
+    if weights not in tags and (not file.is_file() or file.suffix not in SUFFIXES):
+        raise ValueError(
+            f"weights={weights!r} is neither a file ({', '.join(SUFFIXES)}) nor a tag of model={model!r}; open_clip "
+            f"has {', '.join(tags) or 'no tags'}"
+        )
+    try:
+        network = open_clip.create_model(model, weights if weights in tags else str(file.resolve()), weights_only=True)
+    except NO_WEIGHTS as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"weights={weights!r}: no weights of {model}, or not without running code ({said})") from error
+    text = open_clip.get_model_config(model)["text_cfg"]
+    plain = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+    name = f"{model}:{weights if weights in tags else file.stem}"
+    return ClipScore(network, open_clip.get_tokenizer(model, **plain), name)

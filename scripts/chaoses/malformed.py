@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chaoses.outcome import Outcome
-from ldm.config import LITERAL, compose, groups
+from ldm.config import compose, groups, is_literal
 
 GOAL = "malformed overrides: the key and a hint in one line, no wrong type accepted"
 RUNS = 5000
@@ -101,7 +101,7 @@ def out_of_range(key: str, value: Any, rng: random.Random) -> str | None:
 
 def broken_syntax(key: str, value: Any, rng: random.Random) -> str | None:
     """What Hydra's grammar cannot read; after some keys any text is literal."""
-    if key in LITERAL:
+    if is_literal(key):
         return None
     return rng.choice(
         (f"{key}", f"{key}=[1,2", f"{key}={{a:", f"={key}", f"{key}='abc", f"{key}==[", f"{key}=a,b", f"{key}:3",

@@ -1,0 +1,21 @@
+"""Configuration: compose the Hydra tree, bind every key to its constructor, instantiate allow-listed targets.
+
+From here on a tree is a plain resolved ``dict``: nothing below this package has heard of YAML, Hydra or OmegaConf.
+What may be instantiated is exactly what the leaf files in ``conf/`` name, where they name it, and only if it is ours,
+an optimizer, a scheduler or Lightning's Trainer; nothing else, whatever a command line or a checkpoint's tree says.
+"""
+
+from ldm.config.building import instantiate, takes
+from ldm.config.composing import compose
+from ldm.config.entry import guarded, help_text
+from ldm.config.keys import SWEPT, is_literal
+from ldm.config.registry import CONF, groups, registry, resolve_target
+from ldm.config.saved import dump, load_plain, load_tree
+from ldm.config.validation import accepts, check_range, validate
+from ldm.config.words import expand_sweep, overriding, run_name, split_literal
+
+__all__ = [
+    "CONF", "SWEPT", "accepts", "check_range", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text",
+    "instantiate", "is_literal", "load_plain", "load_tree", "overriding", "registry", "resolve_target", "run_name",
+    "split_literal", "takes", "validate",
+]  # fmt: skip

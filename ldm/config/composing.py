@@ -1,0 +1,212 @@
+"""Command line -> tree: conf/ composed by Hydra under what was asked for, and one line for whatever is wrong."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ldm.config.keys import SWEPT, root_type
+from ldm.config.overrides import parse
+from ldm.config.registry import CONF, groups, is_part, parameters, resolve_target, root
+from ldm.config.validation import check_root_key, nearest, nested, validate
+from ldm.config.words import check_once, meant, split_literal
+
+NEEDED = ("trainer",)  # groups that no command can do without, where they are
+
+
+def compose(config_name: str, arguments: list[str], complete: bool = True) -> dict[str, Any]:
+    """The resolved and validated tree of ``conf/<config_name>.yaml`` under `arguments` (``key=value`` words).
+
+    ``group=null`` leaves a part out, with whatever an experiment sets in it, and ``group=[a,b]`` all others of the
+    group. Raises ValueError with the offending key and the nearest valid one, or with a key that has to be given and is
+    not (it stays ``???`` unless `complete`).
+    """
+    check_once(arguments)
+    facts, arguments = _split_facts(config_name, arguments)
+    literal, overrides = split_literal(arguments)
+    several = {key for key, default in root(config_name)[0].items() if isinstance(default, list)}
+    texts = [meant(key, text, key in several) for key, text in literal.items()]
+    held = {f"__literal_{place}__": text for place, text in enumerate(texts)}
+    overrides += [f"{key}={name}" for key, name in zip(literal, held, strict=True)]
+    parsed = parse(overrides)
+    left_out = {o.key_or_group for o in parsed if o.key_or_group in groups() and (o.is_delete() or not o.value())}
+    parsed = [override for override in parsed if override.key_or_group not in left_out]
+    tree = _resolved(config_name, parsed, complete)
+    tree = {**_restore(tree, held), **facts, **dict.fromkeys(left_out - {"experiment"})}
+    _forget_unchosen(tree, parsed, config_name)
+    _check_root(tree, config_name)
+    validate(tree, SWEPT.get(config_name, ()))
+    return tree
+
+
+def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate text for root keys that bear the name of a group of another root (``ema``): to Hydra they are groups."""
+    keys, choices = root(config_name)
+    facts = (keys.keys() & groups().keys()) - choices.keys()
+    named = {argument: argument.partition("=") for argument in arguments}
+    ours = [word for word, (key, equals, _) in named.items() if key in facts and equals]
+    return {named[word][0]: named[word][2] for word in ours}, [word for word in arguments if word not in ours]
+
+
+def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[str, Any]:
+    """Hydra's tree; an argument of a constructor that its leaf file leaves out is set like those that it has."""
+    overrides = [override.input_line for override in parsed]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for last in (False, True):
+            try:
+                config = hydra_compose(config_name, overrides)
+                return OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
+            except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+                added = None if last else _with_plus(config_name, parsed)
+                if not added:
+                    raise ValueError(_explain(error, config_name, parsed)) from error
+                overrides = added
+    raise AssertionError("composed or refused")
+
+
+def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
+    """The overrides, with a + before each that sets a left-out argument of a constructor; None if none does."""
+    chosen = [override.input_line for override in parsed if override.key_or_group in groups()]
+    try:
+        tree = OmegaConf.to_container(hydra_compose(config_name, chosen))
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None
+    texts = [override.input_line for override in parsed]
+    for place, override in enumerate(parsed):
+        key = override.key_or_group
+        if texts[place].startswith(key) and key not in groups() and _is_left_out(tree, key.split(".")):
+            texts[place] = f"+{texts[place]}"
+    return texts if texts != [override.input_line for override in parsed] else None
+
+
+def _is_left_out(node: Any, path: list[str]) -> bool:
+    """Whether the first key of `path` that is not in the tree is an argument of the part that should have it."""
+    annotation: Any = None
+    for key in path:
+        if node in (None, "???") and nested(annotation, key):  # a mapping that has no entries yet
+            node = {}
+        if not isinstance(node, dict):
+            return False
+        if "_target_" in node:
+            known = parameters(resolve_target(node["_target_"], ".".join(path)))
+            annotation = known[key].annotation if key in known else None
+        else:
+            annotation = nested(annotation, key)
+            if key not in node and is_part(annotation):  # which has to be given whole
+                return False
+        if key not in node:
+            return annotation is not None
+        node = node[key]
+    return False
+
+
+def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
+    """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays."""
+    _, choices = root(config_name)
+    for override in parsed:
+        group, chosen = override.key_or_group, override.value()
+        several = isinstance(choices.get(group), list) and isinstance(chosen, list)
+        if not several or not isinstance(tree.get(group), dict):
+            continue
+        set_here = [own.key_or_group for own in parsed]
+        for name in tree[group].keys() - set(chosen):
+            if not any(f"{key}.".startswith(f"{group}.{name}.") for key in set_here):
+                del tree[group][name]
+
+
+def _check_root(tree: dict[str, Any], config_name: str) -> None:
+    """Hold the root to ``conf/<config_name>.yaml``: its keys, their types, options in groups; one left out is None."""
+    keys, choices = root(config_name)
+    choices = {group: chosen for group, chosen in choices.items() if group != "experiment"}
+    for key in tree:
+        if key not in keys and key not in choices:
+            raise ValueError(f"{key}: no such key{nearest(key, [*keys, *choices])}")
+    for key, default in keys.items():
+        if key not in tree:
+            raise ValueError(f"{key}: cannot be left out")
+        check_root_key(key, root_type(config_name, key, default), tree[key])
+    for group, chosen in choices.items():
+        node = tree.setdefault(group, None)
+        if node is None and group in NEEDED:
+            raise ValueError(f"{group}: cannot be left out; {group} is one of {', '.join(groups()[group])}")
+        several = isinstance(chosen, list) and isinstance(node, dict)  # each option nests under its own name
+        for where, option in [(f"{group}.{k}", v) for k, v in node.items()] if several else [(group, node)]:
+            chosen_or_empty = option is None or (isinstance(option, dict) and "_target_" in option)
+            if not chosen_or_empty and group not in keys:
+                raise ValueError(
+                    f"{where}: its keys are set but it is not chosen; {group} is one of {', '.join(groups()[group])}"
+                )
+
+
+def _restore(node: Any, held: dict[str, Any]) -> Any:
+    """Put the literal texts in the place of the names that stood for them while Hydra resolved the tree."""
+    if isinstance(node, dict):
+        return {key: _restore(value, held) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_restore(item, held) for item in node]
+    if not isinstance(node, str):
+        return node
+    return held[node] if node in held else re.sub(r"__literal_\d+__", lambda n: str(held.get(n[0], n[0])), node)
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if not str(key).startswith("_"):
+                yield f"{prefix}{key}"
+                yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
+    """One line that names the wrong key and the way out, for whatever Hydra raised."""
+    known_groups = groups()
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if override.is_sweep_override():
+            return f"{key}: several values; write a list as {key}=[a,b], or start a sweep with -m"
+        if override.is_add() and key == "experiment":
+            return "write experiment=NAME without the +: the key exists already"
+        if key not in known_groups or override.is_delete():
+            continue
+        options = known_groups[key]
+        for option in value if isinstance(value, list) else [value]:
+            if option not in options:
+                return f"{key}={option}: no such option{nearest(option, options)} (there are: {', '.join(options)})"
+    selections = [override.input_line for override in parsed if override.key_or_group in known_groups]
+    with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
+        tree = OmegaConf.to_container(hydra_compose(config_name, selections))
+        names = list(_leaves(tree))
+        for override in parsed:
+            key = override.key_or_group
+            left_out = _is_left_out(tree, key.split("."))
+            if not override.is_add() and key not in known_groups and key not in names and not left_out:
+                return f"{key}: no such key{nearest(key, [*names, *_siblings(tree, key), *known_groups])}"
+    if str(error).startswith("Error merging override "):
+        return f"{first_line(error)[len('Error merging override ') :]}: cannot take the place of what is there"
+    where = re.search(r"full_key: (\S+)", str(error))
+    if isinstance(error, MissingMandatoryValue):
+        missing = where[1] if where else str(error).split()[-1]
+        return f"{missing}: has to be given, {missing}=..."
+    return f"{where[1]}: {first_line(error)}" if where else first_line(error)
+
+
+def _siblings(tree: Any, key: str) -> list[str]:
+    """Keys that the part which should have `key` takes, whether its leaf file has them or not."""
+    *above, _ = key.split(".")
+    for name in above:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    if not isinstance(tree, dict) or "_target_" not in tree:
+        return []
+    return [".".join([*above, name]) for name in parameters(resolve_target(tree["_target_"], key))]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

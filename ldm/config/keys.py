@@ -1,0 +1,89 @@
+"""What is known of single keys beyond what conf/ and the constructors say: their kind, their type, who owns them."""
+
+import re
+from typing import Any, Literal
+
+# Taken from the command line as text, character by character, before Hydra's grammar sees it.
+TEXTS = frozenset("prompt negative_prompt prompts run overrides autoencoder_overrides diffusion_overrides".split())
+# Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
+# saved as they were written and expanded by who reads them.
+PATHS = frozenset(
+    "first_stage branch model weak_model classifier target image runs_dir out source checkpoint validation".split()
+)
+LATER_PATHS = frozenset(
+    "data.train data.validation data.cache data.filters.exclude alignment.weights "
+    "conditioner.caption_transformer.tokenizer".split()
+)
+LITERAL = TEXTS | PATHS | LATER_PATHS
+SHARDS = frozenset(("data.train", "data.validation"))  # a list of paths is one of these
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16")
+
+# Types of root keys that their defaults do not tell, of one root where its name is before the key.
+ROOT_TYPES = {
+    "image_size": int,
+    "height": int,
+    "width": int,
+    "label": int,
+    "tile": int,
+    "members": list[str],
+    "runs": list[str],
+    "samplers": list[str],
+    "steps": list[int],
+    "prompts": str | list[str],
+    "branch_optimizer": Literal["fresh", "keep"],
+    "flips": bool,
+    "encode.precision": Literal["fp16", "fp32"],
+    "quickstart.precision": Literal[PRECISIONS],
+}
+POSITIVE = frozenset(
+    "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
+)
+# No more of these than anyone has; a few digits in a file from anyone would else take all memory.
+AT_MOST = {"image_size": 1 << 16, "height": 1 << 16, "width": 1 << 24, "num_timesteps": 1_000_000, "num_steps": 1 << 20}
+# Types of Lightning's keys, whose own say less than it takes in the end, or more.
+TRAINER_TYPES = {
+    "trainer.devices": int | list[int] | Literal["auto"],
+    "trainer.limit_val_batches": int,
+    "trainer.gradient_clip_val": float | None,
+    "trainer.precision": Literal[("auto", *PRECISIONS, *LEGACY_PRECISIONS)],
+}
+# What a run sets in its trainer by itself, and the key that says it.
+OWNED = {
+    "trainer.max_steps": "max_steps",
+    "trainer.min_steps": "max_steps",
+    "trainer.max_epochs": "max_steps",
+    "trainer.min_epochs": "max_steps",
+    "trainer.max_time": "max_steps",
+    "trainer.accumulate_grad_batches": "accumulation",
+    "trainer.default_root_dir": "runs_dir",
+    "trainer.callbacks": "callback",
+    "trainer.logger": "logger",
+    "trainer.enable_checkpointing": "callback.checkpoint",
+    "trainer.use_distributed_sampler": "data",
+}
+# Keys that hold several of what their constructor takes one of, to be done one after the other.
+SWEPT = {"evaluate": ("guidance.scale",)}
+
+
+def is_path(key: str) -> bool:
+    """Whether a key names a file, a folder or a run."""
+    return key in PATHS or key in LATER_PATHS or key.endswith(".path")
+
+
+def is_literal(key: str) -> bool:
+    """Whether what follows ``key=`` is text, character by character."""
+    return key in TEXTS or is_path(key)
+
+
+def bare(word: str) -> str:
+    """The key of a word of the command line, without what stands before it (``+``, ``++``, ``~``) and its value."""
+    return re.match(r"(?:\+\+?|~)?([^=]*)", word)[1]
+
+
+def root_type(config_name: str, key: str, default: Any) -> Any:
+    """What a key of the root ``conf/<config_name>.yaml`` takes."""
+    plain = str if default in (None, "???") else type(default)
+    annotation = ROOT_TYPES.get(f"{config_name}.{key}", ROOT_TYPES.get(key, plain))
+    return annotation | None if default is None else annotation

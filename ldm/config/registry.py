@@ -1,0 +1,129 @@
+"""What conf/ holds: roots, groups, and every target that may be built, with the places where it may stand."""
+
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
+OURS = ("ldm.", "data.")
+
+
+@cache
+def root(config_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keys of ``conf/<config_name>.yaml`` with their defaults; its groups with theirs, a list where several may be."""
+    content = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())
+    entries = [entry for entry in content.pop("defaults") if isinstance(entry, dict)]
+    return content, {group: chosen for entry in entries for group, chosen in entry.items()}
+
+
+@cache
+def groups() -> dict[str, list[str]]:
+    """Config groups and their options, from the folders of ``conf/``."""
+    options: dict[str, list[str]] = {}
+    for path in sorted(CONF.rglob("*.yaml")):
+        group, *rest = path.relative_to(CONF).with_suffix("").parts
+        if rest:
+            options.setdefault(group, []).append("/".join(rest))
+    return options
+
+
+@cache
+def registry() -> frozenset[str]:
+    """Every target that may be instantiated: exactly those the leaf files of ``conf/`` name."""
+    texts = (path.read_text() for path in CONF.rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"^\s*_target_:\s*([\w.]+)\s*$", text, re.MULTILINE))
+
+
+@cache
+def _places() -> tuple[dict[str, set[str]], dict[tuple[str, str], set[str]], set[str]]:
+    """Targets by their group; by (target, argument) for parts of parts; and those that wait for further arguments."""
+    of_group: dict[str, set[str]] = {}
+    of_argument: dict[tuple[str, str], set[str]] = {}
+    waiting: set[str] = set()
+    for group, options in groups().items():
+        for option in options if group != "experiment" else ():
+            leaf = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+            for node in [leaf] if "_target_" in leaf else leaf.values():
+                of_group.setdefault(group, set()).add(node["_target_"])
+                for part in _parts(node):
+                    waiting |= {part["_target_"]} if "_partial_" in part else set()
+                    for argument, value in part.items():
+                        inner = {below["_target_"] for below in _parts(value, deep=False)}
+                        of_argument.setdefault((part["_target_"], argument), set()).update(inner)
+    return of_group, of_argument, waiting
+
+
+def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
+    """The nodes with a target in a node of a leaf file; without those below others unless `deep`."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node
+        if deep or "_target_" not in node:
+            for value in node.values():
+                yield from _parts(value, deep)
+
+
+def resolve_target(name: str, where: str) -> Callable:
+    """The class or function a ``_target_`` names. Raises ValueError unless it is in the registry and ours."""
+    if not isinstance(name, str) or name not in registry():
+        raise ValueError(f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built")
+    module, _, attribute = name.rpartition(".")
+    target = getattr(importlib.import_module(module), attribute, None)
+    if target is None or not f"{target.__module__}.".startswith(ROOTS):
+        raise ValueError(f"{where}._target_={name}: names nothing that may be built")
+    return target
+
+
+def parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments that a target takes by name."""
+    signature = inspect.signature(target, eval_str=True)
+    plain = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: p for name, p in signature.parameters.items() if p.kind not in plain}
+
+
+def may_wait(name: str) -> bool:
+    """Whether conf/ has a target wait for further arguments (``_partial_``)."""
+    return name in _places()[2]
+
+
+def belongs_to_group(name: str, group: str) -> bool:
+    """Whether a target is an option of a group."""
+    return name in _places()[0].get(group, ())
+
+
+def belongs_to_argument(name: str, parent: str, argument: str, annotation: Any) -> bool:
+    """Whether a target may be the `argument` of another, `parent`: as in conf/, or as what it makes is asked for.
+
+    An argument that takes anything, or anybody's class, takes what conf/ has there and nothing else.
+    """
+    if name in _places()[1].get((parent, argument), ()):
+        return True
+    target = resolve_target(name, argument)
+    made = target if inspect.isclass(target) else typing.get_type_hints(target).get("return")
+    return inspect.isclass(made) and issubclass(made, tuple(filter(is_part, _classes(annotation))))
+
+
+def is_part(annotation: Any) -> bool:
+    """Whether an annotation is a class of ours, whose objects a nested target makes."""
+    ours = inspect.isclass(annotation) and f"{annotation.__module__}.".startswith(OURS)
+    return ours and not typing.is_typeddict(annotation)
+
+
+def _classes(annotation: Any) -> Iterator[type]:
+    """The classes in an annotation, in containers and unions too."""
+    if typing.get_origin(annotation) not in (None, types.UnionType, typing.Union, typing.Literal):
+        pass
+    elif inspect.isclass(annotation) and not typing.is_typeddict(annotation):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        if typing.get_origin(annotation) is not typing.Literal:
+            yield from _classes(argument)

@@ -1,0 +1,66 @@
+"""Trees as files: written with a run, and read back as data, whoever wrote them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm.config.composing import first_line
+from ldm.config.keys import root_type
+from ldm.config.registry import root
+from ldm.config.validation import check_root_key, validate
+from ldm.files import read_text
+
+MAX_TREE_DEPTH = 50
+MAX_TREE_BYTES = 100_000  # of a saved tree; they have a few thousand
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """The tree as YAML text, as saved in a run's folder."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which can grow exponentially, and without depths or numbers that take their time."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        self.depth += 1
+        if self.depth > MAX_TREE_DEPTH:
+            raise yaml.YAMLError("it is nested too deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str" and len(node.value) > 100:
+            raise yaml.YAMLError("it has an endless number")
+        return node
+
+
+def load_plain(path: Path, what: str) -> dict[str, Any]:
+    """A YAML mapping that may come from anyone, read as data. Raises ValueError saying that it is not `what`."""
+    try:
+        tree = yaml.load(read_text(path, MAX_TREE_BYTES), _PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not {what} ({first_line(error)})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: not {what}")
+    return tree
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry.
+
+    Only what a training run has may be built of it. Raises ValueError naming the file and the key.
+    """
+    tree = load_plain(path, "a run's configuration")
+    keys, choices = root("config")
+    try:
+        for key, default in keys.items():
+            if key in tree:
+                check_root_key(key, root_type("config", key, default), tree[key])
+        validate(tree, among=choices)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return tree

@@ -1,0 +1,144 @@
+"""The words of a command line: which are literal text, which are paths, what is given twice, which jobs they sweep."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ldm.config.keys import PATHS, SHARDS, bare, is_literal, is_path
+from ldm.config.overrides import parse
+from ldm.config.registry import CONF
+
+MAX_BRACES = 20  # within each other
+# Of these a sweep takes several runs, `first_stage=runs/a,runs/b`; in other paths a comma is a comma.
+SWEPT_PATHS = ("first_stage", "branch")
+
+
+def split_literal(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate ``prompt=...`` and path keys, whose text is literal, from the overrides Hydra parses."""
+    literal, overrides = {}, []
+    for argument in arguments:
+        key, separator, text = argument.partition("=")
+        if is_literal(key.lstrip("+")) and separator and text != "null":
+            literal[key] = text
+        else:
+            overrides.append(argument)
+    return literal, overrides
+
+
+def check_once(arguments: list[str]) -> None:
+    """Raises ValueError for a key that is given more than once: which was meant, nobody can tell."""
+    counts = Counter(bare(argument) for argument in arguments)
+    for key, count in counts.items():
+        if key and count > 1:
+            braces = f"; the shell expands braces that are not quoted: '{key}=a-{{0..5}}.tar'" if is_path(key) else ""
+            raise ValueError(f"{key} is given {count} times{braces}; give it once")
+
+
+def overriding(words: Iterable[str]) -> list[str]:
+    """Words of which later ones take the place of earlier ones of the same key, for commands that put some before."""
+    return list({bare(word): word for word in words}.values())
+
+
+def meant(key: str, text: str, several: bool = False) -> Any:
+    """What literal text after ``key=`` says: a path with its home, a list where the key takes one, else the text.
+
+    Raises ValueError for a home that nobody has, braces without end, and quotes that the shell has not taken away.
+    """
+    key = key.lstrip("+")
+    if (key in SHARDS or several) and re.fullmatch(r"\[.*\]", text, re.DOTALL) and not _exists(text):
+        items = [_unquoted(item.strip()) for item in _split(text[1:-1])]
+        return [meant(key, item) for item in items if item]
+    if not is_path(key) or several:
+        return text
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and not _exists(text):
+        more = "; several are [a.tar,b.tar] or '{a,b}.tar'" if key in SHARDS else ""
+        raise ValueError(f"{key}={text[:200]}: text after {key}= is literal, so leave the inner quotes out{more}")
+    if _depth(text) > MAX_BRACES:
+        raise ValueError(f"{key}={text[:80]}...: braces within more than {MAX_BRACES} others")
+    if not text.startswith("~"):
+        return text
+    try:
+        found = str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{key}={text[:200]}: {str(error).rstrip('.').lower()}; a file whose name begins with ~ is ./{text[:80]}"
+        ) from error
+    return found if key in PATHS else text
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name
+        return False
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for letter in text:
+        depth += (letter == "{") - (letter == "}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _split(text: str) -> list[str]:
+    """At the commas that stand in no braces, brackets or quotes."""
+    items, depth, quote = [""], 0, ""
+    for letter in text:
+        if letter in "\"'":
+            quote = letter if not quote else "" if quote == letter else quote
+        depth += 0 if quote else (letter in "{[") - (letter in "}]")
+        if letter == "," and depth == 0 and not quote:
+            items.append("")
+        else:
+            items[-1] += letter
+    return items
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def expand_sweep(arguments: list[str]) -> list[tuple[list[str], list[str]]]:
+    """Jobs of a multirun: the product over comma-separated values, each as (its arguments, its swept overrides)."""
+    check_once(arguments)
+    literal, overrides = split_literal(arguments)
+    choices, fixed = [], []
+    for key, text in literal.items():
+        if key in SWEPT_PATHS and "," in text and not _exists(text):
+            choices.append([f"{key}={part}" for part in text.split(",")])
+        else:
+            fixed.append(f"{key}={text}")
+    for text, override in zip(overrides, parse(overrides), strict=True):
+        if override.is_sweep_override():
+            name = override.get_key_element()
+            choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
+        else:
+            fixed.append(text)
+    return [([*fixed, *swept], list(swept)) for swept in itertools.product(*choices)]
+
+
+def run_name(arguments: list[str], swept: list[str] = ()) -> str:
+    """Default run name: the experiment, the expert's node, the sweep's overrides; one name per job of a sweep.
+
+    In a sweep `run` takes the experiment's place.
+
+    >>> run_name(["experiment=quickstart/expert", "expert.node=[1,1]"])
+    'quickstart-expert-1-1'
+    """
+    values = dict(argument.partition("=")[::2] for argument in arguments)
+    name = values.get("run") or values.get("experiment", "run")
+    node = re.findall(r"\d+", values.get("expert.node", ""))
+    hole = re.findall(r"\d+", values.get("expert.exclude", ""))
+    words = [name, *node, *(["not", *hole] if hole else [])]
+    for override in swept:
+        key, _, value = override.partition("=")
+        if key in ("expert.node", "expert.exclude") or (key == "experiment" and name == value):  # in the name already
+            continue
+        group_choice = (CONF / key).is_dir()
+        value = Path(value).name if key in SWEPT_PATHS else value
+        words.append(value if group_choice else f"{key.rsplit('.', 1)[-1]}_{value}")
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(words)).strip("-")
