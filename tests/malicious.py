@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from untrained import untrained_run
 
-from ldm.checkpoint import foreign, resume
+from ldm.checkpoint import foreign_file, resume
 from ldm.config import compose, load_tree
 from ldm.convert import export_model
 from ldm.ensemble import load_ensemble
@@ -138,7 +138,7 @@ def deep_manifest(folder: Path, canary: Path) -> Load:
 def imported(make: Callable[[Path], bytes], name: str = "model.ckpt") -> Make:
     def build(folder: Path, canary: Path) -> Load:
         (folder / name).write_bytes(make(canary))
-        return lambda: foreign.read(folder / name)
+        return lambda: foreign_file.read(folder / name)
 
     return build
 

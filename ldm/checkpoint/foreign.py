@@ -1,18 +1,11 @@
-"""Published checkpoints: what their files hold, and the one mapping between their names and ours.
+"""Published checkpoints: what their states hold, and the one mapping between their names and ours.
 
-They are ``torch.save`` dicts with ``state_dict`` (or the state dict itself, or safetensors), perhaps with ``loss.*``,
-``global_step``, an average ``model_ema.*`` under names without dots, and pickled objects of the trainer of their time.
+They perhaps have ``loss.*`` and an average ``model_ema.*`` under names without dots. Files are read by foreign_file.py.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
-
-from ldm.checkpoint import restricted
 
 State = dict[str, Tensor]
 Names = tuple[tuple[str, str], ...]  # (prefix of ours, prefix of theirs), in the order of the published files
@@ -30,6 +23,7 @@ FIRST_STAGE_LOSS: Names = (
     ("reconstruction.discriminator.", "loss.discriminator."),
 )
 LEFT_OUT = ("loss.perceptual_loss.", "loss.colorize")
+LOSS = "loss."
 AVERAGE = "model_ema."
 
 # A latent diffusion model: its schedule's buffers, in their order, and the prefix of its network.
@@ -41,6 +35,8 @@ SCHEDULE = (
 NETWORK = "model.diffusion_model."
 LATENT = "first_stage_model."
 CONDITIONER = "cond_stage_model."
+LOG_VARIANCE = "logvar"  # learned, of the loss at each step
+SCALE_FACTOR = "scale_factor"
 AVERAGE_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 # What some files hold that no model needs: a sampler's tables, weights of a loss, positions counted from 0.
 IRREGULAR = (
@@ -84,43 +80,3 @@ def split_average(state: Mapping[str, Tensor]) -> tuple[State, State]:
     """
     plain = {key: value for key, value in state.items() if not key.startswith(AVERAGE)}
     return plain, {key: state[average_name(key)] for key in plain if average_name(key) in state}
-
-
-def read(path: Path) -> tuple[State, int]:
-    """The state dict of a published file, and its ``global_step`` (0 where it has none). Executes nothing.
-
-    Raises ValueError if it cannot be read so, or holds no state dict.
-    """
-    if not path.is_file():
-        raise ValueError(f"checkpoint={path}: no such file")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except SafetensorError as error:
-        raise ValueError(f"checkpoint={path}: damaged, or not a file that can be read without running code") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"checkpoint={path}: holds no state dict (a mapping of names to tensors)")
-    step = content.get("global_step", 0)
-    return dict(state), step if isinstance(step, int) else 0
-
-
-class _Inert:
-    """What stands for a trainer's object in an old file: it takes anything and does nothing."""
-
-    def __init__(self, *_: object):
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _unpickle(path: Path) -> object:
-    """``torch.load`` with ``weights_only``; classes of old Lightning versions, which it would refuse, become inert."""
-    strange = restricted.classes(path, f"checkpoint={path}")
-    refused = [name for name in strange if not name.startswith("pytorch_lightning.")]
-    if refused:
-        raise ValueError(
-            f"checkpoint={path}: would have to run {refused[0]}; save its state dict as safetensors instead"
-        )
-    with torch.serialization.safe_globals([(_Inert, name) for name in strange]):
-        return restricted.load(path, f"checkpoint={path}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.build import is_first_stage
-from ldm.checkpoint import foreign, weights
+from ldm.checkpoint import foreign, foreign_file, weights
+from ldm.checkpoint.finite import check_finite
 from ldm.config import load_tree
 from ldm.convert import diffusion, first_stage
 from ldm.files import sha256
@@ -31,15 +32,23 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
     """A run in `out` from a published file, loaded strictly into the model of `tree`.
 
     Its latents are whitened by `scale_factor` as published (std 1 / scale_factor), else by the factor in the file or
-    the one published with such a first stage, or by statistics of the tree's data; a VQ model's default is 1. Raises
-    ValueError naming keys that do not fit, or a factor that nobody knows.
+    beside it, the one published with such a first stage, or by statistics of the tree's data; a VQ model's default is
+    1. Raises ValueError naming keys that do not fit, what the file is if it is something else, a weight that is not
+    finite, or a factor that nobody knows.
     """
     if (out / "config.yaml").exists():
         raise ValueError(f"out={out}: there is a run already; give another folder")
     if scale_factor is not None and not 0 < scale_factor < float("inf"):
         raise ValueError(f"scale_factor={scale_factor}: must be positive")
-    state, step = foreign.read(checkpoint)
+    checkpoint = foreign_file.locate(checkpoint)
+    state, step = foreign_file.read(checkpoint)
+    used = {
+        name: value for name, value in state.items() if not name.startswith((*foreign.IRREGULAR, *foreign.LEFT_OUT))
+    }
+    check_finite(used, f"checkpoint={checkpoint}")
     job = first_stage if is_first_stage(tree) else diffusion
+    if scale_factor is None and job is first_stage and (tree["data"] or {}).get("train", "???") == "???":
+        scale_factor = foreign_file.factor_beside(checkpoint)
     run = job.import_state(state, step, tree, out, scale_factor, f"checkpoint={checkpoint}")
     run.record(imported={"file": checkpoint.name, "sha256": sha256(checkpoint)}, finished_step=run.tree["max_steps"])
     return run

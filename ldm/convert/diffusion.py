@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.build import Parts, load_autoencoder, load_first_stage
 from ldm.checkpoint import export as exports
-from ldm.checkpoint import foreign, weights
+from ldm.checkpoint import first_stage_layouts, foreign, kinds, weights
 from ldm.checkpoint.clip_encoder import write_encoder
 from ldm.conditioners import clip
 from ldm.conditioners.base import Conditioners
@@ -41,6 +41,8 @@ def published(tree: dict[str, Any]) -> foreign.State:
     with torch.device("meta"):
         network = parts["network"]
         state = {name: torch.empty(length) for name in foreign.SCHEDULE}
+        if tree["task"]["single_factor"]:
+            state[foreign.SCALE_FACTOR] = torch.empty(())
         state |= {f"{foreign.NETWORK}{name}": value for name, value in network.state_dict().items()}
         if tree["ema"]:
             state |= {name: torch.empty(()) for name in foreign.AVERAGE_COUNTERS}
@@ -48,8 +50,6 @@ def published(tree: dict[str, Any]) -> foreign.State:
         first_stage = first_stages.published(tree)
         state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
         state |= {f"{foreign.CONDITIONER}{name}": value for name, value in _condition(parts, first_stage).items()}
-        if tree["task"]["single_factor"]:
-            state["scale_factor"] = torch.empty(())
     return state
 
 
@@ -92,8 +92,14 @@ def import_state(
 
     Whether there is an average and a scale factor is the file's word, not the tree's.
     """
-    published(tree)  # so that a tree which is none of a latent diffusion model is refused first
+    described = published(tree)  # so that a tree which is none of a latent diffusion model is refused first
+    kind = kinds.recognise(state)
+    network = (foreign.NETWORK, foreign.average_name("diffusion_model"))
+    if kind not in (kinds.WHOLE, kinds.FIRST_STAGE, None) or not any(name.startswith(network) for name in state):
+        raise kinds.refusal(state, source, "a latent diffusion model")
     state = {_regular(name): value for name, value in state.items() if not name.startswith(foreign.IRREGULAR)}
+    state = first_stage_layouts.weights_of_average(state, described, "model.", source)
+    state = _with_schedule(state, Parts(tree), source)
     tree = _as_the_file(tree, state)
     expected = published(tree)
     parts = Parts(tree)
@@ -101,11 +107,14 @@ def import_state(
         conditioner = parts["conditioner"]
     if any(part.shares_first_stage for part in conditioner.parts.values()):
         state, expected = _without_repeated(state, source), _without(expected, foreign.CONDITIONER)
-    weights.check_fit(expected, state, source)
+    if foreign.LOG_VARIANCE in state:
+        log.warning("%s: logvar, the learned scale of the loss at each step, is kept for export alone", source)
+        expected = {foreign.LOG_VARIANCE: state["betas"], **expected}
+    weights.check_fit(expected, _without(state, f"{foreign.LATENT}{foreign.LOSS}"), source)
     _compare_schedule(_discrete(parts), state, source)
 
     fs_tree = {**tree, **dict.fromkeys(_STAGE_TWO), "conditioner": {}, "first_stage": None}
-    factor = scale_factor or state.get("scale_factor")
+    factor = scale_factor or state.get(foreign.SCALE_FACTOR)
     factor = first_stages.known_factor(Parts(fs_tree)) if factor is None else float(factor)
     folder = out / FIRST_STAGE_RUN
     first_stage = first_stages.import_state(_below(state, foreign.LATENT), step, fs_tree, folder, factor, source)
@@ -136,7 +145,7 @@ def import_state(
 
 
 _STAGE_TWO = "network schedule precond noise weighting expert sigmas sampler guidance ema".split()
-_UNUSED = {*foreign.SCHEDULE, *foreign.AVERAGE_COUNTERS, "scale_factor"}
+_UNUSED = {*foreign.SCHEDULE, *foreign.AVERAGE_COUNTERS, foreign.SCALE_FACTOR, foreign.LOG_VARIANCE}
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> foreign.State:
@@ -158,13 +167,14 @@ def _as_the_file(tree: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str,
     """`tree` with an average and a scale factor if, and only if, `state` has them."""
     averaged = any(name.startswith(foreign.AVERAGE) for name in state)
     default = {"_target_": "ldm.training.ema.EMA", "_partial_": True, "decay": 0.9999}
-    task = {**tree["task"], "single_factor": "scale_factor" in state}
+    task = {**tree["task"], "single_factor": foreign.SCALE_FACTOR in state}
     return {**tree, "ema": (tree["ema"] or default) if averaged else None, "task": task}
 
 
 def _without_repeated(state: foreign.State, source: str) -> foreign.State:
     """`state` without the first stage's second copy. Raises ValueError if the two differ."""
-    repeated, first_stage = _below(state, foreign.CONDITIONER), _below(state, foreign.LATENT)
+    repeated = _without(_below(state, foreign.CONDITIONER), foreign.LOSS)
+    first_stage = _without(_below(state, foreign.LATENT), foreign.LOSS)
     if repeated:
         weights.check_fit(first_stage, repeated, f"{source}, {foreign.CONDITIONER}*,")
         differing = [name for name, value in repeated.items() if not torch.equal(value, first_stage[name])]
@@ -174,6 +184,14 @@ def _without_repeated(state: foreign.State, source: str) -> foreign.State:
                 "conditioner of this model is its own first stage"
             )
     return _without(state, foreign.CONDITIONER)
+
+
+def _with_schedule(state: foreign.State, parts: Parts, source: str) -> foreign.State:
+    """`state` with the buffers of the tree's schedule if it lacks all of them, as files that others made smaller do."""
+    if any(name in state for name in foreign.SCHEDULE):
+        return state
+    log.warning("%s: says nothing of its schedule; the experiment's is taken", source)
+    return {**buffers(_discrete(parts)), **state}
 
 
 def _compare_schedule(schedule: Discrete, state: Mapping[str, Tensor], source: str) -> None:
@@ -238,10 +256,13 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
     held = _condition(Parts(tree), first_stage)
     state = {**{f"{foreign.CONDITIONER}{name}": value.clone() for name, value in held.items()}, **state}
-    layout = published({**tree, "ema": tree["ema"] if average else None})
-    if kept is None and factor != 1:
-        layout["scale_factor"] = torch.empty((), device="meta")
-    state = {name: torch.tensor(factor) if name == "scale_factor" and kept is None else state[name] for name in layout}
+    # A factor is a buffer of theirs where it was measured, and has to be one where it is not 1.
+    measured = tree["task"]["single_factor"] if kept is not None else factor != 1 or tree["task"]["single_factor"]
+    task = {**tree["task"], "single_factor": measured}
+    layout = list(published({**tree, "task": task, "ema": tree["ema"] if average else None}))
+    if kept is None:
+        state[foreign.SCALE_FACTOR] = torch.tensor(factor)
+    state = {name: state[name] for name in [foreign.LOG_VARIANCE, *layout] if name in state or name in layout}
     if form == "safetensors":
         exports.write_safetensors(out / "model.safetensors", state, {"latent": stage.metadata["latent"]})
         return [out / "model.safetensors"]

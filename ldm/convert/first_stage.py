@@ -1,5 +1,6 @@
 """First stages in and out of the formats of others; the package says which."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from ldm.build import Parts, first_stage_model
 from ldm.checkpoint import export as exports
-from ldm.checkpoint import foreign, resume, weights
+from ldm.checkpoint import first_stage_layouts, foreign, resume, weights
 from ldm.diffusion.draws import normal
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.run import Run, code_version
+
+log = logging.getLogger(__name__)
 
 
 def published(tree: dict[str, Any]) -> foreign.State:
@@ -24,14 +27,18 @@ def published(tree: dict[str, Any]) -> foreign.State:
 def import_state(
     state: foreign.State, step: int, tree: dict[str, Any], out: Path, scale_factor: float | None, source: str
 ) -> Run:
-    """A first stage's run in `out` from a published `state`; see convert.import_checkpoint."""
+    """A first stage's run in `out` from the `state` of a file that holds one; see convert.import_checkpoint."""
+    expected = published(tree)
+    if scale_factor is None and foreign.SCALE_FACTOR in state:  # of the whole model that it is a part of
+        scale_factor = float(state[foreign.SCALE_FACTOR])
+    state = first_stage_layouts.in_published(state, expected, len(tree["autoencoder"]["multipliers"]), source)
     state, average = foreign.split_average(state)
     parts = Parts(tree)
     model = first_stage_model(parts)
     kept = {name: value for name, value in state.items() if not name.startswith(foreign.LEFT_OUT)}
-    training = {name: value for name, value in kept.items() if name.startswith("loss.")}
+    training = {name: value for name, value in kept.items() if name.startswith(foreign.LOSS)}
     theirs = {name: value.float() for name, value in kept.items() if name not in training}
-    weights.check_fit(published(tree), theirs, source)
+    _check_fit(expected, theirs, source)
     own = foreign.ours(foreign.FIRST_STAGE, theirs)
     model.load_state_dict(own)
     ema = {name: value.float() for name, value in foreign.ours(foreign.FIRST_STAGE, average).items() if name in own}
@@ -46,6 +53,13 @@ def import_state(
     trained = {**own, **foreign.ours(foreign.FIRST_STAGE_LOSS, training)}
     save_branch_point(out, step, {}, trained, averages)
     return run
+
+
+def _check_fit(expected: foreign.State, theirs: foreign.State, source: str) -> None:
+    try:
+        weights.check_fit(expected, theirs, source)
+    except ValueError as error:
+        raise ValueError(f"{error}{first_stage_layouts.facts(theirs)}") from None
 
 
 def save_branch_point(
@@ -80,13 +94,24 @@ def _latent(parts: Parts, model: nn.ModuleDict, scale_factor: float | None, ema:
 
 
 def known_factor(parts: Parts) -> float:
-    """The factor published with a first stage like this one: 1 for VQ. Raises ValueError where none is known."""
+    """The factor published with a first stage like this one, which is said, since the file does not hold it.
+
+    Raises ValueError where none is known.
+    """
     regularizer = parts["regularizer"]
     if regularizer.moment_channels == regularizer.latent_channels:
+        log.warning("scale_factor=1 is assumed, as first stages with codes were published; scale_factor= sets another")
         return 1.0
     with torch.device("meta"):
-        factor = foreign.SCALE_FACTORS.get((parts["autoencoder"].f, regularizer.latent_channels))
-    if factor is None:
+        f = parts["autoencoder"].f
+    factor = foreign.SCALE_FACTORS.get((f, regularizer.latent_channels))
+    if factor is not None:
+        log.warning(
+            "scale_factor=%s is assumed, as published for f = %d and %d channels; scale_factor= sets another%s",
+            factor, f, regularizer.latent_channels,
+            ", as 0.13025 for a first stage of Stable Diffusion XL, whose keys are the same" if f == 8 else "",
+        )  # fmt: skip
+    else:
         raise ValueError(
             "scale_factor: a KL first stage needs the factor it was published with, scale_factor=0.18215 for "
             "example, or data.train=... to measure the statistics of its latents"
