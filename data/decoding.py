@@ -227,11 +227,11 @@ def _unknown(content: bytes) -> str:
     if not content:
         return "the file is empty"
     name, start = format_name(content), ascii(content[:12])[1:]
-    known = [form.title() if form == "WEBP" else form for form in FORMATS]
     if name and name.upper() in FORMATS:
         return f"a {name} by its first bytes, but its header cannot be read"
-    hint = "; it is read where pillow-heif is installed" if name == "HEIC" else ""
-    return f"not a {', '.join(known[:-1])} or {known[-1]}: begins with {start} ({name or 'unknown'}{hint})"
+    *known, last = ("WebP" if form == "WEBP" else form for form in FORMATS)
+    hint = ", read where pillow-heif is installed" if name == "HEIF" else ""
+    return f"not a {', '.join(known)} or {last}: begins with {start} ({name or 'unknown'}{hint})"
 
 
 @contextmanager

@@ -19,8 +19,8 @@ MAX_SCANNED_PIXELS = 1 << 30  # pixels times scans: 16 for the largest picture a
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WebP"), (0, b"GIF8", "GIF"),
     (0, b"II+\0", "BigTIFF"), (0, b"MM\0+", "BigTIFF"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"),
-    (4, b"ftypavi", "AVIF"), (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"), (4, b"ftypmif1", "HEIC"),
-    (4, b"ftypmsf1", "HEIC"), (4, b"ftyp", "MP4 or another film"), (0, b"BM", "BMP"), (0, b"8BPS", "Photoshop"),
+    (4, b"ftypavi", "AVIF"), (4, b"ftyphei", "HEIF"), (4, b"ftyphev", "HEIF"), (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypmsf1", "HEIF"), (4, b"ftyp", "MP4 or another film"), (0, b"BM", "BMP"), (0, b"8BPS", "Photoshop"),
     (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL ", "JPEG XL"), (4, b"jP  ", "JPEG 2000"),
     (0, b"%!PS", "PostScript"), (0, b"%PDF", "PDF"), (0, b"<svg", "SVG"), (0, b"<?xml", "XML (perhaps SVG)"),
     (0, b"<!DOCTYPE", "HTML"), (0, b"<html", "HTML"), (0, b"PK\x03\x04", "ZIP"), (0, b"\x1f\x8b", "gzip"),

@@ -128,15 +128,18 @@ def _marked(values: np.ndarray, white: int) -> np.ndarray:
 
 def _marked_by_colour(image: Image.Image) -> np.ndarray:
     """What colours, opacity and the numbers of a palette mark, where they agree."""
-    pixels = np.array(image.convert("RGBA"))
-    colours, alpha = pixels[..., :3], pixels[..., 3]
-    is_grey = bool((colours == colours[..., :1]).all())
-    readings = []
-    if (alpha == 255).all() or (is_grey and (colours != colours[:1, :1]).any()):
-        readings.append(_marked(colours[..., 0], 255) if is_grey else _of_one_colour(colours))
-    if (alpha != 255).any():
+    readings, numbers = [], np.array(image) if image.mode == "P" else None
+    if image.mode not in COLOURED or (image.mode == "RGB" and image.has_transparency_data):
+        image = image.convert("RGBA")
+    colours = [np.asarray(image.getchannel(name)) for name in image.getbands()]
+    alpha = colours.pop() if len(colours) in (2, 4) else None
+    opaque = alpha is None or bool((alpha == 255).all())
+    is_grey = all(np.array_equal(colour, colours[0]) for colour in colours[1:])
+    if opaque or (is_grey and np.ptp(colours[0]) > 0):
+        readings.append(_marked(colours[0], 255) if is_grey else _of_one_colour(colours))
+    if alpha is not None and not opaque:
         readings.append(_marked(alpha, 255))
-    if image.mode == "P" and not is_grey and (numbers := np.array(image)).max(initial=0) <= 1:
+    if numbers is not None and not is_grey and numbers.max(initial=0) <= 1:
         readings.append(numbers == 1)
     found = [reading for reading in readings if reading is not None]
     if not found:
@@ -146,7 +149,7 @@ def _marked_by_colour(image: Image.Image) -> np.ndarray:
     return found[0]
 
 
-def _of_one_colour(colours: np.ndarray) -> np.ndarray | None:
+def _of_one_colour(colours: list[np.ndarray]) -> np.ndarray | None:
     """What is not black, where that is of one colour."""
-    lit = colours.any(-1)
-    return lit if (colours[lit] == colours[lit][:1]).all() else None
+    lit = (colours[0] | colours[1] | colours[2]) > 0
+    return lit if all(np.ptp(colour[lit]) == 0 for colour in colours if lit.any()) else None
