@@ -123,7 +123,7 @@ def _trainer(run: Run, parts: Parts, hold: Hold | None) -> pl.Trainer:
     try:
         chosen = {"strategy": own()} if own else {}
         trainer = make_trainer(**chosen, callbacks=[Group(callbacks)], logger=loggers)
-    except (MisconfigurationException, RuntimeError, TypeError) as error:
+    except (MisconfigurationException, RuntimeError, TypeError, ImportError) as error:
         raise ValueError(f"trainer: {error}") from error
     if trainer.is_global_zero != is_rank_zero():
         raise ValueError("trainer: environment variables of another launch (RANK, LOCAL_RANK, ...) are set; unset them")
