@@ -16,7 +16,7 @@ from ldm.checkpoint import resume, weights
 from ldm.config import compose
 from ldm.fit import fit
 from ldm.holding import FolderHeld, FolderLost, held
-from ldm.run import Run
+from ldm.run import Run, open_run
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.callbacks.group import members
@@ -248,6 +248,22 @@ def test_a_run_that_another_process_trains_is_refused_before_it_is_built(
         with pytest.raises(FolderHeld, match=rf"another process \(pid {os.getpid()} on .*\) is training {tmp_path}/x"):
             train("quickstart/autoencoder", tmp_path, *more, run="x")
         assert [path.name for path in (tmp_path / "x").iterdir()] == ["held.json"]
+
+
+def test_a_slower_duplicate_of_a_finished_run_leaves_it(
+    diffusion: Run, first_stage: Run, monkeypatch: pytest.MonkeyPatch
+):
+    def early(tree: dict, name: str) -> Run:
+        """What it saw before the other one had finished, once."""
+        monkeypatch.setattr("ldm.fit.open_run", open_run)
+        return Run(tree_folder, tree)
+
+    tree_folder = diffusion.folder
+    before = {path: path.stat().st_mtime_ns for path in tree_folder.rglob("*")}
+    monkeypatch.setattr("ldm.fit.open_run", early)
+    monkeypatch.setattr("ldm.fit.Parts", None)
+    assert train("quickstart/diffusion", tree_folder.parent, f"first_stage={first_stage.folder}").finished
+    assert {path: path.stat().st_mtime_ns for path in tree_folder.rglob("*")} == before
 
 
 def test_a_command_that_is_refused_leaves_no_folder(tmp_path: Path):

@@ -16,7 +16,7 @@ from ldm.config import compose, load_tree
 from ldm.fit import fit
 from ldm.lineage import begun_from, branch_point
 from ldm.overwriting import clear
-from ldm.places import first_stage_of
+from ldm.places import first_stage_of, paths_of
 from ldm.ranks import SLURM, check_ranks, is_rank_zero
 from ldm.ranks import TORCHRUN as BY_TORCHRUN
 from ldm.run import Run, check_unchanged, inherit, load, open_run
@@ -345,6 +345,14 @@ def test_an_older_run_s_first_stage_is_found_beside_it_by_its_weights(base, tmp_
     weights_of(decoy, "2")
     monkeypatch.chdir(tmp_path / "here")  # another of the same spelling
     assert Path(first_stage_of(run.folder)).samefile(tmp_path / "runs" / "ae")
+
+
+def test_an_imported_model_s_encoder_moves_with_it(base, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    _write(tmp_path / "moved" / "text_encoder" / "config.json")
+    part = {"clip_text": {"path": "runs/sd/text_encoder", "width": 8}, "t5": {"path": "google/t5"}, "text": None}
+    found = paths_of(part, tmp_path / "moved")
+    assert found == {**part, "clip_text": {"path": str(tmp_path / "moved" / "text_encoder"), "width": 8}}
 
 
 # Ranks

@@ -12,6 +12,7 @@ from ldm.checkpoint import foreign, weights
 from ldm.config import load_tree
 from ldm.convert import diffusion, first_stage
 from ldm.files import sha256
+from ldm.holding import held
 from ldm.places import first_stage_of
 from ldm.run import Run
 
@@ -40,8 +41,10 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
         raise ValueError(f"scale_factor={scale_factor}: must be positive")
     state, step = foreign.read(checkpoint)
     job = first_stage if is_first_stage(tree) else diffusion
-    run = job.import_state(state, step, tree, out, scale_factor, f"checkpoint={checkpoint}")
-    run.record(imported={"file": checkpoint.name, "sha256": sha256(checkpoint)}, finished_step=run.tree["max_steps"])
+    with held(out, "importing into"):
+        run = job.import_state(state, step, tree, out, scale_factor, f"checkpoint={checkpoint}")
+        source = {"file": checkpoint.name, "sha256": sha256(checkpoint)}
+        run.record(imported=source, finished_step=run.tree["max_steps"])
     return run
 
 
