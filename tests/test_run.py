@@ -511,7 +511,8 @@ def test_where_and_how_fast_it_runs_may_change(base, tmp_path):
             "lr=constant", "max_steps=100000"]  # fmt: skip
     constant = compose("config", [*DIFFUSION, "lr=constant"])
     begun(constant, tmp_path, "constant")
-    open_run(compose("config", [*DIFFUSION, *free, f"runs_dir={tmp_path}"]), "constant")
+    run = open_run(compose("config", [*DIFFUSION, *free, f"runs_dir={tmp_path}"]), "constant")
+    assert run.way_on == "a larger max_steps goes on from there"
 
 
 def test_more_steps_are_refused_if_the_schedule_depends_on_them(base, tmp_path):
