@@ -73,7 +73,8 @@ def test_the_same_command_finds_the_same_run(base, tmp_path):
 
 def test_a_run_is_finished_at_the_steps_its_tree_asks_for(base, tmp_path):
     run = begun({**base, "max_steps": 10}, tmp_path)
-    assert not run.finished and "branch=" in run.way_on and "lr.max_steps" in run.way_on
+    assert not run.finished
+    assert Run(run.folder, base).way_on.startswith(f"lr.max_steps says that it ends there; branch={run.folder} ")
     run.record(finished_step=10)
     assert run.finished
     longer = open_run({**base, "runs_dir": str(tmp_path), "max_steps": 20}, "a")
