@@ -20,7 +20,7 @@ from ldm.device import computes_bf16, keep_memory
 from ldm.holding import Hold, check_launch, held
 from ldm.lineage import begun_from
 from ldm.places import relative
-from ldm.ranks import check_ranks, is_rank_zero
+from ldm.ranks import check_ranks, is_rank_zero, way_out
 from ldm.run import Run, inherit, open_run
 from ldm.training.callbacks.checkpoint import Checkpoint, Restore
 from ldm.training.callbacks.group import Group
@@ -123,10 +123,10 @@ def _trainer(run: Run, parts: Parts, hold: Hold | None) -> pl.Trainer:
     try:
         chosen = {"strategy": own()} if own else {}
         trainer = make_trainer(**chosen, callbacks=[Group(callbacks)], logger=loggers)
-    except (MisconfigurationException, RuntimeError, TypeError) as error:
+    except (MisconfigurationException, RuntimeError, TypeError, ImportError) as error:
         raise ValueError(f"trainer: {error}") from error
     if trainer.is_global_zero != is_rank_zero():
-        raise ValueError("trainer: environment variables of another launch (RANK, LOCAL_RANK, ...) are set; unset them")
+        raise ValueError(f"trainer: rank {trainer.global_rank} of {trainer.world_size} by its keys; {way_out()}")
     BatchPlan(parts["data"].batch_size, 0, trainer.world_size, tree["accumulation"], 0)  # whether it is whole
     if trainer.strategy.root_device.type == "cpu":
         keep_memory()

@@ -95,6 +95,8 @@ def held(folder: Path, doing: str) -> Iterator[Hold]:
     Raises FolderHeld in one line if another process holds it. A folder made for this that stays empty goes again.
     """
     made = not folder.exists()
+    if made and folder.is_symlink():
+        raise ValueError(f"{folder}: a link that leads nowhere, to {folder.readlink()} (a disk that is not mounted?)")
     with refusals_named(folder / NAME):
         folder.mkdir(parents=True, exist_ok=True)
     hold, owner = Hold(folder, doing), os.getpid()

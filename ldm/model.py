@@ -24,7 +24,7 @@ from ldm.diffusion.tiles import Tiling
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, Size, bind, check_size, generate
 from ldm.networks.layers import tuned
-from ldm.places import first_stage_of
+from ldm.places import first_stage_of, paths_of
 
 
 @dataclass
@@ -121,6 +121,7 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
         raise ValueError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")
     if is_classifier(tree):
         raise ValueError(f"{path}: a classifier, not a diffusion model; it guides one, given as classifier={path}")
+    tree = {**tree, "conditioner": paths_of(tree.get("conditioner"), weights.run)}
     if first_stage or tree.get("first_stage"):
         tree = {**tree, "first_stage": first_stage or _own_first_stage(weights.run, path)}
     parts = Parts(tree)

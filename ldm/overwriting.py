@@ -86,8 +86,8 @@ def _places(key: str, text: str) -> Iterator[Path]:
             yield from (place for place in expand(text, key) if isinstance(place, Path))
             return
         path = Path(text).expanduser()
-        if path.exists():
-            yield path
+        if path.exists():  # a part of it may be a link
+            yield from (path, *(path / part for part in FIRST if (path / part).exists()))
         if path.suffix == ".yaml" and path.is_file():
             for member in load_plain(path, "a manifest").get("members", []):
                 yield path.parent / member["run"]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ldm.checkpoint import weights
 from ldm.config import load_tree
@@ -38,6 +39,25 @@ def first_stage_of(run: Path) -> str | None:
     return str(next(same, there[0] if there else text))
 
 
+def paths_of(node: Any, run: Path) -> Any:
+    """A part of a tree of the run in the folder `run`, each `path` in it that is not there any more looked for inside
+    the run (an imported model has its encoder there), beside it, and from the folders above it.
+    """
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _moved(value, run) if key == "path" and isinstance(value, str) else paths_of(value, run)
+        for key, value in node.items()
+    }
+
+
+def _moved(text: str, run: Path) -> str:
+    path = Path(text).expanduser()
+    if path.exists() or len(path.parts) < 2:  # one word is a name that something else knows
+        return text
+    return str(next((place for place in _around(run, path) if place.exists()), text))
+
+
 def fingerprint(run: Path) -> str | None:
     """Of the first stage that a run was trained with: noted when it began, and beside its weights. None if unknown."""
     with suppress(OSError, ValueError):
@@ -50,10 +70,15 @@ def fingerprint(run: Path) -> str | None:
 
 
 def _candidates(run: Path, path: Path) -> Iterator[Path]:
-    """As the run noted it, as it is spelled, and from any folder above the run, inside it and beside it."""
+    """As the run noted it, as it is spelled, and around the run."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         yield run.resolve() / read_json(run / "lineage.json")["first_stage_path"]
     yield path
+    yield from _around(run, path)
+
+
+def _around(run: Path, path: Path) -> Iterator[Path]:
+    """What `path` may be inside a run, as seen from any folder above it, and beside it."""
     tail = Path(*path.parts[-3:]) if path.suffix == ".safetensors" else Path(path.name)
     yield run / tail
     for real in (run.absolute(), run.resolve()):

@@ -45,11 +45,11 @@ def check_ranks(trainer: dict[str, Any]) -> None:
         if name in SLURM and by_torchrun:  # one task of each node starts torchrun, which counts for itself
             continue
         if value >= world:
-            raise ValueError(f"{name}={value} in the environment: there is no such rank; {_way_out(name)}")
+            raise ValueError(f"{name}={value} in the environment: there is no such rank; {way_out(name)}")
         if asked == 1:
             raise ValueError(
                 f"{name}={value} in the environment, but trainer.devices=1 trains in one process: "
-                f"{_way_out(name)}, or set trainer.devices= and trainer.num_nodes= to what was launched"
+                f"{way_out(name)}, or set trainer.devices= and trainer.num_nodes= to what was launched"
             )
     world = numbers.get("WORLD_SIZE")
     if by_torchrun and world and asked and world != asked:
@@ -73,9 +73,11 @@ def _check_slurm(numbers: dict[str, int], devices: int | None, nodes: int, asked
         )
 
 
-def _way_out(name: str) -> str:
-    others = [other for other in (*TORCHRUN, *SLURM) if other != name and os.environ.get(other, "0") != "0"]
-    return f"left over from another launch? start with env {' '.join(f'-u {n}' for n in (name, *others))} python ..."
+def way_out(first: str | None = None) -> str:
+    """How to start without the variables that make this process another rank, in words."""
+    names = [name for name in (*TORCHRUN, *SLURM) if name != first and os.environ.get(name, "0") != "0"]
+    unset = " ".join(f"-u {name}" for name in ([first, *names] if first else names))
+    return f"left over from another launch? start with env {unset} python ..."
 
 
 def _number(name: str) -> int:

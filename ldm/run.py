@@ -59,7 +59,8 @@ class Run:
     @property
     def way_on(self) -> str:
         """How a finished run can be gone on with, in words."""
-        key = next((key for key in _flat(self.tree) if key.endswith(".max_steps")), None)
+        ends = (key for key, value in _flat(self.tree).items() if value == self.tree["max_steps"])
+        key = next((key for key in ends if key.endswith(".max_steps")), None)
         if key is None:
             return "a larger max_steps goes on from there"
         return f"{key} says that it ends there; branch={self.folder} run=NAME goes on from there"

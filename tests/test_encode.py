@@ -36,6 +36,7 @@ from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
 from ldm.encode import encode
 from ldm.first_stage.first_stage import moments_of
+from ldm.holding import FolderHeld, held
 from ldm.run import Run
 
 SIZE = 32
@@ -440,6 +441,12 @@ def test_a_first_stage_without_codes_is_named(first_stage: Run, shards: Path, tm
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_folder_that_another_process_encodes_into_is_refused(first_stage: Run, shards: Path, tmp_path: Path):
+    with held(tmp_path, "encoding into"), pytest.raises(FolderHeld, match=f"is encoding into {tmp_path}"):
+        encode(compose("encode", encoding(first_stage, shards, tmp_path)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_goes_on_where_it_was(first_stage: Run, shards: Path, make_cache, capsys: pytest.CaptureFixture):

@@ -7,6 +7,7 @@ from untrained import untrained_run
 
 from ldm.config import compose
 from ldm.evaluation.evaluate import _identity, evaluate
+from ldm.holding import FolderHeld, held
 from ldm.run import Run, load
 
 
@@ -26,6 +27,8 @@ def test_points_are_kept_for_the_same_guidance_whatever_its_scales(tmp_path: Pat
         ["tiling=blended"], ["tiling=blended", "tiling.size=4"],
     ]  # fmt: skip
     assert len({identity(*words) for words in others}) == len(others)
+    with held(tmp_path / "out", "evaluating into"), pytest.raises(FolderHeld, match="is evaluating into"):
+        evaluate(compose("evaluate", [f"model={run}", f"out={tmp_path / 'out'}", "device=cpu"]))
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")

@@ -79,6 +79,12 @@ def test_a_folder_made_for_nothing_goes_again_and_one_that_was_there_stays(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path):
+    (tmp_path / "x").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"x: a link that leads nowhere, to .*gone"), held(tmp_path / "x", "training"):
+        pass
+
+
 def test_a_killed_process_is_succeeded_at_once_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture):
     killed(tmp_path)
     pid = json.loads((tmp_path / NAME).read_text())["pid"]

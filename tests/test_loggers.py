@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toys import tiny
@@ -13,7 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from ldm.config import compose
 from ldm.fit import fit
-from ldm.training.loggers import CSVLog, close, curves, read_metrics, wandb
+from ldm.training.loggers import CSVLog, close, curves, forget, read_metrics, wandb
 
 
 def log_of(path: Path, *steps: int) -> CSVLog:
@@ -164,3 +165,13 @@ def test_a_resumed_run_goes_on_in_wandb(first_stage, tmp_path, monkeypatch):
     assert [row["_step"] for row in rows] == sorted(row["_step"] for row in rows)
     assert all(row["_step"] == row["trainer/global_step"] and row["speed/forward_ms"] > 0 for row in rows)
     assert [row["_step"] for row in rows if any(name.startswith("panels/") for name in row)] == [2, 4]
+
+
+def test_a_run_that_starts_anew_is_told_from_its_first_step(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,name,value\n5,a,1.0\n")
+    logger, told = wandb(tmp_path, "x-1", "x", mode="disabled"), []
+    logger._run = SimpleNamespace(log=lambda values, step: told.append(step))
+    logger.log_metrics({"a": 1.0}, 3)
+    forget([logger])
+    logger.log_metrics({"a": 1.0}, 3)
+    assert told == [3]

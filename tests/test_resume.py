@@ -13,9 +13,16 @@ import pytest
 from toys import Process, assert_equal_runs, curve, losses, newest_step, state, tiny, train
 
 from ldm.checkpoint import resume, weights
-from ldm.run import Run
+from ldm.config import compose
+from ldm.fit import fit
+from ldm.holding import FolderHeld, FolderLost, held
+from ldm.run import Run, open_run
 from ldm.training.autoencoder import AutoencoderTask
+from ldm.training.callbacks.checkpoint import Restore
+from ldm.training.callbacks.group import members
+from ldm.training.callbacks.held import WhileHeld
 from ldm.training.callbacks.signals import MARKER, requeue_slurm_job
+from ldm.training.loggers import CSVLog
 from ldm.training.task import Task
 
 Train = Callable[..., Run]
@@ -210,12 +217,88 @@ def test_a_changed_key_is_refused_by_name(change: str, diffusion: Run, first_sta
         )
 
 
-def test_overwrite_starts_anew(train_autoencoder: Train):
+def test_overwrite_starts_anew_once_everything_else_is_known(train_autoencoder: Train):
     first = train_autoencoder("max_steps=1")
+    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    for mistake, said in (
+        (["trainer.strategy=nonsense"], "nonsense"),
+        (["trainer.accelerator=tpu"], "trainer: "),
+        (["data.batch_size=5", "accumulation=2"], "data.batch_size=5 is not divisible"),
+        (["optimizer.betas=[2,3]"], "beta"),
+        ([f"branch={first.folder}"], "which overwrite=true would delete"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train_autoencoder("max_steps=1", "overwrite=true", *mistake)
+        assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before, mistake
     again = train_autoencoder("max_steps=1", "seed=1", "overwrite=true")
     assert again.lineage["wandb_id"] != first.lineage["wandb_id"]
     assert (again.folder / "config.yaml").read_text().count("overwrite: false") == 1
     assert sorted(curve(again.folder)) == [1]
+
+
+# One writer
+
+
+@pytest.mark.parametrize("more", [(), ("overwrite=true",)], ids=["resumed", "overwritten"])
+def test_a_run_that_another_process_trains_is_refused_before_it_is_built(
+    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ldm.fit.Parts", None)
+    with held(tmp_path / "x", "training"):
+        with pytest.raises(FolderHeld, match=rf"another process \(pid {os.getpid()} on .*\) is training {tmp_path}/x"):
+            train("quickstart/autoencoder", tmp_path, *more, run="x")
+        assert [path.name for path in (tmp_path / "x").iterdir()] == ["held.json"]
+
+
+def test_a_slower_duplicate_of_a_finished_run_leaves_it(
+    diffusion: Run, first_stage: Run, monkeypatch: pytest.MonkeyPatch
+):
+    def early(tree: dict, name: str) -> Run:
+        """What it saw before the other one had finished, once."""
+        monkeypatch.setattr("ldm.fit.open_run", open_run)
+        return Run(tree_folder, tree)
+
+    tree_folder = diffusion.folder
+    before = {path: path.stat().st_mtime_ns for path in tree_folder.rglob("*")}
+    monkeypatch.setattr("ldm.fit.open_run", early)
+    monkeypatch.setattr("ldm.fit.Parts", None)
+    assert train("quickstart/diffusion", tree_folder.parent, f"first_stage={first_stage.folder}").finished
+    assert {path: path.stat().st_mtime_ns for path in tree_folder.rglob("*")} == before
+
+
+def test_a_command_that_is_refused_leaves_no_folder(tmp_path: Path):
+    tree = compose("config", tiny("quickstart/autoencoder", tmp_path))
+    del tree["callback"]["checkpoint"]
+    with pytest.raises(ValueError, match="without checkpoint nothing of the run would be saved"):
+        fit(tree, "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_lost_its_folder_writes_nothing_more(train_autoencoder: Train, monkeypatch: pytest.MonkeyPatch):
+    def taken(task: Task, batch: dict, batch_index: int) -> None:
+        original(task, batch, batch_index)
+        if task.step == 1:
+            (folder,) = (callback.hold.folder for callback in members(task.trainer) if isinstance(callback, WhileHeld))
+            said = json.loads((folder / "held.json").read_text())
+            (folder / "held.json").write_text(json.dumps({**said, "token": "other", "host": "elsewhere"}))
+            wrote.update({path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()})
+
+    original, wrote = Task.on_train_batch_start, {}
+    monkeypatch.setattr(Task, "on_train_batch_start", taken)
+    monkeypatch.setattr("ldm.holding.BEAT_SECONDS", 0.001)
+    with pytest.raises(
+        FolderLost, match=r"another process \(pid \d+ on elsewhere\) holds it by now.*writes nothing more"
+    ):
+        train_autoencoder("callback.checkpoint.every_steps=1", "max_steps=3", run="x")
+    assert {path: path.stat().st_mtime_ns for path in wrote} == wrote
+    assert [path.name for path in wrote if path.name.endswith(".ckpt")] == ["last.ckpt"]
+
+
+def test_ranks_that_read_other_first_stages_do_not_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("ldm.training.callbacks.checkpoint.gather_objects", lambda own: [own, "another"])
+    restore = Restore(tmp_path, CSVLog(tmp_path / "metrics.csv"), None, keep_optimizer=False, read="one")
+    with pytest.raises(ValueError, match="first_stage: its weights changed while the ranks started"):
+        restore.on_fit_start(None, None)
 
 
 def test_a_broken_checkpoint_is_passed_over(train_autoencoder: Train, caplog: pytest.LogCaptureFixture):

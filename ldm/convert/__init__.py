@@ -13,6 +13,7 @@ from ldm.checkpoint.finite import check_finite
 from ldm.config import load_tree
 from ldm.convert import diffusion, first_stage
 from ldm.files import sha256
+from ldm.holding import held
 from ldm.places import first_stage_of
 from ldm.run import Run
 
@@ -49,8 +50,10 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
     job = first_stage if is_first_stage(tree) else diffusion
     if scale_factor is None and job is first_stage and (tree["data"] or {}).get("train", "???") == "???":
         scale_factor = foreign_file.factor_beside(checkpoint)
-    run = job.import_state(state, step, tree, out, scale_factor, f"checkpoint={checkpoint}")
-    run.record(imported={"file": checkpoint.name, "sha256": sha256(checkpoint)}, finished_step=run.tree["max_steps"])
+    with held(out, "importing into"):
+        run = job.import_state(state, step, tree, out, scale_factor, f"checkpoint={checkpoint}")
+        source = {"file": checkpoint.name, "sha256": sha256(checkpoint)}
+        run.record(imported=source, finished_step=run.tree["max_steps"])
     return run
 
 
