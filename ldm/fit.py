@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data.module import ShardData
 from data.selection import describe
@@ -16,19 +15,17 @@ from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.config import instantiate
 from ldm.device import computes_bf16, keep_memory
-from ldm.run import Run, inherit, is_rank_zero, open_run
+from ldm.run import Run, inherit, is_rank_zero, open_run, settle_precision
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.callbacks.group import Group
 from ldm.training.callbacks.signals import handlers_kept
 from ldm.training.distributed import lost_ranks_named
 from ldm.training.loggers import CSVLog, close
-from ldm.training.sharded import FullySharded
 from ldm.training.task import Task
+from ldm.training.trainer import check_trainer, make_trainer
 
 log = logging.getLogger(__name__)
 
-# Values of trainer.strategy that are not Lightning's.
-STRATEGIES = {FullySharded.strategy_name: FullySharded}
 # Messages of Lightning and W&B about choices that are made on purpose here.
 QUIET = (
     ".*does not have many workers",
@@ -44,7 +41,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     for key in ("task", "data"):
         if tree[key] is None:
             raise ValueError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
-    tree = inherit(tree, name)
+    tree = settle_precision(inherit(tree, name), name)
     run = open_run(tree, name)
     if run.finished:
         if is_rank_zero():
@@ -53,9 +50,11 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     quieten()
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
         warn_of_shared_store()
+    make = instantiate({**tree["trainer"], "_partial_": True}, {}.__getitem__, "trainer")
+    check_trainer(tree["trainer"], make)
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
-    task, data = parts["task"], parts["data"]
+    task, data, logger = parts["task"], parts["data"], parts["logger"]
     data.setup()
     if data.cache is not None:
         _read_cache(parts)
@@ -63,20 +62,16 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
         run.begin()
+        if tree["network"] and not tree["first_stage"]:
+            print(f"{run.name}: no first_stage=, so it trains on pixels, {tree['image_size']} px, and not on latents")
         if data.removed:
             print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
     csv = CSVLog(run.folder / "metrics.csv")
     parent = run.lineage["parent"]
     branch = Path(parent["checkpoint"]) if parent else None  # the one it began from, whatever the parent did since
     restore = Restore(run.folder, csv, branch, keep_optimizer=tree["branch_optimizer"] == "keep")
-    make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
-    loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]
-    own = STRATEGIES.get(tree["trainer"]["strategy"])
-    try:
-        chosen = {"strategy": own()} if own else {}
-        trainer = make_trainer(**chosen, callbacks=[Group([restore, *parts.callbacks])], logger=loggers)
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer: {error}") from error
+    loggers = [csv, *([logger] if logger else [])]
+    trainer = make_trainer(tree["trainer"], make, callbacks=[Group([restore, *parts.callbacks])], logger=loggers)
     if trainer.strategy.root_device.type == "cpu":
         keep_memory()
     if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:

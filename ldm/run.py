@@ -14,6 +14,7 @@ from typing import Any
 
 from ldm.checkpoint import resume
 from ldm.config import dump, load_tree
+from ldm.device import mixed_precision
 from ldm.ensemble import load_ensemble
 from ldm.files import read_json, sha256, write_json, write_text
 from ldm.model import Model, load_model
@@ -119,6 +120,16 @@ def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:
         own if own.exists() and not tree["overwrite"] else branch_point(tree["branch"]).parent.parent / "config.yaml"
     )
     return {**tree, "first_stage": load_tree(known)["first_stage"]}
+
+
+def settle_precision(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """``trainer.precision=auto`` is the mixed precision that the machine computes in; resumed, what it began with."""
+    if not tree["trainer"] or tree["trainer"]["precision"] != "auto":
+        return tree
+    own = Path(tree["runs_dir"]) / name / "config.yaml"
+    begun = own.exists() and not tree["overwrite"]
+    precision = load_tree(own)["trainer"]["precision"] if begun else mixed_precision()
+    return {**tree, "trainer": {**tree["trainer"], "precision": precision}}
 
 
 def branch_point(branch: str | None) -> Path | None:
