@@ -20,7 +20,7 @@ MAX_HEAD_BYTES = 1 << 20
 
 
 def cache_folder() -> Path:
-    """The folder of everything that is cached: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError where nobody has a home."""
+    """The folder of all that is cached: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError where nobody has a home."""
     try:
         return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
     except RuntimeError as error:

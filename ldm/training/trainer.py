@@ -10,6 +10,11 @@ from ldm.training.sharded import FullySharded
 
 # Values of trainer.strategy that are not Lightning's.
 STRATEGIES = {FullySharded.strategy_name: FullySharded}
+# They hand the run over as a pickle, or only work in a notebook.
+OWN_PROCESSES = ("ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_spawn_find_unused_parameters_true",
+                 "ddp_spawn_find_unused_parameters_false", "ddp_fork_find_unused_parameters_true",
+                 "ddp_fork_find_unused_parameters_false", "ddp_notebook_find_unused_parameters_true",
+                 "ddp_notebook_find_unused_parameters_false")  # fmt: skip
 REFUSALS = (
     MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, LookupError, AttributeError,
     AssertionError, NotImplementedError, OSError,
@@ -28,6 +33,10 @@ def make_trainer(node: Mapping[str, Any], make: Callable[..., pl.Trainer], **giv
         raise ValueError(f"trainer.devices={devices}: the numbers of different devices, from 0")
     if node["num_nodes"] < 1:
         raise ValueError(f"trainer.num_nodes={node['num_nodes']}: must be at least 1")
+    if (node["gradient_clip_val"] or 0) < 0:
+        raise ValueError(f"trainer.gradient_clip_val={node['gradient_clip_val']}: must be at least 0")
+    if node["strategy"] in OWN_PROCESSES:
+        raise ValueError(f"trainer.strategy={node['strategy']}: begins processes that a run cannot go on in; take ddp")
     own = STRATEGIES.get(node["strategy"])
     try:
         return make(**({"strategy": own()} if own else {}), **given)
