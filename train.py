@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> int:
 
 
 def sweep(arguments: list[str]) -> int:
-    """Run every job of the product in its own process, one after the other; a failed job does not stop the others."""
+    """Run every job of the product in its own process, one after the other; a failed job does not stop the others.
+
+    ``run=NAME`` begins the names of all.
+    """
     failed = []
     jobs = [(job, run_name(job, swept)) for job, swept in expand_sweep(arguments)]
     names = [name for _, name in jobs]
@@ -39,7 +42,8 @@ def sweep(arguments: list[str]) -> int:
         raise ValueError(f"two jobs of this sweep would share the folder {twice}; sweep other values")
     for number, (job, name) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {name}", flush=True)
-        if subprocess.run([sys.executable, __file__, *job, f"run={name}"]).returncode:
+        words = [word for word in job if not word.startswith("run=")]
+        if subprocess.run([sys.executable, __file__, *words, f"run={name}"]).returncode:
             failed.append(name)
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs did not finish: {', '.join(failed)}", file=sys.stderr)

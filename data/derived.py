@@ -20,8 +20,11 @@ MAX_HEAD_BYTES = 1 << 20
 
 
 def cache_folder() -> Path:
-    """The folder of everything that is cached: $LDM_CACHE, or ~/.cache/ldm."""
-    return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
+    """The folder of all that is cached: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError where nobody has a home."""
+    try:
+        return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no folder for a cache ({error}): set LDM_CACHE, or HOME") from error
 
 
 def write(path: Path, head: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:

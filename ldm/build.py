@@ -4,6 +4,7 @@ A part is built the first time something asks for it. ``Eps(schedule)`` gets the
 widths of the conditions it will see: facts are derived here or stated once at the tree's root, never written twice.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.generate import Sampling
+from ldm.networks.bounded import check_described
 
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
@@ -119,10 +121,21 @@ def load_autoencoder(path: Path, ema: str = "ema") -> tuple[Parts, weights.Weigh
     parts = Parts(load_tree(found.run / "config.yaml"))
     if not is_first_stage(parts.tree):
         raise ValueError(f"first_stage={path}: not an autoencoder's run")
+    check_model(lambda: first_stage_model(Parts(parts.tree)), found)
     model = first_stage_model(parts)
     weights.load_strict(model, found.state, str(found.path))
     model.eval().requires_grad_(False)
     return parts, found
+
+
+def check_model(build: Callable[[], nn.Module], found: weights.Weights) -> None:
+    """Raises ValueError unless the model that a saved tree describes, `build()`, is the one that its weights are of.
+
+    Before it takes any memory: the tree may come from anyone.
+    """
+    shapes = {name: tensor.shape for name, tensor in found.state.items()}
+    described = check_described(build, shapes, str(found.run / "config.yaml"))
+    weights.check_fit(described, found.state, str(found.path))
 
 
 def _sampling(parts: Parts) -> Sampling:

@@ -3,11 +3,11 @@
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data.module import ShardData
 from data.plan import BatchPlan
@@ -21,20 +21,18 @@ from ldm.holding import Hold, check_launch, held
 from ldm.lineage import begun_from
 from ldm.places import relative
 from ldm.ranks import check_ranks, is_rank_zero, way_out
-from ldm.run import Run, inherit, open_run
+from ldm.run import Run, inherit, open_run, settle_precision
 from ldm.training.callbacks.checkpoint import Checkpoint, Restore
 from ldm.training.callbacks.group import Group
 from ldm.training.callbacks.held import WhileHeld
 from ldm.training.callbacks.signals import handlers_kept
 from ldm.training.distributed import lost_ranks_named
 from ldm.training.loggers import CSVLog, close, forget
-from ldm.training.sharded import FullySharded
 from ldm.training.task import Task
+from ldm.training.trainer import check_trainer, make_trainer
 
 log = logging.getLogger(__name__)
 
-# Values of trainer.strategy that are not Lightning's.
-STRATEGIES = {FullySharded.strategy_name: FullySharded}
 # Messages of Lightning and W&B about choices that are made on purpose here.
 QUIET = (
     ".*does not have many workers",
@@ -55,7 +53,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         if tree[key] is None:
             raise ValueError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
     check_ranks(tree["trainer"])
-    tree = inherit(tree, name)
+    tree = settle_precision(inherit(tree, name), name)
     run = open_run(tree, name)
     if _finished(run):
         return run
@@ -79,6 +77,8 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
         warn_of_shared_store()
     tree = run.tree
+    make = instantiate({**tree["trainer"], "_partial_": True}, {}.__getitem__, "trainer")
+    check_trainer(tree["trainer"], make)
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
     task, data = parts["task"], parts["data"]
@@ -89,9 +89,11 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     _note_first_stage(run, parts)
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
+        if tree["network"] and not tree["first_stage"]:
+            print(f"{run.name}: no first_stage=, so it trains on pixels, {tree['image_size']} px, and not on latents")
         if data.removed:
             print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
-    trainer = _trainer(run, parts, hold)
+    trainer = _trainer(run, parts, make, hold)
     with handlers_kept(), failures_named():  # a worker that is killed interrupts whatever is being done
         trainer.fit(task, datamodule=data)
     close(trainer.loggers)
@@ -102,7 +104,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     return run
 
 
-def _trainer(run: Run, parts: Parts, hold: Hold | None) -> pl.Trainer:
+def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold | None) -> pl.Trainer:
     """Lightning's trainer with the run's callbacks and loggers. Raises ValueError for what cannot be trained so."""
     tree, csv = run.tree, CSVLog(run.folder / "metrics.csv")
     saving = [callback for callback in parts.callbacks if isinstance(callback, Checkpoint)]
@@ -118,13 +120,7 @@ def _trainer(run: Run, parts: Parts, hold: Hold | None) -> pl.Trainer:
     loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]
     if run.anew:
         forget(loggers)
-    make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
-    own = STRATEGIES.get(tree["trainer"]["strategy"])
-    try:
-        chosen = {"strategy": own()} if own else {}
-        trainer = make_trainer(**chosen, callbacks=[Group(callbacks)], logger=loggers)
-    except (MisconfigurationException, RuntimeError, TypeError, ImportError) as error:
-        raise ValueError(f"trainer: {error}") from error
+    trainer = make_trainer(tree["trainer"], make, callbacks=[Group(callbacks)], logger=loggers)
     if trainer.is_global_zero != is_rank_zero():
         raise ValueError(f"trainer: rank {trainer.global_rank} of {trainer.world_size} by its keys; {way_out()}")
     BatchPlan(parts["data"].batch_size, 0, trainer.world_size, tree["accumulation"], 0)  # whether it is whole

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.build import Parts, is_classifier
+from ldm.build import Parts, check_model, is_classifier
 from ldm.checkpoint import posthoc_ema
 from ldm.checkpoint.weights import Weights, load_strict
 from ldm.conditioners.base import Conditioners
@@ -125,6 +125,8 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
     if first_stage or tree.get("first_stage"):
         tree = {**tree, "first_stage": first_stage or _own_first_stage(weights.run, path)}
     parts = Parts(tree)
+    counted = Parts(tree, first_stage=parts["first_stage"])
+    check_model(lambda: nn.ModuleDict({name: counted[name] for name in ("network", "conditioner")}), weights)
     denoiser, conditioner = parts["denoiser"], parts["conditioner"]
     load_strict(
         nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner}), weights.state, str(weights.path)
@@ -160,6 +162,8 @@ def load_classifier(path: Path, first_stage: nn.Module) -> NoisyClassifier:
         LatentSpec.from_dict(weights.metadata["latent"]).check(first_stage.spec)
     except ValueError as error:
         raise ValueError(f"classifier={path}: made for other latents than the model's; {error}") from error
+    counted = Parts(tree, first_stage=first_stage)
+    check_model(lambda: nn.ModuleDict({"network": counted["network"]}), weights)
     classifier = Parts(tree, first_stage=first_stage)["classifier"]
     load_strict(nn.ModuleDict({"network": classifier.network}), weights.state, str(weights.path))
     return classifier.eval().requires_grad_(False)

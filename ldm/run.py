@@ -12,6 +12,7 @@ from typing import Any
 
 from ldm import places
 from ldm.config import dump, load_tree
+from ldm.device import mixed_precision
 from ldm.ensemble import load_ensemble
 from ldm.files import sweep, write_json, write_text
 from ldm.lineage import (
@@ -180,6 +181,16 @@ def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:
     resumed = (own / "config.yaml").exists() and not tree["overwrite"]
     known = own if resumed else branch_point(tree["branch"]).parent.parent
     return {**tree, "first_stage": places.first_stage_of(known)}
+
+
+def settle_precision(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """``trainer.precision=auto`` is the mixed precision that the machine computes in; resumed, what it began with."""
+    if not tree["trainer"] or tree["trainer"]["precision"] != "auto":
+        return tree
+    own = Path(tree["runs_dir"]).expanduser() / name / "config.yaml"
+    begun = own.exists() and not tree["overwrite"]
+    precision = load_tree(own)["trainer"]["precision"] if begun else mixed_precision()
+    return {**tree, "trainer": {**tree["trainer"], "precision": precision}}
 
 
 def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Model:

@@ -17,7 +17,7 @@ import torch
 from untrained import untrained_run
 
 from ldm.checkpoint import foreign_file, resume
-from ldm.config import compose, load_tree
+from ldm.config import compose, dump, load_tree
 from ldm.convert import export_model
 from ldm.ensemble import load_ensemble
 from ldm.files import sha256
@@ -213,7 +213,23 @@ def pickled_weights(folder: Path, canary: Path) -> Load:
 BOMB = "a: &a [x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
+OPEN_CLIP = "{_target_: ldm.metrics.clip_score.open_clip_score, model: 'local-dir:FOLDER', weights: CANARY}"
 TREES: dict[str, str] = {
+    "a metric for a number": f"schedule: {{_target_: ldm.diffusion.schedule.VE, c_noise_scale: {OPEN_CLIP}}}",
+    "a metric for any module": "reconstruction: {_target_: ldm.first_stage.reconstruction.ReconstructionLoss, "
+    f"lpips: {OPEN_CLIP}}}",
+    "a metric at the root": OPEN_CLIP,
+    "a metric in a group of sampling": f"alignment: {OPEN_CLIP}",
+    "a metric for a network": f"network: {OPEN_CLIP}",
+    "a metric in a list": f"callback: [{OPEN_CLIP}]",
+    "a metric for a callback": f"callback: {{panels: {OPEN_CLIP}}}",
+    "a metric in a mapping": "data: {_target_: data.module.ShardData, train: x, batch_size: 1, "
+    f"fields: {{caption: {OPEN_CLIP}}}}}",
+    "a metric in a key that nobody has": f"nothing: {{at: {{all: {OPEN_CLIP}}}}}",
+    "a network for a precondition": "precond: {_target_: ldm.networks.unet.UNet}",
+    "a part that waits": "network: {_target_: ldm.networks.unet.UNet, _partial_: true}",
+    "a number for a part": "network: 3",
+    "text for parts": "conditioner: text",
     "alias bomb": BOMB,
     "merge bomb": "a: &a {x: 1}\nb: {<<: [*a, *a]}\n",
     "python object": "a: !!python/object/apply:os.system ['touch CANARY']",
@@ -238,7 +254,7 @@ TREES: dict[str, str] = {
 
 def tree_of(text: str) -> Make:
     def build(folder: Path, canary: Path) -> Load:
-        (folder / "config.yaml").write_text(text.replace("CANARY", str(canary)))
+        (folder / "config.yaml").write_text(text.replace("CANARY", str(canary)).replace("FOLDER", str(folder)))
         return lambda: load_tree(folder / "config.yaml")
 
     return build
@@ -309,6 +325,69 @@ def exported(folder: Path, canary: Path) -> Load:
     return lambda: export_model(run, "diffusers", folder / "out")
 
 
+LARGER: dict[str, Callable[[dict], Any]] = {
+    "a width of 8 million": lambda tree: tree["network"].update(channels=8_000_000),
+    "blocks without end": lambda tree: tree["network"].update(num_blocks=10**18),
+    "levels without end": lambda tree: tree["network"].update(multipliers=[1] * 9000),
+    "ten thousand million classes": lambda tree: tree["conditioner"]["label"].update(num_classes=10**10),
+    "images of a gigapixel a side": lambda tree: tree.update(image_size=10**9),
+    "a schedule without end": lambda tree: tree.update(
+        schedule={"_target_": "ldm.diffusion.schedule.linear", "num_timesteps": 10**12}
+    ),
+    "groups of nothing": lambda tree: tree["network"].update(norm_groups=0),
+    "patches of the largest number": lambda tree: tree["network"].update(patch_size=2**63 - 1),
+    "another network": lambda tree: tree["network"].update(num_blocks=2),
+}
+
+
+def larger(change: Callable[[dict], Any]) -> Make:
+    """A run whose tree describes more than its weights."""
+
+    def build(folder: Path, canary: Path) -> Load:
+        run = untrained_run(folder / "run")
+        tree = load_tree(run / "config.yaml")
+        change(tree)
+        (run / "config.yaml").write_text(dump(tree))
+        return lambda: load(run)
+
+    return build
+
+
+def open_clip(model: str, weights: str) -> Make:
+    """A metric of open_clip, or what pretends to be one of its models."""
+
+    def build(folder: Path, canary: Path) -> Load:
+        from ldm.metrics.clip_score import open_clip_score
+
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP_CODE, "preprocess_cfg": {}}))
+        (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil:\n    pass\n")
+        settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        (folder / "weights.pt").write_bytes(saved({"a": Run(canary)}))
+        (folder / "weights.npz").write_bytes(b"")
+        return lambda: open_clip_score(model.replace("FOLDER", str(folder)), weights.replace("FOLDER", str(folder)))
+
+    return build
+
+
+OPEN_CLIP_CODE = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1,
+                 "hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}},
+}  # fmt: skip
+OPEN_CLIPS = {
+    "a folder": ("local-dir:FOLDER", "FOLDER/weights.pt"),
+    "a folder in capitals": ("LOCAL-DIR:FOLDER", "FOLDER/weights.pt"),
+    "a path": ("FOLDER", "FOLDER/weights.pt"),
+    "a repository": ("hf-hub:evil/evil", "FOLDER/weights.pt"),
+    "a name with a space": (" local-dir:FOLDER", "FOLDER/weights.pt"),
+    "weights that run": ("RN50", "FOLDER/weights.pt"),
+    "weights of numpy": ("RN50", "FOLDER/weights.npz"),
+    "weights of a repository": ("RN50", "hf-hub:evil/evil"),
+}
+
+
 def pipe_url(folder: Path, canary: Path) -> Load:
     tree = compose("config", ["experiment=quickstart/autoencoder", f"data.train=pipe:touch {canary}"])
     from ldm.build import Parts
@@ -348,6 +427,8 @@ CASES: dict[str, Make] = {
     "weights: a list for a description": description_of("[1]"),
     "weights: a description of 20 MB": description_of('{"sha256": {}, "x": "' + "x" * 20_000_000 + '"}'),
     **{f"tree: {name}": tree_of(text) for name, text in TREES.items()},
+    **{f"network: {name}": larger(change) for name, change in LARGER.items()},
+    **{f"open_clip: {name}": open_clip(*words) for name, words in OPEN_CLIPS.items()},
     "tree: a pipe": tree_of_pipe,
     "tree: without end": tree_without_end,
     **{f"ensemble: {name}": manifest_of(text) for name, text in MANIFESTS.items()},

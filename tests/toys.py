@@ -25,7 +25,7 @@ from PIL import Image
 from ldm.checkpoint import resume
 from ldm.checkpoint.clip_encoder import write_encoder
 from ldm.conditioners import clip
-from ldm.config import CONF, compose
+from ldm.config import CONF, compose, overriding
 from ldm.fit import fit
 from ldm.run import Run
 
@@ -76,7 +76,7 @@ TINY_PARTS = {
 def tiny(experiment: str, runs_dir: Path, *more: str) -> list[str]:
     """The command line of `experiment` as a toy in `runs_dir`; `more` comes last and wins."""
     words = [*_tiny(experiment), f"runs_dir={runs_dir}", *more]
-    return list({word.partition("=")[0]: word for word in words}.values())  # Hydra takes a group's choice only once
+    return overriding(words)
 
 
 @cache

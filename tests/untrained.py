@@ -8,7 +8,7 @@ from torch import nn
 
 from ldm.build import Parts
 from ldm.checkpoint import weights
-from ldm.config import compose, dump
+from ldm.config import compose, dump, overriding
 from ldm.diffusion.experts import Expert
 
 OVERRIDES = [
@@ -24,7 +24,7 @@ LABEL = ["conditioner=[label]", "conditioner.label.num_classes=5", "conditioner.
 def untrained_run(folder: Path, *overrides: str, seed: int = 0, finished: bool = True, shared: int = 0) -> Path:
     """A run of a U-Net in pixel space, its weights drawn by `seed`, its conditioner (a label) by `shared`."""
     chosen = any(word.startswith("conditioner=") for word in overrides)
-    tree = compose("config", [*OVERRIDES, *([] if chosen else LABEL), *overrides])
+    tree = compose("config", overriding([*OVERRIDES, *([] if chosen else LABEL), *overrides]))
     parts = Parts(tree)
     model = nn.ModuleDict({"network": parts["denoiser"].network, "conditioner": parts["conditioner"]})
     randomise(model["network"], 0.2, seed)

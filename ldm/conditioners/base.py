@@ -91,10 +91,7 @@ class Conditioners(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict(conditioners)
         self.register_buffer("_where", torch.empty(0), persistent=False)  # follows .to(device)
-        by_width = {conditioner.width: name for name, conditioner in self.parts.items() if conditioner.slot == "tokens"}
-        if len(by_width) > 1:
-            named = ", ".join(f"{name} has {width}" for width, name in by_width.items())
-            raise ValueError(f"conditioner: tokens are joined along their length and must be of equal width; {named}")
+        _check_widths({name: part for name, part in self.parts.items() if part.slot == "tokens"})
 
     def widths(self) -> dict[str, int]:
         """What the network must take: tokens_width, vector_width, concat_channels; 0 where there is none."""
@@ -164,6 +161,20 @@ class Conditioners(nn.Module):
                 parts.setdefault(key, []).append(value)
         along = {"vector": -1, "tokens": 1, "tokens_mask": 1, "concat": 1}
         return {key: torch.cat(values, dim=along[key]) for key, values in parts.items()}
+
+
+def _check_widths(parts: Mapping[str, Conditioner]) -> None:
+    """Raises ValueError for tokens of different widths, naming the keys to set; that of a frozen encoder is fixed."""
+    if len({part.width for part in parts.values()}) <= 1:
+        return
+    fixed = [part.width for part in parts.values() if part.frozen is not None]
+    width = min(fixed or [part.width for part in parts.values()])
+    free = [name for name, part in parts.items() if part.frozen is None and part.width != width]
+    way_out = " ".join(f"conditioner.{name}.width={width}" for name in free) or "encoders of one width"
+    named = ", ".join(f"{name} has {part.width}" for name, part in parts.items())
+    raise ValueError(
+        f"conditioner: tokens are joined along their length and must be of equal width; {named}: choose {way_out}"
+    )
 
 
 def _all_real(tokens: Tensor) -> Tensor:

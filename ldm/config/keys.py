@@ -62,6 +62,13 @@ OWNED = {
     "trainer.logger": "logger",
     "trainer.enable_checkpointing": "callback.checkpoint",
     "trainer.use_distributed_sampler": "data",
+    "trainer.fast_dev_run": "max_steps",
+    "trainer.limit_train_batches": "data.max_samples",
+    "trainer.overfit_batches": "data.max_samples",
+    "trainer.val_check_interval": "callback.validation.every_steps",
+    "trainer.check_val_every_n_epoch": "callback.validation.every_steps",
+    "trainer.reload_dataloaders_every_n_epochs": "data",
+    "trainer.barebones": "callback",
 }
 # Keys that hold several of what their constructor takes one of, to be done one after the other.
 SWEPT = {"evaluate": ("guidance.scale",)}

@@ -60,7 +60,16 @@ def load_tree(path: Path) -> dict[str, Any]:
         for key, default in keys.items():
             if key in tree:
                 check_root_key(key, root_type("config", key, default), tree[key])
+        for group in choices.keys() & tree.keys():
+            _check_group(group, tree[group], several=isinstance(choices[group], list))
         validate(tree, among=choices)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return tree
+
+
+def _check_group(group: str, node: Any, several: bool) -> None:
+    """Raises ValueError for what is neither nothing nor a part, or with `several` parts under their names."""
+    parts = list(node.values()) if several and isinstance(node, dict) else [node]
+    if node and not all(isinstance(part, dict) and "_target_" in part for part in parts):
+        raise ValueError(f"{group}={repr(node)[:80]}: no part that can be built")

@@ -20,8 +20,9 @@ from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
 from ldm.fit import quieten
 from ldm.ranks import check_ranks
-from ldm.run import branch_point, inherit, open_run
+from ldm.run import branch_point, inherit, open_run, settle_precision
 from ldm.training.sharded import FullySharded, check_shardable
+from ldm.training.trainer import check_trainer
 from ldm.training.trial import Trial, try_steps
 
 SAMPLED = 64  # training samples that are decoded
@@ -30,9 +31,10 @@ SAMPLED = 64  # training samples that are decoded
 def examine(tree: dict[str, Any], name: str) -> list[Finding]:
     """All findings on the run `name` of a tree; checks that need what a failed one did not give are left out."""
     quieten()
+    tree = settle_precision(tree, name)
     findings: list[Finding] = []
     world_size = num_ranks(tree["trainer"])
-    for check, look in (("versions", machine.versions), ("device", lambda: machine.devices(tree)),
+    for check, look in (("versions", machine.versions), ("device", lambda: _devices(tree)),
                         ("W&B", lambda: machine.wandb(tree)), ("run", lambda: _run(tree, name))):  # fmt: skip
         findings.append(attempt(findings, check, look))
     data = attempt(findings, "shards", _data, tree)
@@ -55,6 +57,14 @@ def num_ranks(trainer: dict[str, Any]) -> int:
     elif not isinstance(devices, int) or devices < 1:
         devices = max(torch.cuda.device_count(), 1)
     return devices * trainer["num_nodes"]
+
+
+def _devices(tree: dict[str, Any]) -> Finding:
+    found = machine.devices(tree)
+    if found.status != FAIL:
+        make = instantiate({**tree["trainer"], "_partial_": True}, {}.__getitem__, "trainer")
+        check_trainer(tree["trainer"], make)
+    return found
 
 
 def _run(tree: dict[str, Any], name: str) -> Finding:

@@ -34,7 +34,7 @@ def versions() -> Finding:
 def devices(tree: dict[str, Any]) -> Finding:
     """Whether there are as many as asked for, and what they compute in."""
     trainer = tree["trainer"]
-    num_gpus, precision, wanted = torch.cuda.device_count(), trainer["precision"], trainer["devices"]
+    num_gpus, precision, wanted = torch.cuda.device_count(), str(trainer["precision"]), trainer["devices"]
     said = f"{num_gpus} x {torch.cuda.get_device_name()}" if num_gpus else "no GPU"
     said = f"{said}; trainer.precision={precision}"
     if num_gpus and isinstance(wanted, int) and wanted > num_gpus:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldm.config import compose, run_name
+from ldm.config import compose, overriding, run_name
 from ldm.device import mixed_precision
 from ldm.ensemble import write_manifest
 from ldm.evaluation.chain_report import write_chain_report
@@ -70,7 +70,7 @@ class Chain:
         return run_name([f"experiment={self.tree['family']}/{kind}", *overrides])
 
     def _train(self, stage: str, run: Path, kind: str, *overrides: str) -> bool:
-        arguments = [f"experiment={self.tree['family']}/{kind}", *overrides, *self.shared]
+        arguments = overriding([f"experiment={self.tree['family']}/{kind}", *overrides, *self.shared])
         print(f"\n[{stage}] python train.py {' '.join(arguments)}", flush=True)
         with self._timed(stage):
             return fit(compose("config", arguments), run.name).finished

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ldm.config import compose
+from ldm.config import compose, overriding
 from ldm.device import choose, mixed_precision
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.guidance_curve import with_scale
@@ -63,7 +63,7 @@ def _train(tree: dict[str, Any], f: int) -> Path | None:
         jobs.append([f"experiment={family}/autoencoder", f"run={first_stage.name}", *own, *shared])
     own = [*([f"first_stage={first_stage}"] if f > 1 else []), precision, *tree["diffusion_overrides"].split()]
     jobs.append([f"experiment={family}/diffusion", f"run={base.name}", *own, *shared])
-    for job in jobs:
+    for job in map(overriding, jobs):
         print(f"\n[f = {f}] python train.py {' '.join(job)}", flush=True)
         status = subprocess.run([sys.executable, str(ROOT / "train.py"), *job], cwd=Path.cwd()).returncode
         if status == 3:

@@ -54,15 +54,18 @@ class Package:
 
 
 def cache_folder() -> Path:
-    """The folder of fetched parts: $LDM_CACHE, or ~/.cache/ldm."""
-    return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
+    """The folder of fetched parts: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError where nobody has a home."""
+    try:
+        return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no folder for a cache ({error}): set LDM_CACHE, or HOME") from error
 
 
 def locate(name: str, path: str | Path | None = None) -> Path:
     """The file (or folder, for minilm) of a pretrained part: `path` where given, else the cache entry."""
     _package(name)
     found = Path(path).expanduser() if path is not None else _cached(name)
-    if not found.exists():
+    if not found.is_file() and not found.is_dir():  # a pipe would have whoever reads it wait
         why = "there is nothing at this path" if path is not None else "it is not in the cache"
         raise ValueError(
             f"no weights for {name!r} at {found}: {why}; run `python scripts/fetch_pretrained.py {name}` once "

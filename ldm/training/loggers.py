@@ -105,10 +105,16 @@ class WandB(Logger):
     def experiment(self) -> Any:
         """The client's run, begun when it is first needed."""
         if self._run is None:
-            import wandb as client
-
-            with _redacted_arguments():
-                self._run = client.init(**self._settings)
+            client = _client()
+            try:
+                with _redacted_arguments():
+                    self._run = client.init(**self._settings)
+            except client.Error as error:
+                said = " ".join(str(error).split())[:300]
+                raise ValueError(
+                    f"logger: W&B refuses ({redacted(said)}); `wandb login` or set WANDB_API_KEY, or go on with "
+                    "logger.mode=offline and `wandb sync` later"
+                ) from error
             self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._run
 
@@ -136,6 +142,15 @@ class WandB(Logger):
             self._run = None
 
 
+def _client() -> Any:
+    """The W&B client. Raises ValueError where it cannot be imported."""
+    try:
+        import wandb as client
+    except ImportError as error:
+        raise ValueError(f"logger: W&B cannot be imported ({error}); pip install wandb, or logger=null") from error
+    return client
+
+
 @contextmanager
 def _redacted_arguments() -> Iterator[None]:
     """The W&B client stores the command line: while it looks, passwords are not in it."""
@@ -154,6 +169,9 @@ def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: 
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"logger.mode={mode}: choose offline, online or disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
+    client = _client()
+    if mode == "online" and not client.api.api_key and not sys.stdin.isatty():  # a terminal is asked for it
+        raise ValueError("logger.mode=online: no key; `wandb login`, set WANDB_API_KEY, or logger.mode=offline")
     settings = {"name": run_name, "id": run_id, "project": project, "dir": str(folder), "resume": "allow", "mode": mode}
     csv_file = folder / "metrics.csv"
     rows = read_metrics(csv_file) if csv_file.exists() else []

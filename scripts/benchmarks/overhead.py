@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measure import verdict
 from ldm.build import Parts
-from ldm.config import compose, instantiate
+from ldm.config import compose, instantiate, overriding
 from ldm.fit import quieten
 from ldm.training.callbacks.group import Group
 from ldm.training.callbacks.signals import handlers_kept
@@ -45,7 +45,7 @@ def run(options: dict) -> None:
     quieten()
     print(f"torch {torch.__version__}, lightning {pl.__version__}, one thread")
     for name, (network, num_steps) in SIZES.items():
-        turns = _measured(compose("config", [*COMMON, *network]), WARM_UP + num_steps * options["repeats"])
+        turns = _measured(compose("config", overriding([*COMMON, *network])), WARM_UP + num_steps * options["repeats"])
         ours, bare = (1e3 * statistics.median(times[WARM_UP:]) for times in (turns.fitted, turns.bare))
         more = 1e3 * statistics.median(a - b for a, b in zip(turns.fitted, turns.bare, strict=True))
         print(f"{name:<22} {'fit':<28} {ours:9.2f} ms\n{'':<22} {'bare loop':<28} {bare:9.2f} ms", flush=True)

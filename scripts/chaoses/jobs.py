@@ -19,7 +19,7 @@ import torch
 
 import train
 from ldm.checkpoint import resume
-from ldm.config import guarded
+from ldm.config import guarded, overriding
 from ldm.training.task import Task
 
 PATIENCE_SECONDS = 120  # for anything that a toy does
@@ -47,7 +47,7 @@ class Job:
             strategy = (
                 [] if any(word.startswith("trainer.strategy=") for word in arguments) else ["trainer.strategy=ddp"]
             )
-            arguments = [*arguments, f"trainer.devices={ranks}", *strategy]
+            arguments = overriding([*arguments, f"trainer.devices={ranks}", *strategy])
         port = free_port()
         self.processes = []
         for rank in range(ranks):
