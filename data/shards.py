@@ -110,8 +110,7 @@ class ShardSet:
 
     def fingerprints(self) -> list[str]:
         """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
-        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
-        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
+        manifests = {folder: listed_shards(folder) for folder in {shard.path.parent for shard in self.shards}}
         listed = [manifests[s.path.parent].get((s.path.name, s.facts.num_bytes)) for s in self.shards]
         return [known or shard.digest for known, shard in zip(listed, self.shards, strict=True)]
 
@@ -122,7 +121,7 @@ class ShardSet:
         return hashlib.sha256("".join([*rows, kept]).encode()).hexdigest()
 
 
-def _listed(folder: Location) -> dict[tuple[str, int], str]:
+def listed_shards(folder: Location) -> dict[tuple[str, int], str]:
     """(name, bytes) -> sha256 of the shards that the folder's manifest lists."""
     path = folder / MANIFEST
     content = read_whole(path)
