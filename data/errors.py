@@ -5,7 +5,13 @@ from typing import Any
 
 
 class ShardError(ValueError):
-    """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason."""
+    """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason.
+
+    Names come from elsewhere: what would move a terminal's cursor is escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 class BadSample(ValueError):

@@ -18,11 +18,11 @@ from data.encoding import EncodingStream, Span
 from data.errors import SkipLog
 from data.fields import Field
 from data.filters import FilterRules, read_filters
+from data.objects import Location
 from data.paths import expand
 from data.plan import BatchPlan, permute
 from data.samples import Samples
 from data.shards import ShardSet
-from data.storage import Location
 from data.streams import PassStream, TrainStream
 from data.training_set import Source, TrainingSet, read_mixture
 from data.transforms import Augmentation

@@ -10,7 +10,8 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from data.errors import ShardError
-from data.storage import SCHEMES, Location, Url, matching
+from data.objects import SCHEMES, Location, Url
+from data.storage import matching
 
 # Shipped data is named relative to the folder that holds this package, whatever the working directory is.
 HOME = Path(__file__).resolve().parents[1]

@@ -1,6 +1,6 @@
 """Samples of a shard set as batches: read, decode, remember, crop, stack. Says nothing about order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from data.errors import BadSample
 from data.fields import Field
 from data.shards import MemberReader, ShardSet
 from data.transforms import View, to_tensor
+
+IMAGES = frozenset(IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Samples:
             try:
                 if isinstance(members, BadSample):
                     raise members
+                if not sizes and not members.keys() & IMAGES:
+                    raise _without_image(shard.members(place))
                 found.append(self._decode(index, shard.keys[place], members, sizes[number] if sizes else None))
             except BadSample as error:
                 found.append(error)
@@ -81,9 +85,7 @@ class Samples:
         """With its image, unless the `size` that this would have is given."""
         image = None
         if size is None:
-            content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-            if content is None:
-                raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
+            content = next(members[name] for name in IMAGE_EXTENSIONS if name in members)
             image = self.decoder(content, self.image_size)
             size = image.shape[1], image.shape[0]
         values = {name: _read(field, members, size) for name, field in self.fields.items()}
@@ -121,6 +123,13 @@ class Samples:
         for name, field in self.fields.items():
             batch[name] = field.collate([sample.fields[name] for sample in samples], views, self.image_size)
         return batch
+
+
+def _without_image(there: Collection[str]) -> BadSample:
+    """What is wrong with a sample of these extensions."""
+    listed = ", ".join(sorted(there)[:3]) + (", ..." if len(there) > 3 else "")
+    rule = "; an extension begins at a name's first dot: rename the files" if any("." in name for name in there) else ""
+    return BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)}), but {listed[:90]}{rule}")
 
 
 def _read(field: Field, members: Mapping[str, bytes], size: tuple[int, int]) -> Any:

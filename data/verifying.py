@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from data.errors import ShardError
 from data.index import read_index
+from data.objects import Facts, Location, Span, Url
 from data.shards import listed_shards
-from data.storage import Facts, Location, Span, Url, facts, read_spans
+from data.storage import facts, read_spans
 
 CHUNK_BYTES = 1 << 24
 
@@ -55,7 +56,8 @@ def hash_of(path: Location, found: Facts) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
     for start in range(0, found.num_bytes, CHUNK_BYTES):
-        digest.update(read_spans([Span(path, start, min(start + CHUNK_BYTES, found.num_bytes))])[0])
+        stop = min(start + CHUNK_BYTES, found.num_bytes)
+        digest.update(read_spans([Span(path, start, stop, found)])[0])
     return digest.hexdigest()
 
 

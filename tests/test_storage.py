@@ -11,7 +11,7 @@ import pytest
 from range_server import RangeServer, serving
 from test_data_module import NUM, make, same, sample, take, write
 
-from data import index_cache, storage
+from data import attempts, index_cache
 from data.errors import ShardError
 from data.index import read_index
 from data.paths import expand
@@ -22,7 +22,7 @@ from data.writing import write_shard
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(attempts, "PAUSES", (0.01, 0.02))
 
 
 @pytest.fixture
