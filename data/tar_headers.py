@@ -159,9 +159,9 @@ def _records(content: bytes) -> dict[str, str]:
     start = 0
     while start < len(content):
         space = content.find(b" ", start, start + MAX_LENGTH_DIGITS + 1)
-        digits = content[start:space] if space > 0 else b""
+        digits = content[start : max(start, space)]
         end = start + int(digits) if digits.isdigit() else start
-        if not space < end <= len(content):
+        if not start < space < end <= len(content):
             raise Damage("damaged extended header")
         key, _, value = content[space + 1 : end - 1].decode("utf-8", "backslashreplace").partition("=")
         if key.startswith("GNU.sparse"):
