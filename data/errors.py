@@ -57,7 +57,7 @@ def too_many(records: list[dict[str, Any]], num_samples: int, max_bad_fraction: 
     more = [f"  ... and {len(records) - 20} more"] if len(records) > 20 else []
     head = (
         f"{len(records)} of {num_samples} samples are bad, more than data.max_bad_fraction={max_bad_fraction} allows; "
-        "repair the shards, or raise it to skip them:"
+        "raise it to skip them, or repair them under their names and in their order, and the same command goes on:"
     )
     return TooManyBadSamples("\n".join([head, *rows, *more]))
 

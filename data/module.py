@@ -207,12 +207,6 @@ class ShardData(pl.LightningDataModule):
         return sha256("\n".join(part.shards.fingerprint() for part in self.parts()).encode()).hexdigest()
 
     @property
-    def train_layout(self) -> str:
-        """SHA-256 over what the headers of the training shards say: which samples there are, in which order."""
-        digests = [shard.digest for shard in self._train_samples.shards.shards]
-        return sha256("\n".join(digests).encode()).hexdigest()
-
-    @property
     def batch_spec(self) -> dict[str, str]:
         """What a batch holds, by key, in words."""
         size = self.image_size
@@ -232,7 +226,17 @@ class ShardData(pl.LightningDataModule):
     @property
     def skipped(self) -> list[dict[str, Any]]:
         """The distinct bad samples that this process has met: kind, shard, key, index, reason."""
-        return self._train_skips.records + self._validation_skips.records
+        return self.skipped_in_training + self.skipped_in_validation
+
+    @property
+    def skipped_in_training(self) -> list[dict[str, Any]]:
+        """Those of the training samples."""
+        return self._train_skips.records
+
+    @property
+    def skipped_in_validation(self) -> list[dict[str, Any]]:
+        """Those of the validation samples."""
+        return [] if self.validation is None else self._validation_skips.records
 
     # -- what is read --------------------------------------------------------------------------------------------
 

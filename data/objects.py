@@ -24,13 +24,18 @@ MAX_QUERY_CHARS = 1 << 14
 class Url:
     """A remote object or folder, with the names that a Path has.
 
-    `text` is what it is asked for with. As text it is the place alone, without signature or password: so it is shown,
-    and so it is known again under a new signature.
+    `text` is what it is asked for with. `place` is that without signature or password: so it is known again under a new
+    signature, and so it is shown.
     """
 
     text: str
 
     def __str__(self) -> str:
+        return self.place
+
+    @property
+    def place(self) -> str:
+        """Where it lies, whatever gives leave to read it."""
         return unsigned(self.text)
 
     def __truediv__(self, name: str) -> "Url":

@@ -9,13 +9,17 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from data.errors import TooManyBadSamples
 from data.module import ShardData
 from data.selection import describe
 from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.config import instantiate
+from ldm.data_places import bad_shards, check_data
 from ldm.device import computes_bf16, keep_memory
+from ldm.files import read_json, write_json
+from ldm.redaction import redacted
 from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.callbacks.group import Group
@@ -82,7 +86,11 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
         print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
     with handlers_kept(), failures_named():  # a worker that is killed interrupts whatever is being done
-        trainer.fit(task, datamodule=data)
+        try:
+            trainer.fit(task, datamodule=data)
+        except TooManyBadSamples:
+            _note_bad_shards(run, data)
+            raise
     close(trainer.loggers)
     if task.step >= task.max_steps:
         _conclude(run, trainer, task, parts)
@@ -104,14 +112,16 @@ def _read_cache(parts: Parts) -> None:
 
 
 def _check_shards(run: Run, data: ShardData) -> None:
-    """Raises ValueError if the training shards are not those that the run has seen so far, whatever their names."""
-    now = data.train_layout
-    if run.lineage.setdefault("train_layout", now) != now:
-        raise ValueError(
-            f"data.train: the shards' members have other names, sizes or places than when the run in {run.folder} "
-            "began, so it cannot be gone on with exactly: put the old shards back, go on with the new ones under "
-            "branch= and another run=, or start anew with overwrite=true"
-        )
+    """Raises ValueError if the data is not what the run has seen so far, wherever it lies."""
+    repaired = check_data(run.lineage, run.folder, data)
+    if repaired and is_rank_zero():
+        print(f"{run.name}: goes on with what was repaired since it stopped: {', '.join(repaired)}")
+
+
+def _note_bad_shards(run: Run, data: ShardData) -> None:
+    """Keep what is known of the shards that stop the run, by the process that met them: repaired, they are taken."""
+    path = run.folder / "lineage.json"
+    write_json(path, redacted({**read_json(path), "stopped_by": bad_shards(data)}))
 
 
 def _note_decoder(run: Run, libraries: str) -> None:

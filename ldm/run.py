@@ -14,6 +14,7 @@ from typing import Any
 
 from ldm.checkpoint import resume
 from ldm.config import dump, load_tree
+from ldm.data_places import with_saved_places
 from ldm.ensemble import load_ensemble
 from ldm.files import read_json, sha256, write_json, write_text
 from ldm.model import Model, load_model
@@ -22,8 +23,8 @@ from ldm.redaction import redacted
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
-    "runs_dir data.num_workers data.timeout_seconds data.memo_samples task.keep_latents task.compile "
-    "network.checkpoint_activations autoencoder.checkpoint_activations num_steps sampler sigmas guidance run"
+    "runs_dir data.num_workers data.timeout_seconds data.memo_samples data.max_bad_fraction "
+    "task.keep_latents task.compile network.checkpoint_activations autoencoder.checkpoint_activations num_steps sampler sigmas guidance run"
 ).split()
 
 
@@ -71,7 +72,9 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
     config, lineage = folder / "config.yaml", folder / "lineage.json"
     wandb_id = f"{name}-{secrets.token_hex(4)}"
     if config.exists() and not tree["overwrite"]:
-        check_unchanged(load_tree(config), tree, folder)
+        saved = load_tree(config)
+        known = read_json(lineage) if lineage.exists() else {}
+        check_unchanged(saved, with_saved_places(tree, saved, known), folder)
         if lineage.exists():
             return Run(folder, tree, _lineage(lineage, wandb_id))
     parent = _parent(tree["branch"]) if tree["branch"] else None
