@@ -26,6 +26,7 @@ from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
 from data.training_set import Source, TrainingSet, read_mixture
 from data.transforms import Augmentation
+from data.workers import check_shared_memory
 
 # Keys that a batch has whatever its fields are.
 RESERVED = ("image", "key", "number", "index", "skipped", "source", "moments", "codes", "encoded")
@@ -255,6 +256,7 @@ class ShardData(pl.LightningDataModule):
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
         samples = self._with_cache(self._train_samples, images=False)
         stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)
+        self._check_shared_memory(samples, self.batch_size // (world_size * self.accumulation))
         return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
 
     def validation_loader(
@@ -300,7 +302,14 @@ class ShardData(pl.LightningDataModule):
     ) -> Batches:
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
+        self._check_shared_memory(samples, min(batch_size, len(indices)))
         return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
+
+    def _check_shared_memory(self, samples: Samples | CachedSamples, batch_size: int) -> None:
+        """Raises WorkerError if the images, float32, have not the room that workers need; the rest of a batch is small."""
+        processes = 1 if self.trainer is None else self.trainer.num_devices
+        if samples.images:
+            check_shared_memory(batch_size * 3 * self.image_size**2 * 4, self.num_workers, processes)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

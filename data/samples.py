@@ -32,6 +32,8 @@ class Samples:
     `source` names the data set that a sample is from, where several are mixed.
     """
 
+    images = True  # they have theirs
+
     def __init__(
         self,
         shards: ShardSet,

@@ -85,7 +85,10 @@ class TrainingSet:
         starts = self.shards.starts(list(accumulate(counts[:-1], initial=0)))
         for name, start, end in zip(self.mixture, starts, [*starts[1:], len(self.shards)], strict=False):
             if start == end:
-                raise ValueError(f"data.mixture.{name}: its shards and data.filters leave no samples")
+                reason = (
+                    "data.filters leave none of its samples" if self.filters.names else "its shards hold no samples"
+                )
+                raise ValueError(f"data.mixture.{name}: {reason}")
         return starts
 
     def source(self, index: int) -> str:
