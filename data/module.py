@@ -306,7 +306,7 @@ class ShardData(pl.LightningDataModule):
         return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
 
     def _check_shared_memory(self, samples: Samples | CachedSamples, batch_size: int) -> None:
-        """Raises WorkerError if the images, float32, have not the room that workers need; the rest of a batch is small."""
+        """Raises WorkerError if workers lack the room for their images, float32; the rest of a batch is small."""
         processes = 1 if self.trainer is None else self.trainer.num_devices
         if samples.images:
             check_shared_memory(batch_size * 3 * self.image_size**2 * 4, self.num_workers, processes)

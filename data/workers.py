@@ -38,7 +38,7 @@ def _obey(parent: int) -> None:
 
 
 def check_shared_memory(batch_bytes: int, num_workers: int, processes: int = 1) -> None:
-    """Raises WorkerError if the batches that are made ahead cannot all lie in shared memory, where workers hand them over.
+    """Raises WorkerError if the batches made ahead cannot all lie in shared memory, where workers hand them over.
 
     `processes` share it. Not known, and not checked, where there is no /dev/shm.
     """
