@@ -11,7 +11,7 @@ BLOCK = 512
 ZEROS = bytes(BLOCK)
 REGULAR = b"0\x007"  # of today, of old archives, contiguous
 WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes
-LINKS = b"12"  # hard, symbolic
+HARD_LINK, LINKS = b"1", b"12"  # hard ones and symbolic ones
 MAX_EXTENDED_BYTES = 1 << 16  # of a header that only carries a long name or a few records
 MAX_NAME_CHARS = 4096
 MAX_LENGTH_DIGITS = 9
@@ -27,7 +27,7 @@ class Extent(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A regular member, or a link to one: `target` is then the name that it stands for, and it has no content.
+    """A regular member, or a link: `target` is then the member that a hard one stands for, empty for a symbolic one.
 
     `plain`: the block before its content says its whole name.
     """
@@ -74,7 +74,7 @@ def walk(tar: Sliceable) -> Iterator[Member]:
             raise Damage(f"member {_name(header)!r} ends at byte {content + size} of {end}: the file was cut short")
         position = content + -(-size // BLOCK) * BLOCK
         if kind in REGULAR or kind in LINKS:
-            yield _member(header, Extent(content, size), longer, link=kind in LINKS)
+            yield _member(header, Extent(content, size), longer, kind)
             longer = {}
         elif kind in EXTENDED:
             longer |= EXTENDED[kind](tar[content : content + size])
@@ -84,13 +84,14 @@ def walk(tar: Sliceable) -> Iterator[Member]:
             raise Damage(f"member {_name(header)!r} has the unsupported tar type {kind!r}")
 
 
-def _member(header: bytes, extent: Extent, longer: dict[str, str], link: bool) -> Member:
+def _member(header: bytes, extent: Extent, longer: dict[str, str], kind: bytes) -> Member:
     own = _name(header)
     name = longer.get("path") or own
     if len(name) > MAX_NAME_CHARS:
         raise Damage(f"a member's name of {len(name)} characters at byte {extent.offset}, {MAX_NAME_CHARS} allowed")
-    target = (longer.get("linkpath") or _text(header[157:257])) if link else None
-    return Member(name, extent, name == own and not link, target)
+    if kind in REGULAR:
+        return Member(name, extent, name == own, None)
+    return Member(name, extent, False, (longer.get("linkpath") or _text(header[157:257])) if kind == HARD_LINK else "")
 
 
 def header_name(block: bytes, size: int) -> str | None:
