@@ -82,12 +82,13 @@ def test_the_shard_that_stopped_a_run_may_be_repaired_and_no_other(tmp_path: Pat
     kinds = spoil(spoilt)
     data = make(write(tmp_path, spoilt), num_workers=num_workers, max_bad_fraction=0.0)
     lineage = begun(data)
-    with pytest.raises(TooManyBadSamples, match="raise it to skip them, or repair them .* the same command goes on"):
+    with pytest.raises(TooManyBadSamples, match=r"raise it to skip them, or repair them .* the same command goes on"):
         take(data, NUM)
     assert {row["key"] for row in data.skipped} <= set(kinds)
     stopped = {**lineage, "stopped_by": json.loads(json.dumps(bad_shards(data)))}
     touched = sorted(int(number) for number in stopped["stopped_by"]["train_layout"])
-    write(tmp_path / "sound", sound) if (tmp_path / "sound").mkdir() is None else None
+    (tmp_path / "sound").mkdir()
+    write(tmp_path / "sound", sound)
     for number in touched:
         (tmp_path / "sound" / f"train-{number}.tar").rename(tmp_path / f"train-{number}.tar")
     mended = make(str(tmp_path / "train-*.tar"))
