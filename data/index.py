@@ -17,6 +17,7 @@ import numpy as np
 from data.errors import ShardError
 from data.file_kinds import recognised
 from data.objects import Facts, Location, Url
+from data.open_files import opened
 from data.storage import Window, facts
 from data.tar_headers import BLOCK, Damage, Extent, Member, Sliceable, is_archive, walk
 
@@ -117,7 +118,7 @@ def read_index(path: Location, known: Facts | None = None) -> ShardIndex:
         raise ShardError(f"{path}: the file is empty; copy or download it again")
     if isinstance(path, Url):
         return _read(path, found, Window(path, found))
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+    with opened(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
         return _read(path, found, tar)
 
 

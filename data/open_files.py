@@ -38,7 +38,7 @@ class OpenFile:
 
     def __init__(self, path: Path, facts: Facts):
         self.path = path
-        self._file = _opened(path)
+        self._file = opened(path)
         self.descriptor = self._file.fileno()
         status = os.fstat(self.descriptor)
         self._state = status.st_size, status.st_mtime_ns
@@ -77,7 +77,8 @@ class OpenFiles:
         return found
 
 
-def _opened(path: Path) -> FileIO:
+def opened(path: Path) -> FileIO:
+    """A file, open for reading. Raises ShardError where there are too many."""
     try:
         return FileIO(path)
     except OSError as error:

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from data.cache import read_manifest
 from data.layout import Stopped, layout, repaired, stopped_by
 from data.module import ShardData
 
@@ -86,7 +87,7 @@ def _identities(data: ShardData) -> dict[str, str]:
     if kept is not None:
         found["train_kept"] = kept.digest
     if data.cache is not None:
-        made = json.loads((Path(data.cache).expanduser() / "cache.json").read_text(encoding="utf-8"))
+        made = read_manifest(Path(data.cache).expanduser())
         facts = json.dumps({name: made.get(name) for name in MADE}, sort_keys=True)
         found["cache_made"] = sha256(facts.encode()).hexdigest()
     return found

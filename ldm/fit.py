@@ -18,8 +18,7 @@ from ldm.checkpoint import weights
 from ldm.config import instantiate
 from ldm.data_places import bad_shards, check_data
 from ldm.device import computes_bf16, keep_memory
-from ldm.files import read_json, write_json
-from ldm.redaction import redacted
+from ldm.files import read_json
 from ldm.run import Run, inherit, is_rank_zero, open_run
 from ldm.training.callbacks.checkpoint import Restore
 from ldm.training.callbacks.group import Group
@@ -120,8 +119,8 @@ def _check_shards(run: Run, data: ShardData) -> None:
 
 def _note_bad_shards(run: Run, data: ShardData) -> None:
     """Keep what is known of the shards that stop the run, by the process that met them: repaired, they are taken."""
-    path = run.folder / "lineage.json"
-    write_json(path, redacted({**read_json(path), "stopped_by": bad_shards(data)}))
+    run.lineage = read_json(run.folder / "lineage.json")  # rank zero's
+    run.record(stopped_by=bad_shards(data))
 
 
 def _note_decoder(run: Run, libraries: str) -> None:
