@@ -39,7 +39,8 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._from_workers() if self.loader.num_workers else self.loader:
             self.skips.add(batch["skipped"])
-            yield batch
+            if len(batch) > 1:  # else the stream only says what it skipped before it gives up
+                yield batch
 
     def _from_workers(self) -> Iterator[dict[str, Any]]:
         """The loader's batches, none of which is waited for longer than `timeout_seconds`."""

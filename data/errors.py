@@ -5,7 +5,13 @@ from typing import Any
 
 
 class ShardError(ValueError):
-    """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason."""
+    """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason.
+
+    Names come from elsewhere: what would move a terminal's cursor is escaped.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 class BadSample(ValueError):
@@ -51,7 +57,7 @@ def too_many(records: list[dict[str, Any]], num_samples: int, max_bad_fraction: 
     more = [f"  ... and {len(records) - 20} more"] if len(records) > 20 else []
     head = (
         f"{len(records)} of {num_samples} samples are bad, more than data.max_bad_fraction={max_bad_fraction} allows; "
-        "repair the shards, or raise it to skip them:"
+        "raise it to skip them, or repair them under their names and in their order, and the same command goes on:"
     )
     return TooManyBadSamples("\n".join([head, *rows, *more]))
 

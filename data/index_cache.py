@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 from data import derived
 from data.errors import ShardError
-from data.index import Outline, ShardIndex, read_index
-from data.progress import watched
-from data.storage import Facts, Location, Url, facts
+from data.index import EmptyShard, Outline, ShardIndex, read_index
+from data.objects import Facts, Location, Url
+from data.open_files import file_limit
+from data.progress import say, watched
+from data.storage import facts
 
-KIND = "shard index 1"
+KIND = "shard index 2"
 THREADS = 16
+NAMED = 3  # shards in a message
 # A file may change twice within a tick of its clock: an index made this soon after a change is not believed later.
 SETTLING_NS = 2 * 10**9
 
@@ -32,18 +35,38 @@ class Entry(NamedTuple):
     facts: Facts
     num_samples: int
     digest: str
+    remark: str
 
 
 def entries(paths: Sequence[Location]) -> list[Entry]:
-    """What each shard holds, from the cache, or from its headers where they are not there; several at a time."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(_known, paths))
+    """What each shard holds, from the cache, or from its headers where they are not there; several at a time.
+
+    Shards without samples are passed over in a line; ShardError if there are no others.
+    """
+    with ThreadPoolExecutor(min(THREADS, max(1, file_limit() // 32))) as pool:
+        found: list[Entry | EmptyShard | None] = list(pool.map(_known, paths))
         missing = [place for place, entry in enumerate(found) if entry is None]
         random.Random(os.getpid()).shuffle(missing)  # processes that start together share the work
         made = pool.map(lambda place: _known(paths[place]) or _made(paths[place]), missing)
         for place, entry in zip(missing, watched(made, len(missing), "reading headers of shards"), strict=True):
             found[place] = entry
-    return found
+    held = [entry for entry in found if isinstance(entry, Entry)]
+    _tell(held, [entry for entry in found if isinstance(entry, EmptyShard)])
+    return held
+
+
+def _tell(held: Sequence[Entry], empty: Sequence[EmptyShard]) -> None:
+    """Say which shards are empty, and what is to be known of the others."""
+    some = "; ".join(str(shard) for shard in empty[:NAMED]) + ("; ..." if len(empty) > NAMED else "")
+    if empty and not held:
+        raise empty[0] if len(empty) == 1 else ShardError(f"none of {len(empty)} shards holds samples: {some}")
+    if empty:
+        say(f"{len(empty)} of {len(held) + len(empty)} shards hold no samples and are passed over: {some}")
+    remarks = [f"{entry.path}: {entry.remark}" for entry in held if entry.remark]
+    for remark in remarks[:NAMED]:
+        say(remark)
+    if len(remarks) > NAMED:
+        say(f"... and the like of {len(remarks) - NAMED} more shards")
 
 
 def open_index(entry: Entry, check: bool) -> ShardIndex:
@@ -64,7 +87,7 @@ def _known(path: Location) -> Entry | None:
     if not outline or outline.facts != facts(path):
         return None
     settled = isinstance(path, Url) or int(outline.facts.stamp) + SETTLING_NS <= head["read_at_ns"]
-    return Entry(path, outline.facts, outline.num_samples, outline.digest) if settled else None
+    return _entry(path, outline) if settled else None
 
 
 def _mapped(entry: Entry, check: bool) -> ShardIndex | None:
@@ -80,9 +103,15 @@ def _mapped(entry: Entry, check: bool) -> ShardIndex | None:
     return index if not check or index.is_sound() else None
 
 
-def _made(path: Location) -> Entry:
-    index = _read(path)
-    return Entry(path, index.facts, len(index), index.digest)
+def _made(path: Location) -> Entry | EmptyShard:
+    try:
+        return _entry(path, _read(path).outline)
+    except EmptyShard as empty:
+        return empty
+
+
+def _entry(path: Location, outline: Outline) -> Entry:
+    return Entry(path, outline.facts, outline.num_samples, outline.digest, outline.remark)
 
 
 def _read(path: Location) -> ShardIndex:
@@ -96,7 +125,8 @@ def _read(path: Location) -> ShardIndex:
 
 
 def _file(path: Location) -> Path:
-    return derived.cache_folder() / "index" / hashlib.sha256(str(path).encode()).hexdigest()[:40]
+    name = path.place if isinstance(path, Url) else str(path)
+    return derived.cache_folder() / "index" / hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 def _outline(path: Location, head: dict[str, Any]) -> Outline | None:

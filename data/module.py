@@ -18,14 +18,15 @@ from data.encoding import EncodingStream, Span
 from data.errors import SkipLog
 from data.fields import Field
 from data.filters import FilterRules, read_filters
+from data.objects import Location
 from data.paths import expand
 from data.plan import BatchPlan, permute
 from data.samples import Samples
 from data.shards import ShardSet
-from data.storage import Location
 from data.streams import PassStream, TrainStream
 from data.training_set import Source, TrainingSet, read_mixture
 from data.transforms import Augmentation
+from data.workers import check_shared_memory
 
 # Keys that a batch has whatever its fields are.
 RESERVED = ("image", "key", "number", "index", "skipped", "source", "moments", "codes", "encoded")
@@ -207,12 +208,6 @@ class ShardData(pl.LightningDataModule):
         return sha256("\n".join(part.shards.fingerprint() for part in self.parts()).encode()).hexdigest()
 
     @property
-    def train_layout(self) -> str:
-        """SHA-256 over what the headers of the training shards say: which samples there are, in which order."""
-        digests = [shard.digest for shard in self._train_samples.shards.shards]
-        return sha256("\n".join(digests).encode()).hexdigest()
-
-    @property
     def batch_spec(self) -> dict[str, str]:
         """What a batch holds, by key, in words."""
         size = self.image_size
@@ -232,7 +227,17 @@ class ShardData(pl.LightningDataModule):
     @property
     def skipped(self) -> list[dict[str, Any]]:
         """The distinct bad samples that this process has met: kind, shard, key, index, reason."""
-        return self._train_skips.records + self._validation_skips.records
+        return self.skipped_in_training + self.skipped_in_validation
+
+    @property
+    def skipped_in_training(self) -> list[dict[str, Any]]:
+        """Those of the training samples."""
+        return self._train_skips.records
+
+    @property
+    def skipped_in_validation(self) -> list[dict[str, Any]]:
+        """Those of the validation samples."""
+        return [] if self.validation is None else self._validation_skips.records
 
     # -- what is read --------------------------------------------------------------------------------------------
 
@@ -251,6 +256,7 @@ class ShardData(pl.LightningDataModule):
         share = BatchPlan(self.batch_size, rank, world_size, self.accumulation, start)
         samples = self._with_cache(self._train_samples, images=False)
         stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)
+        self._check_shared_memory(samples, self.batch_size // (world_size * self.accumulation))
         return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
 
     def validation_loader(
@@ -296,7 +302,14 @@ class ShardData(pl.LightningDataModule):
     ) -> Batches:
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
+        self._check_shared_memory(samples, min(batch_size, len(indices)))
         return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
+
+    def _check_shared_memory(self, samples: Samples | CachedSamples, batch_size: int) -> None:
+        """Raises WorkerError if workers lack the room for their images, float32; the rest of a batch is small."""
+        processes = 1 if self.trainer is None else self.trainer.num_devices
+        if samples.images:
+            check_shared_memory(batch_size * 3 * self.image_size**2 * 4, self.num_workers, processes)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,12 +1,15 @@
-"""A progress bar for work that turns out to take long, on a terminal, in the first of several processes."""
+"""What is said to the user by the first of several processes: a line, or a bar for work that turns out to be long."""
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data.errors import printable
 
 PATIENCE_SECONDS = 3.0
 
@@ -19,8 +22,7 @@ def watched(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
     console = Console(stderr=True)
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(text, total=total)
-    is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    shown = is_first and console.is_terminal
+    shown = _is_first() and console.is_terminal
     began = time.monotonic()
     try:
         for item in items:
@@ -31,3 +33,13 @@ def watched(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def say(line: str) -> None:
+    """Print one line about the data, as a terminal can take it."""
+    if _is_first():
+        print(printable(line), file=sys.stderr)
+
+
+def _is_first() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

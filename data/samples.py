@@ -1,6 +1,6 @@
 """Samples of a shard set as batches: read, decode, remember, crop, stack. Says nothing about order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from data.fields import Field
 from data.rasters import Picture
 from data.shards import MemberReader, ShardSet
 from data.transforms import View, to_tensor
+
+IMAGES = frozenset(IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Samples:
 
     `source` names the data set that a sample is from, where several are mixed.
     """
+
+    images = True  # they have theirs
 
     def __init__(
         self,
@@ -74,6 +78,8 @@ class Samples:
             try:
                 if isinstance(members, BadSample):
                     raise members
+                if images and not members.keys() & IMAGES:
+                    raise _without_image(shard.members(place))
                 found.append(self._decode(index, shard.keys[place], members, images))
             except BadSample as error:
                 found.append(error)
@@ -120,6 +126,13 @@ class Samples:
         for name, field in self.fields.items():
             batch[name] = field.collate([sample.fields[name] for sample in samples], views, self.image_size)
         return batch
+
+
+def _without_image(there: Collection[str]) -> BadSample:
+    """What is wrong with a sample of these extensions."""
+    listed = ", ".join(sorted(there)[:3]) + (", ..." if len(there) > 3 else "")
+    rule = "; an extension begins at a name's first dot: rename the files" if any("." in name for name in there) else ""
+    return BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)}), but {listed[:90]}{rule}")
 
 
 def _read(field: Field, members: Mapping[str, bytes], picture: Picture | None) -> Any:

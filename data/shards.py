@@ -6,7 +6,6 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Sequence
-from io import FileIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ import numpy as np
 
 from data import derived
 from data.errors import BadSample, ShardError
-from data.index import ShardIndex
+from data.index import ShardIndex, split_name
 from data.index_cache import Entry, entries, open_index
-from data.storage import Location, Span, Url, local_facts, read_spans, read_whole
-from data.tar_headers import BLOCK, Extent, is_header
+from data.objects import CHANGED, Location, Span, Url
+from data.open_files import OpenFile, OpenFiles, room
+from data.storage import read_spans, read_whole
+from data.tar_headers import BLOCK, Extent, header_name
 from data.writing import MANIFEST
 
 MAX_MEMBER_BYTES = 1 << 26
@@ -103,15 +104,14 @@ class ShardSet:
         if found is None:
             found = open_index(self.shards[number], check=number not in self._checked)
             self._checked.add(number)
-            if len(self._indices) >= MAX_OPEN_INDICES:
+            if len(self._indices) >= room(MAX_OPEN_INDICES):
                 self._indices.popitem(last=False)
         self._indices[number] = found
         return found
 
     def fingerprints(self) -> list[str]:
         """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
-        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
-        manifests = {folder: _listed(folder) for folder in {shard.path.parent for shard in self.shards}}
+        manifests = {folder: listed_shards(folder) for folder in {shard.path.parent for shard in self.shards}}
         listed = [manifests[s.path.parent].get((s.path.name, s.facts.num_bytes)) for s in self.shards]
         return [known or shard.digest for known, shard in zip(listed, self.shards, strict=True)]
 
@@ -122,7 +122,7 @@ class ShardSet:
         return hashlib.sha256("".join([*rows, kept]).encode()).hexdigest()
 
 
-def _listed(folder: Location) -> dict[tuple[str, int], str]:
+def listed_shards(folder: Location) -> dict[tuple[str, int], str]:
     """(name, bytes) -> sha256 of the shards that the folder's manifest lists."""
     path = folder / MANIFEST
     content = read_whole(path)
@@ -139,10 +139,10 @@ class MemberReader:
     """Reads members where the index says they are: local files by position, remote ones all at the same time."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[Path, FileIO] = OrderedDict()  # those used last, open
+        self._files = OpenFiles(MAX_OPEN_FILES)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_files": OrderedDict()}  # another process opens its own
+        return {"_files": OpenFiles(MAX_OPEN_FILES)}  # another process opens its own
 
     def read(self, shard: ShardIndex, sample: int, wanted: Container[str]) -> dict[str, bytes]:
         """The wanted members of one sample; those it lacks are absent. Raises BadSample if one is too large."""
@@ -163,34 +163,29 @@ class MemberReader:
         """
         found: list[Any] = [_choose(shard, sample, wanted, first_of) for shard, sample in places]
         usable = [place for place, extents in enumerate(found) if not isinstance(extents, BadSample)]
-        remote = [(places[p][0], found[p]) for p in usable if isinstance(places[p][0].path, Url)]
+        remote = [(*places[p], found[p]) for p in usable if isinstance(places[p][0].path, Url)]
         fetched = iter(_fetch(remote))
+        touched = {}
         for place in usable:
             shard = places[place][0]
-            found[place] = next(fetched) if isinstance(shard.path, Url) else self._local(shard, found[place])
+            if isinstance(shard.path, Url):
+                found[place] = next(fetched)
+            else:
+                touched[shard.path] = file = self._files.open(shard.path, shard.facts)
+                found[place] = _read_members(file, found[place])
+        for file in touched.values():
+            file.check()  # after the reads
         return found
 
-    def _local(self, shard: ShardIndex, extents: dict[str, Extent]) -> dict[str, bytes]:
-        descriptor = self._open(shard).fileno()
-        members = {}
-        for extension, (offset, size) in extents.items():
-            # positioned reads, not a memory map: a file cut while in use is an error here and a crash there
-            content = os.pread(descriptor, size, offset)
-            if len(content) != size:
-                raise _changed(shard)
-            members[extension] = content
-        return members
 
-    def _open(self, shard: ShardIndex) -> FileIO:
-        file = self._files.pop(shard.path, None)
-        if file is None:
-            file = FileIO(shard.path)
-            if local_facts(os.fstat(file.fileno())) != shard.facts:
-                raise _changed(shard)
-            if len(self._files) >= MAX_OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files[shard.path] = file
-        return file
+def _read_members(file: OpenFile, extents: dict[str, Extent]) -> dict[str, bytes]:
+    members = {}
+    for extension, (offset, size) in extents.items():
+        # positioned reads, not a memory map: a file cut while in use is an error here and a crash there
+        members[extension] = content = os.pread(file.descriptor, size, offset)
+        if len(content) != size:
+            raise ShardError(f"{file.path}{CHANGED}")
+    return members
 
 
 def _choose(
@@ -207,18 +202,19 @@ def _choose(
     return extents
 
 
-def _fetch(requests: Sequence[tuple[ShardIndex, dict[str, Extent]]]) -> list[dict[str, bytes]]:
-    """Members of remote samples. Their headers are read with them, which tells a shard that was changed meanwhile."""
-    spans = [_spans(shard, extents) for shard, extents in requests]
+def _fetch(requests: Sequence[tuple[ShardIndex, int, dict[str, Extent]]]) -> list[dict[str, bytes]]:
+    """Members of remote samples. Their headers are read with them, and must be of the same samples."""
+    spans = [_spans(shard, extents) for shard, _, extents in requests]
     contents = iter(read_spans([span for own in spans for span in own]))
     found = []
-    for (shard, extents), own in zip(requests, spans, strict=True):
+    for (shard, sample, extents), own in zip(requests, spans, strict=True):
         pieces = [(span.start, next(contents)) for span in own]
         members = {}
         for name, (offset, size) in extents.items():
             start, piece = next(pair for pair in reversed(pieces) if pair[0] < offset)
-            if not is_header(piece[offset - start - BLOCK : offset - start], size):
-                raise _changed(shard)
+            there = header_name(piece[offset - start - BLOCK : offset - start], size)
+            if there is None or (shard.outline.plain and split_name(there) != (shard.keys[sample], name)):
+                raise ShardError(f"{shard.path}{CHANGED}")
             members[name] = piece[offset - start : offset - start + size]
         found.append(members)
     return found
@@ -230,9 +226,5 @@ def _spans(shard: ShardIndex, extents: dict[str, Extent]) -> list[Span]:
     for offset, size in sorted(extents.values()):
         near = spans and offset - BLOCK - spans[-1].stop <= MAX_GAP_BYTES
         start = spans.pop().start if near else offset - BLOCK
-        spans.append(Span(shard.path, start, offset + size))
+        spans.append(Span(shard.path, start, offset + size, shard.facts))
     return spans
-
-
-def _changed(shard: ShardIndex) -> ShardError:
-    return ShardError(f"{shard.path} changed while it was in use; start again")

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.cache import CachedSamples
-from data.errors import BadSample, ShardError, SkipLog, too_many
+from data.errors import BadSample, ShardError, SkipLog, TooManyBadSamples, too_many
 from data.mixture import Mixture
 from data.plan import BatchPlan, Plan
 from data.samples import Sample, Samples
@@ -53,7 +53,11 @@ class TrainStream(IterableDataset):
         for micro_batch in count(worker, num_workers):
             numbers = self.batches.numbers(micro_batch)
             skipped: list[dict[str, Any]] = []
-            found = self._usable(numbers, skipped)
+            try:
+                found = self._usable(numbers, skipped)
+            except TooManyBadSamples:
+                yield {"skipped": skipped}  # to the run's own log, which gives up for the same reason
+                raise
             yield self.samples.batch(found, self.augmentation.views(numbers), numbers.tolist(), skipped)
 
     def _usable(self, numbers: np.ndarray, skipped: list[dict[str, Any]]) -> list[Sample]:
@@ -67,8 +71,8 @@ class TrainStream(IterableDataset):
         chain = SkipLog(self.plan.num_samples, self.max_bad_fraction)
         for steps in range(1, self.plan.num_samples + 1):
             record = self.samples.record(index, error)
-            chain.add([record])
             skipped.append(record)
+            chain.add([record])
             index = self.plan.successor(number, steps)
             [found] = self.samples.get_all([index])
             if not isinstance(found, BadSample):

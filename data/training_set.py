@@ -8,11 +8,11 @@ from typing import TypedDict
 
 from data.filters import Filters
 from data.mixture import Mixture
+from data.objects import Location
 from data.paths import expand
 from data.plan import Plan
 from data.selection import select
 from data.shards import ShardSet
-from data.storage import Location
 
 
 class Source(TypedDict):
@@ -80,10 +80,15 @@ class TrainingSet:
     @cached_property
     def _starts(self) -> list[int]:
         """The index of each set's first sample."""
-        starts = self.shards.starts(list(accumulate(map(len, self._paths[:-1]), initial=0)))
+        held = {shard.path for shard in self.shards.shards}  # without those that have no samples
+        counts = [sum(path in held for path in paths) for paths in self._paths]
+        starts = self.shards.starts(list(accumulate(counts[:-1], initial=0)))
         for name, start, end in zip(self.mixture, starts, [*starts[1:], len(self.shards)], strict=False):
             if start == end:
-                raise ValueError(f"data.mixture.{name}: data.filters leave none of its samples")
+                reason = (
+                    "data.filters leave none of its samples" if self.filters.names else "its shards hold no samples"
+                )
+                raise ValueError(f"data.mixture.{name}: {reason}")
         return starts
 
     def source(self, index: int) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SHARED = "/dev/shm"
+PREFETCHED = 2  # batches that each worker makes ahead: the default of torch's loader
 AGAIN = (
     " If memory ran out, lower data.num_workers or data.memo_samples; the same command goes on from the last checkpoint"
 )
@@ -33,6 +35,24 @@ def _obey(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)
+
+
+def check_shared_memory(batch_bytes: int, num_workers: int, processes: int = 1) -> None:
+    """Raises WorkerError if the batches made ahead cannot all lie in shared memory, where workers hand them over.
+
+    `processes` share it. Not known, and not checked, where there is no /dev/shm.
+    """
+    if num_workers == 0 or not Path(SHARED).is_dir():
+        return
+    room = os.statvfs(SHARED)
+    free, needed = room.f_bavail * room.f_frsize, batch_bytes * num_workers * PREFETCHED * processes
+    if needed > free:
+        workers = f"{num_workers} workers" if processes == 1 else f"{num_workers} workers of {processes} processes"
+        raise WorkerError(
+            f"shared memory ({SHARED}, {free >> 20} MiB free) is too small for the batches of {workers}, "
+            f"{needed >> 20} MiB: enlarge it (docker run --shm-size=8g or --ipc=host), or set data.num_workers=0, or a "
+            "smaller data.batch_size"
+        )
 
 
 class Alarm:

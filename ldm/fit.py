@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from data.errors import TooManyBadSamples
 from data.module import ShardData
 from data.plan import BatchPlan
 from data.selection import describe
@@ -16,7 +17,9 @@ from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.config import instantiate
+from ldm.data_places import bad_shards, check_data
 from ldm.device import computes_bf16, keep_memory
+from ldm.files import read_json
 from ldm.holding import Hold, check_launch, held
 from ldm.lineage import begun_from
 from ldm.places import relative
@@ -95,7 +98,11 @@ def _fit(run: Run, hold: Hold | None) -> Run:
             print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
     trainer = _trainer(run, parts, make, hold)
     with handlers_kept(), failures_named():  # a worker that is killed interrupts whatever is being done
-        trainer.fit(task, datamodule=data)
+        try:
+            trainer.fit(task, datamodule=data)
+        except TooManyBadSamples:
+            _note_bad_shards(run, data)
+            raise
     close(trainer.loggers)
     if task.step >= task.max_steps:
         _conclude(run, trainer, task, parts, hold)
@@ -144,14 +151,16 @@ def _read_cache(parts: Parts) -> None:
 
 
 def _check_shards(run: Run, data: ShardData) -> None:
-    """Raises ValueError if the training shards are not those that the run has seen so far, whatever their names."""
-    now = data.train_layout
-    if run.lineage.setdefault("train_layout", now) != now:
-        raise ValueError(
-            f"data.train: the shards' members have other names, sizes or places than when the run in {run.folder} "
-            "began, so it cannot be gone on with exactly: put the old shards back, go on with the new ones under "
-            "branch= and another run=, or start anew with overwrite=true"
-        )
+    """Raises ValueError if the data is not what the run has seen so far, wherever it lies."""
+    repaired = check_data(run.lineage, run.folder, data)
+    if repaired and is_rank_zero():
+        print(f"{run.name}: goes on with what was repaired since it stopped: {', '.join(repaired)}")
+
+
+def _note_bad_shards(run: Run, data: ShardData) -> None:
+    """Keep what is known of the shards that stop the run, by the process that met them: repaired, they are taken."""
+    run.lineage = read_json(run.folder / "lineage.json")  # rank zero's
+    run.record(stopped_by=bad_shards(data))
 
 
 def _note_first_stage(run: Run, parts: Parts) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ldm import places
 from ldm.config import dump, load_tree
+from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
 from ldm.ensemble import load_ensemble
 from ldm.files import sweep, write_json, write_text
@@ -32,8 +33,9 @@ from ldm.redaction import redacted
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
-    "runs_dir data.num_workers data.timeout_seconds data.memo_samples task.keep_latents task.compile "
-    "network.checkpoint_activations autoencoder.checkpoint_activations num_steps sampler sigmas guidance run"
+    "runs_dir data.num_workers data.timeout_seconds data.memo_samples data.max_bad_fraction "
+    "task.keep_latents task.compile network.checkpoint_activations autoencoder.checkpoint_activations "
+    "num_steps sampler sigmas guidance run"
 ).split()
 
 
@@ -104,7 +106,8 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
         known = read_lineage(folder, wandb_id) if (folder / "lineage.json").exists() else None
         saved = load_tree(folder / "config.yaml")
         try:
-            check_unchanged(saved, _respelled(tree, saved, known, folder), folder)
+            respelled = _respelled(tree, saved, known, folder)
+            check_unchanged(saved, with_saved_places(respelled, saved, known or {}), folder)
         except ValueError:
             if not _without_a_step(folder, known):
                 raise

@@ -3,14 +3,17 @@
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
 class RangeServer(ThreadingHTTPServer):
-    """`failures` answers are status 503 before any other; `delay` seconds pass before each; `ranges` may be off."""
+    """`failures` answers are status 503 before any other; `delay` seconds pass before each; `ranges` may be off.
+
+    `lie` changes the status, the content, the headers of the next `lies` answers to a range.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -21,6 +24,8 @@ class RangeServer(ThreadingHTTPServer):
         self.failures = 0
         self.delay = 0.0
         self.ranges = True
+        self.lies = 0
+        self.lie: Callable[[int, bytes, dict[str, str]], tuple[int, bytes, dict[str, str]]] = lambda *answer: answer
         self.requests: list[tuple[str, str, int, int]] = []  # method, name, first byte, number of bytes
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -74,11 +79,15 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{path.stat().st_mtime_ns}"'}
         if asked and server.ranges:
             headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{whole}"
-        self._send(206 if asked and server.ranges else 200, content, headers, with_content)
+        answer = 206 if asked and server.ranges else 200, content, headers
+        with server.lock:
+            lying = server.lies > 0 and bool(asked)
+            server.lies -= lying
+        self._send(*(server.lie(*answer) if lying else answer), with_content)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], with_content: bool) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if with_content:

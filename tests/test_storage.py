@@ -11,7 +11,7 @@ import pytest
 from range_server import RangeServer, serving
 from test_data_module import NUM, make, same, sample, take, write
 
-from data import index_cache, storage
+from data import attempts, index_cache
 from data.errors import ShardError
 from data.index import read_index
 from data.paths import expand
@@ -22,7 +22,7 @@ from data.writing import write_shard
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(attempts, "PAUSES", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -159,6 +159,82 @@ def test_what_fails_for_good_names_the_shard(server: RangeServer) -> None:
         make(f"{server.url}/train-7.tar").setup()
 
 
+Answer = tuple[int, bytes, dict[str, str]]
+
+
+def _shifted(status: int, content: bytes, headers: dict[str, str]) -> Answer:
+    start, rest = headers["Content-Range"].removeprefix("bytes ").split("-", 1)
+    return status, content, {**headers, "Content-Range": f"bytes {int(start) + 512}-{rest}"}
+
+
+LIES = {
+    "another range": (_shifted, "the server sent 'bytes"),
+    "no range named": (lambda s, c, h: (s, c, {"ETag": h["ETag"]}), "bytes that it does not name"),
+    "another version": (lambda s, c, h: (s, c, {**h, "ETag": '"other"'}), "changed while it was in use"),
+    "another length": (
+        lambda s, c, h: (s, c, {**h, "Content-Range": h["Content-Range"] + "0"}), "changed while it was in use",
+    ),
+    "too short": (lambda s, c, h: (s, c[:-1], h), "bytes came"),
+    "too long": (lambda s, c, h: (s, c + b"x", h), "more than the"),
+    "cut off": (lambda s, c, h: (s, c[:100], {**h, "Content-Length": str(len(c)), "Connection": "close"}), "train-"),
+    "all of it": (lambda s, c, h: (200, c * 2, {"ETag": h["ETag"]}), "the server sends all of it"),
+    "not satisfiable": (lambda s, c, h: (416, b"", {}), "changed while it was in use"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_an_answer_to_another_question_is_asked_for_again_and_then_named(
+    name: str, shards: str, server: RangeServer
+) -> None:
+    data = make(f"{server.url}/train-{{0..2}}.tar", batch_size=15)
+    data.setup()
+    server.lie, reason = LIES[name]
+    server.lies = 5
+    assert all(same(a, b) for a, b in zip(take(data, 2), take(make(shards, batch_size=15), 2), strict=True))
+    assert server.lies == 0
+    server.lies = 10**6
+    with pytest.raises(ShardError, match=rf"127.*/train-\d\.tar.*{reason}"):
+        take(data, 1)
+
+
+def test_a_header_that_names_another_member_is_a_changed_shard(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", [sample(i) for i in range(4)])
+    with serving(tmp_path) as server:
+        index = read_index(Url(f"{server.url}/a.tar"))
+        step = index.offset[index.first[1]] - index.offset[0]
+
+        def honest(status: int, content: bytes, headers: dict[str, str]) -> Answer:
+            return status, (tmp_path / "a.tar").read_bytes()[step : step + len(content)], headers
+
+        server.lie, server.lies = honest, 10**6  # the words are those of the question, the bytes another member's
+        [size] = {index.size[index.first[i]] for i in (0, 1)}
+        assert size
+        with pytest.raises(ShardError, match=r"a\.tar changed while it was in use"):
+            MemberReader().read(index, 0, {index.extensions[index.kind[0]]})
+
+
+def test_an_s3_object_replaced_in_use_is_named(bucket: str) -> None:
+    data = make(f"{bucket}/train-{{0..2}}.tar", batch_size=45)
+    data.setup()
+    system = fsspec.filesystem("s3")
+    content = system.cat_file("photos/set/train-1.tar")
+    system.pipe_file("photos/set/train-1.tar", content[:512] + content[512:].replace(b"k", b"K"))  # of the same size
+    with pytest.raises(ShardError, match=r"s3://photos/set/train-1\.tar changed while it was in use"):
+        take(data, 1)
+
+
+def test_an_object_whose_answers_tell_no_version_is_looked_at_again(shards: str, tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    content = (tmp_path / "train-0.tar").read_bytes()
+    system.pipe_file("/looked/train-0.tar", content)
+    data = make("memory://looked/train-0.tar", batch_size=5)
+    data.setup()
+    system.pipe_file("/looked/train-0.tar", content)
+    with pytest.raises(ShardError, match=r"train-0\.tar changed while it was in use"):
+        take(data, 1)
+    system.rm("/looked", recursive=True)
+
+
 def test_a_server_without_ranges_is_named(server: RangeServer) -> None:
     data = make(f"{server.url}/train-{{0..2}}.tar")
     data.setup()
@@ -224,6 +300,27 @@ def test_urls_have_the_names_of_paths() -> None:
         "b-0.tar", "https://host/a", "https://host/a/manifest.json",
     )  # fmt: skip
     assert [str(url) for url in expand("https://host/a.tar?part=1", "data.train")] == ["https://host/a.tar?part=1"]
+
+
+SIGNED = {
+    "S3 v4": "X-Amz-Algorithm=a&X-Amz-Credential=c%2F1&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature={0}",
+    "S3 v2": "AWSAccessKeyId=key&Expires={0}&Signature={0}",
+    "Google": "X-Goog-Algorithm=a&X-Goog-Credential=c&X-Goog-Expires=60&X-Goog-SignedHeaders=host&X-Goog-Signature={0}",
+    "Google v2": "GoogleAccessId=me&Expires={0}&Signature={0}",
+    "Azure": "sv=2024-11-04&st={0}&se={0}&sr=b&sp=r&sig={0}",
+    "CloudFront": "Expires={0}&Signature={0}&Key-Pair-Id=k",
+}
+
+
+@pytest.mark.parametrize("query", SIGNED.values(), ids=SIGNED)
+def test_a_newly_signed_url_is_the_same_place(query: str, server: RangeServer) -> None:
+    first, again = (f"{server.url}/train-0.tar?part=1&{query.format(mark)}" for mark in ("aaaa", "bbbb"))
+    with patch.object(index_cache, "read_index", side_effect=read_index) as reads:
+        found = [ShardSet.open(expand(url, "data.train")) for url in (first, again)]
+    assert reads.call_count == 1 and len({own.fingerprint() for own in found}) == 1
+    assert Url(first).place == Url(again).place == f"{server.url}/train-0.tar?part=1"
+    with pytest.raises(ShardError, match="twice"):
+        expand([first, again], "data.train")
 
 
 def test_tokens_in_urls_are_not_written_to_the_cache(server: RangeServer) -> None:

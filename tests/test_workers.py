@@ -97,3 +97,25 @@ def _wait() -> None:
 
 if __name__ == "__main__":
     _lose_a_worker(int(sys.argv[1]))
+
+
+def test_shared_memory_that_is_too_small_is_said_before_a_batch_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from test_data_module import NUM, make, sample, take, write
+
+    data = make(write(tmp_path, [sample(i) for i in range(NUM)]), validation=f"{tmp_path}/train-0.tar", num_workers=2)
+    needed = 12 * 3 * 8 * 8 * 4 * 2 * 2  # a batch's images, of each worker, two ahead
+
+    def room(free: int) -> None:
+        monkeypatch.setattr("data.workers.os.statvfs", lambda _: os.statvfs_result((1, 1, free, free, free, *[0] * 5)))
+
+    room(needed - 1)
+    for ask in (data.train_loader, data.validation_loader, data.statistics_loader):
+        with pytest.raises(WorkerError, match=r"shared memory .* of 2 workers.*--shm-size=8g .*data\.num_workers=0"):
+            ask(batch_size=12) if ask != data.train_loader else ask()
+    room(needed)
+    assert len(take(data, 1)) == 1
+    room(0)
+    data.num_workers = 0
+    assert len(take(data, 1)) == 1

@@ -1,0 +1,78 @@
+"""Asking for a remote object again while it fails in a way that may pass, and in the end one line that names it."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from data.errors import ShardError
+from data.objects import Url
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
+DENIED = (400, 401, 403, 404, 410)
+
+Found = TypeVar("Found")
+
+
+class MissingShard(ShardError):
+    """An object that is not there."""
+
+
+class WrongAnswer(Exception):
+    """An answer that is not what was asked for: another range, another version, too short, too long."""
+
+
+class Trouble(Exception):
+    """What a client raised over an object, or what was wrong with its answer."""
+
+    def __init__(self, url: Url, error: BaseException):
+        self.url = url
+        self.error = error
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such object; to fsspec's http, whatever goes wrong is a missing file."""
+        cause = self.error.__cause__
+        told = cause is None or not self.url.text.startswith("http") or getattr(cause, "status", 0) in DENIED
+        return isinstance(self.error, FileNotFoundError) and told
+
+    @property
+    def is_final(self) -> bool:
+        """Whether asking again is of no use."""
+        return self.is_missing or isinstance(self.error, PermissionError | NotImplementedError | ShardError)
+
+    def report(self) -> ShardError:
+        """The one line for the user."""
+        if isinstance(self.error, ShardError):
+            return self.error
+        if isinstance(self.error, WrongAnswer):
+            return ShardError(f"{self.url}{self.error}")
+        if self.is_missing:
+            return MissingShard(f"{self.url}: there is no such object")
+        reason = f"{type(self.error).__name__}: {self.error}".splitlines()[0].replace(self.url.text, str(self.url))
+        tries = "" if self.is_final else f" in {len(PAUSES) + 1} attempts"
+        return ShardError(f"{self.url}: cannot be read{tries} ({reason})")
+
+
+def asked(url: Url, action: Callable[[], Found]) -> Found:
+    """What `action` returns about an object, tried again while it fails in a way that may pass."""
+
+    def once() -> Found:
+        try:
+            return action()
+        except Exception as error:  # file systems raise whatever their clients do
+            raise Trouble(url, error) from error
+
+    return repeat(once)
+
+
+def repeat(action: Callable[[], Found]) -> Found:
+    """What `action` returns, which raises Trouble while it fails."""
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return action()
+        except Trouble as trouble:
+            pause = next(pauses, None)
+            if pause is None or trouble.is_final:
+                raise trouble.report() from trouble.error
+            time.sleep(pause)
