@@ -18,11 +18,13 @@ NPY_HEADERS = {
 
 
 def read_text(content: bytes) -> str:
-    """UTF-8."""
+    """UTF-8, without the byte order mark that some editors begin it with."""
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadSample("not utf-8", str(error)) from None
+        return content.decode("utf-8").lstrip("\ufeff")
+    except UnicodeDecodeError:
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        like = "UTF-16" if wide else "Windows-1252, Latin-1 or another encoding of its kind"
+        raise BadSample("not utf-8", f"not UTF-8: looks like {like}") from None
 
 
 def read_entry(content: bytes, key: str, missing: str) -> Any:
