@@ -170,9 +170,12 @@ def test_boxes_lie_where_the_upright_picture_has_them(tmp_path: Path, orientatio
         with pytest.raises(ValueError, match=r"boxes of another shape|boxes before or after the turn"):
             run(tmp_path / "images", tmp_path / "shards", annotations=file)
         return
-    run(tmp_path / "images", tmp_path / "shards", annotations=file, size=10)
-    (found,) = facts_of(tmp_path / "shards")["a.png"]["objects"]
     left, top, across, down = inside
     height, width = seen.shape
     expected = [left / width, top / height, (left + across) / width, (top + down) / height]
-    assert found["box"] == pytest.approx(expected, abs=1e-5)
+    for size in (0, 10):
+        run(tmp_path / "images", tmp_path / f"shards{size}", annotations=file, size=size)
+        facts = facts_of(tmp_path / f"shards{size}")["a.png"]
+        assert facts["objects"][0]["box"] == pytest.approx(expected, abs=1e-5)
+        told = orientation != 1 and size == 0  # to whoever reads the file, which is turned by its EXIF
+        assert (facts.get("width"), facts.get("height")) == ((width, height) if told else (None, None))

@@ -14,7 +14,7 @@ from data.making import walk as walking
 from data.making.files import MAX_TEXT_BYTES
 from scripts.make_shards import main
 
-OTHERS = ("heic", "svg", "psd", "cr2", "jxl", "BMP", "gif", "tiff", "avif", "jfif")
+OTHERS = ("svg", "psd", "cr2", "jxl", "heic", "BMP", "gif", "tiff", "avif", "jfif")
 
 
 def test_every_file_that_looks_like_a_picture_is_accounted_for(tmp_path: Path) -> None:
@@ -207,11 +207,11 @@ def test_a_manifest_is_the_same_bytes_twice(tmp_path: Path) -> None:
         run(source, tmp_path / out)
     text = (tmp_path / "one" / "manifest.json").read_text()
     assert text == (tmp_path / "two" / "manifest.json").read_text() and "0x" not in text
-    assert "begins with b'no image'" in text and "the file is empty" in text and "a Photoshop file" in text
+    assert "no image'" in text and "the file is empty" in text and "Photoshop" in text
 
 
 def test_the_walk_knows_formats_by_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.heic").touch()
+    (tmp_path / "a.psd").touch()
     assert walking.walk(tmp_path).pictures == []
-    monkeypatch.setattr(walking, "IMAGE_EXTENSIONS", (*IMAGE_EXTENSIONS, "heic"))
-    assert walking.walk(tmp_path).pictures == ["a.heic"]
+    monkeypatch.setattr(walking, "IMAGE_EXTENSIONS", (*IMAGE_EXTENSIONS, "psd"))
+    assert walking.walk(tmp_path).pictures == ["a.psd"]

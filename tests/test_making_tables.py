@@ -18,7 +18,7 @@ ROWS = [
     {"file": "a.png", "text": "a puppy", "score": 5.0, "width": 41, "id": "8"},
     {"file": "gone.png", "text": "nothing", "score": 1.0, "width": 42, "id": "9"},
     {"file": "c.png", "text": "", "score": 1.0, "width": 43, "id": "10"},
-    {"file": "d.tif", "text": "tagged", "score": 1.0, "width": 44, "id": "11"},
+    {"file": "d.psd", "text": "tagged", "score": 1.0, "width": 44, "id": "11"},
 ]  # fmt: skip
 
 
@@ -40,13 +40,13 @@ def write_table(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 def test_a_table_names_images_captions_and_facts(tmp_path: Path, kind: str) -> None:
     for seed, name in enumerate(("a.png", "b.png", "c.png")):
         picture(tmp_path / "photos" / name, seed)
-    (tmp_path / "photos" / "d.tif").touch()
+    (tmp_path / "photos" / "d.psd").touch()
     options = {"images": tmp_path / "photos", "image_column": "file", "caption_column": "text"}
     manifest = run(write_table(tmp_path / f"table.{kind}"), tmp_path / "shards", **options)
     assert {row["name"]: row["kind"] for row in manifest["skipped"]} == {
         "gone.png": "image not found",
         "c.png": "missing caption",
-        "d.tif": "unknown format",
+        "d.psd": "unknown format",
     }
     found = facts_of(tmp_path / "shards")
     assert found["b.png"] == {"caption": ROWS[0]["text"], "score": 6.25, "width": 40, "id": "007"}

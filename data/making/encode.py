@@ -85,7 +85,7 @@ def _samples(
             if source.problem is not None:
                 raise BadSample(*source.problem)
             extension, image, content = _image(source, job)
-            facts = {**_facts(source, image), "name": source.name}
+            facts = {**_facts(source, image, kept=not job.size), "name": source.name}
             text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
             if len(text) > MAX_TEXT_BYTES:
                 raise BadSample("too much text", f"{len(text)} bytes are known about it, {MAX_TEXT_BYTES} are allowed")
@@ -97,13 +97,26 @@ def _samples(
         advance(1)
 
 
-def _facts(source: Source, content: bytes) -> dict[str, Any]:
-    """What is known about the image; its boxes are turned with it."""
+def _facts(source: Source, content: bytes, kept: bool) -> dict[str, Any]:
+    """What is known about the image; its boxes are turned with it. With a file that is `kept` as it is, turned by EXIF,
+    goes the (upright) size that they belong to.
+    """
     facts = json.loads(source.facts)
     if source.raster is None:
         return facts
+    stored, turned = _lies(content)
+    facts["objects"] = upright_objects(facts["objects"], source.raster, stored, turned)
+    if kept and turned != 1:
+        facts["width"], facts["height"] = stored[::-1] if turned >= 5 else stored
+    return facts
+
+
+def _lies(content: bytes) -> tuple[tuple[int, int], int]:
+    """(width, height) as the image is stored, and EXIF's orientation."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        return {**facts, "objects": upright_objects(facts["objects"], source.raster, image.size, orientation(image))}
+        turned = orientation(image)
+        exchanged = image.format == "TIFF" and turned >= 5  # Pillow says the upright size of these
+        return image.size[::-1] if exchanged else image.size, turned
 
 
 def _image(source: Source, job: Job) -> tuple[str, bytes, bytes]:
