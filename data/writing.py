@@ -15,10 +15,13 @@ import webdataset as wds
 MANIFEST = "manifest.json"
 
 
-def write_shard(path: Path, samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def write_shard(
+    path: Path, samples: Iterable[Mapping[str, Any]], expected: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write samples (`__key__` and bytes per extension) to one tar; returns its row of the manifest.
 
-    Owner, mode and time are fixed, so the same samples give the same bytes.
+    Owner, mode and time are fixed, so the same samples give the same bytes, and a file that has them is left alone.
+    With the row that is `expected`, other samples are a ValueError and the file stays.
     """
     partial = path.with_name(path.name + ".partial")
     count = 0
@@ -30,14 +33,29 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, Any]]) -> dict[str, A
                 count += 1
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
-    return {"name": path.name, "samples": count, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    row = {"name": path.name, "samples": count, "bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
+    if expected is not None and (count, row["sha256"] if count else None) != _found(expected):
+        partial.unlink()
+        raise ValueError(
+            f"{path} is finished, and its images, or what is known about them, have changed since; choose another "
+            "folder, or delete it"
+        )
+    if path.exists() and sha256_of(path) == row["sha256"]:
+        partial.unlink()
+    else:
+        os.replace(partial, path)
+    return row
+
+
+def _found(row: Mapping[str, Any]) -> tuple[int, str | None]:
+    return row["samples"], row["sha256"] if row["samples"] else None
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write `manifest.json` beside its shards."""
+    """Write `manifest.json` beside its shards; names that are no text keep their bytes as escapes."""
     partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    partial.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(partial, folder / MANIFEST)
 
 

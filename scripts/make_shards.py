@@ -5,14 +5,15 @@ python scripts/make_shards.py source=photos.csv images=PHOTOS image_column=file 
 python scripts/make_shards.py source=train2017 annotations=instances_train2017.json,captions_train2017.json out=SHARDS
 
 A folder: an image's caption is the text file beside it (cat.jpg, cat.txt). Images in sub-folders also get a class: the
-first folder's name and its place in the alphabet; without a text file that name is the caption.
-A table (csv, tsv, jsonl, parquet): one row for each image, its path relative to images= (otherwise the table).
-Other columns keep their names in the .json member. Several rows of one image give it several captions.
-COCO's annotations: objects with their boxes, captions, or both.
+first folder's name and its place in the alphabet; without a text file that name is the caption. A folder without text
+files and sub-folders is images alone. Links are followed, each folder once; hidden and system folders are not read.
+A table (csv, tsv, jsonl, parquet): one row for each image, its path relative to images= (otherwise the table), and in
+that folder. Other columns keep their names in the .json member. Several rows of one image give it several captions.
+COCO's annotations: objects with their boxes (of the upright image), captions, or both.
 
-With size= images are scaled down (shortest side, never up) and stored as WebP of quality= (95), otherwise their files
-are copied as they are. What cannot be used is left out, counted and named in the manifest. Started again, it goes on;
-the number of workers changes no byte.
+With size= images are scaled down (shortest side, never up) and stored upright as WebP of quality= (95), otherwise their
+files are copied as they are. What cannot be used is left out, counted and named in the manifest. Started again, it goes
+on; the number of workers changes no byte. A finished folder is confirmed, never changed.
 """
 
 import difflib
@@ -25,7 +26,9 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.making.make import make_shards, report
+from data.errors import printable
+from data.making.make import make_shards
+from data.making.report import report
 from data.making.settings import Settings
 
 
@@ -39,7 +42,12 @@ def main(arguments: list[str]) -> None:
         settings = parse(arguments)
         report(make_shards(settings, console), settings, console)
     except ValueError as error:
-        raise SystemExit(f"make_shards: {error}") from None
+        raise SystemExit(f"make_shards: {printable(str(error))}") from None
+    except OSError as error:
+        place = f": {error.filename}" if error.filename is not None else ""
+        raise SystemExit(f"make_shards: {printable(f'{error.strerror or error}{place}')}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("make_shards: stopped; the same command goes on") from None
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -52,14 +60,29 @@ def parse(arguments: list[str]) -> Settings:
             near = difflib.get_close_matches(key, kinds, n=1)
             hint = f"; did you mean {near[0]}=?" if near else ""
             raise ValueError(f"{word!r} is none of {', '.join(f'{name}=' for name in kinds)}{hint}")
-        try:
-            values[key] = kinds[key](text)
-        except ValueError:
-            raise ValueError(f"{key}={text!r} is not a number") from None
+        if key in values:
+            raise ValueError(f"{key}= is given twice: {values[key]} and {text}")
+        values[key] = _place(key, text) if kinds[key] is Path else _value(key, text, kinds[key])
     for field in fields(Settings):
         if field.default is field.default_factory is MISSING and field.name not in values:
             raise ValueError(f"{field.name}= is missing; see --help")
     return Settings(**values)
+
+
+def _place(key: str, text: str) -> Path:
+    if not text:
+        raise ValueError(f"{key}= is empty; name a place")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user, or no home
+        raise ValueError(f"{key}={text}: {error}") from None
+
+
+def _value(key: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{key}={text!r} is not a number") from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Anyone's images, in any of their forms, become shards that ShardData reads; what is wrong with them is said."""
 
-import csv
 import io
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,60 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from photos import captioned, load, picture, run, words
 from PIL import Image
-from rich.console import Console
 
-from data.fields import Caption, Field, Label, Layout
+from data.fields import Caption, Label
 from data.index import read_index
 from data.making import make
 from data.making.encode import Job, make_shard
-from data.making.make import make_shards
-from data.making.sources import scan
-from data.module import ShardData
-from scripts.make_shards import main, parse
+from data.making.folders import scan
+from data.paths import expand
+from scripts.make_shards import main
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def picture(path: Path, seed: int, size: tuple[int, int] = (40, 30)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path)
-
-
-def captioned(folder: Path, num: int = 20) -> Path:
-    for i in range(num):
-        picture(folder / f"photo.{i}.{('jpg', 'png', 'webp')[i % 3]}", i)
-        (folder / f"photo.{i}.txt").write_text(f"photo number {i}\n")
-    return folder
-
-
-def words(source: Path, out: Path, **options: object) -> list[str]:
-    options = {"workers": 1, **options}
-    return [f"source={source}", f"out={out}", *(f"{key}={value}" for key, value in options.items())]
-
-
-def run(source: Path, out: Path, **options: object) -> dict:
-    return make_shards(parse(words(source, out, **options)), Console(quiet=True))
-
-
-def load(out: Path, fields: dict[str, Field]) -> list[dict]:
-    data = ShardData(f"{out}/train-*.tar", 16, 4, validation=f"{out}/validation-*.tar", fields=fields)
-    return [*islice(data.train_loader(), 4), *data.validation_loader()]
-
-
-def facts_of(out: Path) -> dict[str, dict[str, Any]]:
-    """name -> the .json member, of all samples."""
-    found = {}
-    for path in sorted(out.glob("*.tar")):
-        shard, content = read_index(path), path.read_bytes()
-        for i in range(len(shard)):
-            extent = shard.members(i)["json"]
-            facts = json.loads(content[extent.offset : extent.offset + extent.size])
-            found[facts.pop("name")] = facts
-    return found
 
 
 # -- folders -------------------------------------------------------------------------------------------------------
@@ -126,148 +85,13 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
     assert sorted((row["name"], row["kind"]) for row in manifest["skipped"]) == [
         ("photo.3.jpg", "broken image"),
         ("photo.4.png", "missing caption"),
-        ("photo.5.webp", "missing caption"),
+        ("photo.5.webp", "not utf-8"),
     ]
-    assert manifest["samples"] == 17 and manifest["num_skipped"] == {"broken image": 1, "missing caption": 2}
-
-
-# -- tables --------------------------------------------------------------------------------------------------------
-
-ROWS = [
-    {"file": "b.png", "text": "a quick, brown \"fox\"", "score": 6.25, "width": 40, "id": "007"},
-    {"file": "a.png", "text": "a dog", "score": 5.0, "width": 41, "id": "1e999999"},
-    {"file": "a.png", "text": "a puppy", "score": 5.0, "width": 41, "id": "8"},
-    {"file": "gone.png", "text": "nothing", "score": 1.0, "width": 42, "id": "9"},
-    {"file": "c.png", "text": "", "score": 1.0, "width": 43, "id": "10"},
-    {"file": "d.psd", "text": "tagged", "score": 1.0, "width": 44, "id": "11"},
-]  # fmt: skip
-
-
-def write_table(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
-
-
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_table_names_images_captions_and_facts(tmp_path: Path, kind: str) -> None:
-    for seed, name in enumerate(("a.png", "b.png", "c.png")):
-        picture(tmp_path / "photos" / name, seed)
-    (tmp_path / "photos" / "d.psd").touch()
-    options = {"images": tmp_path / "photos", "image_column": "file", "caption_column": "text"}
-    manifest = run(write_table(tmp_path / f"table.{kind}"), tmp_path / "shards", **options)
-    assert {row["name"]: row["kind"] for row in manifest["skipped"]} == {
-        "gone.png": "image not found",
-        "c.png": "missing caption",
-        "d.psd": "unknown format",
+    assert manifest["samples"] == 17 and manifest["num_skipped"] == {
+        "broken image": 1,
+        "missing caption": 1,
+        "not utf-8": 1,
     }
-    found = facts_of(tmp_path / "shards")
-    assert found["b.png"] == {"caption": ROWS[0]["text"], "score": 6.25, "width": 40, "id": "007"}
-    assert found["a.png"]["caption"] == ["a dog", "a puppy"] and found["a.png"]["width"] == 41
-
-
-def test_a_table_may_have_no_captions(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", 0)
-    table = write_table(tmp_path / "t.csv", [{"image": "a.png", "label": 3}])
-    manifest = run(table, tmp_path / "shards", caption_column="", validation=0)
-    assert manifest["samples"] == 1 and facts_of(tmp_path / "shards") == {"a.png": {"label": 3}}
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "reason"),
-    [
-        ("image_path,caption\na.png,x\n", {}, "image_column=image: .* did you mean image_column=image_path"),
-        ("image,captions\na.png,x\n", {}, "caption_column=caption: .* did you mean caption_column=captions.*for none"),
-        ("image,caption,text\na.png,x,y\n", {"caption_column": "text"}, "data.fields.caption.key=text"),
-        ("image,caption\na.png,x,y\n", {}, "table.csv, line 2: more cells"),
-        ("image,caption\n", {}, "has no rows"),
-        ("image,caption\na.png,\udcff\n", {}, "table.csv: .*utf-8"),
-        ("image,caption\na.png,x\n", {"images": "nowhere"}, "images=nowhere is not a folder"),
-    ],
-)
-def test_an_unreadable_table_is_one_clear_line(tmp_path: Path, content: str, options: dict, reason: str) -> None:
-    picture(tmp_path / "a.png", 0)
-    table = tmp_path / "table.csv"
-    table.write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=reason):
-        run(table, tmp_path / "shards", **options)
-
-
-@pytest.mark.parametrize(("line", "reason"), [("{cut", "line 2"), ("[1]", "line 2: not a JSON object")])
-def test_a_broken_line_of_json_is_named(tmp_path: Path, line: str, reason: str) -> None:
-    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "x"}\n' + line)
-    with pytest.raises(ValueError, match=reason):
-        run(tmp_path / "t.jsonl", tmp_path / "shards")
-
-
-# -- annotations ---------------------------------------------------------------------------------------------------
-
-
-def annotated(folder: Path) -> tuple[Path, Path]:
-    """COCO's two files for three images."""
-    for seed, name in enumerate(("1.png", "2.png", "3.png")):
-        picture(folder / "images" / name, seed)
-    images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in (1, 2, 3)]
-    categories = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
-    boxes = [
-        {"id": 5, "image_id": 1, "category_id": 18, "bbox": [10, 0, 20, 15], "iscrowd": 0},
-        {"id": 6, "image_id": 1, "category_id": 3, "bbox": [30, 15, 20, 30], "iscrowd": 1},
-        {"id": 7, "image_id": 2, "category_id": 3, "bbox": [0, 0, 0, 10]},
-    ]
-    texts = [{"id": 9, "image_id": 1, "caption": "second"}, {"id": 8, "image_id": 1, "caption": " first\n"},
-             {"id": 10, "image_id": 3, "caption": "third"}]  # fmt: skip
-    files = folder / "instances.json", folder / "captions.json"
-    files[0].write_text(json.dumps({"images": images, "categories": categories, "annotations": boxes}))
-    files[1].write_text(json.dumps({"images": images, "annotations": texts}))
-    return files
-
-
-def test_annotations_become_objects_and_captions(tmp_path: Path) -> None:
-    instances, captions = annotated(tmp_path)
-    options = {"annotations": f"{instances},{captions}", "validation": 0}
-    manifest = run(tmp_path / "images", tmp_path / "shards", **options)
-    assert manifest["class_names"] == ["car", "dog"]
-    assert [(row["name"], row["kind"]) for row in manifest["skipped"]] == [("2.png", "missing caption")]
-    found = facts_of(tmp_path / "shards")
-    assert found["1.png"]["caption"] == ["first", "second"]
-    assert found["1.png"]["objects"] == [
-        {"category": 1, "box": [0.25, 0.0, 0.75, 0.5]},
-        {"category": 0, "box": [0.75, 0.5, 1.0, 1.0], "group": True},
-    ]
-    assert found["3.png"]["objects"] == []
-    fields = {"layout": Layout(num_classes=2), "caption": Caption()}
-    data = ShardData(f"{tmp_path}/shards/train-*.tar", image_size=16, batch_size=2, fields=fields)
-    assert next(iter(data.train_loader()))["layout"].shape == (2, 92) and data.skipped == []
-
-
-def test_objects_alone_need_no_captions(tmp_path: Path) -> None:
-    instances, _ = annotated(tmp_path)
-    assert run(tmp_path / "images", tmp_path / "shards", annotations=instances)["samples"] == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"images": []}, "lists no images"),
-        ({"annotations": None}, "not of COCO's form"),
-        ({"annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1]}]}, "no 'category_id'"),
-        ({"annotations": [{"id": 1, "image_id": 1, "category_id": 99, "bbox": [0, 0, 1, 1]}]}, "category_id 99"),
-        ({"annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 1]}]}, "bbox"),
-    ],
-)
-def test_annotations_of_another_form_are_one_clear_line(tmp_path: Path, change: dict, reason: str) -> None:
-    instances, _ = annotated(tmp_path)
-    instances.write_text(json.dumps({**json.loads(instances.read_text()), **change}))
-    with pytest.raises(ValueError, match=f"annotation.*{reason}"):
-        run(tmp_path / "images", tmp_path / "shards", annotations=instances)
 
 
 # -- processes and interruptions -----------------------------------------------------------------------------------
@@ -362,14 +186,15 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         (["source={photos}/photo.0.txt", "out={out}"], "a table is one of .csv, .tsv, .jsonl, .parquet"),
         (["source={photos}", "out={out}", "annotations=gone.json"], "annotations=gone.json: No such file"),
         (["source={empty}", "out={out}"], "holds no images"),
-        (["source={plain}", "out={out}"], "none of the 1 images can be used.*missing caption"),
+        (["source={plain}", "out={out}"], "none of the 1 images can be used.*broken image"),
         (["source={photos}", "out={old}"], "already holds train-00007.tar"),
     ],
 )
 def test_wrong_orders_get_one_clear_line(tmp_path: Path, words: list[str], reason: str) -> None:
     folders = {name: tmp_path / name for name in ("photos", "empty", "plain", "out", "old")}
     captioned(folders["photos"], num=3)
-    picture(folders["plain"] / "a.png", 0)
+    folders["plain"].mkdir()
+    (folders["plain"] / "a.png").write_bytes(b"no picture")
     folders["empty"].mkdir()
     folders["old"].mkdir()
     (folders["old"] / "train-00007.tar").touch()
@@ -383,4 +208,121 @@ def test_it_says_what_it_left_out_and_how_to_train(tmp_path: Path, capsys: pytes
     main(words(source, tmp_path / "out", validation=0.4))
     said = capsys.readouterr().out
     assert "left out, missing caption: 'photo.1.png'" in said
-    assert f"train with: data=shards data.train={tmp_path}/out/train-*.tar data.validation=" in said
+    assert f"train with: data=shards 'data.train={tmp_path}/out/train-*.tar' 'data.validation=" in said
+
+
+@pytest.mark.parametrize("name", ["my [set] v2", "two words", "it's", "draft*"])
+def test_the_words_it_ends_with_find_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    main(words(captioned(tmp_path / "photos", num=2), tmp_path / name, validation=0))
+    said = capsys.readouterr().out.split("train with: ")[1].splitlines()[0]
+    given = dict(word.split("=", 1) for word in shlex.split(said))
+    assert expand(given["data.train"], "data.train") == [tmp_path / name / "train-00000.tar"]
+
+
+def test_home_is_home_and_each_key_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    captioned(tmp_path / "photos", num=2)
+    main(["source=~/photos", "out=~/made", "workers=1"])
+    assert (tmp_path / "made" / "manifest.json").exists()
+    with pytest.raises(SystemExit, match="size= is given twice: 8 and 16"):
+        main(["source=~/photos", "out=~/other", "size=8", "size=16"])
+    with pytest.raises(SystemExit, match="out= is empty"):
+        main(["source=~/photos", "out="])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file is a file; name a folder"):
+        main(["source=~/photos", "out=~/file"])
+    with pytest.raises(SystemExit, match=r"Not a directory: .*file"):
+        main(["source=~/photos", "out=~/file/below"])
+
+
+# -- finished folders ----------------------------------------------------------------------------------------------
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        ("nothing", {"size": 16}, "made with size=0, this run has size=16; choose another"),
+        ("one more", {}, "holds finished shards of other images"),
+        ("other pixels", {}, "train-0000..tar is finished, and its images.* have changed"),
+        ("other words", {}, "train-0000..tar is finished, and its images.* have changed"),
+        ("fewer shards", {"shard_samples": 9}, "already holds train-0000..tar, which is not of this run"),
+    ],
+)
+def test_finished_shards_are_never_replaced(tmp_path: Path, change: str, options: dict, reason: str) -> None:
+    source, out = captioned(tmp_path / "photos", num=6), tmp_path / "out"
+    run(source, out, validation=0, shard_samples=2)
+    before = state_of(out)
+    if change == "one more":
+        picture(source / "more.png", 1)
+    if change == "other pixels":
+        picture(source / "photo.1.png", 99)
+    if change == "other words":
+        (source / "photo.1.txt").write_text("another")
+    with pytest.raises(ValueError, match=reason):
+        run(source, out, **{"validation": 0, "shard_samples": 2, **options})
+    assert state_of(out) == before
+
+
+def test_a_finished_folder_is_confirmed_and_what_is_damaged_there_repaired(tmp_path: Path) -> None:
+    source, out = captioned(tmp_path / "photos", num=6), tmp_path / "out"
+    first = run(source, out, validation=0, shard_samples=2)
+    whole = (out / "train-00001.tar").read_bytes()
+    time_of_first = (out / "train-00000.tar").stat().st_mtime_ns
+    (out / "train-00001.tar").write_bytes(whole[:-700])
+    (out / "train-00002.tar").unlink()
+    source = source.rename(tmp_path / "moved")
+    again = run(source, out, validation=0, shard_samples=2)
+    assert again["splits"] == first["splits"] and (out / "train-00001.tar").read_bytes() == whole
+    assert (out / "train-00000.tar").stat().st_mtime_ns == time_of_first and (out / "train-00002.tar").exists()
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["made_with"]  # as they were before
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert run(source, out, validation=0, shard_samples=2)["made_with"] == first["made_with"]
+
+
+def test_shards_and_manifests_of_others_stay(tmp_path: Path) -> None:
+    source = captioned(tmp_path / "photos", num=3)
+    for name, reason in [("train-00000.tar", "already holds train-00000.tar"), ("manifest.json", "none of shards")]:
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).write_text('{"icons": []}')
+        (out / "mine.partial").touch()
+        before = state_of(out)
+        with pytest.raises(ValueError, match=reason):
+            run(source, out, validation=0)
+        assert state_of(out) == before
+
+
+def test_an_unfinished_folder_is_gone_on_with_by_its_own_source_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = captioned(tmp_path / "photos", num=6), tmp_path / "out"
+
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out)
+    run(captioned(tmp_path / "others", num=3), out, size=8)  # nothing had been written yet
+    assert not (out / make.JOURNAL).exists()
+    (out / "manifest.json").rename(out / make.JOURNAL)
+    (out / make.JOURNAL).write_text(json.dumps({"source": str(tmp_path / "others"), "images": "1"}))
+    with pytest.raises(ValueError, match=r"holds the unfinished shards of .*others"):
+        run(source, out, shard_samples=5)
+
+
+def test_no_file_in_the_folder_is_left_where_no_image_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    with pytest.raises(
+        ValueError, match=r"none of the 1 images can be used: a.png: the file is empty \(broken image\)"
+    ):
+        run(tmp_path / "photos", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,95 +1,242 @@
 """Images described by annotation files of COCO's form: objects with boxes, captions, or both.
 
 An object becomes {"category": place among the categories in the order of their ids, "box": [left, top, right, bottom]
-in shares of the image}, a crowd also "group": true, as `data.fields.Layout` reads them.
+in shares of the upright image}, a crowd also "group": true, as `data.fields.Layout` reads them. An image with a record
+that cannot be read is left out whole: without one of its boxes it would be described wrongly. Segmentations are not
+read.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.making.sources import Source, Sources, image_problem
+from data.errors import BadSample
+from data.making.files import reason_of
+from data.making.inside import Folder
+from data.making.sources import LeftOut, Problem, Source, Sources
+from data.members import is_unicode
+
+BROKEN = "broken annotation"
+
+
+@dataclass
+class _Image:
+    """One image while the files are read; `broken` is the first of its records that cannot be read."""
+
+    record: Mapping[str, Any]
+    captions: list[tuple[Any, str]] = field(default_factory=list)
+    boxed: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # (where, annotation)
+    broken: str | None = None
+
+
+@dataclass
+class _Files:
+    """All that the files say."""
+
+    images: dict[Any, _Image] = field(default_factory=dict)
+    categories: dict[Any, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)  # annotations of images that no file lists
+    flat: list[str] = field(default_factory=list)  # annotations whose boxes have no area inside their image
 
 
 def read_annotations(folder: Path, files: list[Path]) -> Sources:
     """The images that the files list, in `folder`; raises ValueError if a file is not of that form."""
-    images: dict[Any, Mapping[str, Any]] = {}
-    categories: dict[int, str] = {}
-    captions: dict[Any, list[tuple[int, str]]] = defaultdict(list)
-    boxed: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-    for file in files:
-        content = _load(file)
-        try:
-            images |= {image["id"]: image for image in content["images"]}
-            categories |= {entry["id"]: entry["name"] for entry in content.get("categories", [])}
-            for entry in content["annotations"]:
-                if "caption" in entry:
-                    captions[entry["image_id"]].append((entry["id"], entry["caption"].strip()))
-                else:
-                    boxed[entry["image_id"]].append(entry)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"annotations={file}: {_reason(error)}") from None
-    numbers = {category: number for number, category in enumerate(sorted(categories))}
-    sources = {}
-    for identity, image in images.items():
-        facts: dict[str, Any] = {}
-        if categories:
-            facts["objects"] = _objects(image, boxed[identity], numbers)
-        if captions:
-            facts["caption"] = [text for _, text in sorted(captions[identity]) if text]
-        problem = "missing caption" if captions and not facts["caption"] else None
-        name = _entry(image, "file_name")
-        sources[name] = Source(folder / name, name, facts, image_problem(folder / name) or problem)
-    if not sources:
+    found = _Files()
+    contents = [(file, _load(file)) for file in files]
+    for file, content in contents:
+        _read_images(found, file, content["images"])
+        _read_categories(found, file, content.get("categories"))
+    for file, content in contents:
+        _read_notes(found, file, content["annotations"])
+    if not found.images:
         raise ValueError(f"annotations={files[0]} lists no images")
-    return Sources(list(sources.values()), [categories[category] for category in sorted(categories)])
+    numbers = {category: number for number, category in enumerate(sorted(found.categories))}
+    sources = _sources(found, Folder(folder), numbers)
+    class_names = [found.categories[category] for category in numbers]
+    return Sources(sources, class_names, found.left_out, _notes(found))
 
 
-def _objects(
-    image: Mapping[str, Any], entries: list[Mapping[str, Any]], numbers: Mapping[int, int]
-) -> list[dict[str, Any]]:
-    """The objects of one image, in the order of the file; those without an area inside it are left out."""
-    width, height = _entry(image, "width"), _entry(image, "height")
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"annotations={file}: {reason_of(error)}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"annotations={file}: {error}") from None
+    for key in ("images", "annotations"):
+        if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
+            raise ValueError(f"annotations={file}: not of COCO's form (no list of {key})")
+    return content
+
+
+def _records(found: _Files, file: Path, kind: str, entries: list[Any]) -> Iterator[tuple[str, Any]]:
+    """(where it stands, record) of each that is an object."""
+    for place, entry in enumerate(entries):
+        if isinstance(entry, Mapping):
+            yield f"{file.name}: {kind} {entry.get('id', f'at place {place}')!r}", entry
+        else:
+            found.left_out.append(LeftOut(f"{file.name}: {kind} at place {place}", BROKEN, "not an object"))
+
+
+def _read_images(found: _Files, file: Path, entries: list[Any]) -> None:
+    for where, record in _records(found, file, "image", entries):
+        identity, name = record.get("id"), record.get("file_name")
+        if not isinstance(identity, int | str) or not isinstance(name, str) or not name or not is_unicode(name):
+            found.left_out.append(LeftOut(where, BROKEN, "an image needs an id and a file_name"))
+            continue
+        known = found.images.setdefault(identity, _Image(record))
+        if known.record["file_name"] != name:
+            known.broken = f"{where} is also {known.record['file_name']!r}"
+
+
+def _read_categories(found: _Files, file: Path, entries: Any) -> None:
+    for place, entry in enumerate(entries or []):
+        try:
+            identity, name = entry["id"], str(entry["name"])
+            if not isinstance(identity, int):
+                raise TypeError(f"id {identity!r} is no number")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"annotations={file}: category at place {place}: {error!r}") from None
+        if found.categories.setdefault(identity, name) != name:
+            raise ValueError(f"annotations={file}: category {identity} is {name!r} here, and another elsewhere")
+
+
+def _read_notes(found: _Files, file: Path, entries: list[Any]) -> None:
+    for where, entry in _records(found, file, "annotation", entries):
+        identity = entry.get("image_id")
+        image = found.images.get(identity) if isinstance(identity, int | str) else None
+        if image is None:
+            found.strays.append(where)
+            continue
+        if "caption" not in entry or "category_id" in entry:
+            image.boxed.append((where, entry))
+        if "caption" in entry:
+            if not isinstance(entry["caption"], str) or not is_unicode(entry["caption"]):
+                image.broken = image.broken or f"{where}: its caption is no text"
+            else:
+                image.captions.append((entry.get("id"), entry["caption"].strip()))
+
+
+# -- images --------------------------------------------------------------------------------------------------------
+
+
+def _sources(found: _Files, folder: Folder, numbers: Mapping[Any, int]) -> list[Source]:
+    any_boxes = bool(numbers) or any(image.boxed for image in found.images.values())
+    any_captions = any(image.captions for image in found.images.values())
+    sources: dict[str, Source] = {}
+    for identity, image in found.images.items():
+        name = image.record["file_name"]
+        if name in sources:
+            other = f"image {identity!r} has the file_name of another; give each file one record"
+            sources[name] = Source(sources[name].path, name, "{}", Problem(BROKEN, other))
+            continue
+        facts: dict[str, Any] = {}
+        path, problem, raster = folder.path / name, None, None
+        try:
+            path = folder.find(name)
+            if image.broken is not None:
+                raise BadSample(BROKEN, image.broken)
+            if any_boxes:
+                facts["objects"] = _objects(found, image, numbers)
+                raster = (image.record["width"], image.record["height"]) if facts["objects"] else None
+            if any_captions:
+                facts["caption"] = [text for _, text in sorted(image.captions, key=_order) if text]
+                if not facts["caption"]:
+                    raise BadSample("missing caption", "no annotation has one")
+        except BadSample as error:
+            problem = Problem.of(error)
+        sources[name] = Source(path, name, json.dumps(facts, ensure_ascii=False), problem, raster)
+    return list(sources.values())
+
+
+def _order(caption: tuple[Any, str]) -> tuple[bool, Any, str]:
+    """By the number of the annotation, and those without one last."""
+    identity, text = caption
+    return (False, identity, text) if isinstance(identity, int) else (True, 0, text)
+
+
+def _objects(found: _Files, image: _Image, numbers: Mapping[Any, int]) -> list[dict[str, Any]]:
+    """The objects of one image, in the order of the file; those without an area inside it are left out, and noted."""
     objects = []
-    for entry in entries:
-        category = _entry(entry, "category_id")
-        if category not in numbers:
-            raise ValueError(f"annotation {entry.get('id')}: category_id {category!r} is not among the categories")
-        box = _box(_entry(entry, "bbox"), width, height)
+    for where, entry in image.boxed:
+        category = entry.get("category_id")
+        if not isinstance(category, int) or category not in numbers:
+            raise BadSample(BROKEN, f"{where}: category_id {category!r} is not among the categories")
+        box = _box(where, entry.get("bbox"), image.record)
         if box[0] < box[2] and box[1] < box[3]:
             group = {"group": True} if entry.get("iscrowd") else {}
             objects.append({"category": numbers[category], "box": box, **group})
+        else:
+            found.flat.append(where)
     return objects
 
 
-def _box(bbox: Any, width: Any, height: Any) -> list[float]:
+def _box(where: str, bbox: Any, record: Mapping[str, Any]) -> list[float]:
     """left, top, right, bottom in shares of the image, from left, top, width and height in pixels."""
-    try:
-        left, top, across, down = bbox
-        shares = [left / width, top / height, (left + across) / width, (top + down) / height]
-        return [round(min(max(share, 0.0), 1.0), 6) for share in shares]
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"annotations=: bbox {bbox!r} in an image of {width!r}x{height!r}: {error}") from None
+    width, height = record.get("width"), record.get("height")
+    if not all(_is_number(side) and side > 0 for side in (width, height)):
+        raise BadSample(BROKEN, f"{where}: bbox in an image of width {width!r} and height {height!r}")
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        raise BadSample(BROKEN, f"{where}: bbox {str(bbox)[:60]} is not left, top, width, height")
+    left, top, across, down = bbox
+    shares = [left / width, top / height, (left + across) / width, (top + down) / height]
+    return [round(min(max(share, 0.0), 1.0), 6) for share in shares]
 
 
-def _entry(values: Mapping[str, Any], key: str) -> Any:
-    if key not in values:
-        raise ValueError(f"annotations=: an entry has no {key!r}: {json.dumps(values)[:100]}")
-    return values[key]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
-def _load(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"annotations={file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"annotations={file}: {error}") from None
+def _notes(found: _Files) -> list[str]:
+    notes = []
+    if found.strays:
+        notes.append(f"{len(found.strays)} annotations are of images that no file lists; the first: {found.strays[0]}")
+    if found.flat:
+        notes.append(f"{len(found.flat)} boxes have no area inside their image; left out; the first: {found.flat[0]}")
+    return notes
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it has no {error}; COCO's files have images and annotations, and these ids"
-    return f"not of COCO's form ({error})"
+# -- boxes beside the image ----------------------------------------------------------------------------------------
+
+
+def upright_objects(
+    objects: list[dict[str, Any]], raster: tuple[float, float], stored: tuple[int, int], orientation: int
+) -> list[dict[str, Any]]:
+    """Objects of the upright image from those drawn at `raster`, given the stored size and EXIF's orientation.
+
+    The annotation's size tells whether boxes were drawn before or after the turn. BadSample where it fits neither, or
+    both (a picture that is upside down or mirrored): boxes in the wrong place are worse than none.
+    """
+    seen = stored[::-1] if orientation >= 5 else stored
+    before, after = _same_shape(raster, stored), _same_shape(raster, seen)
+    sizes = f"annotated at {raster[0]:g}x{raster[1]:g}, the image is {stored[0]}x{stored[1]}"
+    if not before and not after:
+        raise BadSample("boxes of another shape", sizes)
+    if orientation == 1 or not before:
+        return objects
+    if after:
+        raise BadSample("boxes before or after the turn", f"EXIF turns it (orientation {orientation}); {sizes}")
+    return [{**entry, "box": _turned(entry["box"], orientation)} for entry in objects]
+
+
+def _same_shape(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether one is the other, perhaps scaled and rounded to whole pixels."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
+def _turned(box: list[float], orientation: int) -> list[float]:
+    """As `data.decoding.upright` turns pixels."""
+    left, top, right, bottom = box
+    if orientation >= 5:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in (3, 4, 7, 8):
+        top, bottom = 1 - bottom, 1 - top
+    if orientation in (2, 3, 6, 7):
+        left, right = 1 - right, 1 - left
+    return [round(share, 6) for share in (left, top, right, bottom)]

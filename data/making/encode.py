@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,21 +12,28 @@ from typing import Any
 
 from PIL import Image
 
-from data.decoding import decode_image
+from data.decoding import FORMATS, decode_image, orientation
 from data.errors import BadSample
-from data.making.sources import Source
+from data.making.coco import upright_objects
+from data.making.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, format_of, read_file
+from data.making.sources import LeftOut, Problem, Source
 from data.writing import sha256_of, write_shard
+
+MAX_WEBP_SIDE = 16383  # pixels; the format has no room for more
 
 
 @dataclass(frozen=True)
 class Job:
-    """A shard to be made. `done` is what an earlier run noted of it."""
+    """A shard to be made. `done` is what an earlier run noted of it, `finished` its row in the manifest of a finished
+    run, which the shard must come to again.
+    """
 
     path: Path
     sources: tuple[Source, ...]
     size: int
     quality: int
     done: dict[str, Any] | None = None
+    finished: dict[str, Any] | None = None
 
 
 def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -38,21 +46,29 @@ def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
     if job.done is not None and job.done["inputs"] == inputs and _intact(job.path, job.done["row"]):
         advance(len(job.sources))
         return job.done
-    skipped: list[dict[str, str]] = []
+    skipped: list[LeftOut] = []
     fields: Counter[str] = Counter()
-    row = write_shard(job.path, _samples(job, skipped, fields, advance))
+    row = write_shard(job.path, _samples(job, skipped, fields, advance), job.finished)
     if row["samples"] == 0:
         job.path.unlink()
-    return {"shard": job.path.name, "inputs": inputs, "row": row, "skipped": skipped, "fields": dict(fields)}
+    rows = [left_out._asdict() for left_out in skipped]
+    return {"shard": job.path.name, "inputs": inputs, "row": row, "skipped": rows, "fields": dict(fields)}
 
 
 def _digest(job: Job) -> str:
     """Changes when the shard would have to be written anew."""
     facts: list[Any] = [job.size, job.quality]
     for source in job.sources:
-        state = source.path.stat() if source.path.is_file() else None
-        facts += [source.name, source.facts, source.problem, state and (state.st_size, state.st_mtime_ns)]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+        facts += [source.name, source.facts, source.problem, source.raster, None if source.problem else _state(source)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _state(source: Source) -> tuple[int, int] | None:
+    try:
+        state = source.path.stat()
+    except OSError:  # it is gone since it was found; reading it says so
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _intact(path: Path, row: dict[str, Any]) -> bool:
@@ -61,33 +77,73 @@ def _intact(path: Path, row: dict[str, Any]) -> bool:
 
 
 def _samples(
-    job: Job, skipped: list[dict[str, str]], fields: Counter[str], advance: Callable[[int], None]
+    job: Job, skipped: list[LeftOut], fields: Counter[str], advance: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
     """Samples as webdataset's writer takes them; appends what cannot be used to `skipped`."""
     for source in job.sources:
         try:
-            extension, content = _image(source, job)
-        except (BadSample, OSError) as error:
-            kind = error.kind if isinstance(error, BadSample) else "unreadable file"
-            skipped.append({"name": source.name, "kind": kind, "reason": str(error)[:200]})
+            if source.problem is not None:
+                raise BadSample(*source.problem)
+            extension, image, content = _image(source, job)
+            facts = {**_facts(source, image, kept=not job.size), "name": source.name}
+            text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            if len(text) > MAX_TEXT_BYTES:
+                raise BadSample("too much text", f"{len(text)} bytes are known about it, {MAX_TEXT_BYTES} are allowed")
+        except BadSample as error:
+            skipped.append(LeftOut(source.name, *Problem.of(error)))
         else:
-            facts = {**source.facts, "name": source.name}
             fields.update([extension, *(f"json: {key}" for key in facts)])
-            text = json.dumps(facts, ensure_ascii=False, default=str)
-            yield {"__key__": source.key, extension: content, "json": text.encode("utf-8", "backslashreplace")}
+            yield {"__key__": source.key, extension: content, "json": text}
         advance(1)
 
 
-def _image(source: Source, job: Job) -> tuple[str, bytes]:
-    """Extension and content of the image member; raises BadSample or OSError."""
-    if source.problem is not None:
-        raise BadSample(source.problem)
-    content = source.path.read_bytes()
-    image = decode_image(content)
+def _facts(source: Source, content: bytes, kept: bool) -> dict[str, Any]:
+    """What is known about the image; its boxes are turned with it. With a file that is `kept` as it is, turned by EXIF,
+    goes the (upright) size that they belong to.
+    """
+    facts = json.loads(source.facts)
+    if source.raster is None:
+        return facts
+    stored, turned = _lies(content)
+    facts["objects"] = upright_objects(facts["objects"], source.raster, stored, turned)
+    if kept and turned != 1:
+        facts["width"], facts["height"] = stored[::-1] if turned >= 5 else stored
+    return facts
+
+
+def _lies(content: bytes) -> tuple[tuple[int, int], int]:
+    """(width, height) as the image is stored, and EXIF's orientation."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        turned = orientation(image)
+        exchanged = image.format == "TIFF" and turned >= 5  # Pillow says the upright size of these
+        return image.size[::-1] if exchanged else image.size, turned
+
+
+def _image(source: Source, job: Job) -> tuple[str, bytes, bytes]:
+    """Extension of the image member, the file's content and the member's; raises BadSample."""
+    content = read_file(source.path, MAX_IMAGE_BYTES)
+    try:
+        image = decode_image(content)
+    except BadSample as error:
+        raise BadSample(error.kind, _reason(error, content)) from None
     if not job.size:
-        return source.path.suffix.lower()[1:], content
+        return source.path.suffix.lower()[1:], content, content
     factor = min(1.0, job.size / min(image.size))
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    form = "WEBP" if max(size) <= MAX_WEBP_SIDE else "PNG"
     file = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(file, "WEBP", quality=job.quality)
-    return "webp", file.getvalue()
+    try:
+        image.resize(size, Image.Resampling.LANCZOS).save(file, form, quality=job.quality)
+    except (OSError, ValueError, MemoryError) as error:
+        raise BadSample("cannot be written", f"{size[0]}x{size[1]} as {form}: {error}") from None
+    return form.lower(), content, file.getvalue()
+
+
+def _reason(error: BadSample, content: bytes) -> str:
+    """For people, and the same on every run: Pillow's reasons may hold addresses in memory."""
+    reason = re.sub(r"<[^<>]* object at 0x[0-9a-fA-F]+>", "it", str(error))[:200]
+    if "cannot identify image" not in reason:
+        return reason
+    form = format_of(content)
+    seen = f"a {form} file" if form and form.upper() not in FORMATS else f"begins with {content[:12]!r}"
+    return f"not to be read as {', '.join(FORMATS)}: {seen}" if content else "the file is empty"

@@ -7,54 +7,56 @@ interruptions.
 import fcntl
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from data.making.coco import read_annotations
 from data.making.encode import Job
+from data.making.folders import scan
+from data.making.formats import TABLES
+from data.making.manifest import SPLITS, names_digest, nothing_usable, read_finished, summarise
 from data.making.processes import finish
+from data.making.report import progress
 from data.making.settings import Settings
-from data.making.sources import Source, Sources, scan
-from data.making.tables import TABLES, read_table
+from data.making.sources import LeftOut, Source, Sources
+from data.making.tables import read_table
 from data.writing import MANIFEST, write_manifest
 
 JOURNAL = "progress.jsonl"
-SPLITS = ("train", "validation")
 
 
 def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
-    """Write all shards and the manifest; returns the manifest."""
+    """Write all shards and the manifest; returns the manifest. A finished folder is confirmed, never changed."""
     found = find(settings)
+    if not found.sources:
+        raise nothing_usable(found.left_out, settings)
     plan = split(found.sources, settings)
+    read_finished(settings, plan, found.sources)  # refuses before anything is written
     settings.out.mkdir(parents=True, exist_ok=True)
-    _refuse_strangers(settings.out, plan)
-    with _journal(settings.out) as (journal, done):
-        _sweep(settings.out)
+    with _journal(settings, found, plan) as (journal, done):
+        finished = read_finished(settings, plan, found.sources)
+        _sweep(settings.out, plan)
         jobs = [
-            Job(settings.out / name, tuple(members), settings.size, settings.quality, done.get(name))
+            Job(settings.out / name, tuple(members), settings.size, settings.quality, done.get(name), row)
             for name, members in plan.items()
+            for row in [None if finished is None else finished[name]]
         ]
         notes = {}
-        with _progress(console, len(found.sources)) as advance:
+        with progress(console, len(found.sources)) as advance:
             for note in finish(jobs, settings.workers, advance):
                 notes[note["shard"]] = note
-                journal.write(json.dumps(note) + "\n")
-                journal.flush()
-                os.fsync(journal.fileno())
-        manifest = summarise([notes[name] for name in plan], settings, found.class_names)
-        if not manifest["samples"]:
-            first = manifest["skipped"][0]
-            raise ValueError(f"none of the {len(found.sources)} images can be used; the first: {first}")
-        write_manifest(settings.out, manifest)
+                _write_note(journal, note)
+        manifest = summarise([notes[name] for name in plan], settings, found)
+        if manifest["samples"]:
+            write_manifest(settings.out, manifest)
         (settings.out / JOURNAL).unlink()
+    if not manifest["samples"]:
+        raise nothing_usable([LeftOut(**row) for row in manifest["skipped"]], settings)
     return manifest
 
 
@@ -62,7 +64,7 @@ def find(settings: Settings) -> Sources:
     """What there is to be put into shards, whatever form it has."""
     source = settings.source
     if settings.annotations:
-        return read_annotations(source, [Path(name) for name in settings.annotations.split(",")])
+        return read_annotations(source, settings.annotation_files)
     if source.is_file() and source.suffix.lower() not in TABLES:
         raise ValueError(f"source={source}: a table is one of {', '.join(TABLES)}")
     return read_table(settings) if source.is_file() else scan(source)
@@ -71,7 +73,7 @@ def find(settings: Settings) -> Sources:
 def split(sources: list[Source], settings: Settings) -> dict[str, list[Source]]:
     """Shard name -> its images: the first in hash order are held out, the rest train."""
     ordered = sorted(sources, key=lambda source: source.rank)
-    held_out = min(round(settings.validation * len(ordered)), len(ordered) - 1)
+    held_out = max(0, min(round(settings.validation * len(ordered)), len(ordered) - 1))
     plan = {}
     for part, members in zip(SPLITS, (ordered[held_out:], ordered[:held_out]), strict=True):
         for i in range(ceil(len(members) / settings.shard_samples)):
@@ -80,91 +82,62 @@ def split(sources: list[Source], settings: Settings) -> dict[str, list[Source]]:
     return plan
 
 
-def summarise(notes: list[dict[str, Any]], settings: Settings, class_names: list[str]) -> dict[str, Any]:
-    """The manifest."""
-    splits = {}
-    for part in SPLITS:
-        rows = [note["row"] for note in notes if note["shard"].startswith(f"{part}-") and note["row"]["samples"]]
-        splits[part] = {"samples": sum(row["samples"] for row in rows), "shards": rows}
-    skipped = [row for note in notes for row in note["skipped"]]
-    fields: Counter[str] = sum((Counter(note["fields"]) for note in notes), Counter())
-    return {
-        "name": settings.source.resolve().name,
-        "samples": sum(facts["samples"] for facts in splits.values()),
-        "fields": dict(sorted(fields.items())),
-        "class_names": class_names,
-        "splits": splits,
-        "num_skipped": dict(sorted(Counter(row["kind"] for row in skipped).items())),
-        "skipped": skipped,
-    }
-
-
 # -- the folder ----------------------------------------------------------------------------------------------------
 
 
-def _refuse_strangers(out: Path, plan: dict[str, list[Source]]) -> None:
-    """A shard of an earlier, larger run would be read along with the new ones."""
-    strangers = sorted(path.name for path in out.glob("*.tar") if path.name not in plan)
-    if strangers:
-        raise ValueError(
-            f"out={out} already holds {strangers[0]}, which is not of this run; delete it or choose another"
-        )
-
-
 @contextmanager
-def _journal(out: Path) -> Iterator[tuple[IO[str], dict[str, Any]]]:
-    """The file that notes each finished shard, locked, and what it says by shard; a line cut short is passed over."""
+def _journal(
+    settings: Settings, found: Sources, plan: dict[str, list[Source]]
+) -> Iterator[tuple[IO[str], dict[str, Any]]]:
+    """The file that notes each finished shard, locked, and what it says by shard; a line cut short is passed over.
+
+    ValueError where shards lie there that neither a journal nor a manifest knows, or that are another source's.
+    """
+    out = settings.out
+    shards = sorted(path.name for path in out.glob("*.tar"))
+    if shards and not (out / JOURNAL).exists() and not (out / MANIFEST).exists():
+        raise ValueError(
+            f"out={out} already holds {shards[0]}, which is not of this run; delete it or choose another folder"
+        )
     with (out / JOURNAL).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"out={out}: another process is writing there") from None
         file.seek(0)
-        done = {}
-        for line in file.read().splitlines():
-            try:
-                note = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            done[note["shard"]] = note
-        file.write("\n")  # ends such a line
-        yield file, done
+        notes = list(_read_notes(file))
+        place = {"source": str(settings.source.resolve()), "images": names_digest(found.sources)}
+        before = next((note for note in notes if "source" in note), place)
+        if shards and all(before.get(key) != value for key, value in place.items()):
+            raise ValueError(
+                f"out={out} holds the unfinished shards of {before['source']}; choose another folder, or delete it"
+            )
+        file.write("\n")  # ends a line that was cut short
+        _write_note(file, place)
+        try:
+            yield file, {note["shard"]: note for note in notes if "shard" in note}
+        except ValueError:
+            if (out / MANIFEST).exists():  # a finished folder stays as it was
+                (out / JOURNAL).unlink()
+            raise
 
 
-def _sweep(out: Path) -> None:
-    """Take away what a killed process left, and the manifest of what is about to change."""
-    for path in [*out.glob("*.partial"), out / MANIFEST]:
-        path.unlink(missing_ok=True)
+def _read_notes(file: IO[str]) -> Iterator[dict[str, Any]]:
+    for line in file.read().splitlines():
+        try:
+            note = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield note
 
 
-# -- what is shown -------------------------------------------------------------------------------------------------
+def _write_note(journal: IO[str], note: dict[str, Any]) -> None:
+    journal.write(json.dumps(note) + "\n")
+    journal.flush()
+    os.fsync(journal.fileno())
 
 
-class _Rate(ProgressColumn):
-    """Images per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} images/s")
-
-
-@contextmanager
-def _progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("images", total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-def report(manifest: dict[str, Any], settings: Settings, console: Console) -> None:
-    """What was made, what was left out, and how to train on it."""
-    for part, facts in manifest["splits"].items():
-        size = sum(row["bytes"] for row in facts["shards"]) / 1e6
-        console.print(f"{part}: {facts['samples']} samples in {len(facts['shards'])} shards, {size:.1f} MB")
-    for kind, count in manifest["num_skipped"].items():
-        names = [repr(row["name"]) for row in manifest["skipped"] if row["kind"] == kind]
-        more = f" and {count - 5} more, all in {settings.out / MANIFEST}" if count > 5 else ""
-        console.print(f"left out, {kind}: {', '.join(names[:5])}{more}", markup=False, soft_wrap=True)
-    words = ["data=shards", f"data.train={settings.out}/train-*.tar"]
-    if manifest["splits"]["validation"]["samples"]:
-        words.append(f"data.validation={settings.out}/validation-*.tar")
-    console.print("train with: " + " ".join(words), markup=False, soft_wrap=True)
+def _sweep(out: Path, plan: dict[str, list[Source]]) -> None:
+    """Take away what a killed process left of these files."""
+    for name in [*plan, MANIFEST]:
+        (out / f"{name}.partial").unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
@@ -55,6 +56,12 @@ def finish(jobs: list[Job], workers: int, advance: Callable[[int], None]) -> Ite
             seen = now
             for future in done:
                 yield future.result()
+    except BrokenProcessPool:
+        shared.stop.set()
+        raise ValueError(
+            "a process that reads images ended without a word, perhaps for want of memory; the same command goes on, "
+            "fewer workers= need less"
+        ) from None
     except BaseException:
         shared.stop.set()
         raise

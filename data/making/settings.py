@@ -34,3 +34,15 @@ class Settings:
             )
         if self.annotations and self.source.is_file():
             raise ValueError(f"annotations= belongs to a folder of images, and source={self.source} is a file")
+        if self.images and self.source.is_dir():
+            raise ValueError(f"images= belongs to a table, and source={self.source} is a folder")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"out={self.out} is a file; name a folder for the shards")
+
+    @property
+    def annotation_files(self) -> list[Path]:
+        """The files of `annotations`; one whose own name has commas is taken as it is."""
+        whole = Path(self.annotations).expanduser()
+        if whole.exists():
+            return [whole]
+        return [Path(name).expanduser() for name in self.annotations.split(",")]

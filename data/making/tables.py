@@ -1,106 +1,132 @@
-"""Images listed in a table: csv, tsv, jsonl or parquet, one row each; rows of one image become its several captions.
+"""Images listed in a table, one row each; rows of one image become its several captions.
 
 Columns that are neither the image nor its caption keep their names in the .json member. In csv and tsv, what looks like
-a number is one.
+a number there is one; a caption is text as it is written.
 """
 
-import csv
 import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from data.errors import BadSample
+from data.making.formats import TABLES, Row
+from data.making.inside import Folder
 from data.making.settings import Settings
-from data.making.sources import Source, Sources, image_problem
+from data.making.sources import LeftOut, Problem, Source, Sources
+from data.members import is_unicode
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d{1,3})?")
-Row = dict[str, Any]
+BYTES = "bytes in a column"
+TYPELESS = (".csv", ".tsv")
+HEAD_ROWS = 20  # that show which columns a table has: objects of a jsonl need not all have the same
+MAX_DEPTH = 50  # of lists and mappings in one another
+
+
+@dataclass(slots=True)
+class _Image:
+    """An image while its rows are read."""
+
+    path: Path
+    name: str
+    facts: str
+    problem: Problem | None
+    captions: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
 
 
 def read_table(settings: Settings) -> Sources:
-    """The images of `settings.source`; raises ValueError if a column is missing or a row cannot be read."""
+    """The images of `settings.source`; raises ValueError if it is no table or lacks a column."""
     path = settings.source
-    images = Path(settings.images) if settings.images else path.parent
-    if not images.is_dir():
-        raise ValueError(f"images={images} is not a folder")
-    rows: dict[str, list[Row]] = {}
-    for number, row in enumerate(TABLES[path.suffix.lower()](path)):
-        if number == 0:
-            _check_columns(row, settings)
-        name = row.get(settings.image_column)
-        name = f"row {number + 1} without an image" if name is None or name == "" else name
-        if not isinstance(name, str):
-            kind = type(name).__name__
-            raise ValueError(f"{path}: image_column={settings.image_column} holds {kind}, not file names")
-        rows.setdefault(name, []).append(row)
-    if not rows:
+    folder = Folder(Path(settings.images).expanduser() if settings.images else path.parent)
+    if not folder.path.is_dir():
+        raise ValueError(f"images={settings.images} is not a folder")
+    images: dict[str, _Image] = {}
+    left_out: list[LeftOut] = []
+
+    def tell(place: str, kind: str, reason: str) -> None:
+        left_out.append(LeftOut(f"{path.name}, {place}", kind, reason))
+
+    rows = TABLES[path.suffix.lower()](path, tell)
+    head = list(islice(rows, HEAD_ROWS))
+    if head:
+        _check_columns([row for _, row in head], settings)
+    elif not left_out:
         raise ValueError(f"source={path} has no rows")
-    return Sources([_source(images / name, name, same, settings) for name, same in rows.items()])
+    for place, row in chain(head, rows):
+        try:
+            _add(images, row, settings, folder)
+        except BadSample as error:
+            tell(place, error.kind, str(error))
+    return Sources([_source(image, settings) for image in images.values()], left_out=left_out)
 
 
-def _source(path: Path, name: str, rows: list[Row], settings: Settings) -> Source:
-    captions = [text for row in rows for text in _captions(row.get(settings.caption_column))]
-    captions = list(dict.fromkeys(captions))
-    facts = {key: value for key, value in rows[0].items() if _kept(value)}
-    for column in (settings.image_column, settings.caption_column):
-        facts.pop(column, None)
-    problem = image_problem(path)
-    if settings.caption_column:
-        problem = problem or (None if captions else "missing caption")
-        facts["caption"] = captions[0] if len(captions) == 1 else captions
-    return Source(path, name, facts, problem)
+def _add(images: dict[str, _Image], row: Row, settings: Settings, folder: Folder) -> None:
+    """Take a row into the image that it names; BadSample if it cannot be used."""
+    name = row.get(settings.image_column)
+    if name is None or name == "":
+        raise BadSample("row without an image", f"nothing under {settings.image_column}")
+    if not isinstance(name, str):
+        raise BadSample("broken row", f"{settings.image_column} holds {type(name).__name__}, not a file name")
+    if not is_unicode(name):
+        raise BadSample("not utf-8", f"{settings.image_column} holds half a surrogate pair")
+    captions = _captions(row.get(settings.caption_column)) if settings.caption_column else []
+    try:
+        path, problem = folder.find(name), None
+    except BadSample as error:
+        path, problem = folder.path / name, Problem.of(error)
+    identity = str(path)  # a name may be spelled ./a.png and a.png
+    if identity not in images:
+        images[identity] = _Image(path, name, _facts(row, settings), problem)
+    images[identity].captions |= dict.fromkeys(captions)
+
+
+def _source(image: _Image, settings: Settings) -> Source:
+    if not settings.caption_column:
+        return Source(image.path, image.name, image.facts, image.problem)
+    captions = list(image.captions)
+    missing = None if captions else Problem("missing caption", f"nothing under {settings.caption_column}")
+    facts = {**json.loads(image.facts), "caption": captions[0] if len(captions) == 1 else captions}
+    return Source(image.path, image.name, _json(facts), image.problem or missing)
+
+
+# -- values --------------------------------------------------------------------------------------------------------
 
 
 def _captions(value: Any) -> list[str]:
-    texts = value if isinstance(value, list) else [value]
-    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    texts = [_text(entry) for entry in (value if isinstance(value, list) else [value])]
+    return [text for text in texts if text]
 
 
-def _kept(value: Any) -> bool:
-    """JSON has no word for what is missing, and none for numbers that are none."""
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+def _text(value: Any) -> str:
+    """A caption; '' for none. A number is its digits, for a caption may be 7."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise BadSample("caption is no text", f"it is {type(value).__name__}")
+    text = str(value).strip()
+    if not is_unicode(text):
+        raise BadSample("not utf-8", "the caption holds half a surrogate pair")
+    return text
 
 
-def _check_columns(row: Row, settings: Settings) -> None:
-    for key, column in (("image_column", settings.image_column), ("caption_column", settings.caption_column)):
-        if column in row or (key == "caption_column" and not column):
-            continue
-        near = difflib.get_close_matches(column, row, n=1, cutoff=0.5)
-        hint = f"; did you mean {key}={near[0]}?" if near else ""
-        none = f" ({key}= for none)" if key == "caption_column" else ""
-        raise ValueError(f"{key}={column}: {settings.source} has the columns {', '.join(map(str, row))}{hint}{none}")
+def _facts(row: Row, settings: Settings) -> str:
+    """The other columns as the text of a JSON object; a value that is missing is left out."""
+    facts = {}
     for name, value in row.items():
-        if isinstance(value, bytes):
-            raise ValueError(f"{settings.source}: the column {name} holds bytes, which a .json cannot keep; drop it")
-    if settings.caption_column not in ("", "caption") and "caption" in row:
-        raise ValueError(
-            f"caption_column={settings.caption_column}: {settings.source} also has a column caption, which it would "
-            f"hide; leave the key out and train with data.fields.caption.key={settings.caption_column}"
-        )
-
-
-# -- formats -------------------------------------------------------------------------------------------------------
-
-
-def _csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        try:
-            for row in reader:
-                if None in row:
-                    raise ValueError(f"{path}, line {reader.line_num}: more cells than the header has columns")
-                yield {key: _typed(value) for key, value in row.items()}
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: {error}") from None
-
-
-def _tsv(path: Path) -> Iterator[Row]:
-    return _csv(path, "\t")
+        if name in (settings.image_column, settings.caption_column):
+            continue
+        if settings.source.suffix.lower() in TYPELESS:
+            value = _typed(value)
+        value = _plain(value, name)
+        if value is not None:
+            facts[name] = value
+    return _json(facts)
 
 
 def _typed(text: str | None) -> Any:
@@ -109,36 +135,56 @@ def _typed(text: str | None) -> Any:
     return float(text) if set(text) & set(".eE") else int(text)
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: not a JSON object")
-            yield row
+def _plain(value: Any, column: str, depth: int = 0) -> Any:
+    """What JSON has a word for; None in the place of numbers that are none."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if depth > MAX_DEPTH:
+        raise BadSample("broken row", f"the column {column} has lists in lists, deeper than {MAX_DEPTH}")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, column, depth + 1) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, column, depth + 1) for entry in value]
+    if isinstance(value, bytes | bytearray):
+        raise BadSample(BYTES, f"the column {column} holds bytes, which a .json cannot keep; drop it")
+    return str(value)  # dates and the like
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, ensure_ascii=False, allow_nan=False)
+
+
+def _check_columns(head: list[Row], settings: Settings) -> None:
+    """ValueError if the first rows show that the table is not as the settings say."""
+    columns = list(dict.fromkeys(name for row in head for name in row))
+    for key, column in (("image_column", settings.image_column), ("caption_column", settings.caption_column)):
+        if column in columns or (key == "caption_column" and not column):
+            continue
+        near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
+        hint = f"; did you mean {key}={near[0]}?" if near else ""
+        none = f" ({key}= for none)" if key == "caption_column" else ""
+        raise ValueError(f"{key}={column}: {settings.source} has the columns {', '.join(columns)}{hint}{none}")
+    names = [row[settings.image_column] for row in head if row.get(settings.image_column) is not None]
+    if names and not any(isinstance(name, str) for name in names):
+        kind = type(names[0]).__name__
+        raise ValueError(f"{settings.source}: image_column={settings.image_column} holds {kind}, not file names")
+    for column in columns:
+        faults = [_fault(row[column], column) for row in head if row.get(column) is not None]
+        if faults and all(faults):
+            raise ValueError(f"{settings.source}: {faults[0]}")
+    if settings.caption_column not in ("", "caption") and "caption" in columns:
+        raise ValueError(
+            f"caption_column={settings.caption_column}: {settings.source} also has a column caption, which it would "
+            f"hide; leave the key out and train with data.fields.caption.key={settings.caption_column}"
+        )
+
+
+def _fault(value: Any, column: str) -> str:
+    """What keeps a column from being kept in a .json, going by one of its values; '' if nothing does."""
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"source={path}: parquet needs pyarrow: pip install 'ldm[parquet]'") from None
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-TABLES: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
-}
+        _plain(value, column)
+    except BadSample as error:
+        return str(error) if error.kind == BYTES else ""
+    return ""

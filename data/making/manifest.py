@@ -1,0 +1,84 @@
+"""The manifest of a set of shards: what is in them, what was left out, and how they were made.
+
+It also guards a folder: finished shards are never replaced by others, for a training may be reading them.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+from data.making.settings import Settings
+from data.making.sources import LeftOut, Source, Sources
+from data.writing import MANIFEST
+
+SPLITS = ("train", "validation")
+NUM_REASONS = 3
+MADE_WITH = ("size", "quality", "validation", "shard_samples", "image_column", "caption_column")
+
+
+def summarise(notes: list[dict[str, Any]], settings: Settings, found: Sources) -> dict[str, Any]:
+    """The manifest, from what `make_shard` noted of each shard."""
+    splits = {}
+    for part in SPLITS:
+        rows = [note["row"] for note in notes if note["shard"].startswith(f"{part}-") and note["row"]["samples"]]
+        splits[part] = {"samples": sum(row["samples"] for row in rows), "shards": rows}
+    skipped = [row._asdict() for row in found.left_out] + [row for note in notes for row in note["skipped"]]
+    fields: Counter[str] = sum((Counter(note["fields"]) for note in notes), Counter())
+    return {
+        "name": settings.source.resolve().name,
+        "samples": sum(facts["samples"] for facts in splits.values()),
+        "fields": dict(sorted(fields.items())),
+        "class_names": found.class_names,
+        "splits": splits,
+        "notes": found.notes,
+        "num_skipped": dict(sorted(Counter(row["kind"] for row in skipped).items())),
+        "skipped": skipped,
+        "made_with": made_with(settings, found.sources),
+    }
+
+
+def made_with(settings: Settings, sources: list[Source]) -> dict[str, Any]:
+    """What two runs have in common if they make the same shards: the names of the images and the settings."""
+    return {"images": names_digest(sources)} | {key: getattr(settings, key) for key in MADE_WITH}
+
+
+def names_digest(sources: list[Source]) -> str:
+    """A digest of the images' names, wherever they lie and whatever is in them."""
+    return hashlib.sha256("".join(sorted(source.rank for source in sources)).encode()).hexdigest()[:16]
+
+
+def nothing_usable(left_out: list[LeftOut], settings: Settings) -> ValueError:
+    """The error for a source of which no image goes into a shard, with the first reasons."""
+    first = "; ".join(f"{row.name}: {row.reason} ({row.kind})" for row in left_out[:NUM_REASONS])
+    more = f"; and {len(left_out) - NUM_REASONS} more" if len(left_out) > NUM_REASONS else ""
+    return ValueError(f"source={settings.source}: none of the {len(left_out)} images can be used: {first}{more}")
+
+
+# -- the folder ----------------------------------------------------------------------------------------------------
+
+
+def read_finished(settings: Settings, plan: dict[str, list[Source]], sources: list[Source]) -> dict[str, Any] | None:
+    """The rows, by shard, of the finished run in `out`, which this one will confirm; None if none is finished.
+
+    ValueError where the folder holds shards that this run does not make.
+    """
+    out = settings.out
+    strangers = sorted(path.name for path in out.glob("*.tar") if path.name not in plan)
+    if strangers:
+        raise ValueError(
+            f"out={out} already holds {strangers[0]}, which is not of this run; delete it or choose another"
+        )
+    if not (out / MANIFEST).exists():
+        return None
+    try:
+        there = json.loads((out / MANIFEST).read_bytes())
+        rows = {row["name"]: row for part in SPLITS for row in there["splits"][part]["shards"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"out={out} holds a {MANIFEST} that is none of shards; choose another folder") from None
+    for key, value in made_with(settings, sources).items():
+        before = there.get("made_with", {}).get(key, value)  # manifests used not to say it; the bytes decide then
+        if before != value:
+            what = "of other images" if key == "images" else f"made with {key}={before}, this run has {key}={value}"
+            raise ValueError(f"out={out} holds finished shards {what}; choose another folder, or delete it")
+    return {name: rows.get(name, {"samples": 0}) for name in plan}
