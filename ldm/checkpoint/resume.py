@@ -8,13 +8,14 @@ whole; where weights are sharded, ``rows_00000.pt`` and so on too, what each ran
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.checkpoint import restricted, shards
+from ldm.checkpoint.finite import check_finite, not_finite
 from ldm.files import TEMPORARY, discard, read_text, refusals_named, replace, sha256, sweep, sync, write_text
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
         restricted.load(checkpoint / name, f"{checkpoint}: {name}", lazy)
         for name in ("state.pt", *sorted(name for name in files if name.startswith("rows_")))
     ]
+    check_finite(state, checkpoint)  # whatever its manifest says
     try:
         return shards.joined(state, rows, lazy) if rows else state
     except ValueError as error:
@@ -140,23 +142,6 @@ def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
 def _text(manifest: dict[str, Any]) -> str:
     """The one text that says this, so that a manifest with any other byte in it is known to be damaged."""
     return json.dumps(manifest, indent=2) + "\n"
-
-
-def not_finite(state: Any, name: str = "") -> str | None:
-    """The name of the first tensor in nested containers that holds a NaN or an infinity; None if there is none."""
-    for where, tensor in _tensors(state, name):
-        own = shards.local(tensor)
-        if own.is_floating_point() and own.numel() and not torch.stack(own.aminmax()).isfinite().all():
-            return where
-    return None
-
-
-def _tensors(state: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(state, torch.Tensor):
-        yield name, state
-    elif isinstance(state, dict | list | tuple):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
 def newest(folder: Path) -> Path | None:

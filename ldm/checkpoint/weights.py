@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ldm.checkpoint.finite import check_finite
 from ldm.checkpoint.shards import placed
 from ldm.files import discard, read_json, replace, sha256, sweep, write_json
 
@@ -119,7 +120,9 @@ def read(file: Path) -> Weights:
         raise ValueError(f"{description}: cannot be read as the description of weights") from error
     if recorded != digest:
         raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
-    return Weights(file.parent.parent, file, read_tensors(file), digest, metadata)
+    state = read_tensors(file)
+    check_finite(state, file)
+    return Weights(file.parent.parent, file, state, digest, metadata)
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
