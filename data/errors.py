@@ -3,9 +3,17 @@
 from math import ceil
 from typing import Any
 
+from data.addresses import without_secrets
+
 
 class ShardError(ValueError):
-    """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason."""
+    """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason.
+
+    Passwords and signatures in its addresses are hidden, whoever reported them.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_secrets(message))
 
 
 class BadSample(ValueError):

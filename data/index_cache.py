@@ -96,7 +96,8 @@ def _read(path: Location) -> ShardIndex:
 
 
 def _file(path: Location) -> Path:
-    return derived.cache_folder() / "index" / hashlib.sha256(str(path).encode()).hexdigest()[:40]
+    name = path.text if isinstance(path, Url) else str(path)
+    return derived.cache_folder() / "index" / hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 def _outline(path: Location, head: dict[str, Any]) -> Outline | None:

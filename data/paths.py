@@ -9,6 +9,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
+from data.addresses import check_complete
 from data.errors import ShardError
 from data.storage import SCHEMES, Location, Url, matching
 
@@ -33,6 +34,7 @@ def expand(shards: str | Sequence[str], key: str) -> list[Location]:
 def _expand_one(pattern: str, key: str) -> list[Location]:
     if pattern.startswith("pipe:"):
         raise ShardError(f"{key}: {pattern!r} would run a shell command; give paths of .tar files")
+    check_complete(pattern, key)
     is_url = "://" in pattern or "::" in pattern
     found: list[Location] = []
     for name in braceexpand(pattern, escape=False):

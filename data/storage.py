@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
+from data.addresses import without_secrets
 from data.errors import ShardError
 
 SCHEMES = ("s3", "gs", "gcs", "http", "https", "memory")
@@ -30,14 +31,16 @@ class MissingShard(ShardError):
     """An object that is not there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Url:
-    """A remote object or folder, with the names that a Path has."""
+    """A remote object or folder, with the names that a Path has; as a text it is without its password and query."""
 
     text: str
 
     def __str__(self) -> str:
-        return self.text
+        return without_secrets(self.text)
+
+    __repr__ = __str__
 
     def __truediv__(self, name: str) -> "Url":
         return Url(f"{self.text}/{name}")

@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ldm.files import read_text
+from ldm.redaction import hide_on_terminal, redacted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 MAX_TREE_DEPTH = 50
@@ -119,7 +120,8 @@ def _parse(overrides: list[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
-        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        shown = redacted(text)
+        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
         try:
             override = parser.parse_override(text)
         except (HydraException, RecursionError) as error:
@@ -520,6 +522,7 @@ def help_text(config_name: str, usage: str, examples: str) -> str:
 
 def guarded(main: Callable[[list[str]], int]) -> None:
     """Run an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback."""
+    hide_on_terminal()
     try:
         status = main(sys.argv[1:])
     except (ValueError, OSError) as error:

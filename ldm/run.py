@@ -17,7 +17,7 @@ from ldm.config import dump, load_tree
 from ldm.ensemble import load_ensemble
 from ldm.files import read_json, sha256, write_json, write_text
 from ldm.model import Model, load_model
-from ldm.redaction import redacted
+from ldm.redaction import agrees, redacted
 
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
@@ -101,9 +101,10 @@ def is_rank_zero() -> bool:
 
 def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
     """Raises ValueError if `tree` differs from the `saved` one in a key that changes the mathematics."""
-    before, now = _flat(saved), _flat(redacted(tree))
+    before, now = _flat(redacted(saved)), _flat(redacted(tree))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+        is_free = any(key == free or key.startswith(f"{free}.") for free in FREE)
+        if not is_free and not agrees(before.get(key), now.get(key)):
             raise ValueError(
                 f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: "
                 "give the new one its own folder with run=NAME, start from this one with branch=, or overwrite=true"

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.making.make import make_shards, report
 from data.making.settings import Settings
+from ldm.redaction import hide_on_terminal
 
 
 def main(arguments: list[str]) -> None:
@@ -63,4 +64,5 @@ def parse(arguments: list[str]) -> Settings:
 
 
 if __name__ == "__main__":
+    hide_on_terminal()
     main(sys.argv[1:])

@@ -4,8 +4,6 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm.files import refusals_named, sync, write_text
-from ldm.redaction import redacted
+from ldm.redaction import hide_on_terminal, redacted
 
 
 class CSVLog(Logger):
@@ -105,10 +103,7 @@ class WandB(Logger):
     def experiment(self) -> Any:
         """The client's run, begun when it is first needed."""
         if self._run is None:
-            import wandb as client
-
-            with _redacted_arguments():
-                self._run = client.init(**self._settings)
+            self._run = _begun(**self._settings)
             self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._run
 
@@ -132,14 +127,17 @@ class WandB(Logger):
             self._run = None
 
 
-@contextmanager
-def _redacted_arguments() -> Iterator[None]:
-    """The W&B client stores the command line: while it looks, passwords are not in it."""
+def _begun(**settings: Any) -> Any:
+    """The client's run. It stores the command line and copies what is printed: neither has passwords in it."""
+    import wandb as client
+
     own, sys.argv = sys.argv, redacted(sys.argv)
     try:
-        yield
+        run = client.init(**settings)
     finally:
         sys.argv = own
+    hide_on_terminal()
+    return run
 
 
 def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandB:
@@ -186,7 +184,7 @@ def log_summary(
     import wandb as client
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    run = client.init(project=project, name=name, id=name, dir=str(folder), mode=mode, resume="allow")
+    run = _begun(project=project, name=name, id=name, dir=str(folder), mode=mode, resume="allow")
     for table, rows in tables.items():
         for row in rows:
             run.log({f"{table}/{column}": value for column, value in row.items()})
