@@ -3,6 +3,7 @@
 import io
 import pickle
 import shutil
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -104,11 +105,16 @@ def test_the_terminal_shows_no_part_of_a_secret_on_the_command_line(monkeypatch:
 def test_what_the_wandb_client_copies_from_the_terminal_is_hidden_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("sys.argv", ["train.py", "data.train=s3://joe:hunter2canary@h/x.tar"])
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"],
+                  ["remote", "add", "origin", "https://hunter2canary:x-oauth-basic@h/a"]):  # fmt: skip
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.chdir(tmp_path)
     logger = wandb(tmp_path, "toy-0123abcd", "toy", "tests")
     logger.log_metrics({"a": 1.0}, 1)
     print("http://joe:hunter2canary@h/x.tar?sig=querycanary1")
     close([logger])
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     held = [(path.name, word) for path in files for word in (b"hunter2canary", b"querycanary1")
             if word in path.read_bytes()]  # fmt: skip

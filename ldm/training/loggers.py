@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -128,16 +129,28 @@ class WandB(Logger):
 
 
 def _begun(**settings: Any) -> Any:
-    """The client's run. It stores the command line and copies what is printed: neither has passwords in it."""
+    """The client's run. It stores the command line, git's remote and what is printed: none has passwords in it."""
     import wandb as client
 
     own, sys.argv = sys.argv, redacted(sys.argv)
     try:
-        run = client.init(**settings)
+        run = client.init(**settings, settings=client.Settings(**_checkout()))
     finally:
         sys.argv = own
     hide_on_terminal()
     return run
+
+
+def _checkout() -> dict[str, str]:
+    """Remote and commit of the folder's git checkout for the client; nothing where there is no remote."""
+    try:
+        remote, commit = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for words in (("config", "--get", "remote.origin.url"), ("rev-parse", "HEAD"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git_remote_url": redacted(remote), "git_commit": commit}
 
 
 def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandB:
