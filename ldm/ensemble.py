@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.seals import SEAL, check_seal, seal_of
+from ldm.checkpoint.weights import Weights
 from ldm.checkpoint.weights import load as load_weights
 from ldm.config import dump, load_plain
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
@@ -49,8 +51,15 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
             for member, intervals in zip(weights, served, strict=True)
         ],
     }
+    manifest[SEAL] = seal_of(_sealed_part(manifest))
     write_text(path, dump(manifest))
     return manifest
+
+
+def _sealed_part(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What nobody may change by hand: all but where the members lie and what they were called."""
+    members = [{key: value for key, value in m.items() if key != "run"} for m in manifest["members"]]
+    return {**manifest, "members": members}
 
 
 def share(trained: list[list[Interval]]) -> list[list[Interval]]:
@@ -69,6 +78,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
     try:
         manifest = load_plain(path, "an ensemble's manifest")
+        sealed_part = _sealed_part(manifest)
         members = [
             (
                 Path(m["run"]) / "weights" / Path(m["weights"]).name,
@@ -77,13 +87,15 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
             )
             for m in manifest["members"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
+    check_seal(sealed_part, path)
     models = []
-    for file, digest, _ in members:
+    for file, digest, served in members:
         model = load_model(file, first_stage)
         if model.weights[0].digest != digest:
             raise ValueError(f"{file}: not the weights {path} was written for; write the manifest anew")
+        _check_served(served, model.weights[0], path)
         models.append(model)
     if not models:
         raise ValueError(f"{path}: names no members")
@@ -100,6 +112,16 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     return Model(
         path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, networks, weights
     )
+
+
+def _check_served(served: list[Interval], member: Weights, path: Path) -> None:
+    """Raises ValueError if a member is to serve noise that it was not trained for."""
+    trained = member.metadata.get("intervals", [])
+    if not all(any(a <= low and high <= b for a, b in trained) for low, high in served):
+        raise ValueError(
+            f"{path}: gives {member.run.name} the noise {served}, but it was trained for {trained}; "
+            "write the manifest anew (scripts/ensemble.py)"
+        )
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint import resume
+from data.seals import sealed
+from ldm.checkpoint import identity, resume
 from ldm.config import dump, load_tree
 from ldm.ensemble import load_ensemble
 from ldm.files import read_json, sha256, write_json, write_text
@@ -51,13 +52,17 @@ class Run:
                 raise ValueError(f"overwrite=true: {self.folder} is not a run's folder; delete it yourself")
             aside = self.folder.with_name(f".overwritten-{os.getpid()}-{self.name}")
             shutil.rmtree(self.folder.replace(aside))  # never a part of the old run under its name
-        write_text(self.folder / "config.yaml", dump(redacted({**self.tree, "overwrite": False})))
+        config = dump(redacted({**self.tree, "overwrite": False}))
+        identity.note_config(self.lineage, config)  # first: a config.yaml that the lineage lacks is an edited one
         self.record()
+        write_text(self.folder / "config.yaml", config)
 
     def record(self, **facts: Any) -> None:
         """Add facts to the lineage, durably."""
         self.lineage.update(facts)
-        write_json(self.folder / "lineage.json", redacted(self.lineage))
+        content = sealed(redacted(self.lineage))
+        write_json(self.folder / "lineage.json", content)
+        self.lineage["seal"] = content["seal"]
 
 
 def open_run(tree: dict[str, Any], name: str) -> Run:
@@ -70,17 +75,22 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
     folder = Path(tree["runs_dir"]) / name
     config, lineage = folder / "config.yaml", folder / "lineage.json"
     wandb_id = f"{name}-{secrets.token_hex(4)}"
+    own_id = identity.new_id()
+    if not tree["overwrite"]:
+        own_id = resume.run_id(folder / "checkpoints") or own_id  # of a run whose lineage.json is gone
+        identity.check_config(folder)
     if config.exists() and not tree["overwrite"]:
         check_unchanged(load_tree(config), tree, folder)
         if lineage.exists():
             return Run(folder, tree, _lineage(lineage, wandb_id))
     parent = _parent(tree["branch"]) if tree["branch"] else None
-    return Run(folder, tree, {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()})
+    facts = {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()}
+    return Run(folder, tree, {"id": own_id, **facts})
 
 
 def _lineage(path: Path, wandb_id: str) -> dict[str, Any]:
     """A folder's lineage; one without a W&B id gets `wandb_id`. Raises ValueError if it is no lineage of a run."""
-    lineage = {"wandb_id": wandb_id, "parent": None, **read_json(path)}
+    lineage = {"wandb_id": wandb_id, "parent": None, **identity.read_lineage(path.parent)}
     parent = lineage["parent"]
     sound = (
         isinstance(lineage["wandb_id"], str)
@@ -143,13 +153,15 @@ def _parent(branch: str) -> dict[str, Any]:
     run_folder = checkpoint.parent.parent
     lineage_file = run_folder / "lineage.json"
     grand = _lineage(lineage_file, "none") if lineage_file.exists() else {}
-    counters = read_json(checkpoint / "state.json")
+    samples_seen = read_json(checkpoint / "state.json").get("samples_seen")
+    if type(samples_seen) is not int:
+        raise ValueError(f"{checkpoint / 'state.json'}: does not say how many samples were seen (samples_seen)")
     before = (grand.get("parent") or {}).get("samples_seen_total", 0)
     return {
         "run": run_folder.name,
         "checkpoint": str(checkpoint),
         "sha256": sha256(checkpoint / "manifest.json"),
-        "samples_seen_total": before + counters["samples_seen"],
+        "samples_seen_total": before + samples_seen,
     }
 
 

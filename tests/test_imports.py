@@ -24,6 +24,7 @@ LAYERS = {
     "ldm.networks": 0,
     "data": 0,
     "data.addresses": 0,
+    "data.seals": 0,
     "ldm.conditioners": 1,
     "ldm.first_stage": 1,
     "ldm.metrics": 1,
@@ -52,12 +53,13 @@ OWN = {
     "ldm.redaction": {"data.addresses"},
     "ldm.diffusion": {"ldm.diffusion"},
     "ldm.networks": {"ldm.networks"},
-    "data": {"data", "data.addresses"},
+    "data": {"data", "data.addresses", "data.seals"},
     "data.addresses": set(),
+    "data.seals": set(),
     "ldm.conditioners": {"ldm.conditioners", "ldm.diffusion", "ldm.files", "ldm.networks"},
     "ldm.first_stage": {"ldm.first_stage", "ldm.networks"},
     "ldm.metrics": {"ldm.metrics", "ldm.networks"},
-    "ldm.checkpoint": {"ldm.checkpoint", "ldm.files"},
+    "ldm.checkpoint": {"ldm.checkpoint", "ldm.files", "data.seals"},
     "ldm.generate": {"ldm.conditioners", "ldm.diffusion", "ldm.first_stage"},
 }
 
