@@ -1,4 +1,4 @@
-"""Files of a run belong to it: what was exchanged, renamed, edited or removed is refused; copies and old runs are not."""
+"""Files of a run belong to it: exchanged, renamed, edited or removed they are refused; copies and old runs are not."""
 
 import json
 import logging
