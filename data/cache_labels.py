@@ -7,9 +7,13 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from data.errors import ShardError
 
 LABEL = "label"  # JSON as an array of bytes: two entries of metadata would be written in any order
 SUMS = "sums."  # begins the name of the sums of what bears the rest of it
@@ -46,6 +50,19 @@ def digest(arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> str:
         found.update(f"{key} {array.dtype} {array.shape}\n".encode())
         found.update(np.ascontiguousarray(array))
     return found.hexdigest()
+
+
+def check_digest(path: Path) -> bool:
+    """Whether a file has a label that its content can be held to. Raises ShardError if it is not as it was written."""
+    try:
+        with safe_open(path, "np") as file:
+            arrays, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        label = read_label(arrays.get(LABEL))
+    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise ShardError(f"{path} is damaged ({error}); delete it and encode again") from None
+    if label and label.get("sha256") != digest(arrays, facts):
+        raise ShardError(f"{path} is not as it was written; delete it and encode again")
+    return bool(label)
 
 
 def read_label(array: np.ndarray | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ serve whatever the others leave.
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,13 +74,21 @@ def share(trained: list[list[Interval]]) -> list[list[Interval]]:
     return [left if place == whole[0] else intervals for place, intervals in enumerate(trained)]
 
 
-def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
-    """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
+class Member(NamedTuple):
+    """What a manifest says of a member: its file of weights, their sha256, the noise it serves."""
+
+    file: Path
+    digest: str
+    intervals: list[Interval]
+
+
+def read_members(path: Path) -> list[Member]:
+    """The members that a manifest names. Raises ValueError if it is none, or is not as it was written."""
     try:
         manifest = load_plain(path, "an ensemble's manifest")
         sealed_part = _sealed_part(manifest)
         members = [
-            (
+            Member(
                 Path(m["run"]) / "weights" / Path(m["weights"]).name,
                 m["sha256"],
                 [(float(lo), float(hi)) for lo, hi in m["intervals"]],
@@ -90,12 +98,30 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     check_seal(sealed_part, path)
+    return members
+
+
+def check_member(member: Member, found: Weights, path: Path) -> None:
+    """Raises ValueError if the weights are not those that the manifest at `path` was written for, or not trained for
+    the noise it gives them.
+    """
+    if found.digest != member.digest:
+        raise ValueError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
+    trained = found.metadata.get("intervals", [])
+    if not all(any(a <= low and high <= b for a, b in trained) for low, high in member.intervals):
+        raise ValueError(
+            f"{path}: gives {found.run.name} the noise {member.intervals}, but it was trained for {trained}; "
+            "write the manifest anew (scripts/ensemble.py)"
+        )
+
+
+def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
+    """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
     models = []
-    for file, digest, served in members:
-        model = load_model(file, first_stage)
-        if model.weights[0].digest != digest:
-            raise ValueError(f"{file}: not the weights {path} was written for; write the manifest anew")
-        _check_served(served, model.weights[0], path)
+    members = read_members(path)
+    for member in members:
+        model = load_model(member.file, first_stage)
+        check_member(member, model.weights[0], path)
         models.append(model)
     if not models:
         raise ValueError(f"{path}: names no members")
@@ -106,22 +132,12 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
                 f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
                 "condition once, so its members need a conditioner that is frozen"
             )
-    denoiser = ExpertDenoiser([model.denoiser for model in models], [pieces for _, _, pieces in members])
+    denoiser = ExpertDenoiser([model.denoiser for model in models], [member.intervals for member in members])
     networks = [model.networks[0] for model in models]
     weights = [model.weights[0] for model in models]
     return Model(
         path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, networks, weights
     )
-
-
-def _check_served(served: list[Interval], member: Weights, path: Path) -> None:
-    """Raises ValueError if a member is to serve noise that it was not trained for."""
-    trained = member.metadata.get("intervals", [])
-    if not all(any(a <= low and high <= b for a, b in trained) for low, high in served):
-        raise ValueError(
-            f"{path}: gives {member.run.name} the noise {served}, but it was trained for {trained}; "
-            "write the manifest anew (scripts/ensemble.py)"
-        )
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -14,6 +14,7 @@ from data.selection import describe
 from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
+from ldm.checkpoint.identity import check_finished
 from ldm.config import instantiate
 from ldm.device import computes_bf16, keep_memory
 from ldm.run import Run, inherit, is_rank_zero, open_run
@@ -47,6 +48,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     tree = inherit(tree, name)
     run = open_run(tree, name)
     if run.finished:
+        check_finished(run.folder, run.lineage["finished_step"])
         if is_rank_zero():
             print(f"{run.name}: finished at step {run.lineage['finished_step']}; a larger max_steps goes on from there")
         return run

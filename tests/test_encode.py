@@ -36,6 +36,7 @@ from ldm.build import Parts, load_first_stage
 from ldm.conditioners import t5, unread
 from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
+from ldm.doctor.verify import verify
 from ldm.encode import encode
 from ldm.first_stage.first_stage import moments_of
 from ldm.run import Run
@@ -406,6 +407,15 @@ def test_a_file_of_another_shard_or_cache_is_noticed(open_data, own_cache: Path,
         batches(open_data(own_cache), 12)
     one.write_bytes(content)
     batches(open_data(own_cache), 12)
+
+
+def test_all_of_a_cache_is_read_again_on_demand(cache: Path, own_cache: Path):
+    assert not any(verdict.problem or verdict.note for verdict in verify(str(cache)))
+    file = next(own_cache.glob("train-0-*"))
+    rewritten(file, lambda arrays: arrays["size"].add_(1))
+    assert [(v.path, v.problem) for v in verify(str(own_cache)) if v.problem] == [
+        (file, f"{file} is not as it was written; delete it and encode again")
+    ]
 
 
 def test_a_cache_from_before_there_were_labels_is_read(open_data, cache: Path, own_cache: Path):

@@ -1,5 +1,6 @@
 """Averages of any length after the training: the published profiles, near the tracked ones, chosen at sampling."""
 
+import json
 from collections.abc import Callable
 
 import pytest

@@ -5,6 +5,7 @@ nothing here goes by its path. What was written before there were ids has none a
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,17 @@ def check_config(run: Path) -> None:
         raise ValueError(
             f"{problem}: put it back as it was and change keys on the command line, start from one of its checkpoints "
             "with branch= and another run=, or start anew with overwrite=true"
+        )
+
+
+def check_finished(run: Path, step: Any) -> None:
+    """Raises ValueError if a lineage says that a run finished at `step`, and nothing in its folder is of that step."""
+    named = (re.match(r"step_(\d{8,})\.", part.name) for part in run.glob("*/step_*"))
+    found = [int(name[1]) for name in named if name]
+    if step is not None and not any(own >= step for own in found):
+        raise ValueError(
+            f"{run / 'lineage.json'} says that the run finished at step {step}, but its folder has nothing of it "
+            f"(the last is of {max(found, default=0)}): put it back, or start anew with overwrite=true"
         )
 
 
