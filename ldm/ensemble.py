@@ -107,7 +107,7 @@ def check_member(member: Member, found: Weights, path: Path) -> None:
     """
     if found.digest != member.digest:
         raise ValueError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
-    trained = found.metadata.get("intervals", [])
+    trained = found.metadata.get("intervals") or []
     if not all(any(a <= low and high <= b for a, b in trained) for low, high in member.intervals):
         raise ValueError(
             f"{path}: gives {found.run.name} the noise {member.intervals}, but it was trained for {trained}; "

@@ -391,7 +391,7 @@ def test_rows_that_were_exchanged_or_changed_are_noticed_when_they_are_read(open
     file = next(own_cache.glob("train-0-*"))
     rewritten(file, change)
     data, images = ("tokens" if "token" in change.__name__ else "moments"), open_data(own_cache)
-    with pytest.raises(ShardError, match=rf"{file.name}: row \d of .*{data} is not as written"):
+    with pytest.raises(ShardError, match=rf"{file.name}: row \d of .*{data} is not as it was written"):
         batches(images, 12)
 
 

@@ -29,6 +29,10 @@ NAMED = 12  # keys that an error about a checkpoint names of each kind
 PATTERN = re.compile(r"step_(\d{8,})\.json")
 
 
+# What a description may say besides, and how.
+KINDS = {"latent": dict, "intervals": list, "samples_seen": int, "validation": dict, "ema_profiles": dict}
+
+
 @dataclass(frozen=True)
 class Weights:
     """One state dict with the run it belongs to. `digest` is the file's sha256, `metadata` the JSON beside it."""
@@ -134,6 +138,11 @@ def describe(description: Path) -> dict[str, Any]:
     check_seal(metadata, description)
     if not isinstance(metadata.get("sha256"), dict) or type(metadata.get("step")) is not int:
         raise ValueError(f"{description}: cannot be read as the description of weights")
+    for name, kind in KINDS.items():
+        if metadata.get(name) is not None and type(metadata[name]) is not kind:
+            raise ValueError(f"{description}: {name} is no {kind.__name__}, as it is in the description of weights")
+    if not all(_is_interval(interval) for interval in metadata.get("intervals") or ()):
+        raise ValueError(f"{description}: intervals are not pairs of numbers")
     if PATTERN.fullmatch(description.name) and metadata["step"] != _step(description):
         raise ValueError(f"{description}: renamed, it says that it is of step {metadata['step']}")
     run = description.absolute().parent.parent
@@ -173,6 +182,10 @@ def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
     ]
     if problems:
         raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and [type(end) in (int, float) for end in value] == [True, True]
 
 
 def _step(description: Path) -> int:

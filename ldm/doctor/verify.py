@@ -151,7 +151,8 @@ def _cache_file(path: Path, encoders: set[str], seal: str | None) -> str | None:
 
 
 def _shards(pattern: str) -> Iterator[Verdict]:
+    paths = expand(pattern, "verify")
     from data.verifying import verify as verify_shards
 
-    for verdict in verify_shards(expand(pattern, "verify")):
+    for verdict in verify_shards(paths):
         yield Verdict(verdict.path, verdict.problem, "" if verdict.listed else "no manifest says what it should be")
