@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from data.cache_labels import LABEL, SUMS, read_label, row_sum, stranger
 from data.errors import BadSample, ShardError
 from data.samples import Sample, Samples
+from data.seals import SEAL, check_seal
 from data.shards import ShardSet
 from data.transforms import View
 
@@ -23,6 +25,10 @@ MANIFEST = "cache.json"
 CROP = "centre"
 MIRRORED = ".mirrored"  # ends the name of what was made of the mirrored image
 BAD = "bad"  # in a file's metadata: what was wrong with the samples that have no row worth reading
+MAX_MANIFEST_BYTES = 1 << 20
+# What the manifest says, and how.
+KINDS = {"image_size": int, "crop": str, "decoder": str, "first_stage": str, "encoders": dict, "precision": str,
+         "codes": bool, "flips": bool}  # fmt: skip
 SIZE, CHOICES = "size", "choices"  # of the resized image, [N, 2]; where each sample's texts begin, [N + 1]
 MOMENTS, CODES = "moments", "codes"  # what latents are made of: numbers, or those of a VQ first stage's codes
 LATENTS = (MOMENTS, CODES)
@@ -42,9 +48,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"data.cache={folder}: no cache there; scripts/encode.py out={folder} writes one")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"data.cache={folder}: {path} is damaged ({error}); encode again") from None
+        with path.open("rb") as file:
+            made = json.loads(file.read(MAX_MANIFEST_BYTES))
+        check_seal(made, path)
+        for name, kind in KINDS.items():
+            if not isinstance(made[name], kind):
+                raise ValueError(f"{name} is not {kind.__name__}")
+        if not all(isinstance(facts, dict) and isinstance(facts["digest"], str) for facts in made["encoders"].values()):
+            raise ValueError("encoders are not described")
+        return made
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        said = error.args[0] if error.args else type(error).__name__
+        raise ValueError(f"data.cache={folder}: {path} is damaged ({said}); encode again") from None
 
 
 def check(
@@ -71,26 +86,63 @@ def check(
 
 
 class CacheFile:
-    """One shard's rows: arrays [N, ...] of latents and of these `encoders`, for images as they are and mirrored."""
+    """One shard's rows: arrays [N, ...] of latents and of these `encoders`, for images as they are and mirrored.
 
-    def __init__(self, path: Path, encoders: Collection[str]):
+    `seal` is that of the cache it should be of. Raises ShardError if it is not, or is damaged.
+    """
+
+    def __init__(self, path: Path, encoders: Collection[str], seal: str | None = None):
+        self.path = path
         wanted = (SIZE, CHOICES, *LATENTS, *encoders)
         try:
             with safe_open(path, "pt") as file:  # maps the file; no row is read yet
-                names = [n for n in file.keys() if n.removeprefix(IMAGE).partition(".")[0] in wanted]  # noqa: SIM118
+                there = file.keys()
+                names = [name for name in there if name.removeprefix(IMAGE).partition(".")[0] in wanted]
                 arrays = {name: file.get_tensor(name).numpy() for name in names}
+                self._sums = {n: file.get_tensor(SUMS + n).numpy() for n in names if SUMS + n in there}
+                label = read_label(file.get_tensor(LABEL).numpy() if LABEL in there else None)
                 bad = json.loads(file.metadata()[BAD])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            self.bad = {int(row): (str(kind), str(reason)) for row, (kind, reason) in bad.items()}
+            self.size = arrays.pop(SIZE)
+            self.choices = arrays.pop(CHOICES, None)
+            self._check_shapes(arrays)
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ShardError(f"{path} is damaged ({error}); delete it and encode again") from None
-        self.bad = {int(row): tuple(reason) for row, reason in bad.items()}
-        self.size = arrays.pop(SIZE)
-        self.choices = arrays.pop(CHOICES, None)
+        problem = stranger(label, path.name, seal)
+        if problem:
+            raise ShardError(f"{path}: {problem}; delete it and encode again")
         plain = {name: array for name, array in arrays.items() if not name.endswith(MIRRORED)}
         mirrored = {name: arrays.get(name + MIRRORED, array) for name, array in plain.items()}
         self.arrays = (plain, mirrored)
+        self._names = [{n: n + MIRRORED if flip and n + MIRRORED in arrays else n for n in plain} for flip in (0, 1)]
 
     def __len__(self) -> int:
         return len(self.size)
+
+    def row(self, name: str, number: int, flip: bool) -> np.ndarray:
+        """A row of the array of this name. Raises ShardError if it is not as it was written."""
+        row = self.arrays[flip][name][number]
+        sums = self._sums.get(self._names[flip][name])
+        if sums is not None and row_sum(row, number) != sums[number]:
+            raise ShardError(
+                f"{self.path}: row {number} of {name} is not as it was written; delete it and encode again"
+            )
+        return row
+
+    def _check_shapes(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError unless everything has as many rows as samples or texts."""
+        if self.size.ndim != 2 or self.size.shape[1] != 2 or self.size.dtype.kind != "i":
+            raise ValueError(f"{SIZE} has the shape {self.size.shape}")
+        num_texts = len(self.size)
+        if self.choices is not None:
+            steps = np.diff(self.choices)
+            if self.choices.shape != (num_texts + 1,) or self.choices.dtype.kind != "i" or (steps < 0).any():
+                raise ValueError(f"{CHOICES} does not say where texts begin")
+            num_texts = int(self.choices[-1])
+        for name, array in arrays.items():
+            expected = (len(self.size) if name.startswith(OF_IMAGE) else num_texts,)
+            if array.shape[:1] != expected or self._sums.get(name, array).shape[:1] != expected:
+                raise ValueError(f"{name} has {array.shape[:1]} rows, there are {expected}")
 
 
 class Cache:
@@ -98,6 +150,7 @@ class Cache:
 
     def __init__(self, folder: Path, shards: ShardSet, encoders: Collection[str]):
         self.paths = [folder / name for name in file_names(shards)]
+        self._seal = read_manifest(folder).get(SEAL)
         self.shards = shards
         self.encoders = frozenset(encoders)
         for shard, path in zip(shards.shards, self.paths, strict=True):
@@ -117,7 +170,7 @@ class Cache:
         number, row = self.shards.place(index)
         file = self._files.get(number)
         if file is None:
-            file = self._files[number] = CacheFile(self.paths[number], self.encoders)
+            file = self._files[number] = CacheFile(self.paths[number], self.encoders, self._seal)
             if len(file) != self.shards.shards[number].num_samples:
                 raise ShardError(f"{self.paths[number]} has {len(file)} rows, its shard has another number of samples")
         return file, row
@@ -142,7 +195,7 @@ class Cache:
             for name, array in file.arrays[view.flip].items():
                 if name not in found:
                     found[name] = np.empty((len(indices), *array.shape[1:]), array.dtype)
-                found[name][place] = array[row if name.startswith(OF_IMAGE) else text]
+                found[name][place] = file.row(name, row if name.startswith(OF_IMAGE) else text, view.flip)
         encoded: dict[str, dict[str, torch.Tensor]] = {}
         for name in found.keys() - set(LATENTS):
             encoder, _, part = name.removeprefix(IMAGE).partition(".")

@@ -3,15 +3,18 @@
 from math import ceil
 from typing import Any
 
+from data.addresses import without_secrets
+
 
 class ShardError(ValueError):
     """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason.
 
-    Names come from elsewhere: what would move a terminal's cursor is escaped.
+    Names come from elsewhere: what would move a terminal's cursor is escaped, and passwords and signatures in addresses
+    are hidden, whoever reported them.
     """
 
-    def __init__(self, message: str):
-        super().__init__("\n".join(map(printable, message.split("\n"))))
+    def __init__(self, message: str = ""):
+        super().__init__("\n".join(map(printable, without_secrets(message).split("\n"))))
 
 
 class BadSample(ValueError):

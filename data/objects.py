@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.addresses import without_secrets
+
 SCHEMES = ("s3", "gs", "gcs", "http", "https", "memory")
 # Parameters of a query that only give leave to read: signatures of S3 (v2 and v4), Google, Azure, CloudFront, others.
 LEAVE = re.compile(
@@ -20,18 +22,20 @@ CHANGED = " changed while it was in use; start again"  # behind the name
 MAX_QUERY_CHARS = 1 << 14
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Url:
     """A remote object or folder, with the names that a Path has.
 
     `text` is what it is asked for with. `place` is that without signature or password: so it is known again under a new
-    signature, and so it is shown.
+    signature. It is shown without any of its query.
     """
 
     text: str
 
     def __str__(self) -> str:
-        return self.place
+        return without_secrets(self.place)
+
+    __repr__ = __str__
 
     @property
     def place(self) -> str:

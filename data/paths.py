@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.addresses import check_complete
 from data.attempts import MissingShard
 from data.braces import expand_braces
 from data.errors import ShardError
@@ -62,6 +63,7 @@ def _is_quoted(text: str) -> bool:
 def _expand_one(pattern: str, key: str) -> list[Location]:
     if pattern.startswith("pipe:"):
         raise ShardError(f"{key}: {pattern!r} would run a shell command; give paths of .tar files")
+    check_complete(pattern, key)
     is_url = "://" in pattern or "::" in pattern
     base = "" if is_url else _literal(pattern, key)
     try:

@@ -30,9 +30,11 @@ from data.cache import (
     file_names,
     read_manifest,
 )
+from data.cache_labels import labelled
 from data.encoding import Span
 from data.module import ShardData
 from data.samples import Samples
+from data.seals import seal_of, sealed
 from ldm.build import Parts
 from ldm.conditioners.base import Conditioners, FrozenEncoder
 from ldm.config import load_tree
@@ -90,7 +92,7 @@ def encode(tree: dict[str, Any]) -> None:
             if rank == 0:
                 stack.enter_context(held(out, "encoding into"))
                 sweep(out)
-                write_json(out / MANIFEST, manifest)
+                write_json(out / MANIFEST, sealed(manifest))
         missing = broadcast([name for name, job in jobs.items() if not job.path.exists()])
         mine = [jobs[name] for name in missing[rank::world_size]]
         make = Rows(first_stage, list({e.digest: e for e in encoders.values()}.values()), manifest, device)
@@ -141,6 +143,7 @@ class Rows:
         self.first_stage = first_stage
         self.of_image = [encoder for encoder in encoders if encoder.key == "image"]
         self.of_text = [encoder for encoder in encoders if encoder.key != "image"]
+        self.seal = seal_of(made)
         self.flips = made["flips"]
         self.precision = made["precision"]
         self.codes = made["codes"]
@@ -196,7 +199,8 @@ def _write(jobs: Sequence[Job], data: ShardData, make: Rows, batch_size: int, qu
                     shard.add(batch, make(batch) if "image" in batch else {})
                     progress.advance(bar, batch["span"][1] - batch["span"][0])
                 arrays, facts = shard.content()
-                write_bytes(job.path, save(arrays, metadata=facts))
+                whole = labelled(arrays, facts, job.path.name, make.seal, plain=(SIZE, CHOICES))
+                write_bytes(job.path, save(whole, metadata=facts))
 
 
 def _spans(span: Span, size: int) -> Iterator[Span]:

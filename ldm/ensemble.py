@@ -6,11 +6,13 @@ serve whatever the others leave.
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from data.seals import SEAL, check_seal, seal_of
+from ldm.checkpoint.weights import Weights
 from ldm.checkpoint.weights import load as load_weights
 from ldm.config import dump, load_plain
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
@@ -50,8 +52,15 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
             for member, intervals in zip(weights, served, strict=True)
         ],
     }
+    manifest[SEAL] = seal_of(_sealed_part(manifest))
     write_text(path, dump(manifest))
     return manifest
+
+
+def _sealed_part(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What nobody may change by hand: all but where the members lie and what they were called."""
+    members = [{key: value for key, value in m.items() if key != "run"} for m in manifest["members"]]
+    return {**manifest, "members": members}
 
 
 def share(trained: list[list[Interval]]) -> list[list[Interval]]:
@@ -66,25 +75,54 @@ def share(trained: list[list[Interval]]) -> list[list[Interval]]:
     return [left if place == whole[0] else intervals for place, intervals in enumerate(trained)]
 
 
-def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
-    """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
+class Member(NamedTuple):
+    """What a manifest says of a member: its file of weights, their sha256, the noise it serves."""
+
+    file: Path
+    digest: str
+    intervals: list[Interval]
+
+
+def read_members(path: Path) -> list[Member]:
+    """The members that a manifest names. Raises ValueError if it is none, or is not as it was written."""
     try:
         manifest = load_plain(path, "an ensemble's manifest")
+        sealed_part = _sealed_part(manifest)
         members = [
-            (
+            Member(
                 found(m["run"], path.resolve().parent) / "weights" / Path(m["weights"]).name,
                 m["sha256"],
                 [(float(lo), float(hi)) for lo, hi in m["intervals"]],
             )
             for m in manifest["members"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
+    check_seal(sealed_part, path)
+    return members
+
+
+def check_member(member: Member, found: Weights, path: Path) -> None:
+    """Raises ValueError if the weights are not those that the manifest at `path` was written for, or not trained for
+    the noise it gives them.
+    """
+    if found.digest != member.digest:
+        raise ValueError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
+    trained = found.metadata.get("intervals") or []
+    if not all(any(a <= low and high <= b for a, b in trained) for low, high in member.intervals):
+        raise ValueError(
+            f"{path}: gives {found.run.name} the noise {member.intervals}, but it was trained for {trained}; "
+            "write the manifest anew (scripts/ensemble.py)"
+        )
+
+
+def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
+    """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
     models = []
-    for file, digest, _ in members:
-        model = load_model(file, first_stage)
-        if model.weights[0].digest != digest:
-            raise ValueError(f"{file}: not the weights {path} was written for; write the manifest anew")
+    members = read_members(path)
+    for member in members:
+        model = load_model(member.file, first_stage)
+        check_member(member, model.weights[0], path)
         models.append(model)
     if not models:
         raise ValueError(f"{path}: names no members")
@@ -95,7 +133,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
                 f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
                 "condition once, so its members need a conditioner that is frozen"
             )
-    denoiser = ExpertDenoiser([model.denoiser for model in models], [pieces for _, _, pieces in members])
+    denoiser = ExpertDenoiser([model.denoiser for model in models], [member.intervals for member in members])
     networks = [model.networks[0] for model in models]
     weights = [model.weights[0] for model in models]
     return Model(

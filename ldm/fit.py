@@ -16,6 +16,7 @@ from data.selection import describe
 from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
+from ldm.checkpoint.identity import check_finished
 from ldm.config import instantiate
 from ldm.data_places import bad_shards, check_data
 from ldm.device import computes_bf16, keep_memory
@@ -69,6 +70,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
 
 
 def _finished(run: Run) -> bool:
+    if run.finished:
+        check_finished(run.folder, run.lineage["finished_step"])
     if run.finished and is_rank_zero():
         print(f"{run.name}: finished at step {run.lineage['finished_step']}; {run.way_on}")
     return run.finished

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint import resume
+from ldm.checkpoint import identity, resume
 from ldm.files import read_json, sha256
 from ldm.places import digests, fingerprint, found, relative
 
@@ -16,7 +16,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 def read_lineage(folder: Path, wandb_id: str) -> dict[str, Any]:
     """A folder's lineage; one without a W&B id gets `wandb_id`. Raises ValueError if it is no lineage of a run."""
     path = folder / NAME
-    lineage = {"wandb_id": wandb_id, "parent": None, **read_json(path)}
+    lineage = {"wandb_id": wandb_id, "parent": None, **identity.read_lineage(folder)}
     parent = lineage["parent"]
     sound = (
         isinstance(lineage["wandb_id"], str)
@@ -51,14 +51,16 @@ def parent_of(branch: str, folder: Path) -> dict[str, Any]:
     checkpoint = branch_point(branch)
     run_folder = checkpoint.parent.parent
     grand = read_lineage(run_folder, "none") if (run_folder / NAME).exists() else {}
-    counters = read_json(checkpoint / "state.json")
+    samples_seen = read_json(checkpoint / "state.json").get("samples_seen")
+    if type(samples_seen) is not int:
+        raise ValueError(f"{checkpoint / 'state.json'}: does not say how many samples were seen (samples_seen)")
     before = (grand.get("parent") or {}).get("samples_seen_total", 0)
     return {
         "run": run_folder.absolute().name,
         "wandb_id": grand.get("wandb_id"),
         "checkpoint": relative(checkpoint, folder),
         "sha256": sha256(checkpoint / "manifest.json"),
-        "samples_seen_total": before + counters["samples_seen"],
+        "samples_seen_total": before + samples_seen,
     }
 
 

@@ -24,17 +24,17 @@ ROOT_KEYS = {"task", "data", "seed", "max_steps", "image_size"}  # of every run'
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: its tree and its lineage are, or it was killed before there was more than a tree."""
+    """Whether a folder is a run's: its tree and its lineage are, or it was killed before there was more than one."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(PASSING)}
+    lineage = False
+    with suppress(OSError, ValueError):
+        lineage = "run" in read_json(folder / "lineage.json")
     if LAST not in names:
-        return not names
+        return not names or (lineage and names == {"lineage.json"})
     try:
         tree = load_plain(folder / LAST, "a run's configuration")
     except (OSError, ValueError):
         return False
-    lineage = False
-    with suppress(OSError, ValueError):
-        lineage = "run" in read_json(folder / "lineage.json")
     return tree.keys() >= ROOT_KEYS and (lineage or all(_own(name) for name in names))
 
 

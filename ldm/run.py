@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.seals import sealed
 from ldm import places
+from ldm.checkpoint import identity, resume
 from ldm.config import dump, load_tree
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
@@ -28,7 +30,7 @@ from ldm.lineage import (
 )
 from ldm.model import Model, load_model
 from ldm.overwriting import check_overwrite, clear, is_run
-from ldm.redaction import redacted
+from ldm.redaction import agrees, redacted
 
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
@@ -79,13 +81,17 @@ class Run:
             print(f"{self.name}: it had no step yet, and starts anew as the command is now")
         if left:
             print(f"{self.name}: left as they are, not written by a run: {', '.join(left)}")
-        write_text(self.folder / "config.yaml", dump(redacted({**self.tree, "overwrite": False})))
+        config = dump(redacted({**self.tree, "overwrite": False}))
+        identity.note_config(self.lineage, config)  # first: a config.yaml that the lineage lacks is an edited one
         self.record()
+        write_text(self.folder / "config.yaml", config)
 
     def record(self, **facts: Any) -> None:
         """Add facts to the lineage, durably."""
         self.lineage.update(facts)
-        write_json(self.folder / "lineage.json", redacted(self.lineage))
+        content = sealed(redacted(self.lineage))
+        write_json(self.folder / "lineage.json", content)
+        self.lineage["seal"] = content["seal"]
 
 
 def open_run(tree: dict[str, Any], name: str) -> Run:
@@ -99,24 +105,27 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
     folder = Path(tree["runs_dir"]).expanduser() / name
     _check_place(folder)
     wandb_id = f"{name}-{secrets.token_hex(4)}"
-    anew = tree["overwrite"]
+    anew, own_id, saved = tree["overwrite"], identity.new_id(), None
     if anew:
         check_overwrite(folder, tree)
-    elif (folder / "config.yaml").exists():
+    else:
+        own_id = resume.run_id(folder / "checkpoints") or own_id  # of a run whose lineage.json is gone
         known = read_lineage(folder, wandb_id) if (folder / "lineage.json").exists() else None
-        saved = load_tree(folder / "config.yaml")
         try:
-            respelled = _respelled(tree, saved, known, folder)
-            check_unchanged(saved, with_saved_places(respelled, saved, known or {}), folder)
+            identity.check_config(folder)
+            if (folder / "config.yaml").exists():
+                saved = load_tree(folder / "config.yaml")
+                respelled = _respelled(tree, saved, known, folder)
+                check_unchanged(saved, with_saved_places(respelled, saved, known or {}), folder)
         except ValueError:
             if not _without_a_step(folder, known):
                 raise
             anew = True  # the command was corrected before anything came of it
-        if known is not None and not anew:
+        if saved is not None and known is not None and not anew:
             return Run(folder, tree, _own(known, folder, saved, tree, wandb_id))
     parent = parent_of(tree["branch"], folder) if tree["branch"] else None
-    lineage = {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()}
-    return Run(folder, tree, lineage, anew)
+    facts = {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()}
+    return Run(folder, tree, {"id": own_id, **facts}, anew)
 
 
 def _check_place(folder: Path) -> None:
@@ -166,9 +175,10 @@ def _own(
 
 def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
     """Raises ValueError if `tree` differs from the `saved` one in a key that changes the mathematics."""
-    before, now = _flat(saved), _flat(redacted(tree))
+    before, now = _flat(redacted(saved)), _flat(redacted(tree))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+        is_free = any(key == free or key.startswith(f"{free}.") for free in FREE)
+        if not is_free and not agrees(before.get(key), now.get(key)):
             length = f"{key}={before.get(key)} keeps the schedule, " if key.endswith(".max_steps") else ""
             raise ValueError(
                 f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: {length}"

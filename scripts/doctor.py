@@ -1,7 +1,9 @@
 """Looks a run over before GPU-hours are spent on it; takes what train.py takes and writes nothing.
+With verify= it reads all of a run, a cache, an ensemble or shards again and says what is not as it was written.
 
     python scripts/doctor.py experiment=quickstart/autoencoder
     python scripts/doctor.py experiment=ldm/cin256_v2 first_stage=runs/vq_f4 data.train=DIR/t-*.tar trainer.devices=8
+    python scripts/doctor.py verify=runs/x
 
 Exit status 0 if nothing failed, 1 if something did.
 """
@@ -20,6 +22,13 @@ def main(arguments: list[str]) -> int:
         usage, examples, note = __doc__.strip().split("\n\n")
         print(help_text("config", f"python scripts/doctor.py experiment=...\n\n{usage}\n{note}", examples))
         return 0
+    places = [word.partition("=")[2] for word in arguments if word.startswith("verify=")]
+    if places:
+        if len(arguments) > 1 or not places[0]:
+            raise ValueError("verify=: takes one folder, .yaml or set of shards and no other key")
+        from ldm.doctor.verify import report
+
+        return report(places[0])
     tree = compose("config", arguments)
     from ldm.doctor import examine
     from ldm.doctor.finding import FAIL, show

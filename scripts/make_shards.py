@@ -30,6 +30,7 @@ from data.errors import printable
 from data.making.make import make_shards
 from data.making.report import report
 from data.making.settings import Settings
+from ldm.redaction import hide_on_terminal
 
 
 def main(arguments: list[str]) -> None:
@@ -86,4 +87,5 @@ def _value(key: str, text: str, kind: type) -> Any:
 
 
 if __name__ == "__main__":
+    hide_on_terminal()
     main(sys.argv[1:])

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from untrained import untrained_run
 
+from data.seals import sealed
 from ldm.checkpoint import foreign_file, resume
 from ldm.config import compose, dump, load_tree
 from ldm.convert import export_model
 from ldm.ensemble import load_ensemble
-from ldm.files import sha256
+from ldm.files import sha256, write_json
 from ldm.run import load, open_run
 
 Load = Callable[[], Any]
@@ -188,7 +189,7 @@ def weights_of(content: bytes) -> Make:
         file.write_bytes(content)
         description = run / "weights" / "step_00000001.json"
         told = json.loads(description.read_text())
-        description.write_text(json.dumps({**told, "sha256": {"ema": sha256(file)}}))
+        write_json(description, sealed({**told, "sha256": {"ema": sha256(file)}}))
         return lambda: load(run)
 
     return build
@@ -403,7 +404,7 @@ def average_of(text: str) -> Make:
         description = run / "weights" / "step_00000001.json"
         told = json.loads(description.read_text())
         profiles = {"num_updates": 10, "sigma_rels": {"ema": 0.05}}
-        description.write_text(json.dumps({**told, "ema_profiles": profiles}))
+        write_json(description, sealed({**told, "ema_profiles": profiles}))
         (run / "snapshots").mkdir()
         (run / "snapshots" / "step_00000001.json").write_text(text)
         return lambda: load(run, ema="0.1")

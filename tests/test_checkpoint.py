@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm.checkpoint import resume, weights
+from ldm.checkpoint.finite import check_finite, not_finite
 from ldm.files import sha256
 
 
@@ -209,7 +210,7 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
 def test_a_state_that_is_not_finite_is_never_taken_for_good(tmp_path, value: float):
     before, _ = save(tmp_path, 1, 2)
     broken = {**state(), "lists": [{"deep": torch.tensor([1.0, value])}]}
-    assert resume.not_finite(broken) == "lists.0.deep"
+    assert not_finite(broken) == "lists.0.deep"
     path = resume.save(tmp_path, 2, broken, {})
     assert resume.newest(tmp_path) == before
     with pytest.raises(ValueError, match="not finite"):
@@ -228,9 +229,25 @@ def test_manifests_of_older_formats_are_read(tmp_path, older: list[str]):
 
 def test_nothing_in_a_large_finite_state_is_taken_for_an_infinity():
     largest = torch.finfo(torch.float32).max
-    assert (
-        resume.not_finite({"a": torch.tensor([largest, -largest]), "b": torch.empty(0), "c": torch.arange(3)}) is None
-    )
+    assert not_finite({"a": torch.tensor([largest, -largest]), "b": torch.empty(0), "c": torch.arange(3)}) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2, torch.complex64])
+def test_numbers_that_are_not_finite_are_found_in_every_type(dtype: torch.dtype):
+    good = torch.ones(3).to(dtype)
+    check_finite({"a": good, "b": [good[None]]}, "here")
+    with pytest.raises(ValueError, match=r"model\.safetensors: b\.0 holds a NaN"):
+        check_finite({"a": good, "b": [torch.tensor([1.0, float("nan")]).to(dtype)]}, Path("model.safetensors"))
+
+
+def test_weights_and_checkpoints_that_are_not_finite_are_refused_whatever_is_said_of_them(tmp_path):
+    weights.save(tmp_path / "weights", 1, {"raw": {"ok": torch.ones(2), "bad": torch.tensor([1.0, torch.inf])}}, {})
+    with pytest.raises(ValueError, match=r"step_00000001\.raw\.safetensors: bad holds a NaN or an infinity"):
+        weights.load(tmp_path)
+    path = resume.save(tmp_path, 1, {"trained": {"w": torch.tensor([torch.nan])}}, {})
+    forge(path, json.loads((path / "manifest.json").read_text()) | {"finite": True})
+    with pytest.raises(ValueError, match=r"step_00000001\.ckpt: trained\.w holds a NaN"):
+        resume.load(path)
 
 
 # Weights

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys import CONF, QUICKSTART, train
 
+from data.seals import sealed
 from ldm.build import Parts, load_first_stage
 from ldm.checkpoint.export import diffusers_names
 from ldm.config import compose
 from ldm.convert import export_model, import_checkpoint, layout
+from ldm.files import write_json
 from ldm.run import Run
 
 FIRST_STAGES = sorted(path.stem for path in CONF.glob("experiment/ldm/first_stage/*.yaml"))
@@ -307,6 +309,6 @@ def test_unknown_formats_and_runs_without_statistics_are_refused(tmp_path):
     [description] = run.folder.glob("weights/*.json")
     facts = json.loads(description.read_text())
     del facts["latent"]
-    description.write_text(json.dumps(facts))
+    write_json(description, sealed(facts))
     with pytest.raises(ValueError, match="no latent statistics yet"):
         export_model(run.folder, "diffusers", tmp_path / "out")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import webdataset as wds
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from toys import (
     QUICKSTART,
     Process,
@@ -34,6 +36,7 @@ from ldm.build import Parts, load_first_stage
 from ldm.conditioners import t5, unread
 from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
+from ldm.doctor.verify import verify
 from ldm.encode import encode
 from ldm.first_stage.first_stage import moments_of
 from ldm.holding import FolderHeld, held
@@ -141,7 +144,10 @@ def test_training_from_a_cache_in_fp32_is_training_from_images_bit_for_bit(train
 def test_training_from_a_cache_in_fp16_differs_by_its_rounding(train_on, make_cache, cache: Path, from_images: Run):
     rounded = make_cache("precision=fp16", "flips=true")
     for path in cache.glob("*.safetensors"):
-        halves, wholes = load_file(rounded / path.name), load_file(path)
+        halves, wholes = (
+            {name: array for name, array in load_file(file).items() if not name.startswith(("sums.", "label"))}
+            for file in (rounded / path.name, path)
+        )
         assert all(torch.equal(halves[name], value.to(halves[name].dtype)) for name, value in wholes.items())
         assert {halves[name].dtype for name in wholes if name.startswith("moments")} == {torch.float16}
     run = train_on(rounded)
@@ -345,6 +351,96 @@ def test_a_cut_file_is_named(open_data, make_cache):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ShardError, match=rf"{file.name} is damaged .*encode again"):
         batches(open_data(out), 12)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """A file of a cache with other numbers in it, under the label it has."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    arrays = {name: array.clone() for name, array in load_file(path).items()}  # it maps the file
+    change(arrays)
+    save_file(arrays, path, metadata)
+
+
+def exchange_rows(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["moments"][[0, 1]] = arrays["moments"][[1, 0]]
+
+
+def exchange_rows_and_sums(arrays: dict[str, torch.Tensor]) -> None:
+    exchange_rows(arrays)
+    arrays["sums.moments"][[0, 1]] = arrays["sums.moments"][[1, 0]]
+
+
+def flip_a_bit(arrays: dict[str, torch.Tensor]) -> None:
+    for name in ("moments", "moments.mirrored"):
+        arrays[name].view(torch.int32)[3, 0, 0, 0] ^= 1
+
+
+def flip_a_bit_of_a_token(arrays: dict[str, torch.Tensor]) -> None:
+    [name] = [name for name in arrays if name.endswith(".tokens") and not name.startswith("sums.")]
+    arrays[name].view(torch.int32)[2] ^= 1
+
+
+@pytest.fixture
+def own_cache(cache: Path, tmp_path: Path) -> Path:
+    """A copy, for one who changes it."""
+    return Path(shutil.copytree(cache, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("change", [exchange_rows, exchange_rows_and_sums, flip_a_bit, flip_a_bit_of_a_token])
+def test_rows_that_were_exchanged_or_changed_are_noticed_when_they_are_read(open_data, own_cache: Path, change):
+    file = next(own_cache.glob("train-0-*"))
+    rewritten(file, change)
+    data, images = ("tokens" if "token" in change.__name__ else "moments"), open_data(own_cache)
+    with pytest.raises(ShardError, match=rf"{file.name}: row \d of .*{data} is not as it was written"):
+        batches(images, 12)
+
+
+def test_a_file_of_another_shard_or_cache_is_noticed(open_data, own_cache: Path, make_cache):
+    one, other = (next(own_cache.glob(f"train-{number}-*")) for number in (0, 2))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(ShardError, match=rf"{one.name}: it was written as {other.name}"):
+        batches(open_data(own_cache), 12)
+    otherwise = next(make_cache("flips=true", "precision=fp16").glob("train-0-*"))
+    one.write_bytes(otherwise.read_bytes())
+    with pytest.raises(ShardError, match=rf"{one.name}: it is of a cache that was made otherwise"):
+        batches(open_data(own_cache), 12)
+    one.write_bytes(content)
+    batches(open_data(own_cache), 12)
+
+
+def test_all_of_a_cache_is_read_again_on_demand(cache: Path, own_cache: Path):
+    assert not any(verdict.problem or verdict.note for verdict in verify(str(cache)))
+    file = next(own_cache.glob("train-0-*"))
+    rewritten(file, lambda arrays: arrays["size"].add_(1))
+    assert [(v.path, v.problem) for v in verify(str(own_cache)) if v.problem] == [
+        (file, f"{file} is not as it was written; delete it and encode again")
+    ]
+
+
+def test_a_cache_from_before_there_were_labels_is_read(open_data, cache: Path, own_cache: Path):
+    def forget(arrays: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in arrays if name.startswith(("sums.", "label"))]:
+            del arrays[name]
+
+    for file in own_cache.glob("*.safetensors"):
+        rewritten(file, forget)
+    manifest = own_cache / "cache.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "seal"}))
+    for one, other in zip(batches(open_data(cache), 12), batches(open_data(own_cache), 12), strict=True):
+        assert torch.equal(one["moments"], other["moments"])
+
+
+def test_a_manifest_that_was_edited_or_is_none_is_one_line(open_data, own_cache: Path):
+    manifest = own_cache / "cache.json"
+    text = manifest.read_text()
+    for broken in (text.replace('"flips": true', '"flips": false'), "[" * 100_000, "[1]", "{}", "3", "", text[:-9],
+                   text.replace('"crop": "centre"', '"crop": 3'), text.replace('"digest"', '"digits"')):  # fmt: skip
+        manifest.write_text(broken)
+        with pytest.raises(ValueError, match=r"data\.cache=.*cache\.json is damaged \(.*\); encode again") as error:
+            read_manifest(own_cache)
+        assert "\n" not in str(error.value)
 
 
 # What is refused

@@ -1,6 +1,7 @@
 """Ensembles: members tile the noise, the manifest is checked against what it names, routing goes by sigma."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 from untrained import untrained_run
 
+from ldm.checkpoint import weights
 from ldm.ensemble import WHOLE, load_ensemble, share, write_manifest
 from ldm.model import Model, load_model
 from ldm.run import load
@@ -92,8 +94,8 @@ def test_a_run_that_has_not_finished_is_refused(runs, tmp_path):
 
 def test_members_of_other_latent_spaces_are_refused(runs, tmp_path):
     other = untrained_run(tmp_path / "other", "expert.node=[1,1]")
-    description = other / "weights" / "step_00000001.json"
-    description.write_text(description.read_text().replace('"fingerprint": "identity"', '"fingerprint": "another"'))
+    latent = weights.load(other).metadata["latent"]
+    weights.amend(other / "weights", {"latent": {**latent, "fingerprint": "another"}})
     with pytest.raises(ValueError, match=r"first stages differ \(another, identity\)"):
         write_manifest(tmp_path / "e.yaml", [runs["low"], other])
 
@@ -160,9 +162,31 @@ def test_members_whose_trained_conditioners_differ_are_refused(runs, tmp_path):
 def test_a_manifest_with_a_gap_written_by_hand_is_refused(runs, tmp_path):
     manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
     manifest["members"][0]["intervals"] = [[0.0, 0.1]]
+    del manifest["seal"]  # as one who writes by hand
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(ValueError, match=r"gap, no member is for sigma in \[0\.1,"):
         load_ensemble(tmp_path / "e.yaml")
+
+
+def test_intervals_that_were_exchanged_or_changed_are_refused(runs, tmp_path):
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
+    low, high = manifest["members"]
+    low["intervals"], high["intervals"] = high["intervals"], low["intervals"]
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=r"e\.yaml: edited or damaged since it was written"):
+        load_ensemble(tmp_path / "e.yaml")
+    del manifest["seal"]  # as it was written before there were seals
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=r"e\.yaml: gives low the noise .* but it was trained for "):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+def test_a_manifest_follows_members_that_were_moved(runs, tmp_path):
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
+    shutil.copytree(runs["high"], tmp_path / "moved")
+    manifest["members"][1]["run"] = str(tmp_path / "moved")
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
+    load_ensemble(tmp_path / "e.yaml")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,7 @@ def test_what_is_no_manifest_is_refused(tmp_path, text):
 def test_a_manifest_cannot_name_a_file_outside_the_weights_folder(runs, tmp_path):
     manifest = write_manifest(tmp_path / "e.yaml", [runs["base"]])
     manifest["members"][0]["weights"] = "../../../etc/passwd"
+    del manifest["seal"]
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(ValueError, match=r"weights.passwd: no such weights|no weights found"):
         load_ensemble(tmp_path / "e.yaml")

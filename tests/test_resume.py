@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from toys import Process, assert_equal_runs, curve, losses, newest_step, state, tiny, train
 
+from data.seals import sealed
 from ldm.checkpoint import resume, weights
 from ldm.config import compose
+from ldm.files import write_json
 from ldm.fit import fit
 from ldm.holding import FolderHeld, FolderLost, held
 from ldm.run import Run, open_run
@@ -175,8 +177,8 @@ def test_a_run_killed_before_its_conclusion_is_only_concluded(train_autoencoder:
     before = state(run.folder, 2), losses(run.folder), weights.load(run.folder)
     lineage, description = run.folder / "lineage.json", run.folder / "weights" / "step_00000002.json"
     told, facts = json.loads(lineage.read_text()), json.loads(description.read_text())
-    lineage.write_text(json.dumps({key: value for key, value in told.items() if key != "finished_step"}))
-    description.write_text(json.dumps({key: value for key, value in facts.items() if key != "latent"}))
+    write_json(lineage, sealed({key: value for key, value in told.items() if key != "finished_step"}))
+    write_json(description, sealed({key: value for key, value in facts.items() if key != "latent"}))
 
     again = train_autoencoder("callback.checkpoint.every_steps=2", "callback.validation.every_steps=2")
     assert again.finished and state(run.folder, 2)["step"] == 2

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from untrained import untrained_run
 
+from ldm.checkpoint import weights
 from ldm.config import compose
 from ldm.run import load
 from sample import __doc__ as usage
@@ -249,8 +250,8 @@ def test_autoguidance_compares_with_another_run_under_the_same_label(model, tmp_
 
 def test_a_weak_model_of_another_latent_space_is_refused(model, tmp_path):
     other = untrained_run(tmp_path / "other")
-    description = other / "weights" / "step_00000001.json"
-    description.write_text(description.read_text().replace('"fingerprint": "identity"', '"fingerprint": "another"'))
+    latent = weights.load(other).metadata["latent"]
+    weights.amend(other / "weights", {"latent": {**latent, "fingerprint": "another"}})
     with pytest.raises(ValueError, match=r"weak_model=.*/other: first_stage: not the latent space .*: fingerprint"):
         main([f"model={model}", "label=1", "guidance=autoguidance", f"weak_model={other}", f"out={tmp_path}/out"])
 
@@ -300,8 +301,8 @@ def test_weights_of_another_model_are_refused(model, tmp_path):
 
 def test_another_latent_space_is_refused(model, tmp_path):
     other = untrained_run(tmp_path / "other")
-    description = other / "weights" / "step_00000001.json"
-    description.write_text(description.read_text().replace('"fingerprint": "identity"', '"fingerprint": "another"'))
+    latent = weights.load(other).metadata["latent"]
+    weights.amend(other / "weights", {"latent": {**latent, "fingerprint": "another"}})
     with pytest.raises(ValueError, match="first_stage: not the latent space this was made with: fingerprint"):
         load(other)
 

@@ -299,7 +299,7 @@ def test_urls_have_the_names_of_paths() -> None:
     assert (url.name, str(url.parent), str(url.parent / "manifest.json")) == (
         "b-0.tar", "https://host/a", "https://host/a/manifest.json",
     )  # fmt: skip
-    assert [str(url) for url in expand("https://host/a.tar?part=1", "data.train")] == ["https://host/a.tar?part=1"]
+    assert [url.text for url in expand("https://host/a.tar?part=1", "data.train")] == ["https://host/a.tar?part=1"]
 
 
 SIGNED = {

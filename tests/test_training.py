@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from toys import EXPERIMENTS, curve, losses, same, state, tiny, train
 from untrained import untrained_run
 
+from data.seals import sealed
 from ldm.checkpoint import weights
 from ldm.config import compose
 from ldm.ensemble import load_ensemble, write_manifest
+from ldm.files import write_json
 from ldm.run import Run, load
 from ldm.training.diffusion import DiffusionTask
 
@@ -113,7 +115,7 @@ def test_a_first_stage_without_statistics_is_refused(first_stage: Run, train_dif
     description = unfinished / "weights" / "step_00000002.json"
     told = json.loads(description.read_text())
     del told["latent"]
-    description.write_text(json.dumps(told))
+    write_json(description, sealed(told))
     with pytest.raises(ValueError, match=r"first_stage=.*unfinished: has no latent statistics yet"):
         train_diffusion(f"first_stage={unfinished}")
 
@@ -206,9 +208,7 @@ def test_an_ensemble_of_copies_is_the_single_model(num_copies: int, diffusion: R
     for place in range(num_copies):
         member = tmp_path / f"member{place}"
         shutil.copytree(diffusion.folder, member)
-        description = member / "weights" / "step_00000002.json"
-        told = json.loads(description.read_text())
-        description.write_text(json.dumps({**told, "intervals": [cuts[place : place + 2]]}))
+        weights.amend(member / "weights", {"intervals": [cuts[place : place + 2]]})
         members.append(member)
     write_manifest(tmp_path / "ensemble.yaml", members)
     single, ensemble = load(diffusion.folder), load_ensemble(tmp_path / "ensemble.yaml")

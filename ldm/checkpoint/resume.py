@@ -1,20 +1,22 @@
 """Training checkpoints: a folder of tensors with a manifest of hashes, found again by scanning, never by trust.
 
 ``step_00001000.ckpt/`` holds ``state.pt`` (tensors and plain numbers, read with ``weights_only``), ``state.json`` (the
-counters, for people) and ``manifest.json`` (sha256 of the others, and whether all numbers are finite), which makes it
-whole; where weights are sharded, ``rows_00000.pt`` and so on too, what each rank holds. ``last.ckpt`` is a hint.
+counters, for people) and ``manifest.json`` (sha256 of the others, whose it is, and whether all numbers are finite),
+which makes it whole; where weights are sharded, ``rows_00000.pt`` and so on too. ``last.ckpt`` is a hint.
 """
 
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.checkpoint import restricted, shards
+from ldm.checkpoint import identity, restricted, shards
+from ldm.checkpoint.finite import check_finite, not_finite
 from ldm.files import TEMPORARY, discard, read_text, refusals_named, replace, sha256, sweep, sync, write_text
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ def save(
                 f"{target}: {missing[0]} was written, but is not there: runs_dir must be on a disk that all nodes share"
             )
         files = {name: sha256(temporary / name) for name in ("state.json", "state.pt")} | rows
-        manifest = {"step": step, "finite": not_finite(state) is None, "files": files}
+        finite = not_finite(state) is None
+        manifest = {"step": step, "finite": finite, **identity.stamp(folder.parent), "files": files}
         (temporary / "manifest.json").write_text(_text(manifest))
 
     replace(target, write)
@@ -96,11 +99,12 @@ def check(checkpoint: Path) -> None:
 
 
 def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
-    files = json.loads(read_text(checkpoint / "manifest.json", MAX_MANIFEST_BYTES))["files"]
+    files = [Path(name).name for name in _manifest(checkpoint)["files"]]
     state, *rows = [
         restricted.load(checkpoint / name, f"{checkpoint}: {name}", lazy)
         for name in ("state.pt", *sorted(name for name in files if name.startswith("rows_")))
     ]
+    check_finite(state, checkpoint)  # whatever its manifest says
     try:
         return shards.joined(state, rows, lazy) if rows else state
     except ValueError as error:
@@ -108,13 +112,12 @@ def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if all is finite and has the hash that its manifest states."""
+    """What is wrong with a checkpoint folder; None if all is finite, of this run, and has its manifest's hashes."""
     try:
-        text = read_text(checkpoint / "manifest.json", MAX_MANIFEST_BYTES)
-        manifest = upgraded(json.loads(text))
+        manifest = _manifest(checkpoint)
         named = PATTERN.fullmatch(checkpoint.name)
-        if text != _text(json.loads(text)) or (named and manifest["step"] not in (None, int(named[1]))):
-            return "its manifest is damaged"
+        if named and manifest["step"] not in (None, int(named[1])):
+            return "its manifest is damaged, or of another step"
         for name, digest in manifest["files"].items():
             if sha256(checkpoint / Path(name).name) != digest:
                 return f"{name} is damaged (its hash is not the manifest's)"
@@ -124,17 +127,34 @@ def damage(checkpoint: Path) -> str | None:
         return f"incomplete: {Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
-    return None if manifest["finite"] else "it holds numbers that are not finite"
+    return foreign(checkpoint) if manifest["finite"] is True else "it holds numbers that are not finite"
+
+
+def foreign(checkpoint: Path) -> str | None:
+    """What speaks against a checkpoint being of the run it lies in; None for one that cannot be read at all."""
+    try:
+        return identity.foreign(_manifest(checkpoint), checkpoint.absolute().parent.parent)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    text = read_text(checkpoint / "manifest.json", MAX_MANIFEST_BYTES)
+    manifest = upgraded(json.loads(text))
+    if text != _text(json.loads(text)):
+        raise ValueError("not the text that was written")
+    return manifest
 
 
 def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as it is written today; the two older formats said less. Raises KeyError for any other.
+    """A manifest as it is written today; the older formats said less. Raises KeyError for any other.
 
-    Neither said `finite`, but non-finite states were not saved then; the first did not repeat the `step` of its folder.
+    None said whose it is, the first two not `finite` (what was not was never saved then), the first not its step.
     """
-    if manifest.keys() not in ({"files"}, {"step", "files"}, {"step", "finite", "files"}):
+    formats = ("files", "step files", "step finite files", "step finite run config files")
+    if manifest.keys() not in [set(keys.split()) for keys in formats]:
         raise KeyError(*manifest)
-    return {"step": None, "finite": True, **manifest}
+    return {"step": None, "finite": True, **identity.UNKNOWN, **manifest}
 
 
 def _text(manifest: dict[str, Any]) -> str:
@@ -142,36 +162,30 @@ def _text(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=2) + "\n"
 
 
-def not_finite(state: Any, name: str = "") -> str | None:
-    """The name of the first tensor in nested containers that holds a NaN or an infinity; None if there is none."""
-    for where, tensor in _tensors(state, name):
-        own = shards.local(tensor)
-        if own.is_floating_point() and own.numel() and not torch.stack(own.aminmax()).isfinite().all():
-            return where
-    return None
-
-
-def _tensors(state: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(state, torch.Tensor):
-        yield name, state
-    elif isinstance(state, dict | list | tuple):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
-
-
 def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint in `folder`; broken ones are named and passed over. None if there never was one.
 
-    Raises ValueError if there are checkpoints but all are broken, rather than start from step 0.
+    Raises ValueError if there are checkpoints but all are broken, rather than start from step 0, and for one of another
+    run, which going on would delete.
     """
     found = _found(folder)
     for checkpoint in found:
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
+        if problem == foreign(checkpoint):
+            raise ValueError(f"{checkpoint}: {problem}; move it elsewhere, or start from it with branch= and run=")
         log.warning("%s: %s; using the one before it", checkpoint, problem)
     if found:
         raise ValueError(f"{folder}: none of its {len(found)} checkpoints is whole; overwrite=true starts anew")
+    return None
+
+
+def run_id(folder: Path) -> str | None:
+    """The id that the newest checkpoint which can be read says its run has; None if none does."""
+    for checkpoint in _found(folder):
+        with suppress(OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return _manifest(checkpoint)["run"]
     return None
 
 

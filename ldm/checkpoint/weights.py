@@ -2,8 +2,8 @@
 
 Further averages are further kinds, as ``ema_0.1``; snapshots of averages, kept for good, are such sets too.
 
-The JSON carries the sha256 of each file and, for a first stage, its latent statistics, so that weights never travel
-without the numbers needed to use them.
+The JSON carries the sha256 of each file, the run it is of, a seal over itself and, for a first stage, its latent
+statistics, so that weights never travel without the numbers needed to use them.
 """
 
 import logging
@@ -18,12 +18,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from data.seals import check_seal, sealed
+from ldm.checkpoint import identity
+from ldm.checkpoint.finite import check_finite
 from ldm.checkpoint.shards import placed
 from ldm.files import discard, read_json, replace, sha256, sweep, write_json
 
 log = logging.getLogger(__name__)
 NAMED = 12  # keys that an error about a checkpoint names of each kind
 PATTERN = re.compile(r"step_(\d{8,})\.json")
+
+
+# What a description may say besides, and how.
+KINDS = {"latent": dict, "intervals": list, "samples_seen": int, "validation": dict, "ema_profiles": dict}
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,15 @@ def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], me
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         replace(path, lambda temporary, plain=plain: save_file(plain, temporary))
         digests[kind] = sha256(path)
-    write_json(folder / f"step_{step:08d}.json", {"step": step, "sha256": digests, **metadata})
+    description = {"step": step, "sha256": digests, **metadata, **identity.stamp(folder.parent)}
+    write_json(folder / f"step_{step:08d}.json", sealed(description))
     _delete(description for description in _sets(folder) if _step(description) > step)
 
 
 def amend(folder: Path, metadata: dict[str, Any]) -> None:
-    """Add facts to the newest set's JSON."""
-    description = _sets(folder)[0]
-    write_json(description, {**read_json(description), **metadata})
+    """Add facts to the newest set's JSON. Raises ValueError if that is not as it was written."""
+    path = _sets(folder)[0]
+    write_json(path, sealed({**describe(path), **metadata}))
 
 
 def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | None = None) -> None:
@@ -111,15 +119,39 @@ def read(file: Path) -> Weights:
     description = file.with_name(f"{file.name.split('.')[0]}.json")
     if not file.exists() or not description.exists():
         raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
+    metadata = describe(description)
+    recorded = metadata["sha256"].get(file.name.removeprefix(f"{description.stem}.").removesuffix(file.suffix))
     digest = sha256(file)
-    try:
-        metadata = read_json(description)
-        recorded = metadata["sha256"].get(file.name.removeprefix(f"{description.stem}.").removesuffix(file.suffix))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{description}: cannot be read as the description of weights") from error
     if recorded != digest:
         raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
-    return Weights(file.parent.parent, file, read_tensors(file), digest, metadata)
+    state = read_tensors(file)
+    check_finite(state, file)
+    return Weights(file.parent.parent, file, state, digest, metadata)
+
+
+def describe(description: Path) -> dict[str, Any]:
+    """The JSON of a set. Raises ValueError if it is not as it was written, for this step and the run it lies in."""
+    try:
+        metadata = read_json(description)
+    except ValueError as error:
+        raise ValueError(f"{description}: cannot be read as the description of weights") from error
+    check_seal(metadata, description)
+    if not isinstance(metadata.get("sha256"), dict) or type(metadata.get("step")) is not int:
+        raise ValueError(f"{description}: cannot be read as the description of weights")
+    for name, kind in KINDS.items():
+        if metadata.get(name) is not None and type(metadata[name]) is not kind:
+            raise ValueError(f"{description}: {name} is no {kind.__name__}, as it is in the description of weights")
+    if not all(_is_interval(interval) for interval in metadata.get("intervals") or ()):
+        raise ValueError(f"{description}: intervals are not pairs of numbers")
+    if PATTERN.fullmatch(description.name) and metadata["step"] != _step(description):
+        raise ValueError(f"{description}: renamed, it says that it is of step {metadata['step']}")
+    run = description.absolute().parent.parent
+    problem = identity.foreign(metadata, run)
+    if problem:
+        raise ValueError(f"{description}: {problem}")
+    if edited := identity.edited_config(run):
+        log.warning("%s; what its keys say now is used", edited)
+    return metadata
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -158,6 +190,10 @@ def newest(run: Path) -> Path:
     if not found:
         raise FileNotFoundError(f"{run}: no weights")
     return found[0]
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and [type(end) in (int, float) for end in value] == [True, True]
 
 
 def _step(description: Path) -> int:

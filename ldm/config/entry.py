@@ -10,6 +10,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from ldm.config.registry import CONF, groups
+from ldm.redaction import hide_on_terminal
 
 
 def help_text(config_name: str, usage: str, examples: str) -> str:
@@ -26,6 +27,7 @@ def help_text(config_name: str, usage: str, examples: str) -> str:
 
 def guarded(main: Callable[[list[str]], int]) -> None:
     """Run an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback."""
+    hide_on_terminal()
     try:
         status = main(sys.argv[1:])
     except (ValueError, OSError) as error:

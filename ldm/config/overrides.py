@@ -5,6 +5,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from ldm.config.keys import OWNED
+from ldm.redaction import redacted
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -12,7 +13,8 @@ def parse(overrides: list[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
-        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        shown = redacted(text)
+        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
         try:
             override = parser.parse_override(text)
         except (HydraException, RecursionError) as error:

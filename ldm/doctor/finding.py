@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ldm.redaction import redacted
+
 PASS, WARN, FAIL = "pass", "warn", "FAIL"
 COLOURS = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
 
@@ -34,7 +36,7 @@ def show(findings: Sequence[Finding]) -> None:
     """Print them as one table."""
     table = Table("check", "", "what was found", show_lines=False)
     for finding in findings:
-        table.add_row(finding.check, Text(finding.status, COLOURS[finding.status]), Text(finding.said))
+        table.add_row(finding.check, Text(finding.status, COLOURS[finding.status]), Text(redacted(finding.said)))
     Console().print(table)
 
 

@@ -39,6 +39,13 @@ class LatentSpec:
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """The spec written by `to_dict`. Raises ValueError for missing or unknown names."""
         names = {field.name for field in fields(cls)}
-        if set(plain) != names:
-            raise ValueError(f"latent spec: expected the keys {sorted(names)}, got {sorted(plain)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        if not isinstance(plain, Mapping) or set(plain) != names:
+            raise ValueError(f"latent spec: expected the keys {sorted(names)}, got {plain!r:.300}")
+        spec = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        kinds = {"f": int, "channels": int, "kind": str, "discrete": bool, "mean": tuple, "std": tuple}
+        for name, kind in kinds.items():
+            if type(getattr(spec, name)) is not kind:
+                raise ValueError(f"latent spec: {name} is {getattr(spec, name)!r}, expected {kind.__name__}")
+        if not all(type(number) in (int, float) for number in (*spec.mean, *spec.std)):
+            raise ValueError("latent spec: mean and std are not all numbers")
+        return spec

@@ -3,9 +3,8 @@
 import csv
 import io
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm.files import refusals_named, sync, write_text
-from ldm.redaction import redacted
+from ldm.redaction import hide_on_terminal, redacted
 
 
 class CSVLog(Logger):
@@ -105,16 +104,7 @@ class WandB(Logger):
     def experiment(self) -> Any:
         """The client's run, begun when it is first needed."""
         if self._run is None:
-            client = _client()
-            try:
-                with _redacted_arguments():
-                    self._run = client.init(**self._settings)
-            except client.Error as error:
-                said = " ".join(str(error).split())[:300]
-                raise ValueError(
-                    f"logger: W&B refuses ({redacted(said)}); `wandb login` or set WANDB_API_KEY, or go on with "
-                    "logger.mode=offline and `wandb sync` later"
-                ) from error
+            self._run = _begun(**self._settings)
             self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._run
 
@@ -151,14 +141,34 @@ def _client() -> Any:
     return client
 
 
-@contextmanager
-def _redacted_arguments() -> Iterator[None]:
-    """The W&B client stores the command line: while it looks, passwords are not in it."""
+def _begun(**settings: Any) -> Any:
+    """The client's run. It stores the command line, git's remote and what is printed: none has passwords in it."""
+    client = _client()
     own, sys.argv = sys.argv, redacted(sys.argv)
     try:
-        yield
+        run = client.init(**settings, settings=client.Settings(**_checkout()))
+    except client.Error as error:
+        said = redacted(" ".join(str(error).split())[:300])
+        raise ValueError(
+            f"logger: W&B refuses ({said}); `wandb login` or set WANDB_API_KEY, or go on with logger.mode=offline and "
+            "`wandb sync` later"
+        ) from error
     finally:
         sys.argv = own
+    hide_on_terminal()
+    return run
+
+
+def _checkout() -> dict[str, str]:
+    """Remote and commit of the folder's git checkout for the client; nothing where there is no remote."""
+    try:
+        remote, commit = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for words in (("config", "--get", "remote.origin.url"), ("rev-parse", "HEAD"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git_remote_url": redacted(remote), "git_commit": commit}
 
 
 def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandB:
@@ -215,7 +225,7 @@ def log_summary(
     import wandb as client
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    run = client.init(project=project, name=name, id=name, dir=str(folder), mode=mode, resume="allow")
+    run = _begun(project=project, name=name, id=name, dir=str(folder), mode=mode, resume="allow")
     for table, rows in tables.items():
         for row in rows:
             run.log({f"{table}/{column}": value for column, value in row.items()})

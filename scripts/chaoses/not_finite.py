@@ -12,6 +12,7 @@ from chaoses.jobs import Job
 from chaoses.outcome import Outcome
 from chaoses.toy_runs import MAX_STEPS, ToyRuns
 from ldm.checkpoint import resume
+from ldm.checkpoint.finite import not_finite
 from ldm.training.diffusion import DiffusionTask
 
 GOAL = "NaN in loss, gradients or one rank: weights stay finite, counted, no such checkpoint is good"
@@ -69,8 +70,8 @@ def _trial(toys: ToyRuns, name: str, way: Callable, ranks: int, hit: int | None,
     problems = []
     for checkpoint in run.glob("checkpoints/step_*.ckpt"):
         found = resume.load(checkpoint) if resume.damage(checkpoint) is None else None
-        if found and resume.not_finite(found):
-            problems.append(f"{checkpoint.name} is taken for good, and {resume.not_finite(found)} is not finite")
+        if found and not_finite(found):
+            problems.append(f"{checkpoint.name} is taken for good, and {not_finite(found)} is not finite")
     if way is in_weights:
         if 0 in statuses:
             problems.append(f"exit statuses {statuses}")
@@ -79,8 +80,8 @@ def _trial(toys: ToyRuns, name: str, way: Callable, ranks: int, hit: int | None,
         return problems
     if any(statuses):
         return [*problems, f"exit statuses {statuses}: {job.said[-300:]}"]
-    if resume.not_finite(state(run, MAX_STEPS)):
-        problems.append(f"{resume.not_finite(state(run, MAX_STEPS))} is not finite at the end")
+    if not_finite(state(run, MAX_STEPS)):
+        problems.append(f"{not_finite(state(run, MAX_STEPS))} is not finite at the end")
     counted = curve(run, "train/skipped_steps")[MAX_STEPS]
     if counted != len(steps):
         problems.append(f"{len(steps)} steps were spoilt, {counted:.0f} are counted")

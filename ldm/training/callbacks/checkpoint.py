@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ldm.checkpoint import resume, shards, weights
+from ldm.checkpoint.finite import not_finite
 from ldm.training.background import Writer, copied
 from ldm.training.callbacks.group import members
 from ldm.training.distributed import broadcast, gather_objects, together
@@ -143,7 +144,7 @@ class Checkpoint(pl.Callback):
 
 def check_finite(state: dict[str, Any], step: int) -> None:
     """Raises ValueError naming the first tensor with a NaN or infinity."""
-    name = resume.not_finite(state)
+    name = not_finite(state)
     if name is not None:
         raise ValueError(
             f"step {step}: {name} is not finite; the checkpoints before it are intact (lower optimizer.lr?)"
