@@ -136,17 +136,26 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 
 def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
-    """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays."""
+    """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays.
+
+    Of a group that has one option these are keys that the chosen one does not have.
+    """
     _, choices = _root(config_name)
+    set_here = [own.key_or_group for own in parsed]
     for override in parsed:
-        group, chosen = override.key_or_group, override.value()
-        several = isinstance(choices.get(group), list) and isinstance(chosen, list)
-        if not several or not isinstance(tree.get(group), dict):
+        group, chosen, node = override.key_or_group, override.value(), tree.get(override.key_or_group)
+        if group not in choices or not isinstance(node, dict):
             continue
-        set_here = [own.key_or_group for own in parsed]
-        for name in tree[group].keys() - set(chosen):
+        if isinstance(choices[group], list) and isinstance(chosen, list):
+            unchosen = node.keys() - set(chosen)
+        elif isinstance(chosen, str) and "_target_" in node and "experiment" in set_here:
+            known = _parameters(resolve_target(node["_target_"], group))
+            unchosen = {key for key in node if key not in known and not key.startswith("_")}
+        else:
+            continue
+        for name in unchosen:
             if not any(f"{key}.".startswith(f"{group}.{name}.") for key in set_here):
-                del tree[group][name]
+                del node[name]
 
 
 @cache
@@ -463,6 +472,20 @@ def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
 def takes(node: dict[str, Any], name: str) -> bool:
     """Whether the constructor of a node has the argument `name`."""
     return name in _parameters(resolve_target(node["_target_"], name))
+
+
+def completed(node: Any) -> Any:
+    """The tree with its constructors' defaults for what it leaves out: a run keeps its meaning when keys are added."""
+    if isinstance(node, list):
+        return [completed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    defaults = {}
+    if "_target_" in node:
+        parameters = _parameters(resolve_target(node["_target_"], "_target_"))
+        plain = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+    return {**defaults, **{key: completed(value) for key, value in node.items()}}
 
 
 def dump(tree: dict[str, Any]) -> str:

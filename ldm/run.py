@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import resume
-from ldm.config import dump, load_tree
+from ldm.config import completed, dump, load_tree
 from ldm.ensemble import load_ensemble
 from ldm.files import read_json, sha256, write_json, write_text
 from ldm.model import Model, load_model
@@ -101,7 +101,7 @@ def is_rank_zero() -> bool:
 
 def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
     """Raises ValueError if `tree` differs from the `saved` one in a key that changes the mathematics."""
-    before, now = _flat(saved), _flat(redacted(tree))
+    before, now = _flat(completed(saved)), _flat(completed(redacted(tree)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
             raise ValueError(
