@@ -88,5 +88,7 @@ def facts(state: Mapping[str, Tensor]) -> str:
         return ""
     codes = state.get("quantize.embedding.weight")
     kind = "KL" if codes is None else f"VQ with {len(codes)} codes"
-    width, channels = len(state[ANCHOR]), state["post_quant_conv.weight"].shape[1]
-    return f"; the file's is {kind}, f = {2 ** max(levels)}, {channels} latent channels, autoencoder.channels={width}"
+    width, (z_channels, channels) = len(state[ANCHOR]), state["post_quant_conv.weight"].shape[:2]
+    ends = f", autoencoder.z_channels={z_channels}" if z_channels != channels else ""
+    f = 2 ** max(levels)
+    return f"; the file's is {kind}, f = {f}, regularizer.channels={channels}, autoencoder.channels={width}{ends}"
