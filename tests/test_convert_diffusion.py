@@ -192,6 +192,14 @@ def test_a_model_with_a_cosine_schedule_comes_in(tmp_path, caplog):
     cosine = tree("celebahq", "schedule=cosine")
     run = import_checkpoint(saved(tmp_path / "model.ckpt", state), cosine, tmp_path / "run", None)
     assert "alphas_cumprod" not in caplog.text
+    for given, words in (
+        ("cosine", "cosine"),
+        ("linear", r"linear schedule.beta_start=0.0015 schedule.beta_end=0.0195"),
+    ):
+        folder = tmp_path / given
+        folder.mkdir()
+        imported("celebahq", folder, random_state("celebahq", f"schedule={given}"))
+        assert f"the file's is schedule={words}" in caplog.text
     model = load(run.folder)
     sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": 2})
     images = model.generate(sampling, {"number": torch.arange(1)}, torch.arange(1), seed=0, size=64)

@@ -26,6 +26,8 @@ def in_published(state: State, expected: Mapping[str, Tensor], num_levels: int, 
 
     What was done is logged. Raises ValueError, saying what the file is, if there is no first stage in it.
     """
+    if kinds.recognise(state) is kinds.OWN:
+        raise kinds.refusal(state, source, "a published first stage")
     state = weights_of_average(state, expected, "", source)
     prefix = _prefix(state, source)
     if prefix:

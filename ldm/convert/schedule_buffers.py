@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.build import Parts
 from ldm.checkpoint import foreign
-from ldm.diffusion.schedule import Discrete
+from ldm.diffusion.schedule import Discrete, cosine_betas
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,21 @@ def compare_schedule(schedule: Discrete, state: Mapping[str, Tensor], source: st
     own, theirs = buffers(schedule)["alphas_cumprod"], state["alphas_cumprod"].float()
     if not torch.allclose(own, theirs, rtol=1e-3, atol=1e-6):
         log.warning(
-            "%s: its alphas_cumprod ends at %.3g, the experiment's schedule at %.3g; the experiment's is used",
-            source, theirs[-1], own[-1],
+            "%s: its alphas_cumprod ends at %.3g, the experiment's schedule at %.3g; the experiment's is used%s",
+            source, theirs[-1], own[-1], _words(state["betas"].double()),
         )  # fmt: skip
+
+
+def _words(betas: Tensor) -> str:
+    """What to write to import the schedule with these betas, if it is a known one."""
+    first, last, length = betas[0].item(), betas[-1].item(), len(betas)
+    if not 0 < first <= last < 1:
+        return ""
+    ends = f"schedule.beta_start={first:.6g} schedule.beta_end={last:.6g}"
+    known = {
+        "cosine": cosine_betas(length),
+        f"scaled_linear {ends}": torch.linspace(first**0.5, last**0.5, length, dtype=torch.float64) ** 2,
+        f"linear {ends}": torch.linspace(first, last, length, dtype=torch.float64),
+    }
+    found = next((words for words, own in known.items() if torch.allclose(own, betas, rtol=1e-3)), None)
+    return f"; the file's is schedule={found}" if found else ""

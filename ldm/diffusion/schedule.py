@@ -168,10 +168,14 @@ def given(betas: Sequence[float], zero_terminal_snr: bool = False) -> Discrete:
 
 def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Discrete:
     """alpha_bar = cos^2(pi/2 (t + offset) / (1 + offset)), betas capped (arXiv:2102.09672, equation 17)."""
+    return _discrete(cosine_betas(num_timesteps, offset, max_beta), zero_terminal_snr=False)
+
+
+def cosine_betas(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """The betas [T] of `cosine`, float64."""
     t = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
     alpha_bar = ((t + offset) / (1 + offset) * torch.pi / 2).cos() ** 2
-    betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
-    return _discrete(betas, zero_terminal_snr=False)
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 
 class VE(Schedule):
