@@ -186,8 +186,8 @@ class Layout(Field):
     image as it is seen, perhaps with group, occluded, depiction or inside true. Of a picture that EXIF turns the json
     also has to have the `width` and `height` that the boxes were drawn on. Each becomes three tokens: its class
     (category + num_classes times the sum of those flags' 1, 2, 4, 8) and the places of its corners on a square grid of
-    floor(sqrt(vocabulary)) a side; two last tokens say where the crop lies. Objects come in random order where the
-    view is random; what lies outside the crop is left out.
+    floor(sqrt(vocabulary)) a side; two last tokens say where the crop lies. The first max_objects are taken, in random
+    order where the view is random; of them those without an area inside the crop are left out.
     """
 
     lies_on_picture = True
@@ -244,11 +244,12 @@ class Layout(Field):
         width, height = size
         left, top = view.corner(height, width, image_size)
         crop = np.array([left / width, top / height, (left + image_size) / width, (top + image_size) / height])
-        seen = (boxes[:, :2] < crop[2:]).all(1) & (boxes[:, 2:] > crop[:2]).all(1)
+        classes, boxes = classes[: self.max_objects], boxes[: self.max_objects]
+        seen = (np.minimum(boxes[:, 2:], crop[2:]) > np.maximum(boxes[:, :2], crop[:2])).all(1)
         order = np.random.Generator(np.random.Philox(int(view.choice * 2**53))).permutation(len(boxes))
         if view.choice == 0:
             order = np.arange(len(boxes))
-        chosen = order[seen[order]][: self.max_objects]
+        chosen = order[seen[order]]
         tokens = np.full((self.max_objects, 3), self.none)
         tokens[: len(chosen), 0] = classes[chosen]
         tokens[: len(chosen), 1:] = self._places(boxes[chosen], view.flip)

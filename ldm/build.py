@@ -18,6 +18,7 @@ from ldm.config import instantiate, load_tree
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
+from ldm.diffusion.loss import Loss, squared
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.generate import Sampling
 from ldm.networks.bounded import check_described
@@ -158,6 +159,10 @@ def _denoiser(parts: Parts) -> Denoiser:
     return Denoiser(network, parts["precond"])
 
 
+def _loss(parts: Parts) -> Loss:
+    return instantiate(parts.tree.get("loss"), parts.__getitem__, "loss") or squared
+
+
 def _classifier(parts: Parts) -> NoisyClassifier:
     if not is_classifier(parts.tree):
         raise ValueError(
@@ -175,6 +180,7 @@ FACTS = {
     "encode_image": lambda parts: lambda image: parts["first_stage"].encode(image),
     "weak_model": _weak_model,
     "classifier": _classifier,
+    "loss": _loss,
     "latent_size": _latent_size,
     "in_channels": _latent_width,
     "out_channels": _latent_width,

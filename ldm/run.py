@@ -13,7 +13,7 @@ from typing import Any
 from data.seals import sealed
 from ldm import places
 from ldm.checkpoint import identity, resume
-from ldm.config import dump, load_tree
+from ldm.config import completed, dump, load_tree
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
 from ldm.ensemble import load_ensemble
@@ -175,7 +175,7 @@ def _own(
 
 def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
     """Raises ValueError if `tree` differs from the `saved` one in a key that changes the mathematics."""
-    before, now = _flat(redacted(saved)), _flat(redacted(tree))
+    before, now = (_flat(completed(redacted(each))) for each in (saved, tree))
     for key in sorted(before.keys() | now.keys()):
         is_free = any(key == free or key.startswith(f"{free}.") for free in FREE)
         if not is_free and not agrees(before.get(key), now.get(key)):

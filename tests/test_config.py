@@ -470,7 +470,7 @@ def test_instantiate_takes_from_the_tree_first_and_asks_for_the_rest_by_name():
 
     node = {"_target_": "ldm.training.optim.cosine", "final_factor": 0.5}
     factor = instantiate(node, provide, "lr")
-    assert asked == ["max_steps", "warmup_steps"]
+    assert asked == ["max_steps", "warmup_steps", "start_factor"]
     assert factor(100) == 0.5
     assert instantiate([1, {"a": "b"}, None], provide, "x") == [1, {"a": "b"}, None]
 

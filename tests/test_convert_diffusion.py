@@ -132,6 +132,95 @@ def test_irregular_files_are_read(tmp_path):
     assert torch.load(path, weights_only=True)["state_dict"].keys() == state.keys()
 
 
+def test_what_the_public_code_also_writes_comes_in(tmp_path, caplog):
+    state = random_state("celebahq")
+    logvar = {"logvar": torch.randn(1000)}
+    loss = {"first_stage_model.loss.discriminator.main.0.weight": torch.ones(2),
+            "first_stage_model.loss.perceptual_loss.lin0.model.1.weight": torch.ones(2)}  # fmt: skip
+    run = imported("celebahq", tmp_path, {**logvar, **state, **loss})
+    assert "logvar" in caplog.text
+    [path] = export_model(run.folder, "published", tmp_path / "out")
+    back = torch.load(path, weights_only=True)["state_dict"]
+    assert list(back) == ["logvar", *state] and torch.equal(back["logvar"], logvar["logvar"])
+    trained = torch.load(next(run.folder.glob("first_stage/checkpoints/*.ckpt")) / "state.pt", weights_only=True)
+    assert "reconstruction.discriminator.main.0.weight" in trained["trained"]
+
+
+def test_models_of_num_classes_come_in(tmp_path):
+    """Their network holds the classes and adds them to the noise embedding; ours are a conditioner's."""
+    plain = random_state("cin256_v2")
+    words = ["network.project_vector=false", "conditioner.label.slot=vector", "conditioner.label.width=128",
+             "conditioner.label.has_null=false", "conditioner.label.drop_prob=0", "ema=default"]  # fmt: skip
+    state = random_state("cin256_v2", *words)
+    names = list(state)
+    place = names.index("model.diffusion_model.label_emb.weight")
+    assert names[place - 1] == "model.diffusion_model.time_embed.2.bias" and state[names[place]].shape == (9, 128)
+    assert "model_ema.diffusion_modellabel_embweight" in state and not any(n.startswith("cond_stage") for n in names)
+    own = tree("cin256_v2", *words)
+    run = import_checkpoint(saved(tmp_path / "model.ckpt", state), own, tmp_path / "run", None)
+    [path] = export_model(run.folder, "published", tmp_path / "out")
+    back = torch.load(path, weights_only=True)["state_dict"]
+    assert list(back) == names and all(torch.equal(back[name], value) for name, value in state.items())
+    model = load(run.folder)
+    average = state["model_ema.diffusion_modellabel_embweight"]
+    vectors = model.conditioner({"label": torch.tensor([3])}, drop=model.conditioner.drop_none(1))
+    assert torch.equal(vectors["vector"], average[3:4])
+    with pytest.raises(ValueError, match=r"num_classes=9 conditioner\.label\.width=128"):
+        imported("cin256_v2", tmp_path, {**plain, names[place]: average})
+    with pytest.raises(ValueError, match=r"conditioner\.label\.width=128"):
+        Parts(tree("cin256_v2", words[0], words[1]))["network"]
+
+
+def test_files_that_others_made_smaller_are_read(tmp_path, caplog):
+    state = random_state("celebahq")
+    own = {key: value for key, value in state.items() if key.startswith("model.")}
+    averages = {key: value for key, value in state.items() if key not in own and key not in buffers_of(state)}
+    half = {f"module.{key}": value.half() if value.is_floating_point() else value for key, value in averages.items()}
+    model = load(imported("celebahq", tmp_path, half).folder)
+    assert "it is taken for them" in caplog.text and "says nothing of its schedule" in caplog.text
+    expected = state["model_ema.diffusion_modelout2weight"].half().float()
+    assert torch.equal(model.denoiser.network.state_dict()["out.2.weight"], expected)
+
+
+def buffers_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if "." not in key}
+
+
+def test_a_model_with_a_cosine_schedule_comes_in(tmp_path, caplog):
+    state = random_state("celebahq", "schedule=cosine")
+    assert state["betas"][-1] == pytest.approx(0.999)
+    cosine = tree("celebahq", "schedule=cosine")
+    run = import_checkpoint(saved(tmp_path / "model.ckpt", state), cosine, tmp_path / "run", None)
+    assert "alphas_cumprod" not in caplog.text
+    for given, words in (
+        ("cosine", "cosine"),
+        ("linear", r"linear schedule.beta_start=0.0015 schedule.beta_end=0.0195"),
+    ):
+        folder = tmp_path / given
+        folder.mkdir()
+        imported("celebahq", folder, random_state("celebahq", f"schedule={given}"))
+        assert f"the file's is schedule={words}" in caplog.text
+    model = load(run.folder)
+    sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": 2})
+    images = model.generate(sampling, {"number": torch.arange(1)}, torch.arange(1), seed=0, size=64)
+    assert images.isfinite().all()
+    [path] = export_model(run.folder, "published", tmp_path / "out")
+    assert torch.equal(torch.load(path, weights_only=True)["state_dict"]["betas"], state["betas"])
+
+
+def test_what_is_a_part_or_another_model_is_named(tmp_path):
+    state = random_state("celebahq")
+    network = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    for strange, words in (
+        (network, r"a U-Net alone, .*first_stage_model"),
+        ({**state, "cond_stage_model.model.positional_embedding": torch.ones(1)}, "Stable Diffusion 2"),
+        ({**state, "conditioner.embedders.0.x": torch.ones(1)}, "Stable Diffusion XL"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            imported("celebahq", tmp_path, strange)
+    assert not (tmp_path / "celebahq").exists()
+
+
 def test_both_spellings_of_clips_names_are_read(tmp_path):
     state = random_state("sd_v1")
     flat = {key.replace("transformer.text_model.", "transformer."): value for key, value in state.items()}
@@ -211,9 +300,9 @@ def test_the_buffers_are_those_of_ddpm():
     schedule = Parts(tree("celebahq"))["schedule"]
     found = buffers(schedule)
     betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2
-    torch.testing.assert_close(found["betas"].double(), betas, rtol=1e-4, atol=1e-9)
+    assert torch.equal(found["betas"], betas.float())
     alpha_bar = (1 - betas).cumprod(0)
-    torch.testing.assert_close(found["alphas_cumprod"].double(), alpha_bar, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(found["alphas_cumprod"].double(), alpha_bar, rtol=1e-7, atol=0)
     # the posterior's mean of x0 = 1, x_t = sqrt(alpha_bar): alpha_bar_{t-1}^(1/2)
     mean = found["posterior_mean_coef1"] + found["posterior_mean_coef2"] * found["sqrt_alphas_cumprod"]
     torch.testing.assert_close(mean, found["alphas_cumprod_prev"].sqrt(), rtol=1e-4, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.experts import Expert, ExpertDenoiser, check_cover, children, node_interval, parent
+from ldm.diffusion.experts import Expert, ExpertDenoiser, check_cover, children, node_interval, parent, subtract
 from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, logit_normal
 from ldm.diffusion.precond import V
 from ldm.diffusion.samplers import dpmpp_2m, euler, heun, kutta3
@@ -96,6 +96,19 @@ def test_a_level_tiles_and_children_split_their_parent(noise):
     for index in range(4):
         low, high = (node_interval(noise, *child) for child in children(2, index))
         assert (low[0], high[1]) == node_interval(noise, 2, index) and low[1] == high[0]
+
+
+def test_cuts_that_fp32_has_rounded_agree_with_those_that_it_has_not():
+    noise = Discrete(SCHEDULE)
+    low, high = node_interval(noise, 2, 0), node_interval(noise, 2, 1)
+    rounded = torch.tensor(low[1]).float().item()  # as runs of earlier versions say it
+    assert rounded != high[0]
+    rest = node_interval(noise, 1, 1)
+    check_cover([[(low[0], rounded)], [high], [rest]])
+    assert subtract([(0.0, math.inf)], (0.0, rounded)) == [(rounded, math.inf)]
+    assert subtract([high], (rounded, high[1])) == []
+    with pytest.raises(ValueError, match="gap"):
+        check_cover([[(low[0], rounded * (1 - 1e-6))], [high], [rest]])
 
 
 @each_noise

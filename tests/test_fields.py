@@ -152,12 +152,26 @@ def test_a_crop_leaves_out_what_it_does_not_show_and_says_where_it_lies() -> Non
     assert right[6:] == [6, 168]
 
 
+def test_the_first_objects_are_taken_and_then_what_is_outside_or_without_area_is_left_out() -> None:
+    whole = [0, 0, 1, 1]
+    boxes = {
+        1: [0, 0, 0.4, 1],
+        2: whole,
+        3: [0.6, 0, 1, 1],
+    }
+    value = LAYOUT.read(as_json(objects=[{"category": c, "box": box} for c, box in boxes.items()]), (16, 8))
+    right = LAYOUT.collate([value], [View(left=0.999)], 8)[0].tolist()
+    assert right[:6:3] == [2, 169]  # the first lies outside, the third is not looked at
+    flat = [{"category": 1, "box": [0.5, 0, 0.5, 1]}, {"category": 2, "box": whole}]
+    assert collate(LAYOUT, LAYOUT.read(as_json(objects=flat), SIZE))[0].tolist()[:6:3] == [2, 169]
+
+
 def test_objects_come_in_an_order_drawn_by_the_view() -> None:
     objects = [{"category": c, "box": [0, 0, 1, 1]} for c in range(6)]
     value = LAYOUT.read(as_json(objects=objects), SIZE)
     views = Augmentation(seed=0, horizontal_flip_prob=0, random_crop=False).views(np.arange(300))
     first = LAYOUT.collate([value] * 300, views, 8)[:, 0]
-    assert first.bincount(minlength=6).min() > 30
+    assert first.bincount(minlength=6).tolist()[2:] == [0] * 4 and first.bincount()[:2].min() > 100
     assert torch.equal(first, LAYOUT.collate([value] * 300, views, 8)[:, 0])
 
 

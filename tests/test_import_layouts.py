@@ -18,7 +18,7 @@ from ldm.checkpoint import kinds
 from ldm.checkpoint.export import diffusers_names
 from ldm.checkpoint.weights import load
 from ldm.config import compose
-from ldm.convert import import_checkpoint, layout
+from ldm.convert import export_model, import_checkpoint, layout
 
 SMALL = "autoencoder.channels=8 autoencoder.norm_groups=4 autoencoder.num_blocks=1 image_size=32".split()
 State = dict[str, Tensor]
@@ -143,6 +143,33 @@ def test_a_folder_of_diffusers_says_its_factor_itself(tmp_path, caplog):
         import_checkpoint(run.folder / "weights", tree(), tmp_path / "other", None)
 
 
+@pytest.mark.parametrize("name", ["kl_f8", "vq_f4"])
+def test_ends_may_be_wider_than_the_latent(name, tmp_path):
+    own = {**tree(name), "autoencoder": {**tree(name)["autoencoder"], "z_channels": 6}}
+    shapes = {key: json.loads(shape) for key, shape in (line.split("\t") for line in layout(own))}
+    channels = own["regularizer"]["channels"]
+    moments = 2 if name == "kl_f8" else 1
+    assert shapes["quant_conv.weight"] == [moments * channels, moments * 6, 1, 1]
+    assert shapes["post_quant_conv.weight"] == [6, channels, 1, 1] and shapes["decoder.conv_in.weight"][1] == 6
+    state = {key: torch.randn(shape) * 0.1 for key, shape in shapes.items()}
+    torch.save(state, tmp_path / "model.pt")
+    run = import_checkpoint(tmp_path / "model.pt", own, tmp_path / "run", 0.5)
+    stage = load_first_stage(run.folder)
+    image = torch.zeros(1, 3, 32, 32)
+    assert stage.decode(stage.encode(image)).shape == image.shape
+    [path] = export_model(run.folder, "published", tmp_path / "out")
+    assert same(load(run.folder).state, torch.load(path, weights_only=True)["state_dict"])
+    if name == "kl_f8":
+        with pytest.raises(ValueError, match=r"autoencoder\.z_channels=6: diffusers"):
+            export_model(run.folder, "diffusers", tmp_path / "diffusers")
+    else:
+        export_model(run.folder, "diffusers", tmp_path / "diffusers")
+        config = json.loads((tmp_path / "diffusers/config.json").read_text())
+        assert (config["latent_channels"], config["vq_embed_dim"]) == (6, 3)
+    with pytest.raises(ValueError, match=r"the file's is .*autoencoder\.z_channels=6"):
+        import_checkpoint(tmp_path / "model.pt", tree(name), tmp_path / "other", 0.5)
+
+
 def test_a_factor_that_is_assumed_is_said(tmp_path, caplog):
     imported(state_of(), tmp_path, factor=None)
     assert [line for line in caplog.messages if "scale_factor=0.18215 is assumed" in line and "0.13025" in line]
@@ -154,7 +181,7 @@ def test_a_factor_that_is_assumed_is_said(tmp_path, caplog):
 
 
 def test_a_first_stage_of_other_sizes_says_which(tmp_path):
-    with pytest.raises(ValueError, match=r"does not fit this model: .*the file's is VQ with 16 codes, f = 4, 3 latent"):
+    with pytest.raises(ValueError, match=r"does not fit .*is VQ with 16 codes, f = 4, regularizer\.channels=3"):
         imported(state_of("vq_f4"), tmp_path)
     two = below("a.", state_of()) | below("b.", state_of())
     with pytest.raises(ValueError, match=r"several first stages \(a\., b\.\)"):
@@ -185,13 +212,14 @@ STRANGE = {
     "lin0.model.1.weight": "a perceptual distance",
     "network.out.2.weight": "a run of this project",
     "layer1.0.conv1.weight": "a ResNet",
+    "autoencoder.encoder.conv_in.weight": "a run of this project",
     "head.weight": "nor anything known here; its 1 names begin with head.weight",
 }
 
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_what_is_no_first_stage_is_named_in_a_line(name, tmp_path):
-    with pytest.raises(ValueError, match=f"not a first stage|{STRANGE[name]}") as caught:
+    with pytest.raises(ValueError, match=f"not a (published )?first stage|{STRANGE[name]}") as caught:
         imported({name: torch.zeros(1)}, tmp_path)
     assert STRANGE[name] in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert not (tmp_path / "run").exists()

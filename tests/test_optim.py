@@ -26,6 +26,17 @@ def test_cosine_goes_from_1_to_the_final_factor_and_stays():
     assert all(a < b for a, b in itertools.pairwise(factor(step) for step in range(11)))
 
 
+def test_a_warm_up_starts_where_it_is_told():
+    published = cosine(max_steps=50_000, warmup_steps=1000, final_factor=0.001, start_factor=0.01)  # of inpainting_big
+    places = {0: 0.001, 500: 0.0505, 1000: 0.1, 25_500: 0.05005, 50_000: 1e-4, 360_000: 1e-4}
+    assert [0.1 * published(step) for step in places] == pytest.approx(list(places.values()))
+    line = constant(warmup_steps=10, start_factor=0.5)
+    assert [line(step) for step in (0, 5, 10, 11)] == pytest.approx([0.5, 0.75, 1, 1])
+    assert constant(start_factor=0.5)(0) == 1
+    with pytest.raises(ValueError, match=r"lr\.start_factor=2"):
+        constant(1, 2.0)
+
+
 def test_cosine_is_half_a_cosine():
     factor = cosine(max_steps=100)
     for step in range(101):
@@ -42,6 +53,15 @@ def network() -> nn.Module:
     layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2))
     layers[3].bias.requires_grad_(False)
     return layers
+
+
+def test_vectors_are_decayed_where_that_is_asked_for_and_keep_their_places():
+    one, other = (
+        adamw(lr=0.1, weight_decay=0.5, decay_vectors=all_of_them)(network()) for all_of_them in (False, True)
+    )
+    assert {group["weight_decay"] for group in other.param_groups} == {0.5}
+    shapes = [[[p.shape for p in group["params"]] for group in o.param_groups] for o in (one, other)]
+    assert shapes[0] == shapes[1]  # so that one's state is the other's
 
 
 def test_decay_is_on_matrices_and_kernels_only():

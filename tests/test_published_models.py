@@ -16,7 +16,7 @@ MODELS = {
     "celebahq": (274.06, 955, "6273902990a1"),
     "ffhq": (274.06, 955, "6273902990a1"),
     "lsun_beds": (274.06, 955, "6273902990a1"),
-    "lsun_churches": (294.97, 1303, "6bbfbf96d23a"),
+    "lsun_churches": (294.97, 1303, "e767984dedb0"),
     "cin256_f8": (394.98, 1566, "5ac23bf0d91a"),
     "cin256_v2": (400.92, 906, "8fdf419739d7"),
     "text2img_1p45b": (872.30, 1368, "a3df8efca227"),
@@ -79,6 +79,28 @@ def test_layouts_are_the_published_ones_to_the_line(name):
     _, count, digest = MODELS[name]
     assert len(lines) == count
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12] == digest
+
+
+def test_recipes_are_the_published_ones():
+    absolute = {"lsun_churches", "layout_openimages", "layout_coco", "semantic_landscapes", "semantic_landscapes_512",
+                "inpainting_big"}  # fmt: skip
+    for name in MODELS.keys() | {"layout_coco", "cin256_f4"}:
+        own = tree(name)
+        assert Parts(own)["loss"].func.__name__ == "absolute" if name in absolute else own["loss"] is None
+        assert own["optimizer"]["decay_vectors"] and own["optimizer"]["weight_decay"] == 0.01
+    big = tree("inpainting_big")
+    with_base = big["optimizer"]["lr"] * 10 / big["data"]["batch_size"]  # the published base rate times its factor
+    rates = [with_base * factor / 10 * 1e6 for factor in map(Parts(big)["lr"], (0, 1000, 50_000, 300_000))]
+    assert rates == pytest.approx([0.001, 0.1, 0.0001, 0.0001])
+
+
+def test_an_experiment_takes_another_option_of_a_group_than_its_own():
+    assert "beta_start" not in tree("inpainting", "schedule=cosine")["schedule"]
+    assert Parts(tree("celebahq", "schedule=cosine"))["precond"].schedule.num_timesteps == 1000
+    assert "eta" not in tree("lsun_beds", "sampler=euler")["sampler"]
+    assert tree("celebahq", "schedule=linear")["schedule"]["beta_end"] == 0.0195
+    with pytest.raises(ValueError, match=r"schedule\.beta_start: no such key"):
+        tree("celebahq", "schedule=cosine", "schedule.beta_start=0.1")
 
 
 def test_a_model_whose_first_stage_is_only_described_asks_for_it():

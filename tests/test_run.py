@@ -609,3 +609,14 @@ def test_loading_what_is_not_there_is_refused(tmp_path):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="not a run's folder"):
         load(tmp_path)
+
+
+def test_a_key_that_was_added_since_does_not_keep_a_run_from_being_resumed(tmp_path):
+    now = compose("config", ["experiment=ldm/celebahq", "optimizer.decay_vectors=false"], complete=False)
+    before = {**now, "optimizer": {key: now["optimizer"][key] for key in ("_target_", "lr", "betas")}}
+    before = {key: value for key, value in before.items() if key != "loss"}
+    check_unchanged(before, now, tmp_path)
+    check_unchanged(now, before, tmp_path)
+    changed = {**now, "optimizer": {**now["optimizer"], "decay_vectors": True}}
+    with pytest.raises(ValueError, match=r"optimizer\.decay_vectors is True, but the run .* was started with False"):
+        check_unchanged(before, changed, tmp_path)

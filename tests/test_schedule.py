@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ldm.diffusion.precond import Eps
 from ldm.diffusion.schedule import MAX_SIGMA, VE, Discrete, Flow, cosine, given, linear, scaled_linear, sqrt
 
 STABLE_DIFFUSION = scaled_linear(0.00085, 0.012)
@@ -46,6 +47,35 @@ def test_steps_and_sigmas_correspond_exactly_also_in_float32(schedule):
     torch.testing.assert_close(sigma, schedule.sigmas, rtol=1e-14, atol=0)
     assert torch.equal(schedule.t(schedule.sigmas), steps.double() / 999)
     assert torch.equal(schedule.chain(), schedule.sigmas)
+
+
+@each_discrete
+def test_a_chain_is_that_of_its_betas_to_the_last_digits_and_met_in_float32(schedule):
+    levels = schedule.sigmas
+    for near in (levels.float(), levels * (1 - 2.0**-24), levels * (1 + 2.0**-24)):
+        assert torch.equal(schedule.timestep(near), torch.arange(1000.0, dtype=torch.float64))
+        assert schedule.t(near[[0, -1]]).tolist() == [0, 1]
+    assert not torch.equal(levels.float().double(), levels)
+    away = levels[:-1] * (1 + 1e-6)
+    assert bool((schedule.timestep(away) > torch.arange(999)).all())
+
+
+def test_betas_come_back_from_the_sigmas():
+    betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = 1 / (1 + scaled_linear(0.0015, 0.0195).sigmas ** 2)
+    found = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    torch.testing.assert_close(found, betas, rtol=1e-11, atol=0)
+
+
+def test_a_cosine_chain_is_no_pure_noise_and_eps_prediction_takes_it():
+    schedule = SCHEDULES["cosine"]
+    assert schedule.sigmas[-1].item() == pytest.approx(2.03e4, rel=0.01) and not schedule.is_pure_noise
+    sigma = schedule.sigmas[[0, 500, 999]].float()
+    _, c_out, _, c_noise = Eps(schedule)(sigma)
+    assert c_noise.tolist() == [0, 500, 999] and torch.equal(c_out, -sigma)
+    with pytest.raises(ValueError, match="pure noise"):
+        Eps(SCHEDULES["zero_snr"])
+    assert not cosine(10_000).is_pure_noise
 
 
 def test_timesteps_interpolate_in_log_sigma_and_stop_at_the_ends():
@@ -123,7 +153,7 @@ def test_outside_the_span_is_an_error(schedule):
         with pytest.raises(ValueError, match="t: schedule time"):
             schedule.sigma(torch.tensor([t]))
     with pytest.raises(ValueError, match="sigma: this schedule spans"):
-        schedule.t(torch.tensor([2 * MAX_SIGMA]))
+        schedule.t(torch.tensor([100 * MAX_SIGMA]))
 
 
 def test_bad_schedules_are_refused():

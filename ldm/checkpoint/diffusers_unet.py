@@ -66,6 +66,8 @@ def config(network: Mapping[str, Any], in_channels: int, widths: Mapping[str, in
     """
     if network["patch_size"] != 1:
         raise ValueError("network.patch_size: diffusers' U-Nets have no patches; train with patch_size=1 to export")
+    if not network.get("project_vector", True):
+        raise ValueError("network.project_vector: diffusers' U-Nets project a vector; export format=safetensors")
     by_tokens, by_vector, updown = widths["tokens_width"], widths["vector_width"], network["resblock_updown"]
     attends = [2**level in network["attention_factors"] for level in range(len(network["multipliers"]))]
     if by_vector and not by_tokens:

@@ -123,11 +123,17 @@ def write_diffusers_autoencoder(
     `state` bears the published names, `network` is the tree's autoencoder.
     """
     codebook = state.get("quantize.embedding.weight")
+    z_channels, num_channels = state["post_quant_conv.weight"].shape[:2]
+    if codebook is None and z_channels != num_channels:
+        raise ValueError(
+            f"autoencoder.z_channels={z_channels}: diffusers' AutoencoderKL has as many as the latent, {num_channels}; "
+            "export format=safetensors"
+        )
     if codebook is None:
         kind, own = "AutoencoderKL", {"latent_channels": len(state["quant_conv.bias"]) // 2}
     else:
-        kind, num_channels = "VQModel", codebook.shape[1]
-        own = {"num_vq_embeddings": len(codebook), "vq_embed_dim": num_channels, "latent_channels": num_channels}
+        kind = "VQModel"
+        own = {"num_vq_embeddings": len(codebook), "vq_embed_dim": num_channels, "latent_channels": z_channels}
     levels = range(len(network["multipliers"]))
     attends = [2**level in network["attention_factors"] for level in levels]
     config = {

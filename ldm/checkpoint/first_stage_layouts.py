@@ -26,6 +26,8 @@ def in_published(state: State, expected: Mapping[str, Tensor], num_levels: int, 
 
     What was done is logged. Raises ValueError, saying what the file is, if there is no first stage in it.
     """
+    if kinds.recognise(state) is kinds.OWN:
+        raise kinds.refusal(state, source, "a published first stage")
     state = weights_of_average(state, expected, "", source)
     prefix = _prefix(state, source)
     if prefix:
@@ -88,5 +90,7 @@ def facts(state: Mapping[str, Tensor]) -> str:
         return ""
     codes = state.get("quantize.embedding.weight")
     kind = "KL" if codes is None else f"VQ with {len(codes)} codes"
-    width, channels = len(state[ANCHOR]), state["post_quant_conv.weight"].shape[1]
-    return f"; the file's is {kind}, f = {2 ** max(levels)}, {channels} latent channels, autoencoder.channels={width}"
+    width, (z_channels, channels) = len(state[ANCHOR]), state["post_quant_conv.weight"].shape[:2]
+    ends = f", autoencoder.z_channels={z_channels}" if z_channels != channels else ""
+    f = 2 ** max(levels)
+    return f"; the file's is {kind}, f = {f}, regularizer.channels={channels}, autoencoder.channels={width}{ends}"

@@ -33,6 +33,7 @@ SCHEDULE = (
     "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2"
 ).split()
 NETWORK = "model.diffusion_model."
+CLASSES = "label_emb.weight"  # of the network, in models of num_classes
 LATENT = "first_stage_model."
 CONDITIONER = "cond_stage_model."
 LOG_VARIANCE = "logvar"  # learned, of the loss at each step

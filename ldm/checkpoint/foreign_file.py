@@ -144,11 +144,14 @@ def _averages(content: object, state: State) -> State:
     """An average that lies beside the weights, under the names of one in a published state."""
     found = next((held for name in AVERAGES if (held := _state(content.get(name))[1])), {})
     # Of a whole model it is that of its part `model`, of a first stage that of all.
-    return {
+    averages = {
         average_name(key.removeprefix("model.")): value
         for key, value in _plain(found).items()
         if key in state and value.is_floating_point() and not key.startswith(AVERAGE)
     }
+    if found and not averages:
+        log.warning("the average beside the weights has other names than they, and is left")
+    return averages
 
 
 class _Inert:

@@ -38,6 +38,11 @@ SD2 = Kind(
     r"^cond_stage_model\.model\.",
     f"{_NOT_BUILT}; its first stage can be taken from it: experiment=ldm/first_stage/kl_f8",
 )
+OWN = Kind(
+    "weights of a run of this project",
+    r"^(autoencoder|network|regularizer)\.",
+    "they need no import: first_stage=, model= and branch= take the run's folder",
+)
 # The first that matches counts: from what is added to other models to what is a part of many.
 KINDS = (
     Kind(
@@ -47,7 +52,7 @@ KINDS = (
     ),
     Kind("a textual inversion, the embedding of a word", r"^(emb_params|<[^>]*>|\*)$", _NO_MODEL),
     Kind("a ControlNet", r"^control_model\.|controlnet_(cond_embedding|down_blocks|mid_block)", _NOT_BUILT),
-    Kind("weights of a run of this project", r"^(autoencoder|network|regularizer)\.", "name its run, without import"),
+    OWN,
     SDXL,
     SD2,
     WHOLE,

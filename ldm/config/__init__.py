@@ -5,7 +5,7 @@ What may be instantiated is exactly what the leaf files in ``conf/`` name, where
 an optimizer, a scheduler or Lightning's Trainer; nothing else, whatever a command line or a checkpoint's tree says.
 """
 
-from ldm.config.building import instantiate, takes
+from ldm.config.building import completed, instantiate, takes
 from ldm.config.composing import compose
 from ldm.config.entry import guarded, help_text
 from ldm.config.keys import SWEPT, is_literal
@@ -15,7 +15,7 @@ from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import expand_sweep, overriding, run_name, split_literal
 
 __all__ = [
-    "CONF", "SWEPT", "accepts", "check_range", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text",
+    "CONF", "SWEPT", "accepts", "check_range", "completed", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text",
     "instantiate", "is_literal", "load_plain", "load_tree", "overriding", "registry", "resolve_target", "run_name",
     "split_literal", "takes", "validate",
 ]  # fmt: skip

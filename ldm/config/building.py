@@ -39,3 +39,17 @@ def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
 def takes(node: dict[str, Any], name: str) -> bool:
     """Whether the constructor of a node has the argument `name`."""
     return name in parameters(resolve_target(node["_target_"], name))
+
+
+def completed(node: Any) -> Any:
+    """The tree with its constructors' defaults for what it leaves out: a run keeps its meaning when keys are added."""
+    if isinstance(node, list):
+        return [completed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    defaults = {}
+    if "_target_" in node:
+        taken = parameters(resolve_target(node["_target_"], "_target_"))
+        plain = {name: p.default for name, p in taken.items() if p.default is not inspect.Parameter.empty}
+        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+    return {**defaults, **{key: completed(value) for key, value in node.items()}}

@@ -108,17 +108,26 @@ def _is_left_out(node: Any, path: list[str]) -> bool:
 
 
 def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
-    """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays."""
+    """Drop what an experiment sets in options of a group for which others are chosen here; what is set here stays.
+
+    Of a group that has one option these are keys that the chosen one does not have.
+    """
     _, choices = root(config_name)
+    set_here = [own.key_or_group for own in parsed]
     for override in parsed:
-        group, chosen = override.key_or_group, override.value()
-        several = isinstance(choices.get(group), list) and isinstance(chosen, list)
-        if not several or not isinstance(tree.get(group), dict):
+        group, chosen, node = override.key_or_group, override.value(), tree.get(override.key_or_group)
+        if group not in choices or not isinstance(node, dict):
             continue
-        set_here = [own.key_or_group for own in parsed]
-        for name in tree[group].keys() - set(chosen):
+        if isinstance(choices[group], list) and isinstance(chosen, list):
+            unchosen = node.keys() - set(chosen)
+        elif isinstance(chosen, str) and "_target_" in node and "experiment" in set_here:
+            known = parameters(resolve_target(node["_target_"], group))
+            unchosen = {key for key in node if key not in known and not key.startswith("_")}
+        else:
+            continue
+        for name in unchosen:
             if not any(f"{key}.".startswith(f"{group}.{name}.") for key in set_here):
-                del tree[group][name]
+                del node[name]
 
 
 def _check_root(tree: dict[str, Any], config_name: str) -> None:

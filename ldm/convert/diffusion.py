@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.build import Parts, load_autoencoder, load_first_stage
 from ldm.checkpoint import export as exports
@@ -22,7 +22,7 @@ from ldm.conditioners import clip
 from ldm.conditioners.base import Conditioners
 from ldm.convert import first_stage as first_stages
 from ldm.convert import pipelines
-from ldm.diffusion.schedule import Discrete
+from ldm.convert.schedule_buffers import buffers, compare_schedule, discrete, with_schedule
 from ldm.files import replace
 from ldm.run import Run, code_version
 
@@ -37,52 +37,60 @@ def published(tree: dict[str, Any]) -> foreign.State:
     if not tree.get("network") or not tree.get("autoencoder"):
         raise ValueError("experiment: only first stages and latent diffusion models are published")
     parts = Parts({**tree, "first_stage": None})  # described by the tree, whether it is there or not
-    length = len(_discrete(parts).sigmas)
+    length = len(discrete(parts).sigmas)
     with torch.device("meta"):
-        network = parts["network"]
+        names = _network_names(parts)
         state = {name: torch.empty(length) for name in foreign.SCHEDULE}
         if tree["task"]["single_factor"]:
             state[foreign.SCALE_FACTOR] = torch.empty(())
-        state |= {f"{foreign.NETWORK}{name}": value for name, value in network.state_dict().items()}
+        held = _held(parts)
+        state |= {f"{foreign.NETWORK}{theirs}": held[name] for name, theirs in names.items()}
         if tree["ema"]:
             state |= {name: torch.empty(()) for name in foreign.AVERAGE_COUNTERS}
-            state |= {foreign.average_name(f"diffusion_model.{name}"): p for name, p in network.named_parameters()}
+            trained = {theirs: held[name] for name, theirs in names.items() if isinstance(held[name], nn.Parameter)}
+            state |= {foreign.average_name(f"diffusion_model.{theirs}"): p for theirs, p in trained.items()}
         first_stage = first_stages.published(tree)
         state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
         state |= {f"{foreign.CONDITIONER}{name}": value for name, value in _condition(parts, first_stage).items()}
     return state
 
 
-def _discrete(parts: Parts) -> Discrete:
-    schedule = parts["schedule"]
-    if not isinstance(schedule, Discrete):
-        raise ValueError("schedule: the published layout has the buffers of a chain of steps, as scaled_linear is")
-    return schedule
+def _held(parts: Parts) -> dict[str, Tensor]:
+    """What the model holds, as our weights name it; parameters as such."""
+    with torch.device("meta"):
+        model = nn.ModuleDict({"network": parts["network"], "conditioner": parts["conditioner"]})
+    return {**model.state_dict(keep_vars=True)}
+
+
+def _network_names(parts: Parts) -> dict[str, str]:
+    """Ours -> theirs, below `NETWORK` and in their order, of what their network holds: ours and perhaps the classes."""
+    with torch.device("meta"):
+        names = {f"network.{name}": name for name in parts["network"].state_dict()}
+    classes = _classes(parts)
+    if classes is None:
+        return names
+    first = {name: theirs for name, theirs in names.items() if theirs.startswith("time_embed.")}
+    return {**first, f"conditioner.parts.{classes}.embedding.weight": foreign.CLASSES, **names}
+
+
+def _classes(parts: Parts) -> str | None:
+    """The conditioner whose vectors the network adds as they are: in the published layout it is a part of it."""
+    if parts.tree["network"].get("project_vector", True):
+        return None
+    return next((name for name, part in parts["conditioner"].parts.items() if part.slot == "vector"), None)
 
 
 def _condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:
     """What published files hold of the one conditioner that has anything to hold."""
     held = {}
-    for part in parts["conditioner"].parts.values():
+    for name, part in parts["conditioner"].parts.items():
+        if name == _classes(parts):
+            continue
         own = dict(first_stage) if part.shares_first_stage else part.published_state()
         if own and held:
             raise ValueError("conditioner: the published layout holds one conditioner with weights, not several")
         held = held or own
     return held
-
-
-def buffers(schedule: Discrete) -> foreign.State:
-    """The twelve buffers of a schedule, float32, by name (arXiv 2006.11239, equations 4 to 7)."""
-    alpha_bar = 1 / (1 + schedule.sigmas**2)
-    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    beta = 1 - alpha_bar / before
-    variance = beta * (1 - before) / (1 - alpha_bar)
-    values = (
-        beta, alpha_bar, before, alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), (1 - alpha_bar).log(),
-        (1 / alpha_bar).sqrt(), (1 / alpha_bar - 1).sqrt(), variance, variance.clamp(min=1e-20).log(),
-        beta * before.sqrt() / (1 - alpha_bar), (1 - before) * (1 - beta).sqrt() / (1 - alpha_bar),
-    )  # fmt: skip
-    return {name: value.float() for name, value in zip(foreign.SCHEDULE, values, strict=True)}
 
 
 def import_state(
@@ -99,7 +107,7 @@ def import_state(
         raise kinds.refusal(state, source, "a latent diffusion model")
     state = {_regular(name): value for name, value in state.items() if not name.startswith(foreign.IRREGULAR)}
     state = first_stage_layouts.weights_of_average(state, described, "model.", source)
-    state = _with_schedule(state, Parts(tree), source)
+    state = with_schedule(state, Parts(tree), source)
     tree = _as_the_file(tree, state)
     expected = published(tree)
     parts = Parts(tree)
@@ -110,8 +118,9 @@ def import_state(
     if foreign.LOG_VARIANCE in state:
         log.warning("%s: logvar, the learned scale of the loss at each step, is kept for export alone", source)
         expected = {foreign.LOG_VARIANCE: state["betas"], **expected}
+    _check_classes(expected, state, source)
     weights.check_fit(expected, _without(state, f"{foreign.LATENT}{foreign.LOSS}"), source)
-    _compare_schedule(_discrete(parts), state, source)
+    compare_schedule(discrete(parts), state, source)
 
     fs_tree = {**tree, **dict.fromkeys(_STAGE_TWO), "conditioner": {}, "first_stage": None}
     factor = scale_factor or state.get(foreign.SCALE_FACTOR)
@@ -126,7 +135,7 @@ def import_state(
         held = {**tree["conditioner"]["clip_text"], "path": str(out / TEXT_ENCODER)}
         tree = {**tree, "conditioner": {**tree["conditioner"], "clip_text": held}}
 
-    own, ema = _ours(conditioner, state)
+    own, ema = _ours(parts, state)
     about = {
         "intervals": parts["expert"].intervals(parts["noise"]),
         "latent": load_first_stage(folder).spec.to_dict(),
@@ -186,34 +195,29 @@ def _without_repeated(state: foreign.State, source: str) -> foreign.State:
     return _without(state, foreign.CONDITIONER)
 
 
-def _with_schedule(state: foreign.State, parts: Parts, source: str) -> foreign.State:
-    """`state` with the buffers of the tree's schedule if it lacks all of them, as files that others made smaller do."""
-    if any(name in state for name in foreign.SCHEDULE):
-        return state
-    log.warning("%s: says nothing of its schedule; the experiment's is taken", source)
-    return {**buffers(_discrete(parts)), **state}
+def _check_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raises ValueError with the words that make a model of num_classes out of a tree, if only the file is one."""
+    name = f"{foreign.NETWORK}{foreign.CLASSES}"
+    if name in state and name not in expected:
+        rows, width = state[name].shape
+        raise ValueError(
+            f"{source}: a model of num_classes, whose classes are added to the noise embedding; import it with "
+            "network.project_vector=false conditioner=[label] conditioner.label.slot=vector "
+            f"conditioner.label.num_classes={rows} conditioner.label.width={width} conditioner.label.has_null=false "
+            "conditioner.label.drop_prob=0"
+        )
 
 
-def _compare_schedule(schedule: Discrete, state: Mapping[str, Tensor], source: str) -> None:
-    """Say so if the file was trained with other noise than the tree's."""
-    own, theirs = buffers(schedule)["alphas_cumprod"], state["alphas_cumprod"].float()
-    if not torch.allclose(own, theirs, rtol=1e-3, atol=1e-6):
-        log.warning(
-            "%s: its alphas_cumprod ends at %.3g, the experiment's schedule at %.3g; the experiment's is used",
-            source, theirs[-1], own[-1],
-        )  # fmt: skip
-
-
-def _ours(conditioner: Conditioners, state: Mapping[str, Tensor]) -> tuple[foreign.State, foreign.State]:
+def _ours(parts: Parts, state: Mapping[str, Tensor]) -> tuple[foreign.State, foreign.State]:
     """(our state of the model, the averages in it) from a published state, fp32."""
-    network = _below(state, foreign.NETWORK)
-    own = {f"network.{name}": value.float() for name, value in network.items()}
-    for name, part in conditioner.parts.items():
-        if part.state_dict():
+    names = _network_names(parts)
+    own = {name: state[f"{foreign.NETWORK}{theirs}"].float() for name, theirs in names.items()}
+    for name, part in parts["conditioner"].parts.items():
+        if part.state_dict() and name != _classes(parts):
             given = _below(state, foreign.CONDITIONER)
             own |= {f"conditioner.parts.{name}.{key}": value.float() for key, value in given.items()}
-    places = {name: foreign.average_name(f"diffusion_model.{name}") for name in network}
-    return own, {f"network.{name}": state[place].float() for name, place in places.items() if place in state}
+    places = {name: foreign.average_name(f"diffusion_model.{theirs}") for name, theirs in names.items()}
+    return own, {name: state[place].float() for name, place in places.items() if place in state}
 
 
 def _all_trained(conditioner: Conditioners, own: foreign.State, ema: foreign.State) -> foreign.State:
@@ -243,16 +247,17 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     if tree["network"].get("patch_size", 1) != 1:
         raise ValueError(f"format={form}: the published layout has no patches; network.patch_size is not 1")
     kept = weights.read_tensors(found.run / KEPT) if (found.run / KEPT).exists() else None
-    state = buffers(_discrete(Parts(tree))) if kept is None else kept
+    state = buffers(discrete(Parts(tree))) if kept is None else kept
     average = found.state if raw.path != found.path else {}
     if form == "safetensors":
         raw, average = found, {}
-    state = {**state, **_theirs(raw.state)}
+    parts = Parts({**tree, "first_stage": None})
+    names = _network_names(parts)
+    state = {**state, **_theirs(parts, raw.state)}
     if average:
         state = {"model_ema.decay": torch.tensor(tree["ema"]["decay"]),
                  "model_ema.num_updates": torch.tensor(found.metadata["step"], dtype=torch.int), **state}  # fmt: skip
-        ema = _below(average, "network.")
-        state |= {foreign.average_name(f"diffusion_model.{name}"): value for name, value in ema.items()}
+        state |= {foreign.average_name(f"diffusion_model.{theirs}"): average[name] for name, theirs in names.items()}
     state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
     held = _condition(Parts(tree), first_stage)
     state = {**{f"{foreign.CONDITIONER}{name}": value.clone() for name, value in held.items()}, **state}
@@ -270,8 +275,9 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     return [out / "model.ckpt"]
 
 
-def _theirs(own: Mapping[str, Tensor]) -> foreign.State:
+def _theirs(parts: Parts, own: Mapping[str, Tensor]) -> foreign.State:
     """Our state of the model under the published names."""
-    prefixes = {r"^network\.": foreign.NETWORK, r"^conditioner\.parts\.\w+\.": foreign.CONDITIONER}
-    return {re.sub(ours, theirs, name): value for ours, theirs in prefixes.items() for name, value in own.items()
-            if re.match(ours, name)}  # fmt: skip
+    names = _network_names(parts)
+    rest = {re.sub(r"^conditioner\.parts\.\w+\.", foreign.CONDITIONER, name): value for name, value in own.items()
+            if name.startswith("conditioner.") and name not in names}  # fmt: skip
+    return {f"{foreign.NETWORK}{theirs}": own[name] for name, theirs in names.items() if name in own} | rest

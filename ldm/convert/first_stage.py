@@ -31,6 +31,8 @@ def import_state(
     expected = published(tree)
     if scale_factor is None and foreign.SCALE_FACTOR in state:  # of the whole model that it is a part of
         scale_factor = float(state[foreign.SCALE_FACTOR])
+    if scale_factor is not None and not 0 < scale_factor < float("inf"):
+        raise ValueError(f"{source}: its scale_factor is {scale_factor:g}, no scale; scale_factor= gives another")
     state = first_stage_layouts.in_published(state, expected, len(tree["autoencoder"]["multipliers"]), source)
     state, average = foreign.split_average(state)
     parts = Parts(tree)

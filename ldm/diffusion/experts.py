@@ -57,12 +57,17 @@ def node_interval(noise: NoiseDistribution, level: int, index: int) -> Interval:
     return sigma_lo, sigma_hi
 
 
+def _seen(sigma: float) -> float:
+    """A cut as denoisers meet it, in fp32; cuts of runs of other versions agree so, too."""
+    return torch.tensor(sigma, dtype=torch.float32).item()
+
+
 def subtract(intervals: list[Interval], hole: Interval) -> list[Interval]:
     """What `intervals` leave when `hole` is taken out."""
     pieces = []
     for lo, hi in intervals:
         pieces += [(lo, min(hi, hole[0])), (max(lo, hole[1]), hi)]
-    return [(lo, hi) for lo, hi in pieces if lo < hi]
+    return [(lo, hi) for lo, hi in pieces if _seen(lo) < _seen(hi)]
 
 
 class Expert:
@@ -96,11 +101,11 @@ def check_cover(interval_sets: Sequence[Sequence[Interval]]) -> None:
     pieces = sorted((lo, hi, member) for member, intervals in enumerate(interval_sets) for lo, hi in intervals)
     end, before = 0.0, None
     for lo, hi, member in pieces:
-        if not lo < hi:
+        if not _seen(lo) < _seen(hi):
             raise ValueError(f"members: member {member} has an empty interval, sigma [{lo:.9g}, {hi:.9g})")
-        if lo > end:
+        if _seen(lo) > _seen(end):
             raise ValueError(f"members: gap, no member is for sigma in [{end:.9g}, {lo:.9g})")
-        if lo < end:
+        if _seen(lo) < _seen(end):
             overlap = f"sigma in [{lo:.9g}, {min(hi, end):.9g})"
             raise ValueError(f"members: overlap, members {before} and {member} are both for {overlap}")
         end, before = hi, member
@@ -119,7 +124,7 @@ class ExpertDenoiser(nn.Module):
         self.members = nn.ModuleList(members)
         pieces = sorted((lo, member) for member, intervals in enumerate(interval_sets) for lo, _ in intervals)
         # Sigma comes as fp32: a cut rounds like it, so that a ladder level on a cut still meets the higher-noise side.
-        self._lower = torch.tensor([lo for lo, _ in pieces], dtype=torch.float32).tolist()
+        self._lower = [_seen(lo) for lo, _ in pieces]
         self._owner = [member for _, member in pieces]
 
     @property

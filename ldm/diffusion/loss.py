@@ -1,4 +1,6 @@
-"""The training objective of every model here: weighted squared error on x0, per sample (EDM, equation 2)."""
+"""The training objective of every model here: weighted error on x0, per sample (EDM, equation 2)."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,14 +10,32 @@ from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.noise import NoiseDistribution
 from ldm.diffusion.weighting import Weighting
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # (error on x0 [B, ...], its weight [B]) -> [B]
+
+
+def squared(error: Tensor, weight: Tensor) -> Tensor:
+    """w mean(error^2) of each sample."""
+    return weight * error.square().flatten(1).mean(1)
+
+
+def absolute(error: Tensor, weight: Tensor) -> Tensor:
+    """sqrt(w) mean(|error|) of each sample: w is a square's, so that the native weight is |F - target| here too."""
+    return weight.sqrt() * error.abs().flatten(1).mean(1)
+
 
 def diffusion_loss(
-    denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: dict[str, Tensor], weighting: Weighting
+    denoiser: Denoiser,
+    x0: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    cond: dict[str, Tensor],
+    weighting: Weighting,
+    loss: Loss = squared,
 ) -> Tensor:
-    """x0, noise [B, ...], sigma [B] -> w(sigma) mean((D(x0 + sigma noise; sigma, cond) - x0)^2), fp32 [B]."""
+    """x0, noise [B, ...], sigma [B] -> `loss` of D(x0 + sigma noise; sigma, cond) - x0 under w(sigma), fp32 [B]."""
     x0, sigma, noise = x0.float(), sigma.float(), noise.float()
     estimate = denoiser(x0 + expand(sigma, x0) * noise, sigma, cond)
-    return weighting(sigma) * (estimate - x0).square().flatten(1).mean(1)
+    return loss(estimate - x0, weighting(sigma))
 
 
 def stratified_losses(
@@ -27,11 +47,12 @@ def stratified_losses(
     seed: int,
     numbers: Tensor,
     num_levels: int,
+    loss: Loss = squared,
 ) -> Tensor:
     """Mean loss of each sample [B] over `num_levels` strata of `noise`; draws are fixed by (seed, numbers [B])."""
     losses = []
     for level in range(num_levels):
         u = (uniform(seed, "validation sigma", numbers, stream=level)[:, 0] + level) / num_levels
         n = normal(seed, "validation noise", numbers, x0.shape[1:], stream=level)
-        losses.append(diffusion_loss(denoiser, x0, noise.icdf(u), n, cond, weighting))
+        losses.append(diffusion_loss(denoiser, x0, noise.icdf(u), n, cond, weighting, loss))
     return torch.stack(losses).mean(0)

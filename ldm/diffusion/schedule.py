@@ -12,6 +12,10 @@ from torch import Tensor
 
 # Stands for an infinite sigma (flow at t = 1, zero terminal SNR): x is noise to 1 part in 10^4, and fp32 still copes.
 MAX_SIGMA = 1e4
+# From here on a level of a chain counts as infinite: fp32 keeps nothing of x0 there. Cosine chains end at 2e4 to 2e5.
+PURE_NOISE = 1e6
+# A model is told sigma in fp32, relative to which this is twice the rounding: so near to a step it is that step.
+ROUNDING = 2.0**-23
 
 
 class Schedule(ABC):
@@ -71,14 +75,14 @@ def _check_sigma(sigma: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
 class Discrete(Schedule):
     """A variance-preserving chain of T steps with sigma = sqrt((1 - alpha_bar) / alpha_bar); alpha_bar [T] decreasing.
 
-    `sigmas` [T] is float64 but holds float32 numbers: a step's sigma survives the model's fp32 and maps back exactly.
+    `sigmas` [T] is float64. A sigma that fp32 has rounded maps back to its step exactly.
     """
 
     def __init__(self, alpha_bar: Tensor):
         sigmas = (1 / alpha_bar.double() - 1).sqrt()
-        self.is_pure_noise = bool(sigmas[-1] >= MAX_SIGMA)
-        self.sigmas = sigmas.clamp(max=MAX_SIGMA).float().double()
-        if len(sigmas) < 2 or not bool((self.sigmas.diff() > 0).all() and self.sigmas[0] > 0):
+        self.is_pure_noise = bool(sigmas[-1] >= PURE_NOISE)
+        self.sigmas = sigmas.where(sigmas < PURE_NOISE, MAX_SIGMA)
+        if len(sigmas) < 2 or not bool((self.sigmas.float().diff() > 0).all() and self.sigmas[0] > 0):
             raise ValueError(
                 "schedule: needs at least two steps whose noise strictly increases from above 0; check betas"
             )
@@ -92,16 +96,18 @@ class Discrete(Schedule):
         return torch.where(step == below + 1, high, low * (high / low) ** (step - below))  # both ends exact
 
     def t(self, sigma: Tensor) -> Tensor:
-        _check_sigma(sigma, self.sigmas[0].item(), self.sigmas[-1].item())
+        _check_sigma(sigma, self.sigmas[0].item() * (1 - ROUNDING), self.sigmas[-1].item() * (1 + ROUNDING))
         return self.timestep(sigma) / (self.num_timesteps - 1)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Step index in [0, T - 1], float64, linear in ln(sigma) between steps; clamped outside the table."""
         sigma = sigma.double()
-        below = torch.searchsorted(self._table(sigma.device), sigma, right=True) - 1
+        below = torch.searchsorted(self._table(sigma.device), sigma * (1 + ROUNDING), right=True) - 1
         below = below.clamp(0, self.num_timesteps - 2)
         low, high = self._neighbours(below)
-        return below + ((sigma / low).log() / (high / low).log()).clamp(0, 1)
+        part = ((sigma / low).log() / (high / low).log()).clamp(0, 1)
+        part = part.where(sigma > low * (1 + ROUNDING), 0.0)
+        return below + part.where(sigma < high * (1 - ROUNDING), 1.0)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return self.timestep(sigma).to(sigma.dtype)
@@ -162,10 +168,14 @@ def given(betas: Sequence[float], zero_terminal_snr: bool = False) -> Discrete:
 
 def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Discrete:
     """alpha_bar = cos^2(pi/2 (t + offset) / (1 + offset)), betas capped (arXiv:2102.09672, equation 17)."""
+    return _discrete(cosine_betas(num_timesteps, offset, max_beta), zero_terminal_snr=False)
+
+
+def cosine_betas(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """The betas [T] of `cosine`, float64."""
     t = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
     alpha_bar = ((t + offset) / (1 + offset) * torch.pi / 2).cos() ** 2
-    betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
-    return _discrete(betas, zero_terminal_snr=False)
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 
 class VE(Schedule):

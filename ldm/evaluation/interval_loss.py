@@ -14,6 +14,7 @@ from ldm.model import Model
 @torch.no_grad()
 def interval_loss(model: Model, data: Any, noise: NoiseDistribution, seed: int, num_levels: int = 16) -> Tensor:
     """Losses [N] of the held-out samples at `num_levels` stratified levels of `noise` each, all conditions given."""
+    weighting, loss = model.parts["weighting"], model.parts["loss"]
     losses = []
     for batch in data.validation_loader(batch_size=64):
         index = batch["index"]
@@ -21,7 +22,5 @@ def interval_loss(model: Model, data: Any, noise: NoiseDistribution, seed: int, 
         shape = (model.first_stage.spec.channels, *moments.shape[2:])
         x0 = model.first_stage.sample(moments, normal(seed, "validation posterior", index, shape))
         cond = model.conditioner(batch, drop=model.conditioner.drop_none(len(index)))
-        losses.append(
-            stratified_losses(model.denoiser, x0, cond, noise, model.parts["weighting"], seed, index, num_levels)
-        )
+        losses.append(stratified_losses(model.denoiser, x0, cond, noise, weighting, seed, index, num_levels, loss))
     return torch.cat(losses)

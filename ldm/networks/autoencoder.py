@@ -190,7 +190,9 @@ class Autoencoder(nn.Module):
     """Encoder and decoder with downsampling factor f = 2^(levels - 1).
 
     `channels * multipliers[l]` is the width of level l and `attention_factors` the downsampling factors at which it
-    attends. `moment_channels` go from the encoder to the regulariser, `latent_channels` from there to the decoder.
+    attends. `moment_channels` go from the encoder to the regulariser, `latent_channels` from there to the decoder; the
+    two are as wide as for `z_channels` where that is not the latent's (embed_dim in published configs), by 1x1
+    convolutions between.
     `checkpoint_activations`: the backward pass computes each block again from its input.
     """
 
@@ -207,8 +209,11 @@ class Autoencoder(nn.Module):
         norm_groups: int = 32,
         image_channels: int = 3,
         checkpoint_activations: bool = False,
+        z_channels: int | None = None,
     ):
         super().__init__()
+        if z_channels is not None and z_channels < 1:
+            raise ValueError(f"autoencoder.z_channels={z_channels}: must be at least 1, or null for the latent's own")
         if len(multipliers) < 2:
             raise ValueError(
                 "autoencoder.multipliers: one level is f = 1, pixel space, where there is nothing to train; train the "
@@ -222,10 +227,12 @@ class Autoencoder(nn.Module):
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [2**level in attention_factors for level in range(len(multipliers))]
         shared = (widths, num_blocks, attends, mid_attention, dropout, norm_groups, checkpoint_activations)
-        self.encoder = Encoder(image_channels, moment_channels, *shared)
-        self.decoder = Decoder(image_channels, latent_channels, *shared)
-        self.quant_conv = nn.Conv2d(moment_channels, moment_channels, 1)
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        z_channels = z_channels or latent_channels
+        z_moments = z_channels * (moment_channels // latent_channels)
+        self.encoder = Encoder(image_channels, z_moments, *shared)
+        self.decoder = Decoder(image_channels, z_channels, *shared)
+        self.quant_conv = nn.Conv2d(z_moments, moment_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
 
     @property
     def last_layer(self) -> nn.Parameter:

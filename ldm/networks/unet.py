@@ -188,9 +188,11 @@ class UNet(nn.Module):
     `channels * multipliers[l]` is the width of level l, `attention_factors` the downsampling factors at which it
     attends (the middle always does), with `num_heads` heads or heads of `head_channels`: give one of the two.
     With `tokens_width` 0 the attention blocks are plain self-attention, else transformers of `transformer_depth`.
-    `vector_width` 0: no vector; `concat_channels` are appended to the input. `patch_size` p folds p x p positions into
-    channels first, and unfolds them last (arXiv 2301.11093, section 3.2): for small budgets. `checkpoint_activations`:
-    the backward pass computes each block again from its input. The argument list is the paper's table.
+    `vector_width` 0: no vector; one is brought to the width of the noise embedding, 4 channels, unless it has that and
+    `project_vector` is false, as the classes of models of num_classes. `concat_channels` are appended to the input.
+    `patch_size` p folds p x p positions into channels first, and unfolds them last (arXiv 2301.11093, section 3.2): for
+    small budgets. `checkpoint_activations`: the backward pass computes each block again from its input. The argument
+    list is the paper's table.
     """
 
     def __init__(
@@ -215,6 +217,7 @@ class UNet(nn.Module):
         norm_groups: int = 32,
         patch_size: int = 1,
         checkpoint_activations: bool = False,
+        project_vector: bool = True,
     ):
         super().__init__()
         blocks = Blocks(
@@ -232,8 +235,14 @@ class UNet(nn.Module):
         self.factor = patch_size * 2 ** (len(multipliers) - 1)  # height and width must be multiples of it
 
         self.time_embed = blocks.embedding(channels)
+        if not project_vector and vector_width != blocks.emb_width:
+            raise ValueError(
+                f"network.project_vector=false: the vector is added to an embedding of width {blocks.emb_width} = "
+                f"4 network.channels, and it is {vector_width} wide; set conditioner.label.width={blocks.emb_width}"
+            )
         if vector_width:
-            self.label_emb = nn.Sequential(blocks.embedding(vector_width))
+            layers = [blocks.embedding(vector_width)] if project_vector else []
+            self.label_emb = nn.Sequential(*layers)
         self.input_blocks, skips = blocks.encoder((in_channels + concat_channels) * patch_size**2)
         width = skips[-1]
         self.middle_block = blocks.middle(width)

@@ -14,7 +14,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.experts import Expert
 from ldm.diffusion.log_variance import LogVariance, uncertain
-from ldm.diffusion.loss import diffusion_loss, stratified_losses
+from ldm.diffusion.loss import Loss, diffusion_loss, stratified_losses
 from ldm.diffusion.noise import NoiseDistribution, stratify
 from ldm.diffusion.resampling import LossHistory
 from ldm.first_stage.first_stage import moments_of
@@ -47,6 +47,7 @@ class DiffusionTask(Task):
         first_stage: nn.Module,
         noise: NoiseDistribution,
         weighting: Callable[[Tensor], Tensor],
+        loss: Loss,
         expert: Expert,
         sampling: Sampling,
         optimizer: Callable,
@@ -96,6 +97,7 @@ class DiffusionTask(Task):
         self.noise = expert.restrict(noise)
         self.intervals = expert.intervals(noise)
         self.weighting = weighting
+        self.loss = loss
         self.resampler = resampler
         self.log_variance = log_variance
         self.sampling = sampling
@@ -112,7 +114,7 @@ class DiffusionTask(Task):
             self._kept = self._encode_all(self.trainer.datamodule)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Mean over the batch of w(sigma) |D(x0 + sigma n; sigma) - x0|^2, every draw addressed by sample number."""
+        """Mean over the batch of the loss of D(x0 + sigma n; sigma) - x0, every draw addressed by sample number."""
         numbers = batch["number"]
         moments = moments_of(self.first_stage, batch) if self._kept is None else self._kept[batch["index"]]
         x0 = self.latents(moments, purpose="posterior", numbers=numbers)
@@ -122,7 +124,7 @@ class DiffusionTask(Task):
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
         self.stopwatch.lap("encode")
-        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting)
+        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss)
         return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
 
     def _objective(self, losses: Tensor, sigma: Tensor, quantile: Tensor, weight: Tensor, batch_index: int) -> Tensor:
@@ -162,7 +164,7 @@ class DiffusionTask(Task):
         x0 = self.latents(moments_of(self.first_stage, batch), purpose="validation posterior", numbers=index)
         cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
         losses = stratified_losses(
-            self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS
+            self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS, self.loss
         )
         return {"loss": losses}
 

@@ -12,34 +12,53 @@ from ldm.checkpoint.shards import Rows, placed
 Schedule = Callable[[int], float]
 
 
-def constant(warmup_steps: int = 0) -> Schedule:
-    """Factor 1 after a linear warm-up."""
-    return lambda step: min(1.0, (step + 1) / (warmup_steps + 1))
+def constant(warmup_steps: int = 0, start_factor: float | None = None) -> Schedule:
+    """Factor 1 after a linear warm-up from `start_factor` at step 0, by default one step's share of it."""
+    return _warmup(warmup_steps, start_factor)
 
 
-def cosine(max_steps: int, warmup_steps: int = 0, final_factor: float = 0.0) -> Schedule:
-    """Half a cosine from 1 at the end of the warm-up to `final_factor` at `max_steps`."""
+def _warmup(steps: int, start_factor: float | None) -> Schedule:
+    if start_factor is None:
+        return lambda step: min(1.0, (step + 1) / (steps + 1))
+    if not 0 <= start_factor <= 1:
+        raise ValueError(f"lr.start_factor={start_factor:g}: must lie in [0, 1]")
+    return lambda step: 1.0 if step >= steps else start_factor + (1 - start_factor) * step / steps
+
+
+def cosine(
+    max_steps: int, warmup_steps: int = 0, final_factor: float = 0.0, start_factor: float | None = None
+) -> Schedule:
+    """Half a cosine from 1 at the end of the warm-up (see `constant`) to `final_factor` at `max_steps`, then that."""
     if max_steps <= warmup_steps:
         raise ValueError(f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}")
+    warmup = _warmup(warmup_steps, start_factor)
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0.0, (step - warmup_steps) / (max_steps - warmup_steps)))
         decay = final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
-        return decay * min(1.0, (step + 1) / (warmup_steps + 1))
+        return decay * warmup(step)
 
     return factor
 
 
 def adamw(
-    lr: float, betas: list[float] = (0.9, 0.999), weight_decay: float = 0.01, eps: float = 1e-8, fused: bool = True
+    lr: float,
+    betas: list[float] = (0.9, 0.999),
+    weight_decay: float = 0.01,
+    eps: float = 1e-8,
+    fused: bool = True,
+    decay_vectors: bool = False,
 ) -> Callable:
-    """AdamW, as one fused kernel per step; weight decay on matrices and kernels only, not on biases and norms."""
+    """AdamW, as one fused kernel per step; weight decay on matrices and kernels, and with `decay_vectors` on all.
+
+    Vectors are biases and norms, which the published latent diffusion models decay too.
+    """
 
     def build(module: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": weight_decay if decay_vectors else 0.0},
         ]
         return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
 
