@@ -86,7 +86,7 @@ REFUSED_MAPS = {
     "RGBA": encoded(Image.fromarray(np.concatenate([COLOUR, COLOUR[..., :1]], -1))),
     "LA": encoded(Image.fromarray(np.stack([NUMBERS, NUMBERS], -1).astype(np.uint8), "LA")),
     "RGB with 16 bits": png(np.repeat(NUMBERS[..., None], 3, -1), 16, 2),
-    "LA with 16 bits": png(np.stack([NUMBERS, NUMBERS * 0 + 65535], -1), 16, 4),
+    "RGBA with 16 bits": png(np.stack([NUMBERS, NUMBERS * 0 + 65535], -1), 16, 4),
     "CMYK": encoded(Image.fromarray(COLOUR).convert("CMYK"), "TIFF"),
     "F": encoded(Image.fromarray(NUMBERS.astype(np.float32)), "TIFF"),
     "JPEG": encoded(Image.fromarray(NUMBERS.astype(np.uint8)), "JPEG"),

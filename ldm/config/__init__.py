@@ -15,7 +15,7 @@ from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import expand_sweep, overriding, run_name, split_literal
 
 __all__ = [
-    "CONF", "SWEPT", "accepts", "check_range", "completed", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text",
-    "instantiate", "is_literal", "load_plain", "load_tree", "overriding", "registry", "resolve_target", "run_name",
-    "split_literal", "takes", "validate",
+    "CONF", "SWEPT", "accepts", "check_range", "completed", "compose", "dump", "expand_sweep", "groups", "guarded",
+    "help_text", "instantiate", "is_literal", "load_plain", "load_tree", "overriding", "registry", "resolve_target",
+    "run_name", "split_literal", "takes", "validate",
 ]  # fmt: skip
