@@ -39,8 +39,8 @@ ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a targe
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 LITERAL = frozenset(
-    "prompt negative_prompt prompts first_stage branch model weak_model classifier target image run runs_dir out "
-    "source checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation "
+    "prompt negative_prompt prompts first_stage branch model weak_model classifier target image mask map run runs_dir "
+    "out source checkpoint overrides autoencoder_overrides diffusion_overrides validation data.train data.validation "
     "data.cache data.filters.exclude".split()
 )
 
@@ -49,7 +49,7 @@ ROOT_TYPES = {
     "image_size": int,
     "height": int,
     "width": int,
-    "label": int,
+    "label": int | str,
     "tile": int,
     "members": list[str],
     "runs": list[str],

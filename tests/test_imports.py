@@ -39,6 +39,7 @@ LAYERS = {
     "ldm.convert": 4,
     "ldm.evaluation": 5,
     "ldm.encode": 5,
+    "ldm.given": 5,
     "train": 6,
     "sample": 6,
 }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.module import ShardData
 from ldm.charts import Curve
+from ldm.conditioners.base import check_classes
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import expand
 from ldm.diffusion.draws import normal, uniform
@@ -77,12 +78,8 @@ class ClassifierTask(Task):
         return losses
 
     def _labels(self, batch: Batch) -> Tensor:
-        label, count = batch["label"], self.classifier.network.num_classes
-        if label.max() >= count:
-            raise ValueError(
-                f"label {label.max().item()} in the data: network.num_classes={count} asks for 0..{count - 1}"
-            )
-        return label
+        check_classes(batch["label"], self.classifier.network.num_classes, "label", "network.num_classes")
+        return batch["label"]
 
     def _latents(self, batch: Batch, purpose: str, numbers: Tensor) -> Tensor:
         """Whitened latents [B, C, h, w] of a batch, drawn by noise addressed by `numbers` [B]."""
