@@ -57,6 +57,7 @@ ROOT_TYPES = {
     "steps": list[int],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
+    "branch_changes": list[str],
     "flips": bool,
     "precision": Literal["fp16", "fp32"],
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import resume
+from ldm.compatibility import check_branch
 from ldm.config import dump, load_tree
 from ldm.ensemble import load_ensemble
 from ldm.files import read_json, sha256, write_json, write_text
@@ -74,6 +75,8 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
         check_unchanged(load_tree(config), tree, folder)
         if lineage.exists():
             return Run(folder, tree, _lineage(lineage, wandb_id))
+    if tree["branch"]:
+        check_branch(tree, _tree_of(branch_point(tree["branch"]), tree["branch"]), tree["branch"])
     parent = _parent(tree["branch"]) if tree["branch"] else None
     return Run(folder, tree, {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()})
 
@@ -135,6 +138,14 @@ def branch_point(branch: str | None) -> Path | None:
     if found is None:
         raise ValueError(f"branch={branch}: no checkpoint there; name a run's folder or one of its checkpoints/*.ckpt")
     return found
+
+
+def _tree_of(checkpoint: Path, branch: str) -> dict[str, Any]:
+    """What a checkpoint was trained as. Raises ValueError if nothing tells."""
+    config = checkpoint.parent.parent / "config.yaml"
+    if not config.exists():
+        raise ValueError(f"branch={branch}: no config.yaml beside its checkpoints, so nothing tells what they are")
+    return load_tree(config)
 
 
 def _parent(branch: str) -> dict[str, Any]:
