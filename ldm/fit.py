@@ -14,6 +14,7 @@ from data.selection import describe
 from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
+from ldm.checks import check_parent, check_parts, doubts
 from ldm.config import instantiate
 from ldm.device import computes_bf16, keep_memory
 from ldm.run import Run, inherit, is_rank_zero, open_run
@@ -60,6 +61,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if data.cache is not None:
         _read_cache(parts)
     _check_shards(run, data)
+    _check(run, parts)
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
         run.begin()
@@ -101,6 +103,17 @@ def _read_cache(parts: Parts) -> None:
     for name in parts["data"].read_cache(fingerprint, encoders, images):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
+
+
+def _check(run: Run, parts: Parts) -> None:
+    """Raises ValueError for what can be known to go wrong, while nothing of a new run is written yet."""
+    check_parts(parts)
+    parent = run.lineage["parent"]
+    begins = not any((run.folder / "checkpoints").glob("*.ckpt"))
+    if parent and begins and Path(parent["checkpoint"]).exists():
+        check_parent(Path(parent["checkpoint"]), parts["task"])
+    for line in doubts(parts["data"]) if is_rank_zero() else ():
+        print(f"{run.name}: {line}")
 
 
 def _check_shards(run: Run, data: ShardData) -> None:

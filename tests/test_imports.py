@@ -31,6 +31,7 @@ LAYERS = {
     "ldm.training": 3,
     "ldm.config": 4,
     "ldm.build": 4,
+    "ldm.checks": 4,
     "ldm.compatibility": 4,
     "ldm.model": 4,
     "ldm.ensemble": 4,

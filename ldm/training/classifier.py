@@ -72,7 +72,8 @@ class ClassifierTask(Task):
         sigma = self.noise.icdf(u).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         logits = self.classifier(x0 + expand(sigma, x0) * noise, sigma)
-        label = self._labels(batch)
+        with self.samples_named(batch):
+            label = self._labels(batch)
         losses = F.cross_entropy(logits, label)
         self.logs = {"loss": losses.detach(), "accuracy": (logits.argmax(1) == label).float().mean()}
         return losses
@@ -98,7 +99,8 @@ class ClassifierTask(Task):
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, over all strata of the noise and, as accuracy_noise_<n>, in each."""
-        label = self._labels(batch)
+        with self.samples_named(batch, held_out=True):
+            label = self._labels(batch)
         losses, hits = [], []
         for level in range(NUM_VALIDATION_LEVELS):
             logits = self.classifier(*self._noisy(batch, level))
