@@ -4,16 +4,24 @@
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
+    python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
 
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
 
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data.errors import BadSample
+from data.members import read_text
 from ldm.config import compose, guarded, help_text
+
+MAX_PROMPT_BYTES = 1 << 24  # of a file of prompts
+MAX_SHOWN = 1000  # images in the grid
 
 
 def main(arguments: list[str]) -> int:
@@ -26,42 +34,80 @@ def main(arguments: list[str]) -> int:
     conditions = read_conditions(tree)
 
     import torch
-    from rich.progress import track
 
     from ldm.device import choose
-    from ldm.images import grid, save_image
+    from ldm.given import asked_size, check_given, class_number, collate, negatives, read_pictures
     from ldm.run import load
 
     device = choose(tree["device"])
     model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
+    if not any(word.startswith("guidance") for word in arguments):
+        leave_unguided(tree, model.conditioner)
     sampling = model.sampling(tree)
-    check_read(tree, model.conditioner.fields | sampling.fields)
+    check_given(tree, model.conditioner, sampling, captioned="caption" in conditions[0])
+    size = asked_size(tree, model)
+    pictures = read_pictures(tree, model)
+    label = {} if tree["label"] is None else {"label": class_number(tree["label"], model.parts.tree["data"])}
     model.first_stage.tile = tree["tile"]
-    side = tree["image_size"] or model.image_size
-    size = (tree["height"] or side, tree["width"] or side)
-    if tree["image"] is not None and model.conditioner.widths()["concat_channels"] and size != (side, side):
-        raise ValueError("image: stands beside the latent, so height and width must be image_size")
-    asked = {key: fit for key, fit in (("target", None), ("image", side)) if tree[key] is not None}
-    given = {key: read_picture(key, tree[key], fit).to(device) for key, fit in asked.items()}
+    asked = [{**condition, **label} for condition in conditions]
+
+    def images_of(part: list[tuple[int, int]]) -> Any:
+        batch = collate([asked[place] for place, _ in part], device)
+        batch |= {key: picture.to(device).expand(len(part), *picture.shape[1:]) for key, picture in pictures.items()}
+        negative = {field: [text] * len(part) for field, text in negatives(tree).items()}
+        numbers = torch.tensor([number for _, number in part], device=device)
+        return model.generate(sampling, batch, numbers, tree["seed"], size, negative)
+
+    facts = {"seed": tree["seed"], "model": model.name}
+    sheet = write_images(tree, conditions, facts, images_of)
+    count = len(conditions) * tree["num_images"]
+    shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
+    print(f"{count} images in {tree['out']}/, {shown} together in {sheet}")
+    return 0
+
+
+def leave_unguided(tree: dict[str, Any], conditioner: Any) -> None:
+    """Leave guidance, which nobody asked for, out where a model has nothing to be guided by."""
+    if conditioner.guidable(["caption"] if tree["negative_prompt"] else []):
+        return
+    tree["guidance"]["scale"] = 1.0
+    if conditioner.names:
+        print(f"guidance.scale=1: the training never left out {' or '.join(conditioner.names)}")
+
+
+def write_images(
+    tree: dict[str, Any], conditions: list[dict[str, Any]], facts: dict[str, Any], images_of: Callable
+) -> Path:
+    """Write the images of `images_of([(row of conditions, number)])` as they are made, then the grid; returns its path.
+
+    Raises NotFinite, once all others are written, if some are not finite: these are not, and there is no grid.
+    """
+    import torch
+    from rich.progress import track
+
+    from ldm.generate import NotFinite
+    from ldm.images import grid, save_image
+
+    out, names = Path(tree["out"]), file_names(conditions)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
-    made = []
     starts = range(0, len(rows), tree["batch_size"])
+    shown, problem = [], None
     for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
         part = rows[start : start + tree["batch_size"]]
-        batch = collate([conditions[place] for place, _ in part], device)
-        batch |= {key: picture.expand(len(part), -1, -1, -1) for key, picture in given.items()}
-        negative = {"caption": [tree["negative_prompt"]] * len(part)} if tree["negative_prompt"] else None
-        numbers = torch.tensor([number for _, number in part], device=device)
-        made.append(model.generate(sampling, batch, numbers, tree["seed"], size, negative).cpu())
-    images = torch.cat(made)
-    out = Path(tree["out"])
-    names = file_names(conditions)
-    for image, (place, number) in zip(images, rows, strict=True):
-        facts = {**conditions[place], "seed": tree["seed"], "number": number, "model": model.name}
-        save_image(out / f"{names[place]}_{number:04d}.png", image, factor=tree["enlarge"], text=facts)
-    sheet = save_image(out / "grid.png", grid(images, columns=tree["num_images"]), factor=tree["enlarge"])
-    print(f"{len(images)} images in {out}/, all together in {sheet}")
-    return 0
+        try:
+            images, finite = images_of(part).cpu(), [True] * len(part)
+        except NotFinite as error:
+            images, finite = error.images.cpu(), error.finite.tolist()
+            problem = problem or error
+        for image, (place, number), whole in zip(images, part, finite, strict=True):
+            if whole:
+                text = {**conditions[place], **facts, "number": number}
+                save_image(out / f"{names[place]}_{number:04d}.png", image, factor=tree["enlarge"], text=text)
+        shown.append(images[: max(MAX_SHOWN - start, 0)])
+    if problem:
+        raise problem
+    columns = min(tree["num_images"], MAX_SHOWN)
+    return save_image(out / "grid.png", grid(torch.cat(shown), columns=columns), factor=tree["enlarge"])
 
 
 def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
@@ -71,10 +117,7 @@ def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
     if tree["num_images"] < 1 or tree["batch_size"] < 1:
         raise ValueError("num_images and batch_size must be at least 1")
     if tree["prompts"] is not None:
-        lines = [line.strip() for line in Path(tree["prompts"]).read_text().splitlines()]
-        found = [{"caption": line} for line in lines if line]
-        if not found:
-            raise ValueError(f"prompts={tree['prompts']}: no prompt in it")
+        found = [{"caption": line} for line in read_prompts(tree["prompts"])]
     elif tree["prompt"] is not None or tree["label"] is None:
         found = [{"caption": tree["prompt"] or ""}]
     else:
@@ -83,56 +126,30 @@ def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**condition, **label} for condition in found]
 
 
-def check_read(tree: dict[str, Any], fields: set[str]) -> None:
-    """Raises ValueError for a condition on the command line that a model, which reads `fields`, would not see."""
-    for key, field in (
-        ("prompt", "caption"),
-        ("prompts", "caption"),
-        ("negative_prompt", "caption"),
-        ("label", "label"),
-        ("target", "target"),
-        ("image", "image"),
-    ):
-        if tree[key] not in (None, "") and field not in fields:
-            given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
-            raise ValueError(f"{key}: this model reads no {field}; {given}")
-
-
-def read_picture(key: str, path: str, side: int | None) -> Any:
-    """An image file as [1, 3, H, W] in [-1, 1]; with a `side`, px, the middle square of it as training sees it.
-
-    Raises ValueError if it is broken, OSError if it is not there.
-    """
-    import numpy as np
-
-    from data.decoding import PilDecoder, decode_image
-    from data.errors import BadSample
-    from data.transforms import View, to_tensor
-
-    content = Path(path).read_bytes()
+def read_prompts(path: str) -> list[str]:
+    """The lines of a file that are not blank. Raises ValueError naming it if it is no text, endless or without any."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"prompts={path}: not a file")
+    with Path(path).open("rb") as file:
+        content = file.read(MAX_PROMPT_BYTES + 1)
+    if len(content) > MAX_PROMPT_BYTES:
+        raise ValueError(f"prompts={path}: larger than {MAX_PROMPT_BYTES >> 20} MiB; sample it in parts")
     try:
-        if side is None:
-            return to_tensor([np.asarray(decode_image(content))])
-        return to_tensor([View().crop(PilDecoder()(content, side), side)])
+        lines = [line.strip() for line in read_text(content).splitlines()]
     except BadSample as error:
-        raise ValueError(f"{key}={path}: {error.kind} ({error})") from error
-
-
-def collate(conditions: list[dict[str, Any]], device: Any) -> dict[str, Any]:
-    """A batch of conditions: captions stay a list, labels become a tensor."""
-    import torch
-
-    batch: dict[str, Any] = {key: [condition[key] for condition in conditions] for key in conditions[0]}
-    if "label" in batch:
-        batch["label"] = torch.tensor(batch["label"], device=device)
-    return batch
+        raise ValueError(f"prompts={path}: {error.kind} ({error})") from error
+    found = [line for line in lines if line]
+    if not found:
+        raise ValueError(f"prompts={path}: no prompt in it")
+    return found
 
 
 def file_names(conditions: list[dict[str, Any]]) -> list[str]:
     """Short safe file names, one per condition; those that would be the same are numbered by their row."""
     texts = [" ".join(str(value) for value in condition.values()).lower() for condition in conditions]
     names = [re.sub(r"[^a-z0-9]+", "-", text).strip("-")[:60].strip("-") or "image" for text in texts]
-    return [name if names.count(name) == 1 else f"{row:04d}-{name}" for row, name in enumerate(names)]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{row:04d}-{name}" for row, name in enumerate(names)]
 
 
 if __name__ == "__main__":

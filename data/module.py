@@ -15,7 +15,7 @@ from data.batches import Batches
 from data.cache import Cache, CachedSamples, check
 from data.decoding import DECODERS
 from data.encoding import EncodingStream, Span
-from data.errors import SkipLog
+from data.errors import BadSample, SkipLog, printable
 from data.fields import Field
 from data.filters import FilterRules, read_filters
 from data.objects import Location
@@ -238,6 +238,24 @@ class ShardData(pl.LightningDataModule):
     def skipped_in_validation(self) -> list[dict[str, Any]]:
         """Those of the validation samples."""
         return [] if self.validation is None else self._validation_skips.records
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only some of the shards' samples are trained on, or those of several sets."""
+        return bool(self.training_set.filters.names or self.training_set.mixture or self.max_samples)
+
+    def place(self, index: int, held_out: bool = False) -> str:
+        """Where a sample of the training or the validation set lies: the shard's name and its key."""
+        samples = self._validation_samples if held_out else self._train_samples
+        shard, number = samples.shards.locate(index)
+        return printable(f"{shard.path.name} {shard.keys[number]}")
+
+    def peek(self, name: str, num_samples: int) -> list[tuple[str, Any]]:
+        """Place and value of the field `name` of so many training samples, evenly spread; bad ones are left out."""
+        chosen = np.unique(np.linspace(0, self.num_train - 1, min(num_samples, self.num_train)).astype(int)).tolist()
+        only = Samples(self._train_samples.shards, self.image_size, {name: self.fields[name]}, 0, self.decoder)
+        found = only.without_images(chosen, [(self.image_size, self.image_size)] * len(chosen))
+        return [(self.place(s.index), s.fields[name]) for s in found if not isinstance(s, BadSample)]
 
     # -- what is read --------------------------------------------------------------------------------------------
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from data.seals import SEAL, check_seal, seal_of
+from ldm.build import Parts
 from ldm.checkpoint.weights import Weights
 from ldm.checkpoint.weights import load as load_weights
-from ldm.config import dump, load_plain
+from ldm.compatibility import check_members, names_of
+from ldm.config import dump, load_plain, load_tree
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
 from ldm.files import read_json, write_text
 from ldm.model import Model, load_model
@@ -35,6 +37,8 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
     latents = [member.metadata["latent"]["fingerprint"] for member in weights]
     if len(set(latents)) > 1:
         raise ValueError(f"members: their first stages differ ({', '.join(sorted(set(latents)))})")
+    trees = [load_tree(member.run / "config.yaml") for member in weights]
+    check_members(names_of(member.run for member in weights), trees, [Parts(tree)["schedule"] for tree in trees])
     served = share(trained)
     check_cover(served)
     manifest = {
@@ -127,18 +131,33 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     if not models:
         raise ValueError(f"{path}: names no members")
     first = models[0]
+    trees = [model.parts.tree for model in models]
+    check_members(names_of(model.weights[0].run for model in models), trees, [model.schedule for model in models])
     for model in models[1:]:
+        model.first_stage.spec.check(first.first_stage.spec)
+        _check_encoders(first, model)
         if not _same(first.conditioner.state_dict(), model.conditioner.state_dict()):
             raise ValueError(
                 f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
                 "condition once, so its members need a conditioner that is frozen"
             )
+    for name, part in first.conditioner.parts.items():  # a null serves if every member has seen it
+        part.drop_prob = min(model.conditioner.parts[name].drop_prob for model in models)
     denoiser = ExpertDenoiser([model.denoiser for model in models], [member.intervals for member in members])
     networks = [model.networks[0] for model in models]
     weights = [model.weights[0] for model in models]
     return Model(
         path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, networks, weights
     )
+
+
+def _check_encoders(first: Model, model: Model) -> None:
+    """Raises ValueError if two members see a condition through other frozen encoders, wherever these lie."""
+    encoders = model.conditioner.encoders()
+    for name, encoder in first.conditioner.encoders().items():
+        other = encoders[name]
+        if encoder is not other and encoder.digest != other.digest:
+            raise ValueError(f"members: conditioner.{name} of {first.name} and {model.name} are different encoders")
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

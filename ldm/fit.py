@@ -17,6 +17,7 @@ from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.identity import check_finished
+from ldm.checks import check_parent, check_parts, doubts
 from ldm.config import instantiate
 from ldm.data_places import bad_shards, check_data
 from ldm.device import computes_bf16, keep_memory
@@ -93,6 +94,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
         _read_cache(parts)
     _check_shards(run, data)
     _note_first_stage(run, parts)
+    _check(run, parts)
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
         if tree["network"] and not tree["first_stage"]:
@@ -151,6 +153,17 @@ def _read_cache(parts: Parts) -> None:
     for name in parts["data"].read_cache(fingerprint, encoders, images):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
+
+
+def _check(run: Run, parts: Parts) -> None:
+    """Raises ValueError for what can be known to go wrong, while nothing of a new run is written yet."""
+    check_parts(parts)
+    parent = begun_from(run.lineage, run.folder)
+    begins = run.anew or not any((run.folder / "checkpoints").glob("*.ckpt"))
+    if parent and begins and parent.exists():
+        check_parent(parent, parts["task"])
+    for line in doubts(parts["data"]) if is_rank_zero() else ():
+        print(f"{run.name}: {line}")
 
 
 def _check_shards(run: Run, data: ShardData) -> None:

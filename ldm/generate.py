@@ -43,6 +43,19 @@ class Sampling:
         """What guidance reads of a batch beside the model's conditions."""
         return {name for guidance in self.loss_guidance for name in guidance.fields}
 
+    def with_scale(self, scale: float) -> "Sampling":
+        """The same with its guidance at `scale`."""
+        return replace(self, guidance=self.guidance.with_scale(scale))
+
+
+class NotFinite(ValueError):
+    """Some of the `images` [B, 3, H, W] that were made are not finite (`finite` [B]); these are NaN throughout."""
+
+    def __init__(self, message: str, images: Tensor, finite: Tensor):
+        super().__init__(message)
+        self.images = images
+        self.finite = finite
+
 
 @torch.no_grad()
 def generate(
@@ -58,14 +71,16 @@ def generate(
 ) -> Tensor:
     """Images [B, 3, H, W] of `size` in [-1, 1] for the conditions in `batch`; `numbers` [B] address their noise.
 
-    Guidance is against the conditioner's null, or where a field is in `negative` against that.
+    Guidance is against the conditioner's null, or where a field is in `negative` against that. Raises NotFinite for
+    images that are not, ValueError for guidance that would need a null which no training saw.
     """
     spec = first_stage.spec
     height, width = (size, size) if isinstance(size, int) else size
     check_size(height, width, spec.f)
     shape = (spec.channels, height // spec.f, width // spec.f)
     given = bind(sampling.tiling(denoiser) if sampling.tiling else denoiser, conditioner, batch, len(numbers), negative)
-    names = conditioner.names
+    check_guidance(sampling.guidance, conditioner, negative or ())
+    names = conditioner.guidable(negative or ())
     bound = Bound(given(names), given, names, batch, len(numbers), first_stage.decode)
     for guidance in (sampling.guidance, *sampling.loss_guidance):
         bound = replace(bound, denoise=guidance.guide(bound))
@@ -76,7 +91,39 @@ def generate(
     x = init_noise(normal(seed, "first noise", numbers, shape), sampling.sigmas[0].item(), sampling.process)
     z = sampling.sampler(bound.denoise, x, sampling.sigmas, noise=noise)
     z = z * sampling.process.scale(sampling.sigmas[-1].item())  # a published ladder stops above 0
-    return first_stage.decode(z).float().clamp(-1, 1)
+    return checked(z, first_stage.decode(z).float(), batch, numbers).clamp(-1, 1)
+
+
+def checked(z: Tensor, images: Tensor, batch: Mapping[str, Any], numbers: Tensor) -> Tensor:
+    """The images [B, 3, H, W] of latents z. Raises NotFinite naming those that are not, before a clamp hides it."""
+    finite = z.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1)  # VQ decodes NaN to some code
+    if bool(finite.all()):
+        return images
+    places = (~finite).nonzero()[:, 0].tolist()
+    captions = batch.get("caption")
+    named = [f"number {numbers[place]}" + (f" of {captions[place]!r}" if captions else "") for place in places[:3]]
+    more = [f"{len(places) - 3} more"] if len(places) > 3 else []
+    raise NotFinite(
+        f"not finite: image {', '.join([*named, *more])}; lower guidance.scale or the scale of loss_guidance, sample "
+        "in 32 bits, or look at the weights of the model",
+        images.where(finite[:, None, None, None], torch.nan).clamp(-1, 1), finite,
+    )  # fmt: skip
+
+
+def check_guidance(guidance: ScaledGuidance, conditioner: Conditioners, negative: Collection[str] = ()) -> frozenset:
+    """Which conditions guidance leaves out. Raises ValueError if it needs a null that no training saw."""
+    guidance.left_out(conditioner.names)
+    guidable = conditioner.guidable(negative)
+    try:
+        return guidance.left_out(guidable)
+    except ValueError as error:
+        fixed = [name for name in conditioner.names if name not in guidable]
+        keys = ", ".join(f"conditioner.{name}.drop_prob=0" for name in fixed)
+        way = f"{{{','.join(f'{name}:3' for name in guidable)}}}"
+        raise ValueError(
+            f"{str(error).partition(':')[0]}: the training never left out {' or '.join(fixed)} ({keys}), so there is "
+            f"no null to guide by; sample with guidance.{f'scales={way}' if guidable else 'scale=1'}"
+        ) from error
 
 
 def check_size(height: int, width: int, f: int, factor: int = 1, tiling: Tiling | None = None) -> None:
@@ -108,11 +155,15 @@ def bind(
     num_samples: int,
     negative: Mapping[str, Any] | None = None,
 ) -> Callable[[Collection[str]], Denoise]:
-    """`given` of a `Bound`: names of conditions of `batch` -> the denoiser with them; encoded once, when it is used."""
+    """`given` of a `Bound`: names of conditions of `batch` -> the denoiser with them; encoded once, when it is used.
+
+    What cannot be guided by is always given.
+    """
+    always = set(conditioner.names) - set(conditioner.guidable(negative or ()))
 
     @cache
     def cond(names: frozenset[str]) -> dict[str, Tensor]:
-        given = names - conditioner.absent(batch)
+        given = (names | always) - conditioner.absent(batch)
         return conditioner(batch, drop=conditioner.drop_all_but(given, num_samples), negative=negative)
 
     def given(names: Collection[str]) -> Denoise:

@@ -15,7 +15,7 @@ from ldm.files import write_bytes
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, any shape, clamped; NaN becomes black, so that a diverged model is seen and not hidden."""
+    """[-1, 1] -> 0..255, any shape, clamped; NaN becomes black: who writes it looks for that first."""
     return images.detach().float().nan_to_num(nan=-1.0).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
@@ -57,6 +57,8 @@ def save_image(path: Path | str, image: Tensor, *, factor: int = 1, text: Mappin
         raise ValueError(f"images are saved as PNG: give {path.name!r} the ending .png")
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"save_image takes one image [3, H, W] or [1, H, W], got {list(image.shape)}")
+    if not image.isfinite().all():
+        raise ValueError(f"{path}: not written, the image is not finite")
     pixels = enlarge(to_uint8(image), factor).permute(1, 2, 0).contiguous().cpu().numpy()
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     chunks = PngImagePlugin.PngInfo()

@@ -13,6 +13,7 @@ from typing import Any
 from data.seals import sealed
 from ldm import places
 from ldm.checkpoint import identity, resume
+from ldm.compatibility import check_branch
 from ldm.config import completed, dump, load_tree
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
@@ -123,9 +124,19 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
             anew = True  # the command was corrected before anything came of it
         if saved is not None and known is not None and not anew:
             return Run(folder, tree, _own(known, folder, saved, tree, wandb_id))
+    if tree["branch"]:
+        check_branch(tree, _tree_of(branch_point(tree["branch"]), tree["branch"]), tree["branch"])
     parent = parent_of(tree["branch"], folder) if tree["branch"] else None
     facts = {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()}
     return Run(folder, tree, {"id": own_id, **facts}, anew)
+
+
+def _tree_of(checkpoint: Path, branch: str) -> dict[str, Any]:
+    """What a checkpoint was trained as. Raises ValueError if nothing tells."""
+    config = checkpoint.parent.parent / "config.yaml"
+    if not config.exists():
+        raise ValueError(f"branch={branch}: no config.yaml beside its checkpoints, so nothing tells what they are")
+    return load_tree(config)
 
 
 def _check_place(folder: Path) -> None:

@@ -15,7 +15,6 @@ from chaoses import (  # noqa: E402
     bad_inputs,
     bit_flips,
     damage,
-    files,
     full_disk,
     hangs,
     kills,

@@ -159,6 +159,37 @@ def test_members_whose_trained_conditioners_differ_are_refused(runs, tmp_path):
         load_ensemble(tmp_path / "e.yaml")
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["image_size=16"], "image_size is 8 in low and 16 in other"),
+        (["conditioner.label.num_classes=6"], r"conditioner\.label\.num_classes is 5 in low and 6 in other"),
+        (["conditioner=[]"], "conditioner"),
+        (["schedule=flow", "precond=flow"], "schedule is 'VE' in low and 'Flow' in other"),
+        (["schedule=cosine", "precond=v", "noise=discrete"], "schedule is 'VE' in low and 'Discrete' in other"),
+    ],
+)
+def test_members_that_are_not_one_model_are_refused(runs, tmp_path, words, problem):
+    other = untrained_run(tmp_path / "other", "expert.node=[1,1]", *words)
+    with pytest.raises(ValueError, match=f"members: {problem}"):
+        write_manifest(tmp_path / "e.yaml", [runs["low"], other])
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
+    found = weights.load(other)
+    manifest["members"][1] |= {"run": str(other), "sha256": found.digest}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=f"members: {problem}"):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+def test_members_may_have_other_parametrisations_and_networks(runs, tmp_path):
+    words = ["precond=v", "schedule.c_noise_scale=1", "network.channels=8", "conditioner.label.drop_prob=0"]
+    other = untrained_run(tmp_path / "other", "expert.node=[1,1]", *words)
+    write_manifest(tmp_path / "e.yaml", [runs["low"], other])
+    model = load_ensemble(tmp_path / "e.yaml")
+    assert torch.equal(answer(model, 20.0), answer(load_model(other), 20.0))
+    assert model.conditioner.guidable() == (), "one member never saw the null"
+
+
 def test_a_manifest_with_a_gap_written_by_hand_is_refused(runs, tmp_path):
     manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
     manifest["members"][0]["intervals"] = [[0.0, 0.1]]

@@ -1,13 +1,19 @@
 """The evaluation of a diffusion model: what its kept points depend on."""
 
+import io
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 from untrained import untrained_run
 
 from ldm.config import compose
 from ldm.evaluation.evaluate import _identity, evaluate
+from ldm.evaluation.reference import Reference
+from ldm.evaluation.table import show
 from ldm.holding import FolderHeld, held
+from ldm.model import Model
 from ldm.run import Run, load
 
 
@@ -44,3 +50,78 @@ def test_what_guides_by_a_likelihood_is_evaluated_too(diffusion: Run, classifier
     model = load(diffusion.folder)
     identities = {_identity(model, compose("evaluate", [*words, *more])) for more in ([], led, [*led[:1], led[2]])}
     assert len(identities) == 3
+
+
+# What is known before anything is sampled
+
+
+OPTIONS = ["metric.size=32", "num_samples=4", "batch_size=4", "device=cpu"]
+
+
+@pytest.fixture
+def sampled_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr(Model, "generate", never)
+    monkeypatch.setattr("ldm.evaluation.evaluate.reference", never)
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "problem"),
+    [
+        ([], ["guidance.scale=[1,1e200]"], r"guidance\.scale: must be finite"),
+        ([], ["guidance.scale=[1,2,nan]"], r"guidance\.scale: must be finite"),
+        ([], ["guidance.scale=[]"], "at least one scale"),
+        ([], ["guidance.scale=[1]", "num_samples=3"], "num_samples at least 4"),
+        (["conditioner=[]"], ["guidance.scale=[1,2]"], r"guidance\.scale=2: this model has no conditions"),
+        (["conditioner.label.drop_prob=0"], ["guidance.scale=[1,2]"], r"guidance\.scale=2: .*label\.drop_prob=0"),
+        (["conditioner=[masked_image]"], ["guidance.scale=[1]"], r"conditioner\.masked_image reads 'image'"),
+        (["data.fields=null"], ["guidance.scale=[1]"], r"captions \(alignment=\).*data\.fields"),
+        (["data.max_samples=3"], ["guidance.scale=[1]"], r"data\.train: at least 4 training images"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_it_is_sampled(tmp_path: Path, sampled_never, run, words, problem):
+    model = untrained_run(tmp_path / "run", *run)
+    with pytest.raises(ValueError, match=problem):
+        evaluate(compose("evaluate", [f"model={model}", f"out={tmp_path}/out", *OPTIONS, *words]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_not_finite_end_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ldm.evaluation.evaluate.reference", lambda *_: Reference(torch.rand(4, 8), ["a"] * 4))
+    model = untrained_run(tmp_path / "run", "conditioner=[text]", "network.attention_factors=[1]")
+    with pytest.raises(ValueError, match=r"not finite: image number 0 of 'a', .*guidance\.scale"):
+        evaluate(
+            compose(
+                "evaluate", [f"model={model}", f"out={tmp_path}/o", *OPTIONS, "num_steps=5", "guidance.scale=[1e37]"]
+            )
+        )
+
+
+def test_kept_points_that_are_none_are_named(tmp_path: Path):
+    model = untrained_run(tmp_path / "run")
+    (tmp_path / "points.json").write_text('{"identity": 3}')
+    with pytest.raises(ValueError, match=r"points\.json: not the points of a curve"):
+        evaluate(compose("evaluate", [f"model={model}", f"out={tmp_path}", *OPTIONS]))
+
+
+# The table
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 400])
+def test_a_table_is_shown_whole_whatever_the_terminal(width: int):
+    names = [
+        "scale",
+        *[f"{metric}/efficientnet_lite0@32" for metric in ("fd", "kid", "kid_std", "precision", "recall")],
+    ]
+    rows = [{name: 1000 * place + number + 0.25 for number, name in enumerate(names)} for place in range(5)]
+    console = Console(file=io.StringIO(), width=width)
+    show(rows, console)
+    said = console.file.getvalue()
+    assert "…" not in said and max(map(len, said.splitlines())) <= width
+    for name in names:
+        assert name in said
+    for row in rows:
+        for value in row.values():
+            assert f"{value:.4g}" in said

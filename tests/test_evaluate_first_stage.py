@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from toys import QUICKSTART, Process, train
 
@@ -59,3 +60,12 @@ def test_a_run_without_validation_images_says_so(tmp_path: Path):
     shards = f"validation={QUICKSTART}/validation-00000.tar"
     rows, _ = evaluate(compose("evaluate", [f"model={weights}", f"out={tmp_path}", "num_samples=3", shards, *OPTIONS]))
     assert rows[0]["metric"] == "psnr"
+
+
+def test_a_reconstruction_that_is_not_finite_is_named(first_stage: Run, tmp_path: Path, monkeypatch):
+    def broken(autoencoder: object, regularizer: object, image: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(image, torch.nan)
+
+    monkeypatch.setattr("ldm.evaluation.first_stage.reconstruct", broken)
+    with pytest.raises(ValueError, match=r"its reconstruction of \S+ is not finite"):
+        evaluate(compose("evaluate", [f"model={first_stage.folder}", f"out={tmp_path}", *OPTIONS]))

@@ -36,6 +36,8 @@ LAYERS = {
     "ldm.training": 3,
     "ldm.config": 4,
     "ldm.build": 4,
+    "ldm.checks": 4,
+    "ldm.compatibility": 4,
     "ldm.model": 4,
     "ldm.ensemble": 4,
     "ldm.places": 4,
@@ -47,6 +49,7 @@ LAYERS = {
     "ldm.convert": 4,
     "ldm.evaluation": 5,
     "ldm.encode": 5,
+    "ldm.given": 5,
     "train": 6,
     "sample": 6,
 }

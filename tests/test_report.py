@@ -641,3 +641,15 @@ def test_browser_shows_the_report_whole_at_every_width_and_scheme(tmp_path):
         browser.close()
         server.shutdown()
     assert len(served) > 100 and {code for _, code in served} <= {200, 304}
+
+
+def test_nothing_is_cut_on_a_narrow_page(tmp_path):
+    picture = _image(tmp_path / "a.png", 32)
+    cells = [page.Cell(label="row"), page.Cell([picture, picture]), page.Cell([picture])]
+    grid = page.ImageGrid([cells], headers=["prompt", "one", "two"])
+    table = page.Table(["kid_std/a@1", "b", "c", "d", "e"], [[1, 2, 3, 4, 5]])
+    text = page.write_report(tmp_path / "report", "t", "", [page.Section("s", "", [grid, table])]).read_text()
+    assert "--columns:2;--each:2;--head:var(--side)" in text and "aspect-ratio:128/128" in text
+    assert '<th scope="col" class="empty"><span>prompt</span></th>' in text, "it goes where a row's heading goes"
+    assert "kid_<wbr>std/<wbr>a@<wbr>1</th>" in text and '<td data-header="kid_std/a@1"' in text
+    assert 'class="data wide"' in text

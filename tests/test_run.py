@@ -620,3 +620,86 @@ def test_a_key_that_was_added_since_does_not_keep_a_run_from_being_resumed(tmp_p
     changed = {**now, "optimizer": {**now["optimizer"], "decay_vectors": True}}
     with pytest.raises(ValueError, match=r"optimizer\.decay_vectors is True, but the run .* was started with False"):
         check_unchanged(before, changed, tmp_path)
+
+
+# Branches that do not fit
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> Run:
+    """A run with a checkpoint to branch from. Not to be changed."""
+    run = begun(base, tmp_path_factory.mktemp("trained"), "parent")
+    checkpoint(run, 5, 320)
+    return run
+
+
+def branched(trained: Run, folder: Path, *words: str) -> Run:
+    return open_run(compose("config", [*DIFFUSION, f"branch={trained.folder}", f"runs_dir={folder}", *words]), "child")
+
+
+EXPERT = ["expert.node=[1,1]"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["precond=v"], r"precond is 'V' and in the parent 'EDM'.*branch_changes=\[precond\]"),
+        (["precond.sigma_data=0.5"], r"precond\.sigma_data is 0\.5 and in the parent 1\.0"),
+        (["schedule.c_noise_scale=1000.0"], r"schedule\.c_noise_scale is 1000\.0 and in the parent 250\.0"),
+        (["conditioner.text.max_tokens=32"], r"conditioner\.text\.max_tokens is 32 and in the parent 16"),
+        (["conditioner.text.path=runs/bert"], r"conditioner\.text\.path is 'a folder' and in the parent 'its own'"),
+        (["network.num_heads=12"], r"network\.num_heads is 12 and in the parent 6"),
+        ([*EXPERT, "noise.mean=0.1"], r"noise\.mean is 0\.1 and in the parent 0\.6.*branch_changes=\[noise\]"),
+        ([*EXPERT, "noise=logit_normal"], r"noise is 'logit_normal' and in the parent 'LogNormal'"),
+        ([*EXPERT, "image_size=64"], r"image_size is 64 and in the parent 32, .* take the parent's$"),
+        ([*EXPERT, "conditioner=[text]"], r"conditioner\.text_vector is None and in the parent 'text_vector'"),
+        (["expert.exclude=[[1,0]]", "noise.std=2"], r"noise\.std is 2 and in the parent 1\.2"),
+        (["branch_changes=[colour]"], r"branch_changes=colour: there are precond, schedule, conditioner, network"),
+    ],
+)
+def test_a_branch_in_which_weights_would_mean_something_else_is_refused(trained, tmp_path, words, problem):
+    with pytest.raises(ValueError, match=problem):
+        branched(trained, tmp_path, *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        EXPERT,
+        ["expert.exclude=[[1,0]]"],
+        ["precond=v", "branch_changes=[precond]"],
+        ["precond=v", "schedule.c_noise_scale=1.0", "branch_changes=[precond,schedule]"],
+        ["optimizer.lr=1e-5", "weighting=native", "noise.mean=0.1", "lr=constant", "seed=7", "ema.decay=0.9"],
+        ["conditioner.text.drop_prob=0.5", "conditioner.text.memo_captions=0", "network.dropout=0.1"],
+        ["conditioner=[text,text_vector,label]"],
+        ["conditioner=[text]"],
+        ["conditioner=[]"],
+        ["image_size=64", "data=shards", "data.train=x.tar"],
+        [*EXPERT, "optimizer.lr=1e-5", "conditioner.text.drop_prob=0", "guidance.scale=1"],
+    ],
+)
+def test_a_branch_may_train_otherwise(trained, tmp_path, words):
+    assert branched(trained, tmp_path, *words).lineage["parent"]["run"] == "parent"
+
+
+def test_a_branch_is_held_to_what_keys_meant_when_its_parent_was_saved(base, trained, tmp_path):
+    saved = trained.folder / "config.yaml"
+    lines = saved.read_text()
+    older = shutil.copytree(trained.folder, tmp_path / "older")
+    (older / "config.yaml").write_text(lines.replace("  mlp_ratio: 4.0\n", "").replace("branch_changes: null\n", ""))
+    assert "mlp_ratio" in lines and "mlp_ratio" not in (older / "config.yaml").read_text()
+    branch = [*DIFFUSION, f"branch={older}", f"runs_dir={tmp_path}"]
+    open_run(compose("config", branch), "child")
+    with pytest.raises(ValueError, match=r"network\.mlp_ratio is 2 and in the parent 4\.0"):
+        open_run(compose("config", [*branch, "network.mlp_ratio=2"]), "child")
+
+
+def test_a_branch_of_another_kind_of_run_is_refused(trained, tmp_path):
+    tree = compose("config", ["experiment=quickstart/autoencoder", f"branch={trained.folder}", f"runs_dir={tmp_path}"])
+    with pytest.raises(ValueError, match="another kind of run, DiffusionTask where this one is AutoencoderTask"):
+        open_run(tree, "child")
+    (trained.folder / "config.yaml").rename(tmp_path / "aside")
+    with pytest.raises(ValueError, match=r"no config\.yaml beside its checkpoints"):
+        branched(trained, tmp_path)
+    (tmp_path / "aside").rename(trained.folder / "config.yaml")

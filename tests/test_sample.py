@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from untrained import untrained_run
 
 from ldm.checkpoint import weights
 from ldm.config import compose
+from ldm.given import collate
 from ldm.run import load
 from sample import __doc__ as usage
-from sample import collate, file_names, main, read_conditions
+from sample import file_names, main, read_conditions
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,17 @@ def test_a_file_without_prompts_is_refused(tmp_path):
         read_conditions(tree(prompts=str(tmp_path / "prompts.txt")))
     with pytest.raises(OSError, match=r"nowhere\.txt"):
         read_conditions(tree(prompts=str(tmp_path / "nowhere.txt")))
+
+
+def test_a_file_of_prompts_is_named_where_it_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "latin.txt").write_bytes("käse".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts=.*latin\.txt: .*utf-8"):
+        read_conditions(tree(prompts=str(tmp_path / "latin.txt")))
+    with pytest.raises(ValueError, match=r"prompts=/dev/null: not a file"):
+        read_conditions(tree(prompts="/dev/null"))
+    monkeypatch.setattr("sample.MAX_PROMPT_BYTES", 3)
+    with pytest.raises(ValueError, match=r"latin\.txt: larger than"):
+        read_conditions(tree(prompts=str(tmp_path / "latin.txt")))
 
 
 def test_captions_stay_texts_and_labels_become_a_tensor():
@@ -176,7 +189,7 @@ def test_a_weak_model_works_in_the_same_windows(model, tmp_path):
     ("arguments", "problem"),
     [
         (["label=9"], r"label 9\.\.9"),
-        ([], "conditioner label needs 'label'"),
+        ([], "conditioner label needs 'label': give label=N"),
         (["prompt=cat"], "prompt: this model reads no caption; it is conditioned on label"),
         (["label=1", "negative_prompt=cat"], "negative_prompt: this model reads no caption"),
         (["label=1", "guidance=per_condition"], r"guidance\.scales: has to be given"),
@@ -256,17 +269,153 @@ def test_a_weak_model_of_another_latent_space_is_refused(model, tmp_path):
         main([f"model={model}", "label=1", "guidance=autoguidance", f"weak_model={other}", f"out={tmp_path}/out"])
 
 
-def test_a_model_without_conditions_or_without_null_is_not_guided(tmp_path):
+def test_a_model_without_conditions_or_without_null_is_not_guided(tmp_path, capsys):
     free = untrained_run(tmp_path / "free", "conditioner=[]")
     with pytest.raises(ValueError, match=r"no conditions to guide by; sample with guidance\.scale=1"):
-        main([f"model={free}", f"out={tmp_path}/out"])
+        main([f"model={free}", f"out={tmp_path}/out", "guidance.scale=3"])
     with pytest.raises(ValueError, match="label: this model reads no label; it has no conditions"):
         main([f"model={free}", "label=1", "guidance.scale=1", f"out={tmp_path}/out"])
     first_image(free, tmp_path / "out", "guidance.scale=1")
     without = untrained_run(tmp_path / "w", "conditioner.label.has_null=false", "conditioner.label.drop_prob=0.0")
-    with pytest.raises(ValueError, match=r"no null .*guidance\.scale=1"):
-        main([f"model={without}", "label=1", f"out={tmp_path}/out"])
-    first_image(without, tmp_path / "w_out", "label=1", "guidance.scale=1")
+    never = untrained_run(tmp_path / "n", "conditioner.label.drop_prob=0.0")
+    for model in (without, never):
+        with pytest.raises(ValueError, match=r"label\.drop_prob=0\), .* no null .*guidance\.scale=1"):
+            main([f"model={model}", "label=1", "guidance.scale=3", f"out={tmp_path}/out"])
+        with pytest.raises(ValueError, match=r"label\.drop_prob=0\), .* no null .*guidance\.scale=1"):
+            main([f"model={model}", "label=1", "guidance=per_condition", "guidance.scales={label:2}"])
+        first_image(model, tmp_path / "w_out", "label=1", "guidance.scale=1")
+    capsys.readouterr()
+
+
+def test_guidance_that_nobody_asked_for_is_left_out_where_there_is_nothing_to_guide_by(tmp_path, capsys):
+    free = untrained_run(tmp_path / "free", "conditioner=[]")
+    never = untrained_run(tmp_path / "never", "conditioner.label.drop_prob=0.0")
+    for model, label in ((free, []), (never, ["label=1"])):
+        asked = first_image(model, tmp_path / f"asked {model.name}", *label, "guidance.scale=1")
+        said = capsys.readouterr().out
+        plain = first_image(model, tmp_path / f"plain {model.name}", *label)
+        assert np.array_equal(asked, plain) and "guidance.scale" not in said
+        assert ("guidance.scale=1: the training never left out label" in capsys.readouterr().out) == bool(label)
+
+
+def test_what_was_never_left_out_is_given_to_the_reference_too(tmp_path):
+    both = untrained_run(
+        tmp_path / "both", "conditioner=[text,label]", "conditioner.label.slot=vector", "network.attention_factors=[1]",
+        "conditioner.label.drop_prob=0.0",
+    )  # fmt: skip
+
+    def drawn(name: str, *words: str) -> np.ndarray:
+        return first_image(both, tmp_path / name, "prompt=a cat", "label=1", *words)
+
+    joint = drawn("joint", "guidance.scale=40")
+    text = drawn("text", "guidance=per_condition", "guidance.scales={text:40}")
+    assert np.array_equal(joint, text), "the label stands on both sides"
+    with pytest.raises(ValueError, match=r"never left out label .*sample with guidance\.scales=\{text:3\}"):
+        drawn("label", "guidance=per_condition", "guidance.scales={text:3,label:2}")
+    with pytest.raises(ValueError, match=r"conditioner label needs 'label': give label=N"):
+        main([f"model={both}", "prompt=a cat", f"out={tmp_path}/out"])
+
+
+def test_conditions_that_are_not_given_are_null_beside_one_that_is(tmp_path):
+    both = untrained_run(
+        tmp_path / "both", "conditioner=[text,label]", "conditioner.label.slot=vector", "network.attention_factors=[1]"
+    )
+    prompted = first_image(both, tmp_path / "prompted", "prompt=a cat")
+    assert not np.array_equal(prompted, first_image(both, tmp_path / "joint", "prompt=a cat", "label=1"))
+    assert not np.array_equal(prompted, first_image(both, tmp_path / "labelled", "label=1"))
+
+
+def test_a_negative_prompt_that_would_not_be_read_is_refused(model, tmp_path):
+    words = ["conditioner=[text]", "network.attention_factors=[1]"]
+    text = untrained_run(tmp_path / "text", *words)
+    never = untrained_run(tmp_path / "never", *words, "conditioner.text.drop_prob=0.0")
+    for more in (["guidance.scale=1"], ["guidance=autoguidance", f"weak_model={model}"]):
+        with pytest.raises(ValueError, match="negative_prompt: would not be read"):
+            main([f"model={text}", "prompt=a cat", "negative_prompt=blue", *more, f"out={tmp_path}/out"])
+    plain = first_image(never, tmp_path / "plain", "prompt=a cat", "guidance.scale=1")
+    away = first_image(never, tmp_path / "away", "prompt=a cat", "negative_prompt=blue")
+    assert not np.array_equal(plain, away), "two texts can be compared without a null"
+
+
+@pytest.mark.parametrize("scale", ["1e37", "1e200", "-1e39", "inf", "nan"])
+def test_images_that_are_not_finite_are_an_error_and_not_black(model, tmp_path, scale):
+    with pytest.raises(ValueError, match=r"guidance\.scale") as caught:
+        main([f"model={model}", "label=1", f"guidance.scale={scale}", f"out={tmp_path}/out"])
+    assert "finite" in str(caught.value) or "must be a number" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_finite_images_of_a_batch_are_kept(model, tmp_path, monkeypatch):
+    from ldm.first_stage.first_stage import Identity
+
+    def decode(self: Identity, z: torch.Tensor) -> torch.Tensor:
+        return z.index_fill(0, torch.tensor([1]), torch.inf) if len(z) > 1 else z
+
+    monkeypatch.setattr(Identity, "decode", decode)
+    with pytest.raises(ValueError, match=r"not finite: image number 1; lower guidance\.scale"):
+        main([f"model={model}", "label=1", "num_images=5", "batch_size=3", f"out={tmp_path}/out"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1_0000.png", "1_0002.png", "1_0003.png"]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> dict[str, Path]:
+    """A picture, a mask of its middle and a map of classes, all 16 by 12; a mask and a map that do not fit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    hole = np.zeros((12, 16), dtype=np.uint8)
+    hole[4:8, 4:12] = 255
+    arrays = {"picture": pixels, "mask": hole, "map": hole // 255, "square": hole[:, :12], "around": 255 - hole}
+    for name, array in arrays.items():
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    return {name: tmp_path / f"{name}.png" for name in arrays}
+
+
+def test_a_hole_is_filled(tmp_path, pictures):
+    model = untrained_run(tmp_path / "holes", "conditioner=[masked_image]")
+    picture, mask = f"image={pictures['picture']}", f"mask={pictures['mask']}"
+    filled = first_image(model, tmp_path / "filled", picture, mask)
+    assert not np.array_equal(filled, first_image(model, tmp_path / "other", picture, f"mask={pictures['around']}"))
+    for words, problem in (
+        ([picture], "conditioner masked_image needs 'mask': give mask=FILE, white in the hole"),
+        ([mask], "conditioner masked_image needs 'image': give image=FILE"),
+        ([], "conditioner masked_image needs 'image': give image=FILE"),
+        ([picture, f"mask={pictures['square']}"], r"mask=.*square\.png: of another shape than image="),
+        ([picture, mask, "width=16"], "image: stands beside the latent"),
+        ([picture, mask, "guidance.scale=2"], r"never left out masked_image .*guidance\.scale=1"),
+        ([picture, mask, f"map={pictures['map']}"], "map: this model reads no segmentation"),
+        ([picture, f"mask={tmp_path}/nowhere.png"], r"nowhere\.png"),
+    ):
+        with pytest.raises((ValueError, OSError), match=problem):
+            main([f"model={model}", *words, f"out={tmp_path}/out"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_map_of_classes_is_drawn(tmp_path, pictures):
+    words = [
+        "conditioner=[semantic_map]",
+        "conditioner.semantic_map.num_classes=3",
+        "conditioner.semantic_map.factor=1",
+    ]
+    model = untrained_run(tmp_path / "maps", *words)
+    first_image(model, tmp_path / "drawn", f"map={pictures['map']}")
+    with pytest.raises(ValueError, match=r"segmentation 0\.\.255: conditioner\.semantic_map\.num_classes=3"):
+        main([f"model={model}", f"map={pictures['around']}", f"out={tmp_path}/out"])
+    with pytest.raises(ValueError, match="conditioner semantic_map needs 'segmentation': give map=FILE"):
+        main([f"model={model}", f"out={tmp_path}/out"])
+
+
+def test_what_has_no_key_is_said(tmp_path):
+    model = untrained_run(
+        tmp_path / "layout", "conditioner=[layout_transformer]", "conditioner.layout_transformer.width=8",
+        "conditioner.layout_transformer.depth=1", "network.attention_factors=[1]",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="needs 'layout': give a batch with 'layout'"):
+        main([f"model={model}", f"out={tmp_path}/out"])
+
+
+def test_a_class_is_given_by_its_name(model, tmp_path):
+    named = first_image(model, tmp_path / "named", "label=animals-nature")
+    assert np.array_equal(named, first_image(model, tmp_path / "numbered", "label=2"))
+    assert (tmp_path / "named" / "animals-nature_0000.png").exists()
 
 
 def test_a_prompt_and_a_label_each_have_their_scale(tmp_path):

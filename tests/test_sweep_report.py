@@ -1,7 +1,9 @@
 """The report on a sweep of first stages: codecs' curves, rates, the table and the page."""
 
 import csv
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ldm.config import compose
 from ldm.evaluation.codecs import at_bits, bicubic_point, codec_curve
 from ldm.evaluation.sweep_report import sweep_report
 from ldm.networks.lpips import LPIPS
+from ldm.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,32 @@ def test_the_report_of_a_sweep(tmp_path: Path):
 def test_a_sweep_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="begins with other"):
         sweep_report(compose("sweep_report", [f"runs_dir={tmp_path}", "prefix=other"]))
+
+
+def test_runs_that_cannot_be_compared_are_named_before_any_is_measured(first_stage: Run, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("ldm.evaluation.sweep_report.evaluate_first_stage", None)
+    twin = tmp_path / "elsewhere" / first_stage.name
+    shutil.copytree(first_stage.folder, twin)
+    other = tmp_path / "other"
+    shutil.copytree(first_stage.folder, other)
+    config = (other / "config.yaml").read_text()
+    for change, runs, problem in (
+        (config, [first_stage.folder, twin], f"two are called {first_stage.name}"),
+        (config.replace("image_size: 32", "image_size: 64"), [first_stage.folder, other],
+         "other has 4 validation images of 64 px, .*, and quickstart-autoencoder 4 validation images of 32 px"),
+        (config.replace("validation_samples: 4", "validation_samples: 3"), [first_stage.folder, other],
+         "other has 3 validation"),
+        (config.replace("validation_samples: 4", "validation_samples: 1"), [first_stage.folder, other],
+         "1 validation images are measured"),
+    ):  # fmt: skip
+        (other / "config.yaml").write_text(change)
+        named = ",".join(map(str, runs))
+        with pytest.raises(ValueError, match=problem):
+            sweep_report(compose("sweep_report", [f"runs=[{named}]", f"out={tmp_path}/report", "device=cpu"]))
+    lineage = json.loads((other / "lineage.json").read_text())
+    del lineage["finished_step"]
+    (other / "config.yaml").write_text(config)
+    (other / "lineage.json").write_text(json.dumps(lineage))
+    with pytest.raises(ValueError, match=r"runs: .*other has not finished"):
+        sweep_report(compose("sweep_report", [f"runs=[{first_stage.folder},{other}]", "device=cpu"]))
+    assert not (tmp_path / "report").exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from data.seals import check_seal, sealed
@@ -152,6 +152,17 @@ def describe(description: Path) -> dict[str, Any]:
     if edited := identity.edited_config(run):
         log.warning("%s; what its keys say now is used", edited)
     return metadata
+
+
+def described(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """What the set written with a checkpoint says of itself, and its tensors on the meta device; None if it is gone."""
+    description = checkpoint.parent.parent / "weights" / f"{checkpoint.stem}.json"
+    file = description.with_suffix(".raw.safetensors")
+    if not description.exists() or not file.exists():
+        return None
+    with safe_open(file, "pt") as tensors:
+        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    return read_json(description), {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

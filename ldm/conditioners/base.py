@@ -57,6 +57,9 @@ class Conditioner(nn.Module, ABC):
     """
 
     key: str
+    also: tuple[str, ...] = ()  # fields that it reads where they are given
+    instead: str | None = None  # the one of them that can stand for `key`
+    reduces: int | None = None  # sides of the image over those of a slot "concat", where that is not the latent's
     optional = False  # whether who samples may leave its field out, and it is then dropped
     shares_first_stage = False  # whether published files hold the first stage a second time in its place
     frozen: FrozenEncoder | None = None
@@ -114,20 +117,47 @@ class Conditioners(nn.Module):
         """What can be given or left out by itself, in order; one that drops with another goes by the other's name."""
         return tuple(dict.fromkeys(conditioner.drop_with or name for name, conditioner in self.parts.items()))
 
+    def guidable(self, negative: Collection[str] = ()) -> tuple[str, ...]:
+        """Those of `names` that a reference may lack: dropped in training, so that their null is known to the network,
+        or with their field in `negative`, which then stands in its place.
+        """
+        fixed = {
+            conditioner.drop_with or name
+            for name, conditioner in self.parts.items()
+            if not conditioner.drop_prob and conditioner.key not in negative
+        }
+        return tuple(name for name in self.names if name not in fixed)
+
     @property
     def fields(self) -> set[str]:
         """What is read of a batch."""
-        return {conditioner.key for conditioner in self.parts.values()}
+        return {field for conditioner in self.parts.values() for field in (conditioner.key, *conditioner.also)}
 
     def encoders(self) -> dict[str, FrozenEncoder]:
         """The frozen encoders of those that have one."""
         return {name: conditioner.frozen for name, conditioner in self.parts.items() if conditioner.frozen is not None}
 
     def absent(self, batch: Batch) -> set[str]:
-        """The conditions that a batch may lack and does."""
+        """The conditions that a batch may lack and does: optional ones, and beside a given one all with a null."""
         if "encoded" in batch:
             return set()  # of a cache: what that does not answer comes with its field
-        return {name for name, part in self.parts.items() if part.optional and part.key not in batch}
+        lacking = {name for name, part in self.parts.items() if {part.key, part.instead}.isdisjoint(batch)}
+        some_given = len(lacking) < len(self.parts)
+        known = self.guidable()
+        return {
+            part.drop_with or name
+            for name, part in self.parts.items()
+            if name in lacking and (part.drop_with or name) in known and (part.optional or some_given)
+        }
+
+    def missing(self, batch: Batch) -> dict[str, str]:
+        """Name and field of the conditions that a batch has to give and does not."""
+        absent = self.absent(batch)
+        return {
+            name: part.key
+            for name, part in self.parts.items()
+            if {part.key, part.instead}.isdisjoint(batch) and (part.drop_with or name) not in absent
+        }
 
     def drop_all_but(self, given: Collection[str], num_samples: int) -> dict[str, Tensor]:
         """Those of `names` that are in `given` kept, every other condition replaced by its null."""
@@ -186,6 +216,25 @@ def field(batch: Batch, key: str, asked_by: str) -> Any:
     if key not in batch:
         raise ValueError(f"conditioner {asked_by} needs {key!r} in every sample; the batch has {', '.join(batch)}")
     return batch[key]
+
+
+class OutOfRange(ValueError):
+    """A value of a batch that its conditioner has no place for; `place` is the sample's in the batch."""
+
+    def __init__(self, message: str, place: int):
+        super().__init__(message)
+        self.place = place
+
+
+def check_classes(values: Tensor, num_classes: int, field: str, key: str) -> None:
+    """Raise OutOfRange for class numbers [B, ...] that are not in [0, num_classes), which `key` says."""
+    bad = ((values < 0) | (values >= num_classes)).flatten(1 if values.ndim > 1 else 0)
+    if bool(bad.any()):
+        place = int((bad.any(1) if values.ndim > 1 else bad).nonzero()[0, 0])
+        raise OutOfRange(
+            f"{field} {values.min().item()}..{values.max().item()}: {key}={num_classes} asks for 0..{num_classes - 1}",
+            place,
+        )
 
 
 def check_network(network: nn.Module, conditioners: Conditioners) -> None:

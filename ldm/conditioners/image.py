@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.base import Batch, Conditioner, check_classes, field
 from ldm.diffusion.draws import uniform
 
 
@@ -21,12 +21,14 @@ class LowResolution(Conditioner):
     """
 
     key = "image"
+    also = ("low_resolution",)
+    instead = "low_resolution"
 
     def __init__(self, factor: int = 4, drop_prob: float = 0.0):
         super().__init__("concat", 3, drop_prob)
         if factor < 1:
             raise ValueError(f"conditioner.low_resolution.factor={factor}: must be at least 1")
-        self.factor = factor
+        self.factor = self.reduces = factor
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         if "low_resolution" in batch:
@@ -52,6 +54,7 @@ class MaskedImage(Conditioner):
     """
 
     key = "image"
+    also = ("mask",)
     shares_first_stage = True
 
     def __init__(self, encode_image: Callable[[Tensor], Tensor], in_channels: int, seed: int, drop_prob: float = 0.0):
@@ -99,6 +102,7 @@ class SemanticMap(Conditioner):
 
     def __init__(self, num_classes: int, channels: int = 3, factor: int = 4, drop_prob: float = 0.0):
         super().__init__("concat", channels, drop_prob)
+        self.reduces = factor
         self.halvings = round(math.log2(factor)) if factor > 0 else 0
         if 2**self.halvings != factor:
             raise ValueError(f"conditioner.semantic_map.factor={factor}: must be a power of 2")
@@ -107,11 +111,7 @@ class SemanticMap(Conditioner):
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         classes = field(batch, "segmentation", "semantic_map").to(drop.device)
-        if classes.min() < 0 or classes.max() >= self.num_classes:
-            raise ValueError(
-                f"segmentation {classes.min().item()}..{classes.max().item()}: "
-                f"conditioner.semantic_map.num_classes={self.num_classes} asks for 0..{self.num_classes - 1}"
-            )
+        check_classes(classes, self.num_classes, "segmentation", "conditioner.semantic_map.num_classes")
         maps = F.one_hot(classes, self.num_classes).permute(0, 3, 1, 2).float()
         for _ in range(self.halvings):
             maps = F.interpolate(maps, scale_factor=0.5, mode="bilinear")

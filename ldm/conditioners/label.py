@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.base import Batch, Conditioner, check_classes, field
 
 
 class Label(Conditioner):
@@ -34,10 +34,6 @@ class Label(Conditioner):
         label = drop.long() * self.num_classes
         if not drop.all():
             given = field(batch, self.key, "label").to(drop.device)
-            if given.min() < 0 or given.max() >= self.num_classes:
-                raise ValueError(
-                    f"label {given.min().item()}..{given.max().item()}: "
-                    f"conditioner.label.num_classes={self.num_classes} asks for 0..{self.num_classes - 1}"
-                )
+            check_classes(given, self.num_classes, "label", "conditioner.label.num_classes")
             label = given.where(~drop, label)
         return {self.slot: self.embedding(label).view(-1, *self.shape)}

@@ -8,7 +8,8 @@ TEXTS = frozenset("prompt negative_prompt prompts run overrides autoencoder_over
 # Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
 # saved as they were written and expanded by who reads them.
 PATHS = frozenset(
-    "first_stage branch model weak_model classifier target image runs_dir out source checkpoint validation".split()
+    "first_stage branch model weak_model classifier target image mask map runs_dir out source checkpoint "
+    "validation".split()
 )
 LATER_PATHS = frozenset(
     "data.train data.validation data.cache data.filters.exclude alignment.weights "
@@ -25,7 +26,7 @@ ROOT_TYPES = {
     "image_size": int,
     "height": int,
     "width": int,
-    "label": int,
+    "label": int | str,
     "tile": int,
     "members": list[str],
     "runs": list[str],
@@ -33,6 +34,7 @@ ROOT_TYPES = {
     "steps": list[int],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
+    "branch_changes": list[str],
     "flips": bool,
     "encode.precision": Literal["fp16", "fp32"],
     "quickstart.precision": Literal[PRECISIONS],

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise, expand
 
+MAX_SCALE = 1e38
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -49,6 +51,12 @@ class FieldGuidance(Guidance, Protocol):
 
 class ScaledGuidance(Guidance, Protocol):
     """Guidance that compares, by a scale that can be varied: 0 is what it compares with, 1 no guidance."""
+
+    def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
+        """Those of `conditions`, all that may be left out, that a reference lacks.
+
+        Raises ValueError if it has to leave out one that is not among them.
+        """
 
     def with_scale(self, scale: float) -> "ScaledGuidance":
         """The same guidance at another scale."""
@@ -156,25 +164,32 @@ class ClassifierFree:
         profile: Sequence[Sequence[float]] | None = None,
         channels: Sequence[int] | None = None,
     ):
-        self.scale = finite(scale, "scale")
+        self.scale = finite(scale, "guidance.scale")
         self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
 
     def __call__(self, denoise: Denoise, reference: Denoise) -> Denoise:
         """`denoise` with the condition and `reference` without it -> the guided one."""
         return _compare(denoise, reference, self.scale, self.limits)
 
-    def guide(self, bound: Bound) -> Denoise:
-        """Away from no condition at all. Raises ValueError if the model has none and the scale is not 1."""
-        if self.scale != 1 and not bound.conditions:
+    def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
+        """All, unless the scale is 1. Raises ValueError if there is none."""
+        if self.scale == 1:
+            return frozenset()
+        if not conditions:
             raise ValueError(
                 f"guidance.scale={self.scale:g}: this model has no conditions to guide by; sample with guidance.scale=1"
             )
+        return frozenset(conditions)
+
+    def guide(self, bound: Bound) -> Denoise:
+        """Away from no condition at all. Raises ValueError if there is none to leave out and the scale is not 1."""
+        self.left_out(bound.conditions)
         return self(bound.denoise, bound.given(()))
 
     def with_scale(self, scale: float) -> "ClassifierFree":
         """The same guidance at another scale."""
         other = copy(self)
-        other.scale = finite(scale, "scale")
+        other.scale = finite(scale, "guidance.scale")
         return other
 
 
@@ -200,19 +215,27 @@ class PerCondition:
         self.scales = {name: finite(scale, f"guidance.scales.{name}") for name, scale in scales.items()}
         self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
 
-    def guide(self, bound: Bound) -> Denoise:
-        """Condition after condition. Raises ValueError naming a condition that the model does not have."""
-        unknown = [name for name in self.scales if name not in bound.conditions]
+    def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
+        """Those whose scale is not that of all before it. Raises ValueError naming one that is not in `conditions`."""
+        unknown = [name for name in self.scales if name not in conditions]
         if unknown:
-            known = ", ".join(bound.conditions) or "none"
+            known = ", ".join(conditions) or "none"
             raise ValueError(
                 f"guidance.scales: no condition {', '.join(unknown)}; the conditions of this model: {known}"
             )
-        names, scales = list(self.scales), list(self.scales.values())
+        lacking = [list(self.scales)[k:] for k, factor in enumerate(self._factors()) if factor != 0]
+        return frozenset(lacking[0] if lacking else ())
+
+    def _factors(self) -> list[float]:
+        """Collected by D(c_1 ... c_k), its factor is s_k - s_(k+1), s_0 being 1."""
+        return [before - after for before, after in pairwise([1.0, *self.scales.values()])]
+
+    def guide(self, bound: Bound) -> Denoise:
+        """Condition after condition. Raises ValueError naming a condition that the model does not have."""
+        self.left_out(bound.conditions)
+        names = list(self.scales)
         always = [name for name in bound.conditions if name not in self.scales]
-        # Collected by D(c_1 ... c_k), its factor is s_k - s_(k+1), s_0 being 1.
-        factors = [before - after for before, after in pairwise([1.0, *scales])]
-        terms = [(f, bound.given([*always, *names[:k]])) for k, f in enumerate(factors) if f != 0]
+        terms = [(f, bound.given([*always, *names[:k]])) for k, f in enumerate(self._factors()) if f != 0]
         if not terms:
             return bound.denoise
 
@@ -224,7 +247,7 @@ class PerCondition:
     def with_scale(self, scale: float) -> "PerCondition":
         """The same guidance with all its scales equal."""
         other = copy(self)
-        other.scales = dict.fromkeys(self.scales, finite(scale, "scale"))
+        other.scales = dict.fromkeys(self.scales, finite(scale, "guidance.scale"))
         return other
 
 
@@ -244,9 +267,13 @@ class Autoguidance:
         profile: Sequence[Sequence[float]] | None = None,
         channels: Sequence[int] | None = None,
     ):
-        self.scale = finite(scale, "scale")
+        self.scale = finite(scale, "guidance.scale")
         self.weak_model = weak_model
         self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
+
+    def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
+        """None: the worse model is given the same."""
+        return frozenset()
 
     def guide(self, bound: Bound) -> Denoise:
         """Away from what the worse model gives."""
@@ -255,7 +282,7 @@ class Autoguidance:
     def with_scale(self, scale: float) -> "Autoguidance":
         """The same guidance at another scale."""
         other = copy(self)
-        other.scale = finite(scale, "scale")
+        other.scale = finite(scale, "guidance.scale")
         return other
 
 
@@ -273,9 +300,9 @@ def _compare(denoise: Denoise, reference: Denoise, scale: float, limits: Limits)
 
 
 def finite(scale: float, name: str) -> float:
-    """`scale` itself. Raises ValueError naming it if it is not finite."""
-    if not math.isfinite(scale):
-        raise ValueError(f"{name}: must be finite, got {scale:g}")
+    """`scale` itself. Raises ValueError naming it if it, or the difference of two such, is not finite in fp32."""
+    if not abs(scale) <= MAX_SCALE:
+        raise ValueError(f"{name}: must be finite and below {MAX_SCALE:g}, got {scale:g}")
     return scale
 
 

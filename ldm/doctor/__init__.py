@@ -5,6 +5,7 @@ rank's share of a micro-batch. Nothing is written, neither a run's folder nor a 
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from data.plan import BatchPlan
 from data.shards import ShardSet
 from ldm.build import Parts
 from ldm.checkpoint import resume
+from ldm.checks import check_parts
 from ldm.config import instantiate
 from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
@@ -133,9 +135,11 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
     if "keep_latents" in alone["task"]:
         alone["task"] = {**alone["task"], "keep_latents": False}  # it would encode all images first
     torch.manual_seed(tree["seed"])  # the weights that the run will begin with
-    parts = Parts(alone)
+    parts = Parts(alone, folder=Path(tree["runs_dir"]) / name, run_name=name, run_id="")
     if tree["trainer"]["strategy"] == FullySharded.strategy_name:
         check_shardable(parts["task"].model, tree["trainer"]["precision"])
+    parts["data"].setup()
+    check_parts(parts)
     checkpoint = branch_point(tree["branch"])
     parent = (resume.load(checkpoint), str(checkpoint)) if checkpoint else None
     make_trainer = instantiate({**alone["trainer"], "_partial_": True}, parts.__getitem__, "trainer")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ldm.evaluation.guidance_curve import with_scale
 from ldm.evaluation.reference import reference
 from ldm.files import write_json
 from ldm.generate import Sampling
@@ -82,7 +81,7 @@ def _seed_facts(
 
 
 def _draw(model: Model, sampling: Sampling, prompts: list[str], tree: dict[str, Any], scale: float) -> Tensor:
-    guided = with_scale(sampling, scale)
+    guided = sampling.with_scale(scale)
     number = torch.zeros(len(prompts), dtype=torch.int64)  # image 0 of each seed, as sample.py draws it
     batch = {"caption": prompts}
     return torch.stack([model.generate(guided, batch, number, tree["seed"] + s) for s in range(tree["num_seeds"])])

@@ -15,14 +15,17 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.config import instantiate, load_tree
 from ldm.device import choose
 from ldm.evaluation.first_stage import evaluate_first_stage
-from ldm.evaluation.guidance_curve import Point, alignment_key, measure, with_scale
+from ldm.evaluation.guidance_curve import Point, alignment_key, measure
 from ldm.evaluation.reference import reference
 from ldm.evaluation.report.plots import trade_off
 from ldm.evaluation.table import write_csv
-from ldm.files import write_json
+from ldm.files import read_json, write_json
+from ldm.generate import Sampling, check_guidance
 from ldm.holding import held
 from ldm.model import Model
 from ldm.run import load
+
+FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
 
 
 def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
@@ -36,8 +39,8 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
         return evaluate_first_stage(tree)
     given = tree["guidance"]["scale"]
     scales = [float(scale) for scale in (given if isinstance(given, list) else [given])]
-    if not scales or tree["num_samples"] < 2:
-        raise ValueError("guidance.scale needs at least one scale, num_samples at least 2")
+    if not scales or tree["num_samples"] < FEWEST:
+        raise ValueError(f"guidance.scale needs at least one scale, num_samples at least {FEWEST}")
     device = choose(tree["device"])
     path = Path(tree["model"])
     model = load(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
@@ -48,7 +51,9 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
         done = _points_of(kept, identity)
         missing = [scale for scale in scales if f"{scale:g}" not in done]
         if missing:
-            _measure(tree, model, missing, done, kept, identity, device)
+            sampling = _sampling(tree, model, missing)
+            _check_data(model)
+            _measure(tree, model, sampling, missing, done, kept, identity, device)
         rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
         write_csv(folder / "curve.csv", rows)
         quality, alignment = curve_keys(rows[0])
@@ -65,19 +70,52 @@ def curve_keys(point: Point) -> tuple[str, str]:
     )
 
 
-def _measure(tree: dict, model: Model, scales: list[float], done: dict, kept: Path, identity: str, device: Any) -> None:
+def _sampling(tree: dict, model: Model, scales: list[float]) -> Sampling:
+    """How to sample. Raises ValueError if the model cannot be sampled so at one of the scales."""
+    guidance = {**tree["guidance"], "scale": scales[0]} if "_target_" in tree["guidance"] else None
+    sampling = model.sampling({**tree, "guidance": guidance})
+    for scale in scales:
+        check_guidance(sampling.with_scale(scale).guidance, model.conditioner)
+    return sampling
+
+
+def _check_data(model: Model) -> None:
+    """Raises ValueError unless the training data give what a model is evaluated by and conditioned on."""
+    given = model.parts["data"].fields
+    if "caption" not in given:
+        raise ValueError(
+            "evaluate compares images with captions (alignment=), and the data of this run has none in data.fields"
+        )
+    for name, field in model.conditioner.missing({key: None for key in ("caption", "label") if key in given}).items():
+        raise ValueError(
+            f"conditioner.{name} reads {field!r}: evaluate draws for the captions and labels of the training data "
+            "only, so that this model cannot be evaluated yet"
+        )
+    model.parts["data"].setup()
+    if model.parts["data"].num_train < FEWEST:
+        raise ValueError(f"data.train: at least {FEWEST} training images are needed to compare with")
+
+
+def _measure(
+    tree: dict,
+    model: Model,
+    sampling: Sampling,
+    scales: list[float],
+    done: dict,
+    kept: Path,
+    identity: str,
+    device: Any,
+) -> None:
     parts = Parts(tree)
     backbone = instantiate(tree["metric"], parts.__getitem__, "metric").to(device)
     alignment = instantiate(tree["alignment"], parts.__getitem__, "alignment").to(device)
     against = reference(model.parts["data"], backbone, device)
-    guidance = {**tree["guidance"], "scale": scales[0]} if "_target_" in tree["guidance"] else None
-    sampling = model.sampling({**tree, "guidance": guidance})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
         bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
         for scale in scales:
             done[f"{scale:g}"] = measure(
-                model, with_scale(sampling, scale), against, tree["num_samples"], backbone, alignment, tree["seed"],
+                model, sampling.with_scale(scale), against, tree["num_samples"], backbone, alignment, tree["seed"],
                 tree["batch_size"], device,
                 lambda count: progress.advance(bar, count),
             )  # fmt: skip
@@ -103,5 +141,7 @@ def _identity(model: Model, tree: dict[str, Any]) -> str:
 def _points_of(kept: Path, identity: str) -> dict[str, Point]:
     if not kept.exists():
         return {}
-    content = json.loads(kept.read_text())
-    return content["points"] if content["identity"] == identity else {}
+    content = read_json(kept)
+    if not isinstance(content.get("points"), dict):
+        raise ValueError(f"{kept}: not the points of a curve; delete it to measure anew")
+    return content["points"] if content.get("identity") == identity else {}

@@ -11,6 +11,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from data.errors import printable
+from data.module import ShardData
 from ldm.build import Parts, load_autoencoder
 from ldm.config import instantiate
 from ldm.device import choose
@@ -39,15 +41,7 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     device = choose(tree["device"])
     path = Path(tree["model"])
     parts, found = load_autoencoder(path, tree["ema"])
-    if tree.get("validation"):
-        own = parts.tree["data"]
-        own |= {"validation": tree["validation"], "validation_samples": None}
-        own["train"] = tree["validation"] if own["train"] == "???" else own["train"]
-    data = parts["data"]
-    data.setup()
-    count = min(tree["num_samples"], data.num_validation)
-    if count < 2:
-        raise ValueError(f"model={path}: its data has {count} validation images; name some with validation=")
+    data, count = validation_of(parts, tree, path)
     folder = Path(tree["out"]) if tree["out"] else found.run / "evaluation"
     autoencoder, regularizer = parts["autoencoder"].to(device), parts["regularizer"].to(device)
     backbone = instantiate(tree["metric"], Parts(tree).__getitem__, "metric").to(device)
@@ -59,6 +53,7 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
             for batch in data.validation_loader(rank, world_size, tree["batch_size"], count):
                 image = batch["image"].to(device)
                 output = reconstruct(autoencoder, regularizer, image)
+                _check_finite(output, batch["key"], found.run)
                 errors = reconstruction_errors(output, image, alex) | {"psim": vgg(output, image)}
                 values = torch.stack(list(errors.values()), 1).double()
                 bank.update(
@@ -79,6 +74,31 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     middle = max(len(order) // 2 - SHOWN // 2, 0)
     _draw(folder, [order[:SHOWN], order[middle : middle + SHOWN]], data, autoencoder, regularizer, device)
     return rows, folder
+
+
+def validation_of(parts: Parts, tree: dict[str, Any], path: Path) -> tuple[ShardData, int]:
+    """The data of a first stage, perhaps with other validation shards, and how many images of it are measured.
+
+    Raises ValueError if there are too few.
+    """
+    if tree.get("validation"):
+        own = parts.tree["data"]
+        own |= {"validation": tree["validation"], "validation_samples": None}
+        own["train"] = tree["validation"] if own["train"] == "???" else own["train"]
+    data = parts["data"]
+    data.setup()
+    count = min(tree["num_samples"], data.num_validation)
+    if count < 2:
+        raise ValueError(
+            f"model={path}: {count} validation images are measured; name more with validation=, num_samples="
+        )
+    return data, count
+
+
+def _check_finite(output: Tensor, keys: list[str], run: Path) -> None:
+    finite = output.isfinite().flatten(1).all(1).tolist()
+    for key in [key for key, whole in zip(keys, finite, strict=True) if not whole]:
+        raise ValueError(f"model={run}: its reconstruction of {printable(key)} is not finite; look at its weights")
 
 
 def _sets(real: Tensor, fake: Tensor, backbone: Features, seed: int) -> list[Row]:

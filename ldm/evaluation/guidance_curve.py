@@ -5,7 +5,6 @@ backbone's name.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -50,8 +49,3 @@ def measure(
 def alignment_key(alignment: nn.Module) -> str:
     """Column of the alignment, with its backbone's name."""
     return f"{alignment.metric}/{alignment.name}"
-
-
-def with_scale(sampling: Sampling, scale: float) -> Sampling:
-    """The same sampling with its guidance at `scale`."""
-    return replace(sampling, guidance=sampling.guidance.with_scale(scale))

@@ -12,7 +12,6 @@ import torch
 from ldm.config import compose, overriding
 from ldm.device import choose, mixed_precision
 from ldm.evaluation.evaluate import curve_keys, evaluate
-from ldm.evaluation.guidance_curve import with_scale
 from ldm.evaluation.report.plots import loss_curves, quality_over_speed
 from ldm.evaluation.table import write_csv
 from ldm.files import write_json
@@ -89,7 +88,7 @@ def _samples_per_second(tree: dict[str, Any], folder: Path, run: Path, num_steps
     device = choose(tree["device"])
     model = load(run).to(device)
     sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": num_steps})
-    guided = with_scale(sampling, tree["scale"])
+    guided = sampling.with_scale(tree["scale"])
     numbers = torch.arange(tree["batch_size"], device=device)
     seconds = 0.0
     for _ in range(2):

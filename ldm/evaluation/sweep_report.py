@@ -1,6 +1,5 @@
 """First stages side by side: the columns of table 8 (arXiv 2112.10752), and rate against distortion as for codecs."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ldm.build import load_autoencoder
+from ldm.device import choose
 from ldm.evaluation.codecs import Point, at_bits, bicubic_point, codec_curve
-from ldm.evaluation.first_stage import evaluate_first_stage
+from ldm.evaluation.first_stage import evaluate_first_stage, validation_of
 from ldm.evaluation.report.page import Figure, Section, Table, Text, write_report
 from ldm.evaluation.report.plots import rate_distortion
 from ldm.evaluation.table import write_csv
+from ldm.files import read_json
 from ldm.networks.lpips import pretrained_lpips
 
 Row = dict[str, Any]
@@ -26,13 +27,12 @@ def sweep_report(tree: dict[str, Any]) -> Path:
     """Write the report of `tree` (conf/sweep_report.yaml). Returns its index.html."""
     runs = [Path(run) for run in tree["runs"]] if tree["runs"] else _finished(tree)
     folder = Path(tree["out"] or Path(tree["runs_dir"]) / f"{tree['prefix']}-report")
+    _check(runs, tree)
     rows, images = [], None
     with Progress() as progress:
         bar = progress.add_task("first stages", total=len(runs))
         for run in runs:
             row, own_images = _row(run, tree, folder)
-            if images is not None and images.shape != own_images.shape:
-                raise ValueError(f"runs: {run.name} was trained on other images or sizes than {rows[0]['run']}")
             rows, images = [*rows, row], own_images
             progress.advance(bar)
     rows.sort(key=lambda row: (row["f"], row["regularizer"], row["codes"] or 0))
@@ -51,11 +51,36 @@ def _finished(tree: dict[str, Any]) -> list[Path]:
     found = [
         path.parent
         for path in sorted(Path(tree["runs_dir"]).glob(f"{tree['prefix']}*/lineage.json"))
-        if "finished_step" in json.loads(path.read_text())
+        if "finished_step" in read_json(path)
     ]
     if not found:
         raise ValueError(f"runs: no finished run in {tree['runs_dir']} has a name that begins with {tree['prefix']}")
     return found
+
+
+def _check(runs: list[Path], tree: dict[str, Any]) -> None:
+    """Raises ValueError naming a run that cannot stand beside the first, before any is measured."""
+    choose(tree["device"])
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"runs: two are called {name}, and the report keeps each one's files under its name")
+    sizes = {}
+    for run in runs:
+        parts, found = load_autoencoder(run)
+        data, count = validation_of(parts, tree, run)
+        if "latent" not in found.metadata or "finished_step" not in _lineage(run):
+            raise ValueError(f"runs: {run} has not finished; its own command resumes it")
+        held_out = data.parts()[-1].shards.fingerprint()[:8]
+        sizes[run.name] = f"{count} validation images of {data.image_size} px, {held_out}"
+    for name, size in sizes.items():
+        if size != sizes[names[0]]:
+            raise ValueError(f"runs: {name} has {size}, and {names[0]} {sizes[names[0]]}; they have to be the same")
+
+
+def _lineage(run: Path) -> dict[str, Any]:
+    path = run / "lineage.json"
+    return read_json(path) if path.exists() else {}
 
 
 def _row(run: Path, tree: dict[str, Any], folder: Path) -> tuple[Row, Tensor]:
@@ -73,7 +98,7 @@ def _row(run: Path, tree: dict[str, Any], folder: Path) -> tuple[Row, Tensor]:
         "codes": None if codebook is None else codebook.num_embeddings,
         "channels": parts["regularizer"].latent_channels,
         "parameters": sum(p.numel() for p in parts["autoencoder"].parameters()),
-        "steps": json.loads((run / "lineage.json").read_text())["finished_step"],
+        "steps": _lineage(run)["finished_step"],
         "bits": _bits(parts, found.metadata["latent"], images),
     }
     return {**facts, **{row["metric"]: row["value"] for row in measured}}, images

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 Row = Mapping[str, Any]
@@ -21,9 +22,31 @@ def write_csv(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print the rows under the names of the first, numbers to four digits."""
-    table = Table(*rows[0])
+def show(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Print the rows under the names of the first, numbers to four digits.
+
+    Where that is too wide the names stand on the left, and the rows side by side, as many as there is room for.
+    """
+    console = console or Console()
+    upright = Table(*rows[0])
     for row in rows:
-        table.add_row(*[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()])
-    Console().print(table)
+        upright.add_row(*map(_text, row.values()))
+    names = list(rows[0])
+    turned = Table(names[0], *[_text(row[names[0]]) for row in rows])
+    for name in names[1:]:
+        turned.add_row(name, *[_text(row[name]) for row in rows])
+    for table in (upright, turned):
+        if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
+            console.print(table)
+            return
+    if len(rows) == 1:
+        for name in names:
+            console.print(f"{name} {_text(rows[0][name])}", soft_wrap=True)
+    else:
+        half = -(-len(rows) // 2)
+        show(rows[:half], console)
+        show(rows[half:], console)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -51,6 +51,11 @@ class ReconstructionLoss(nn.Module):
         self.logvar = nn.Parameter(torch.zeros(()), requires_grad=learn_logvar)
         self.sum_over_values = sum_over_values
 
+    @property
+    def min_size(self) -> int:
+        """The smallest side of an image, px, that can be judged."""
+        return self._lpips.module.min_size
+
     def distances(self, image: Tensor, xhat: Tensor) -> dict[str, Tensor]:
         """L1 and LPIPS of each sample: images [B, C, H, W] in [-1, 1] -> {"l1": [B], "lpips": [B]}."""
         l1 = (image - xhat).abs().flatten(1).mean(1)

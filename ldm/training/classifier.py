@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.module import ShardData
 from ldm.charts import Curve
+from ldm.conditioners.base import check_classes
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import expand
 from ldm.diffusion.draws import normal, uniform
@@ -71,18 +72,15 @@ class ClassifierTask(Task):
         sigma = self.noise.icdf(u).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         logits = self.classifier(x0 + expand(sigma, x0) * noise, sigma)
-        label = self._labels(batch)
+        with self.samples_named(batch):
+            label = self._labels(batch)
         losses = F.cross_entropy(logits, label)
         self.logs = {"loss": losses.detach(), "accuracy": (logits.argmax(1) == label).float().mean()}
         return losses
 
     def _labels(self, batch: Batch) -> Tensor:
-        label, count = batch["label"], self.classifier.network.num_classes
-        if label.max() >= count:
-            raise ValueError(
-                f"label {label.max().item()} in the data: network.num_classes={count} asks for 0..{count - 1}"
-            )
-        return label
+        check_classes(batch["label"], self.classifier.network.num_classes, "label", "network.num_classes")
+        return batch["label"]
 
     def _latents(self, batch: Batch, purpose: str, numbers: Tensor) -> Tensor:
         """Whitened latents [B, C, h, w] of a batch, drawn by noise addressed by `numbers` [B]."""
@@ -101,7 +99,8 @@ class ClassifierTask(Task):
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, over all strata of the noise and, as accuracy_noise_<n>, in each."""
-        label = self._labels(batch)
+        with self.samples_named(batch, held_out=True):
+            label = self._labels(batch)
         losses, hits = [], []
         for level in range(NUM_VALIDATION_LEVELS):
             logits = self.classifier(*self._noisy(batch, level))

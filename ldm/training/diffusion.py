@@ -19,7 +19,7 @@ from ldm.diffusion.noise import NoiseDistribution, stratify
 from ldm.diffusion.resampling import LossHistory
 from ldm.first_stage.first_stage import moments_of
 from ldm.first_stage.spec import LatentSpec
-from ldm.generate import Sampling, generate
+from ldm.generate import NotFinite, Sampling, check_guidance, generate
 from ldm.images import grid
 from ldm.networks.layers import tuned
 from ldm.training.distributed import all_reduce_sum
@@ -100,7 +100,8 @@ class DiffusionTask(Task):
         self.loss = loss
         self.resampler = resampler
         self.log_variance = log_variance
-        self.sampling = sampling
+        self.sampling = sampling if conditioner.names else sampling.with_scale(1.0)  # nothing there to guide by
+        check_guidance(self.sampling.guidance, conditioner)
         self.batch_size = data.batch_size
         self.keep_latents = keep_latents
         self.compile_network = compile
@@ -122,7 +123,8 @@ class DiffusionTask(Task):
         quantile, weight = self.resampler(u) if self.resampler is not None else (u, torch.ones_like(u))
         sigma = self.noise.icdf(quantile).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
-        cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
+        with self.samples_named(batch):
+            cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
         self.stopwatch.lap("encode")
         losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss)
         return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
@@ -162,7 +164,8 @@ class DiffusionTask(Task):
         """The training loss at `NUM_VALIDATION_LEVELS` stratified noise levels per sample, all conditions given."""
         index = batch["index"]
         x0 = self.latents(moments_of(self.first_stage, batch), purpose="validation posterior", numbers=index)
-        cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
+        with self.samples_named(batch, held_out=True):
+            cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
         losses = stratified_losses(
             self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS, self.loss
         )
@@ -171,10 +174,13 @@ class DiffusionTask(Task):
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Samples for the captions or labels of held-out images, below the images themselves."""
         image = batch["image"]
-        made = generate(
-            self.denoiser, self.conditioner, self.first_stage, self.sampling,
-            batch, batch["index"], self.seed, image.shape[-1],
-        )  # fmt: skip
+        try:
+            made = generate(
+                self.denoiser, self.conditioner, self.first_stage, self.sampling,
+                batch, batch["index"], self.seed, image.shape[-1],
+            )  # fmt: skip
+        except NotFinite as error:
+            made = error.images
         return {"samples": grid(torch.cat([image, made]), columns=len(image))}
 
     def curves(self) -> dict[str, Curve]:

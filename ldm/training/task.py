@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm.charts import Curve
 from ldm.checkpoint.weights import load_strict
+from ldm.conditioners.base import OutOfRange
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import Schedule, load_state
@@ -189,6 +190,15 @@ class Task(pl.LightningModule):
         self.stopwatch.lap("optimizer")
         if self.step >= self.max_steps:
             self.trainer.should_stop = True
+
+    @contextmanager
+    def samples_named(self, batch: Batch, held_out: bool = False) -> Iterator[None]:
+        """A value that nothing can be made of is named with the shard and key of its sample."""
+        try:
+            yield
+        except OutOfRange as error:
+            where = self.trainer.datamodule.place(int(batch["index"][error.place]), held_out)
+            raise ValueError(f"{where}: {error}") from error
 
     # State
 

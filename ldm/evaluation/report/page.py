@@ -144,7 +144,10 @@ class ImageGrid(Item):
         ]
         if len(rows) == 1 and not self.headers:
             return _macro("flow", self.caption, rows[0])
-        return _macro("grid", self, rows, max((sum(bool(shown) for _, shown in row) for row in rows), default=0))
+        columns = max((sum(bool(shown) for _, shown in row) for row in rows), default=0)
+        each = max((len(shown) for row in rows for _, shown in row), default=0)
+        sided = any(row and not row[0][1] for row in rows)  # whether rows have a heading on their left
+        return _macro("grid", self, rows, max(columns, 1), max(each, 1), sided)
 
     def _fit(self, picture: Picture) -> Picture:
         longest = max(picture.width, picture.height)

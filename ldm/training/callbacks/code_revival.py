@@ -26,10 +26,14 @@ class CodeRevival(pl.Callback):
         self._hits: Tensor | None = None  # of before a resume
         self._regularizer: Any = None
 
-    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
-        self._regularizer = getattr(task, "regularizer", None)
-        if not hasattr(self._regularizer, "embedding"):
+    def check(self, task: Task) -> None:
+        """Raises ValueError if a task has no codes."""
+        if not hasattr(getattr(task, "regularizer", None), "embedding"):
             raise ValueError("callback.code_revival: only a VQ first stage has codes to revive (regularizer=vq)")
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
+        self.check(task)
+        self._regularizer = task.regularizer
         if self._hits is not None:  # of all ranks together, as they were saved
             self._regularizer.hits.copy_(self._hits if trainer.is_global_zero else torch.zeros_like(self._hits))
 

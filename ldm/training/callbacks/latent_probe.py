@@ -26,10 +26,13 @@ from ldm.images import grid, save_image
 from ldm.metrics.features import Features
 from ldm.metrics.quality import sample_quality
 from ldm.networks.unet import UNet
+from ldm.training.callbacks.group import members
+from ldm.training.callbacks.signals import StopOnSignal
 from ldm.training.ema import EMA
 from ldm.training.loggers import log_picture
 from ldm.training.task import Task
 
+SAY_EVERY_SECONDS = 30.0
 SMALLEST = 4  # positions a side, to which the probe's network goes down
 SHOWN = 16  # samples in the picture
 
@@ -39,7 +42,7 @@ class LatentProbe(pl.Callback):
 
     A U-Net of width `channels` is fitted for `fit_steps` steps to the latents of `num_images` training images, whitened
     by their own statistics, with the same draws each time, and compared with those images. It runs on rank zero while
-    the others wait, and leaves the training bit for bit as it was.
+    the others wait, and leaves the training bit for bit as it was. A signal that stops the run ends it without a value.
     """
 
     def __init__(
@@ -73,28 +76,36 @@ class LatentProbe(pl.Callback):
         self.lr = lr
         self._real: Tensor | None = None  # features of the training images
 
+    def check(self, task: Task) -> None:
+        """Raises ValueError if a task has no latents of its own."""
+        if not hasattr(task, "autoencoder"):
+            raise ValueError("callback.latent_probe: only a first stage's latents can be probed (task=autoencoder)")
+
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if task.stepped and (task.step % self.every_steps == 0 or task.step == task.max_steps):
             if trainer.is_global_zero:
                 with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
-                    self.probe(trainer, task)
+                    try:
+                        self.probe(trainer, task)
+                    except _Stopped:
+                        print(f"step {task.step}: not probed to the end, the run was asked to stop", flush=True)
             trainer.strategy.barrier()
 
     def probe(self, trainer: pl.Trainer, task: Task) -> dict[str, float]:
         """Measure the current averaged first stage, and log it. Returns what was logged."""
-        if not hasattr(task, "autoencoder"):
-            raise ValueError("callback.latent_probe: only a first stage's latents can be probed (task=autoencoder)")
+        self.check(task)
+        ahead = _Ahead(trainer, f"step {task.step}, probe of the latents")
         began = time.monotonic()
         self.metric.to(task.device)
         with task.averaged():
-            moments, real = self._moments(task)
+            moments, real = self._moments(task, ahead)
             z = task.regularizer.sample(moments, self._normal("posterior", moments, task.regularizer.latent_channels))
             mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)).clamp(min=1e-6)
         z = (z - mean[:, None, None]) / std[:, None, None]
-        denoiser, loss = self._fit(z, trainer)
+        denoiser, loss = self._fit(z, trainer, ahead)
         with task.averaged():
             features, shown = [], []
-            for generated in self._latents(denoiser, z):
+            for generated in self._latents(denoiser, z, ahead):
                 whole = generated * std[:, None, None] + mean[:, None, None]
                 images = task.autoencoder.decode(task.regularizer.quantise(whole)).float().clamp(-1, 1)
                 features.append(self.metric(images).cpu())
@@ -110,10 +121,11 @@ class LatentProbe(pl.Callback):
         log_picture(trainer.loggers, "panels/probe", path, task.step)
         return logged
 
-    def _moments(self, task: Task) -> tuple[Tensor, Tensor]:
+    def _moments(self, task: Task, ahead: "_Ahead") -> tuple[Tensor, Tensor]:
         """Of the probe's images: what the encoder gives now [N, ...], and their features, which never change."""
         moments, features = [], []
         for batch in self.data.statistics_loader(batch_size=self.batch_size, num_samples=self.num_images):
+            ahead.go(f"has looked at {sum(map(len, moments))} of {self.num_images} images")
             image = batch["image"].to(task.device)
             moments.append(task.autoencoder.encode(image).float())
             if self._real is None:
@@ -121,7 +133,7 @@ class LatentProbe(pl.Callback):
         self._real = torch.cat(features) if self._real is None else self._real
         return torch.cat(moments), self._real
 
-    def _fit(self, z: Tensor, trainer: pl.Trainer) -> tuple[Denoiser, float]:
+    def _fit(self, z: Tensor, trainer: pl.Trainer, ahead: "_Ahead") -> tuple[Denoiser, float]:
         """A denoiser of latents z [N, C, h, w], with averaged weights, and its mean loss over the last tenth."""
         torch.manual_seed(self.seed)
         halvings = 0
@@ -139,6 +151,7 @@ class LatentProbe(pl.Callback):
         ema, losses = EMA(network, 0.999), []
         with torch.enable_grad():
             for step in range(self.fit_steps):
+                ahead.go(f"has fitted {step} of {self.fit_steps} steps")
                 numbers = torch.arange(step * self.batch_size, (step + 1) * self.batch_size, device=z.device)
                 chosen = (uniform(self.seed, "probe sample", numbers)[:, 0] * len(z)).long().clamp(max=len(z) - 1)
                 u = stratify(uniform(self.seed, "probe sigma", numbers)[:, 0], numbers, self.batch_size)
@@ -155,10 +168,11 @@ class LatentProbe(pl.Callback):
         network.load_state_dict(ema.weights()["ema"])
         return denoiser.eval(), torch.stack(losses[-max(self.fit_steps // 10, 1) :]).mean().item()
 
-    def _latents(self, denoiser: Denoiser, like: Tensor) -> Iterator[Tensor]:
+    def _latents(self, denoiser: Denoiser, like: Tensor, ahead: "_Ahead") -> Iterator[Tensor]:
         """`num_samples` generated latents of the shape of those of `like` [N, C, h, w], batch by batch."""
         sigmas = karras(self.num_steps, 0.01, 80.0)
         for start in range(0, self.num_samples, self.batch_size):
+            ahead.go(f"has made {start} of {self.num_samples} samples")
             numbers = torch.arange(start, min(start + self.batch_size, self.num_samples), device=like.device)
             first = normal(self.seed, "probe first noise", numbers, like.shape[1:])
             x = init_noise(first, sigmas[0].item(), denoiser.precond.schedule)
@@ -167,3 +181,24 @@ class LatentProbe(pl.Callback):
     def _normal(self, purpose: str, like: Tensor, channels: int) -> Tensor:
         numbers = torch.arange(len(like), device=like.device)
         return normal(self.seed, f"probe {purpose}", numbers, (channels, *like.shape[2:]))
+
+
+class _Stopped(Exception):
+    """The run was asked to stop."""
+
+
+class _Ahead:
+    """Says now and then how far a long probe is, and ends it when a signal stops the run."""
+
+    def __init__(self, trainer: pl.Trainer, what: str):
+        self.stops = [callback for callback in members(trainer) if isinstance(callback, StopOnSignal)]
+        self.what = what
+        self.said = time.monotonic()
+
+    def go(self, done: str) -> None:
+        """Raises _Stopped if there was a signal."""
+        if any(callback.received for callback in self.stops):
+            raise _Stopped
+        if time.monotonic() - self.said > SAY_EVERY_SECONDS:
+            self.said = time.monotonic()
+            print(f"{self.what} {done}", flush=True)

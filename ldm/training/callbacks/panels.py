@@ -1,5 +1,6 @@
 """Pictures to look at while it trains: what the task draws of a few held-out samples, and curves it has learned."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from ldm.charts import save_curve
 from ldm.images import save_image
 from ldm.training.loggers import log_picture
 from ldm.training.task import Task
+
+log = logging.getLogger(__name__)
 
 
 class Panels(pl.Callback):
@@ -39,7 +42,10 @@ class Panels(pl.Callback):
         found = task.curves()
         if not trainer.is_global_zero:
             return
-        pictures = {name: save_image(self._path(task, name), picture) for name, picture in panels.items()}
+        for name, picture in panels.items():
+            if not picture.isfinite().all():
+                log.warning("step %d: %s are not finite; in the picture they are grey", task.step, name)
+        pictures = {name: save_image(self._path(task, name), p.nan_to_num(0.0)) for name, p in panels.items()}
         curves = {name: save_curve(self._path(task, name), curve) for name, curve in found.items()}
         for name, path in {**pictures, **curves}.items():
             log_picture(trainer.loggers, f"panels/{name}", path, task.step)

@@ -1,0 +1,34 @@
+"""Names of classes in the order of their numbers, as make_shards.py notes them in the manifest beside the shards."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import ShardError
+from data.paths import expand
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 26
+
+
+def class_names(shards: str | Sequence[str] | None) -> list[str]:
+    """Of `shards` as data.train names them; none where they are remote, gone, or no manifest beside them tells."""
+    try:
+        places = expand(shards, "data.train") if shards else []
+    except ShardError:
+        return []
+    found = [_noted(folder / MANIFEST) for folder in {place.parent for place in places if isinstance(place, Path)}]
+    return found[0] if len(found) == 1 else []
+
+
+def _noted(manifest: Path) -> list[str]:
+    """Also a manifest may come from anyone."""
+    if not manifest.is_file() or manifest.stat().st_size > MAX_MANIFEST_BYTES:
+        return []
+    try:
+        content = json.loads(manifest.read_bytes())
+    except (ValueError, RecursionError):
+        return []
+    names = content.get("class_names") if isinstance(content, dict) else None
+    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if sound else []

@@ -1,0 +1,116 @@
+"""What can be known to go wrong of a run before anything of it is written: sizes, fields, classes, guidance, callbacks.
+
+All of its parts are built by then, and the shards' headers are read.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.classes import class_names
+from data.module import ShardData
+from ldm.build import Parts, is_classifier, is_first_stage
+from ldm.checkpoint import weights
+from ldm.conditioners.base import Conditioners
+from ldm.generate import check_size
+from ldm.training.task import Task
+
+PEEKED = 64  # training samples whose labels are looked at
+
+
+def check_parts(parts: Parts) -> None:
+    """Raises ValueError naming the key for what a run of these `parts` could not train with."""
+    data, side = parts["data"], parts["image_size"]
+    if is_first_stage(parts.tree):
+        check_size(side, side, parts["autoencoder"].f)
+        _check_losses(parts["reconstruction"], side)
+    elif is_classifier(parts.tree):
+        _check_classes(parts.tree, data, "network", parts.tree["network"]["num_classes"])
+    else:
+        _check_diffusion(parts, data, side)
+    _check_best(parts.tree, data)
+    for callback in parts.callbacks:
+        getattr(callback, "check", lambda task: None)(parts["task"])
+
+
+def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
+    f, conditioner = parts["first_stage"].spec.f, parts["conditioner"]
+    check_size(side, side, f, parts["denoiser"].factor)
+    for name, part in conditioner.parts.items():
+        if part.reduces not in (None, f):
+            raise ValueError(
+                f"conditioner.{name}.factor={part.reduces}: stands beside latents that are {f} times smaller than the "
+                f"image; set it to {f}"
+            )
+    if data.cache is None:
+        _check_fields(conditioner, data)
+    label = (parts.tree["conditioner"] or {}).get("label")
+    if label:
+        _check_classes(parts.tree, data, "conditioner.label", label["num_classes"])
+
+
+def _check_fields(conditioner: Conditioners, data: ShardData) -> None:
+    """A conditioner reads what a batch will have."""
+    for name, part in conditioner.parts.items():
+        if {part.key, part.instead}.isdisjoint(data.batch_spec):
+            raise ValueError(
+                f"conditioner.{name} reads {part.key!r}, which data.fields does not give ({', '.join(data.fields)}); "
+                "choose the data= that has it, or another conditioner="
+            )
+
+
+def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classes: int) -> None:
+    """Class numbers in the data, as far as a manifest and a look at some samples tell, are below `num_classes`."""
+    key = f"{where}.num_classes={num_classes}"
+    if "label" not in data.fields:
+        return
+    names = class_names(tree["data"]["train"])
+    if num_classes < len(names) and not data.chooses:
+        raise ValueError(f"{key}: the data has {len(names)} classes ({', '.join(names[:5])}, ...); set it to that")
+    for place, label in data.peek("label", PEEKED):
+        if label >= num_classes:
+            raise ValueError(f"{place}: label {label}: {key} asks for 0..{num_classes - 1}")
+
+
+def _check_losses(reconstruction: Any, side: int) -> None:
+    """The images are large enough for what judges them."""
+    discriminator = copy.deepcopy(reconstruction.discriminator).to("meta")
+    try:
+        discriminator(torch.empty(2, 3, side, side, device="meta"))
+    except RuntimeError as error:
+        raise ValueError(
+            f"image_size={side}: too small for the discriminator; lower discriminator.num_layers"
+        ) from error
+    smallest = reconstruction.min_size
+    if side < smallest:
+        raise ValueError(f"image_size={side}: too small for LPIPS, which needs {smallest} px")
+
+
+def _check_best(tree: dict[str, Any], data: ShardData) -> None:
+    checkpoint = (tree["callback"] or {}).get("checkpoint") or {}
+    if checkpoint.get("best") and not (data.num_validation and "validation" in tree["callback"]):
+        raise ValueError(
+            f"callback.checkpoint.best={checkpoint['best']}: there is no held-out value to go by; give data.validation "
+            "and callback.validation, or leave it out"
+        )
+
+
+def check_parent(checkpoint: Path, task: Task) -> None:
+    """Raises ValueError if a branch cannot begin from `checkpoint`, as far as the weights written with it tell."""
+    found = weights.described(checkpoint)
+    if found is not None:
+        metadata, shapes = found
+        task.accept(metadata)
+        weights.check_fit(task.model.state_dict(), shapes, str(checkpoint))
+
+
+def doubts(data: ShardData) -> Iterator[str]:
+    """Lines about what is allowed but may not be meant."""
+    if data.batch_size > data.num_train:
+        yield (
+            f"data.batch_size={data.batch_size}: there are {data.num_train} training samples, so that every step sees "
+            "some of them several times"
+        )

@@ -1,0 +1,130 @@
+"""What a sample is asked for, held against what a model reads: nothing is ignored, nothing needed is missing."""
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.classes import class_names
+from data.decoding import PilDecoder, decode_image, decode_mask
+from data.errors import BadSample
+from data.fields import Mask, SemanticMap
+from data.transforms import View, fitted, to_tensor
+from ldm.conditioners.base import Conditioners
+from ldm.generate import Sampling, Size, check_guidance
+from ldm.model import Model
+
+# Keys of sample.py and the field of a batch that each fills.
+FIELDS = {
+    "prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target",
+    "image": "image", "mask": "mask", "map": "segmentation",
+}  # fmt: skip
+WAYS = {"caption": "prompt=TEXT", "label": "label=N", "image": "image=FILE", "mask": "mask=FILE, white in the hole",
+        "segmentation": "map=FILE"}  # fmt: skip
+
+
+def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sampling, captioned: bool) -> None:
+    """Hold the keys of `tree` to a model; `captioned`: whether there is a prompt, perhaps an empty one.
+
+    Raises ValueError for a condition that would not be read, for one that is needed, or for guidance against a null
+    that no training saw.
+    """
+    fields = conditioner.fields | sampling.fields
+    for key, field in FIELDS.items():
+        if tree[key] not in (None, "") and field not in fields:
+            given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
+            raise ValueError(f"{key}: this model reads no {field}; {given}")
+    present = {field for key, field in FIELDS.items() if tree[key] not in (None, "")}
+    present |= {"caption"} if captioned else set()
+    without_hole = tree["mask"] is None
+    holes = {name: "mask" for name, part in conditioner.parts.items() if without_hole and "mask" in part.also}
+    needed = {**holes, **conditioner.missing(dict.fromkeys(present))}
+    for name, field in needed.items():
+        way = WAYS.get(
+            field, f"a batch with {field!r} given to ldm.run.load(...).generate, since there is no key for it"
+        )
+        raise ValueError(f"conditioner {name} needs {field!r}: give {way}")
+    negative = negatives(tree)
+    left = check_guidance(sampling.guidance, conditioner, negative)
+    if negative and not left & _reading("caption", conditioner):
+        raise ValueError(
+            "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
+            "autoguidance and scales without the text leave none out"
+        )
+
+
+def negatives(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Fields with what to guide away from in them."""
+    return {"caption": tree["negative_prompt"]} if tree["negative_prompt"] else {}
+
+
+def _reading(field: str, conditioner: Conditioners) -> set[str]:
+    return {part.drop_with or name for name, part in conditioner.parts.items() if part.key == field}
+
+
+def class_number(label: int | str, data: Mapping[str, Any]) -> int:
+    """The number of a class that is given by its number or by its name in the manifest of a run's `data`."""
+    if isinstance(label, int):
+        return label
+    names = class_names(data["train"])
+    if label in names:
+        return names.index(label)
+    known = f"one of {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else (
+        "of which there are none: no manifest.json beside the shards of the run tells them"
+    )  # fmt: skip
+    raise ValueError(f"label={label!r}: expected int, or the name of a class, {known}")
+
+
+def read_pictures(tree: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
+    """Image files that `tree` names as fields of a batch of one, cut as the training images are.
+
+    target, alone, is as large as its file. Raises ValueError if one is broken or of another shape than the image,
+    OSError if it is not there.
+    """
+    side = tree["image_size"] or model.image_size
+    fields = model.parts["data"].fields if tree["mask"] or tree["map"] else {}
+    found, shape = {}, None
+    if tree["target"] is not None:
+        found["target"] = to_tensor([_read("target", tree, lambda content: np.asarray(decode_image(content)))])
+    if tree["image"] is not None:
+        pixels = _read("image", tree, lambda content: PilDecoder()(content, side))
+        shape = pixels.shape[1], pixels.shape[0]
+        found["image"] = to_tensor([View().crop(pixels, side)])
+    for key, name, usual in (("mask", "mask", Mask()), ("map", "segmentation", SemanticMap())):
+        if tree[key] is not None:
+            own = fields.get(name, usual)
+            size = fitted(*_read(key, tree, decode_mask).size, side)
+            if shape not in (None, size):
+                raise ValueError(f"{key}={tree[key]}: of another shape than image={tree['image']}")
+            value = _read(key, tree, partial(own.read, size=size))
+            found[name] = own.collate([value], [View()], side)
+    return found
+
+
+def _read(key: str, tree: Mapping[str, Any], decode: Any) -> Any:
+    try:
+        return decode(Path(tree[key]).read_bytes())
+    except BadSample as error:
+        raise ValueError(f"{key}={tree[key]}: {error.kind} ({error})") from error
+
+
+def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
+    """(height, width) of the images, px. Raises ValueError for one that a condition cannot stand beside."""
+    side = tree["image_size"] or model.image_size
+    size = (tree["height"] or side, tree["width"] or side)
+    beside = [key for key in ("image", "mask", "map") if tree[key] is not None]
+    if beside and model.conditioner.widths()["concat_channels"] and size != (side, side):
+        raise ValueError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
+    return size
+
+
+def collate(conditions: Collection[Mapping[str, Any]], device: Any) -> dict[str, Any]:
+    """A batch of conditions: captions stay a list, labels become a tensor."""
+    batch: dict[str, Any] = {key: [condition[key] for condition in conditions] for key in next(iter(conditions))}
+    if "label" in batch:
+        batch["label"] = torch.tensor(batch["label"], device=device)
+    return batch
