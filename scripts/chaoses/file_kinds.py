@@ -32,7 +32,7 @@ from data.filters import Filters
 from data.module import ShardData
 from data.shards import ShardSet
 from data.writing import write_shard
-from ldm.checkpoint import foreign, resume
+from ldm.checkpoint import foreign_file, resume
 from ldm.config import compose
 from ldm.ensemble import load_ensemble, write_manifest
 from ldm.files import sha256
@@ -349,7 +349,7 @@ def _lineage(rng: random.Random) -> bytes:
 
 def _read_foreign(name: str, folder: Path, content: bytes, how: spoil.Mutation) -> list[str]:
     (folder / name).write_bytes(content)
-    foreign.read(folder / name)
+    foreign_file.read(folder / name)
     return []
 
 
