@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from data.classes import class_names
-from data.decoding import PilDecoder, decode_image, decode_mask
+from data.decoding import PilDecoder, decode_image, read_picture
 from data.errors import BadSample
 from data.fields import Mask, SemanticMap
-from data.transforms import View, fitted, to_tensor
+from data.transforms import View, to_tensor
 from ldm.conditioners.base import Conditioners
 from ldm.generate import Sampling, Size, check_guidance
 from ldm.model import Model
@@ -87,20 +87,18 @@ def read_pictures(tree: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
     """
     side = tree["image_size"] or model.image_size
     fields = model.parts["data"].fields if tree["mask"] or tree["map"] else {}
-    found, shape = {}, None
+    found, image = {}, None
     if tree["target"] is not None:
         found["target"] = to_tensor([_read("target", tree, lambda content: np.asarray(decode_image(content)))])
     if tree["image"] is not None:
         pixels = _read("image", tree, lambda content: PilDecoder()(content, side))
-        shape = pixels.shape[1], pixels.shape[0]
+        image = _read("image", tree, partial(read_picture, image_size=side))
         found["image"] = to_tensor([View().crop(pixels, side)])
     for key, name, usual in (("mask", "mask", Mask()), ("map", "segmentation", SemanticMap())):
         if tree[key] is not None:
             own = fields.get(name, usual)
-            size = fitted(*_read(key, tree, decode_mask).size, side)
-            if shape not in (None, size):
-                raise ValueError(f"{key}={tree[key]}: of another shape than image={tree['image']}")
-            value = _read(key, tree, partial(own.read, size=size))
+            lies = image or _read(key, tree, partial(read_picture, image_size=side))
+            value = _read(key, tree, lambda content, own=own, lies=lies: own.read(content, lies))
             found[name] = own.collate([value], [View()], side)
     return found
 

@@ -378,7 +378,7 @@ def test_a_hole_is_filled(tmp_path, pictures):
         ([picture], "conditioner masked_image needs 'mask': give mask=FILE, white in the hole"),
         ([mask], "conditioner masked_image needs 'image': give image=FILE"),
         ([], "conditioner masked_image needs 'image': give image=FILE"),
-        ([picture, f"mask={pictures['square']}"], r"mask=.*square\.png: of another shape than image="),
+        ([picture, f"mask={pictures['square']}"], r"mask=.*square\.png: another shape"),
         ([picture, mask, "width=16"], "image: stands beside the latent"),
         ([picture, mask, "guidance.scale=2"], r"never left out masked_image .*guidance\.scale=1"),
         ([picture, mask, f"map={pictures['map']}"], "map: this model reads no segmentation"),
