@@ -121,8 +121,7 @@ class FastDecoder(Decoder):
             with named_failure():
                 pixels = np.array(rgb(_reduced(image, reduction)))
         left, top, right, bottom = part
-        if part != (0, 0, *image.size):
-            pixels = pixels[top // reduction : ceil(bottom / reduction), left // reduction : ceil(right / reduction)]
+        pixels = pixels[top // reduction : ceil(bottom / reduction), left // reduction : ceil(right / reduction)]
         scales = [target * reduction / side for target, side in zip(size, (right - left, bottom - top), strict=True)]
         return upright(_resized(pixels, size, scales), orientation(image))
 
