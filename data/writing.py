@@ -20,8 +20,8 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write samples (`__key__` and bytes per extension) to one tar; returns its row of the manifest.
 
-    Owner, mode and time are fixed, so the same samples give the same bytes, and a file that has them is left alone.
-    With the row that is `expected`, other samples are a ValueError and the file stays.
+    Owner, mode and time are fixed, so the same samples give the same bytes. Where a row is `expected`, other samples
+    are a ValueError, and a file that has these bytes already is left alone.
     """
     partial = path.with_name(path.name + ".partial")
     count = 0
@@ -40,7 +40,7 @@ def write_shard(
             f"{path} is finished, and its images, or what is known about them, have changed since; choose another "
             "folder, or delete it"
         )
-    if path.exists() and sha256_of(path) == row["sha256"]:
+    if expected is not None and path.exists() and sha256_of(path) == row["sha256"]:
         partial.unlink()
     else:
         os.replace(partial, path)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.errors import printable
 from data.making.make import make_shards
 from data.making.report import report
-from data.making.settings import Settings
+from data.making.settings import Settings, place
 from ldm.redaction import hide_on_terminal
 
 
@@ -63,20 +63,13 @@ def parse(arguments: list[str]) -> Settings:
             raise ValueError(f"{word!r} is none of {', '.join(f'{name}=' for name in kinds)}{hint}")
         if key in values:
             raise ValueError(f"{key}= is given twice: {values[key]} and {text}")
-        values[key] = _place(key, text) if kinds[key] is Path else _value(key, text, kinds[key])
+        if kinds[key] is Path and not text:
+            raise ValueError(f"{key}= is empty; name a place")
+        values[key] = place(key, text) if kinds[key] is Path else _value(key, text, kinds[key])
     for field in fields(Settings):
         if field.default is field.default_factory is MISSING and field.name not in values:
             raise ValueError(f"{field.name}= is missing; see --help")
     return Settings(**values)
-
-
-def _place(key: str, text: str) -> Path:
-    if not text:
-        raise ValueError(f"{key}= is empty; name a place")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # no such user, or no home
-        raise ValueError(f"{key}={text}: {error}") from None
 
 
 def _value(key: str, text: str, kind: type) -> Any:

@@ -149,6 +149,14 @@ def test_a_wrong_row_of_json_stops_nothing(tmp_path: Path) -> None:
     }
 
 
+def test_a_column_that_has_to_give_way_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 0)
+    table = write_table(tmp_path / "t.csv", [{"image": "a.png", "caption": "x", "name": "Anna"}])
+    assert "the column name is not kept" in run(table, tmp_path / "out")["notes"][0]
+    with pytest.raises(ValueError, match="images=~nobody-of-this-name"):
+        run(table, tmp_path / "none", images="~nobody-of-this-name")
+
+
 def test_a_wrong_row_of_csv_stops_nothing(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / name, 0)

@@ -96,6 +96,8 @@ def _read_images(found: _Files, file: Path, entries: list[Any]) -> None:
 
 
 def _read_categories(found: _Files, file: Path, entries: Any) -> None:
+    if entries is not None and not isinstance(entries, list):
+        raise ValueError(f"annotations={file}: not of COCO's form (categories is no list)")
     for place, entry in enumerate(entries or []):
         try:
             identity, name = entry["id"], str(entry["name"])

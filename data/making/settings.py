@@ -9,6 +9,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def place(key: str, text: str) -> Path:
+    """The path that a text names, `~` expanded; ValueError names the key."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user, or no home
+        raise ValueError(f"{key}={text}: {error}") from None
+
+
 @dataclass(frozen=True)
 class Settings:
     """One field per key of the command line. `images` and `annotations` may be left out as ''."""
@@ -42,7 +50,7 @@ class Settings:
     @property
     def annotation_files(self) -> list[Path]:
         """The files of `annotations`; one whose own name has commas is taken as it is."""
-        whole = Path(self.annotations).expanduser()
+        whole = place("annotations", self.annotations)
         if whole.exists():
             return [whole]
-        return [Path(name).expanduser() for name in self.annotations.split(",")]
+        return [place("annotations", name) for name in self.annotations.split(",")]

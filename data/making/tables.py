@@ -18,11 +18,12 @@ from typing import Any
 from data.errors import BadSample
 from data.making.formats import TABLES, Row
 from data.making.inside import Folder
-from data.making.settings import Settings
+from data.making.settings import Settings, place
 from data.making.sources import LeftOut, Problem, Source, Sources
 from data.members import is_unicode
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d{1,3})?")
+NAME = "name"  # of the .json: the place of the image in its source
 BYTES = "bytes in a column"
 TYPELESS = (".csv", ".tsv")
 HEAD_ROWS = 20  # that show which columns a table has: objects of a jsonl need not all have the same
@@ -43,14 +44,14 @@ class _Image:
 def read_table(settings: Settings) -> Sources:
     """The images of `settings.source`; raises ValueError if it is no table or lacks a column."""
     path = settings.source
-    folder = Folder(Path(settings.images).expanduser() if settings.images else path.parent)
+    folder = Folder(place("images", settings.images) if settings.images else path.parent)
     if not folder.path.is_dir():
         raise ValueError(f"images={settings.images} is not a folder")
     images: dict[str, _Image] = {}
     left_out: list[LeftOut] = []
 
-    def tell(place: str, kind: str, reason: str) -> None:
-        left_out.append(LeftOut(f"{path.name}, {place}", kind, reason))
+    def tell(where: str, kind: str, reason: str) -> None:
+        left_out.append(LeftOut(f"{path.name}, {where}", kind, reason))
 
     rows = TABLES[path.suffix.lower()](path, tell)
     head = list(islice(rows, HEAD_ROWS))
@@ -58,12 +59,14 @@ def read_table(settings: Settings) -> Sources:
         _check_columns([row for _, row in head], settings)
     elif not left_out:
         raise ValueError(f"source={path} has no rows")
-    for place, row in chain(head, rows):
+    for where, row in chain(head, rows):
         try:
             _add(images, row, settings, folder)
         except BadSample as error:
-            tell(place, error.kind, str(error))
-    return Sources([_source(image, settings) for image in images.values()], left_out=left_out)
+            tell(where, error.kind, str(error))
+    hidden = NAME not in (settings.image_column, settings.caption_column) and any(NAME in row for _, row in head)
+    notes = [f"the column {NAME} is not kept: the .json has the image's own name there"] if hidden else []
+    return Sources([_source(image, settings) for image in images.values()], left_out=left_out, notes=notes)
 
 
 def _add(images: dict[str, _Image], row: Row, settings: Settings, folder: Folder) -> None:

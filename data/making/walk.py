@@ -94,12 +94,15 @@ def _first_time(found: Walk, name: str, seen: set[tuple[int, int]]) -> bool:
     path = found.folder / name
     state = os.stat(path)
     identity = (state.st_dev, state.st_ino)
-    round_about = Path(os.path.realpath(path)) in Path(os.path.realpath(found.folder)).parents
-    if identity in seen or round_about:
+    if identity in seen or (os.path.islink(path) and name and _holds(path, found.folder)):
         found.leave_out(name, "repeated folder", "a link to what holds it, or to a folder that is read already")
         return False
     seen.add(identity)
     return True
+
+
+def _holds(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)) in Path(os.path.realpath(folder)).parents
 
 
 def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
