@@ -116,7 +116,7 @@ def _is_stopped(pid: int) -> bool:
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """What torch raises in here when a worker dies, which may be at any moment, or lacks files, becomes a WorkerError."""
+    """What torch raises in here when a worker dies, at any moment, or lacks files, becomes a WorkerError."""
     try:
         yield
     except OSError as error:
