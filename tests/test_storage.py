@@ -177,7 +177,7 @@ LIES = {
     "too short": (lambda s, c, h: (s, c[:-1], h), "bytes came"),
     "too long": (lambda s, c, h: (s, c + b"x", h), "more than the"),
     "cut off": (
-        lambda s, c, h: (s, c[:100], {**h, "Content-Length": str(len(c)), "Connection": "close"}), "cannot be read in 3",
+        lambda s, c, h: (s, c[:9], {**h, "Content-Length": str(len(c)), "Connection": "close"}), "cannot be read in 3",
     ),
     "all of it": (lambda s, c, h: (200, c * 2, {"ETag": h["ETag"]}), "the server sends all of it"),
     "not satisfiable": (lambda s, c, h: (416, b"", {}), "changed while it was in use"),
