@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TOO_MANY = ": raise the limit with ulimit -n 4096, or lower data.num_workers"
 SHARED = "/dev/shm"
 PREFETCHED = 2  # batches that each worker makes ahead: the default of torch's loader
 AGAIN = (
@@ -115,9 +116,13 @@ def _is_stopped(pid: int) -> bool:
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """What torch raises in here when a worker dies, which may be at any moment, becomes a WorkerError."""
+    """What torch raises in here when a worker dies, at any moment, or lacks files, becomes a WorkerError."""
     try:
         yield
+    except OSError as error:
+        if "Too many open files" not in str(error):
+            raise
+        raise WorkerError(f"too many open files{TOO_MANY}") from error
     except RuntimeError as error:
         text = str(error)
         if not text.startswith("DataLoader worker (pid"):
