@@ -1,6 +1,7 @@
 """A trained model to use: first stage, conditioner, denoiser and schedule, loaded from a run's folder.
 
-What comes with a run is data: its tree is held to the registry of config.py, its weights are safetensors with a hash.
+What comes with a run is data: its tree is held to the registry of ldm.config and to its weights, safetensors with a
+hash, before it is built.
 """
 
 from collections.abc import Callable

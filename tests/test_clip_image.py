@@ -10,6 +10,7 @@ from toys import clip_image_folder
 from untrained import untrained_run
 
 from ldm.conditioners.clip_image import clip_image, preprocess
+from ldm.config import overriding
 from sample import main
 
 IMAGE = torch.rand(3, 3, 20, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -69,7 +70,10 @@ def test_it_is_sampled_with_an_image_or_without(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
 
     def drawn(name: str, *words: str) -> np.ndarray:
-        assert main([f"model={model}", "num_images=1", "guidance.scale=1", f"out={tmp_path / name}", *words]) == 0
+        assert (
+            main(overriding([f"model={model}", "num_images=1", "guidance.scale=1", f"out={tmp_path / name}", *words]))
+            == 0
+        )
         return np.asarray(Image.open(tmp_path / name / "grid.png")).astype(int)
 
     image = f"image={tmp_path}/a, b.png"

@@ -373,6 +373,15 @@ def test_only_the_keys_that_are_text_are_split_off():
     assert overrides == ["seed=1", "prompt", "network=unet", "branch=null"]
 
 
+def test_the_precision_of_a_command_is_its_own():
+    assert compose("quickstart", ["precision=32-true"])["precision"] == "32-true"
+    assert compose("quickstart", [])["precision"] is None
+    with pytest.raises(ValueError, match="precision='32-true': expected"):
+        compose("encode", ["first_stage=x", "out=y", "precision=32-true"])
+    with pytest.raises(ValueError, match="precision='fp16': expected"):
+        compose("quickstart", ["precision=fp16"])
+
+
 # Names of runs, and sweeps
 
 

@@ -16,7 +16,7 @@ from toys import CONF, QUICKSTART, train
 from data.seals import sealed
 from ldm.build import Parts, load_first_stage
 from ldm.checkpoint.export import diffusers_names
-from ldm.config import compose
+from ldm.config import compose, overriding
 from ldm.convert import export_model, import_checkpoint, layout
 from ldm.files import write_json
 from ldm.run import Run
@@ -48,7 +48,7 @@ NARROW = ["autoencoder.channels=8", "autoencoder.norm_groups=4"]
 
 def tree(name: str, *more: str) -> dict:
     narrow = [*NARROW, *(["regularizer.num_codes=32"] if name.startswith("vq") else [])]
-    return compose("config", [f"experiment=ldm/first_stage/{name}", *narrow, *more], complete=False)
+    return compose("config", overriding([f"experiment=ldm/first_stage/{name}", *narrow, *more]), complete=False)
 
 
 def random_state(name: str, seed: int = 0) -> dict[str, Tensor]:

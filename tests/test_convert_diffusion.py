@@ -13,7 +13,7 @@ from toys import train
 
 from ldm.build import Parts
 from ldm.conditioners import clip
-from ldm.config import compose
+from ldm.config import compose, overriding
 from ldm.convert import export_model, import_checkpoint, layout
 from ldm.convert.diffusion import buffers
 from ldm.run import Run, load
@@ -52,7 +52,7 @@ def tree(name: str, *more: str) -> dict:
     words = [*NARROW, *MORE.get(name, [])]
     if is_vq(name):
         words.append("regularizer.num_codes=16")
-    return compose("config", [f"experiment=ldm/{name}", *words, *more], complete=False)
+    return compose("config", overriding([f"experiment=ldm/{name}", *words, *more]), complete=False)
 
 
 @cache

@@ -11,6 +11,7 @@ from test_sample import pixels
 from toys import train
 from untrained import untrained_run
 
+from ldm.config import overriding
 from ldm.diffusion import operators
 from ldm.diffusion.guidance import Bound, ClassifierFree
 from ldm.diffusion.loss_guidance import AlignmentGuidance, ClassifierGuidance, HalfSquaredError, ImageGuidance, fitted
@@ -255,7 +256,7 @@ def test_targets_are_cropped_to_shape_and_resized():
 
 
 def made(model: Path, out: Path, *words: str) -> np.ndarray:
-    assert main([f"model={model}", f"out={out}", "num_images=2", "num_steps=4", *words]) == 0
+    assert main(overriding([f"model={model}", f"out={out}", "num_images=2", "num_steps=4", *words])) == 0
     return np.stack([image for name, image in pixels(out).items() if name != "grid.png"])
 
 

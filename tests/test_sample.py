@@ -9,7 +9,7 @@ from PIL import Image
 from untrained import untrained_run
 
 from ldm.checkpoint import weights
-from ldm.config import compose
+from ldm.config import compose, overriding
 from ldm.given import collate
 from ldm.run import load
 from sample import __doc__ as usage
@@ -217,7 +217,7 @@ def test_a_weak_model_works_in_the_same_windows(model, tmp_path):
 )
 def test_mistakes_are_value_errors(model, tmp_path, arguments, problem):
     with pytest.raises(ValueError, match=problem):
-        main([f"model={model}", "num_images=1", f"out={tmp_path}", *arguments])
+        main(overriding([f"model={model}", "num_images=1", f"out={tmp_path}", *arguments]))
     assert not list(tmp_path.iterdir())
 
 
@@ -225,7 +225,7 @@ def test_mistakes_are_value_errors(model, tmp_path, arguments, problem):
 
 
 def first_image(model: Path, out: Path, *arguments: str) -> np.ndarray:
-    assert main([f"model={model}", "num_images=1", f"out={out}", *arguments]) == 0
+    assert main(overriding([f"model={model}", "num_images=1", f"out={out}", *arguments])) == 0
     (image,) = [value for name, value in pixels(out).items() if name != "grid.png"]
     return image
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from ldm.build import Parts
-from ldm.config import compose, groups
+from ldm.config import compose, groups, overriding
 from ldm.evaluation.sampler_table import evaluations, sampler_table
 from ldm.run import Run
 
 
 def tree(model: Path, *words: str) -> dict:
     small = ["num_samples=4", "batch_size=4", "metric.size=32", "device=cpu", "steps=[2,1]"]
-    return compose("sampler_table", [f"model={model}", *small, *words])
+    return compose("sampler_table", overriding([f"model={model}", *small, *words]))
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")

@@ -72,3 +72,14 @@ def test_a_sweep_whose_jobs_would_share_a_folder_is_refused(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_: pytest.fail("started"))
     with pytest.raises(ValueError, match="would share the folder"):
         train.main(["-m", "experiment=sweep/autoencoder", "optimizer.betas=[0.9,0.99],[-0.9,0.99]"])
+
+
+def test_the_name_of_a_sweep_begins_those_of_its_jobs_and_first_stages_are_swept(monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: started.append(command[2:]) or subprocess.CompletedProcess(command, 0)
+    )
+    assert train.main(["-m", "experiment=a", "run=mine", "first_stage=runs/x,runs/y", "data.train=a,b"]) == 0
+    assert [words[-1] for words in started] == ["run=mine-first_stage_x", "run=mine-first_stage_y"]
+    for words, name in zip(started, "xy", strict=True):
+        assert f"first_stage=runs/{name}" in words and [word.partition("=")[0] for word in words].count("run") == 1
