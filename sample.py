@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
     device = choose(tree["device"])
     model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
-    if not any(word.startswith("guidance") for word in arguments):
+    if not any(word.lstrip("~+").startswith("guidance") for word in arguments):
         leave_unguided(tree, model.conditioner)
     sampling = model.sampling(tree)
     check_given(tree, model.conditioner, sampling, captioned="caption" in conditions[0])

@@ -171,6 +171,8 @@ class Rows:
         moments = self.first_stage.moments(image)
         if not self.codes:
             return {MOMENTS: moments}
+        if not moments.isfinite().all():  # the nearest code to what is no number is some code
+            raise ValueError("first_stage: its features of an image are not finite; look at its weights")
         narrow = self.first_stage.num_codes <= 1 << 15
         return {CODES: self.first_stage.regularizer.indices(moments).to(torch.int16 if narrow else torch.int32)}
 
