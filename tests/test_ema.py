@@ -34,7 +34,7 @@ def test_the_average_is_the_recursion_with_its_warm_up(decay):
     network = model()
     ema = EMA(network, decay)
     expected = network[0].weight.detach().double().clone()
-    for n in range(12):
+    for n in range(1, 13):
         disturb(network, n)
         ema.update()
         d = min(decay, (1 + n) / (10 + n))

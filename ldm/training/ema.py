@@ -162,7 +162,10 @@ class Averages(ABC):
 
 
 class EMA(Averages):
-    """Averages with the warm-up decay min(decay, (1 + n) / (10 + n)) after n updates, one for each `decay`."""
+    """Averages with the warm-up decay min(decay, (1 + n) / (10 + n)) in the n-th update, one for each `decay`.
+
+    As published the first is the 1st: 2/11, 3/12, and so on.
+    """
 
     def __init__(self, module: nn.Module, decay: float | list[float] = 0.9999):
         self.decay = list(decay) if isinstance(decay, Sequence) else [decay]
@@ -171,7 +174,7 @@ class EMA(Averages):
         super().__init__(module, ["ema", *[f"ema_{own:g}" for own in self.decay[1:]]])
 
     def decays(self, num_updates: int) -> Sequence[float]:
-        return [min(own, (1 + num_updates) / (10 + num_updates)) for own in self.decay]
+        return [min(own, (2 + num_updates) / (11 + num_updates)) for own in self.decay]
 
     def describe(self) -> dict[str, Any]:
         return {}
