@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 from chaoses import file_kinds, http_answers
 from chaoses.isolation import CPU_SECONDS, GROWTH_MIB, Isolated
@@ -21,13 +22,15 @@ CANARY = "CANARY"
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
     """The kinds in turn, each trial in the process that has read those before it."""
     outcome, seed = Outcome(), rng.random()
-    os.environ["LDM_CACHE"] = str(folder / "cache")
-    file_kinds.begin(folder / "once")
     kinds = {**file_kinds.KINDS, **http_answers.KINDS}
     names = list(kinds)
     ended: dict[str, int] = {}
 
+    with patch.dict(os.environ, {"LDM_CACHE": str(folder / "cache")}):
+        file_kinds.begin(folder / "once")
+
     def trial(number: int) -> list[str]:
+        os.environ["LDM_CACHE"] = str(folder / "cache")
         return _trial(kinds[names[number % len(names)]], random.Random(f"{seed}/{number}"), folder / "trial")
 
     with Isolated(trial) as isolated:
