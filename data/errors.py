@@ -5,6 +5,8 @@ from typing import Any
 
 from data.addresses import without_secrets
 
+MAX_TOLD_CHARS = 4000
+
 
 class ShardError(ValueError):
     """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason.
@@ -68,3 +70,9 @@ def too_many(records: list[dict[str, Any]], num_samples: int, max_bad_fraction: 
 def printable(text: str) -> str:
     """Text out of data, safe for a terminal or a log: what would move a cursor or break the line is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def told(error: BaseException) -> str:
+    """What a user is shown of an error: what it says, line by line, safe for a terminal and of a bearable length."""
+    text = "\n".join(printable(line) for line in str(error).splitlines()) or type(error).__name__
+    return text if len(text) <= MAX_TOLD_CHARS else f"{text[:MAX_TOLD_CHARS]} ... ({len(text)} characters)"

@@ -254,7 +254,7 @@ class ShardData(pl.LightningDataModule):
         """Place and value of the field `name` of so many training samples, evenly spread; bad ones are left out."""
         chosen = np.unique(np.linspace(0, self.num_train - 1, min(num_samples, self.num_train)).astype(int)).tolist()
         only = Samples(self._train_samples.shards, self.image_size, {name: self.fields[name]}, 0, self.decoder)
-        found = only.without_images(chosen, [(self.image_size, self.image_size)] * len(chosen))
+        found = only.without_images(chosen)
         return [(self.place(s.index), s.fields[name]) for s in found if not isinstance(s, BadSample)]
 
     # -- what is read --------------------------------------------------------------------------------------------

@@ -18,14 +18,15 @@ from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.identity import check_finished
 from ldm.checks import check_parent, check_parts, doubts
-from ldm.config import instantiate
-from ldm.data_places import bad_shards, check_data
+from ldm.config import instantiate, load_tree
+from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
 from ldm.files import read_json
 from ldm.holding import Hold, check_launch, held
 from ldm.lineage import begun_from
 from ldm.places import relative
 from ldm.ranks import check_ranks, is_rank_zero, way_out
+from ldm.redaction import redacted
 from ldm.run import Run, inherit, open_run, settle_precision
 from ldm.training.callbacks.checkpoint import Checkpoint, Restore
 from ldm.training.callbacks.group import Group
@@ -71,8 +72,14 @@ def fit(tree: dict[str, Any], name: str) -> Run:
 
 
 def _finished(run: Run) -> bool:
+    """Whether there is nothing to do. Raises ValueError if what has finished is not what is asked for."""
     if run.finished:
         check_finished(run.folder, run.lineage["finished_step"])
+        saved, asked = load_tree(run.folder / "config.yaml"), redacted(run.tree)
+        if with_saved_places(asked, saved, run.lineage) != asked:  # its data is named otherwise by now
+            data = Parts(run.tree)["data"]
+            data.setup()
+            check_data(dict(run.lineage), run.folder, data)
     if run.finished and is_rank_zero():
         print(f"{run.name}: finished at step {run.lineage['finished_step']}; {run.way_on}")
     return run.finished

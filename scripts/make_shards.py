@@ -26,7 +26,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import printable
+from data.errors import printable, told
 from data.making.make import make_shards
 from data.making.report import report
 from data.making.settings import Settings, place
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         settings = parse(arguments)
         report(make_shards(settings, console), settings, console)
     except ValueError as error:
-        raise SystemExit(f"make_shards: {printable(str(error))}") from None
+        raise SystemExit(f"make_shards: {told(error)}") from None
     except OSError as error:
         place = f": {error.filename}" if error.filename is not None else ""
         raise SystemExit(f"make_shards: {printable(f'{error.strerror or error}{place}')}") from None

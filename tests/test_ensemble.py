@@ -175,7 +175,9 @@ def test_members_that_are_not_one_model_are_refused(runs, tmp_path, words, probl
         write_manifest(tmp_path / "e.yaml", [runs["low"], other])
     manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["high"]])
     found = weights.load(other)
-    manifest["members"][1] |= {"run": str(other), "sha256": found.digest}
+    intervals = found.metadata["intervals"]
+    manifest["members"][1] |= {"run": str(other), "sha256": found.digest, "intervals": intervals}
+    del manifest["seal"]
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(ValueError, match=f"members: {problem}"):
         load_ensemble(tmp_path / "e.yaml")

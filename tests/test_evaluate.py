@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from untrained import untrained_run
 
-from ldm.config import compose
+from ldm.config import compose, overriding
 from ldm.evaluation.evaluate import _identity, evaluate
 from ldm.evaluation.reference import Reference
 from ldm.evaluation.table import show
@@ -84,7 +84,7 @@ def sampled_never(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_evaluated_is_refused_before_it_is_sampled(tmp_path: Path, sampled_never, run, words, problem):
     model = untrained_run(tmp_path / "run", *run)
     with pytest.raises(ValueError, match=problem):
-        evaluate(compose("evaluate", [f"model={model}", f"out={tmp_path}/out", *OPTIONS, *words]))
+        evaluate(compose("evaluate", overriding([f"model={model}", f"out={tmp_path}/out", *OPTIONS, *words])))
     assert not (tmp_path / "out").exists()
 
 

@@ -159,7 +159,7 @@ def test_the_first_objects_are_taken_and_then_what_is_outside_or_without_area_is
         2: whole,
         3: [0.6, 0, 1, 1],
     }
-    value = LAYOUT.read(as_json(objects=[{"category": c, "box": box} for c, box in boxes.items()]), (16, 8))
+    value = LAYOUT.read(as_json(objects=[{"category": c, "box": box} for c, box in boxes.items()]), WIDE)
     right = LAYOUT.collate([value], [View(left=0.999)], 8)[0].tolist()
     assert right[:6:3] == [2, 169]  # the first lies outside, the third is not looked at
     flat = [{"category": 1, "box": [0.5, 0, 0.5, 1]}, {"category": 2, "box": whole}]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from toys import TINY_RUN
 
-from ldm.config import compose
+from ldm.config import compose, overriding
 from ldm.evaluation.sweep_f import sweep_f
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
@@ -23,7 +23,7 @@ def tree(folder: Path, *more: str) -> dict:
         "f=[1,4]", f"runs_dir={folder}", "num_samples=4", "num_steps=2", "sampling_steps=[1,2]", "batch_size=4",
         "metric.size=32", "device=cpu", *more,
     )  # fmt: skip
-    composed = compose("sweep_f", list(words))
+    composed = compose("sweep_f", overriding(words))
     return {**composed, "autoencoder_overrides": AUTOENCODER, "diffusion_overrides": DIFFUSION}
 
 

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from toys import train
 
+from data.seals import sealed
 from ldm.config import compose
 from ldm.evaluation.codecs import at_bits, bicubic_point, codec_curve
 from ldm.evaluation.sweep_report import sweep_report
+from ldm.files import write_json
 from ldm.networks.lpips import LPIPS
 from ldm.run import Run
 
@@ -88,7 +90,7 @@ def test_runs_that_cannot_be_compared_are_named_before_any_is_measured(first_sta
     lineage = json.loads((other / "lineage.json").read_text())
     del lineage["finished_step"]
     (other / "config.yaml").write_text(config)
-    (other / "lineage.json").write_text(json.dumps(lineage))
+    write_json(other / "lineage.json", sealed(lineage))
     with pytest.raises(ValueError, match=r"runs: .*other has not finished"):
         sweep_report(compose("sweep_report", [f"runs=[{first_stage.folder},{other}]", "device=cpu"]))
     assert not (tmp_path / "report").exists()

@@ -9,6 +9,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
+from data.errors import told
 from ldm.config.registry import CONF, groups
 from ldm.redaction import hide_on_terminal
 
@@ -33,6 +34,6 @@ def guarded(main: Callable[[list[str]], int]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
-        print(f"error: {error}\n(LDM_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"error: {told(error)}\n(LDM_TRACEBACK=1 shows where)", file=sys.stderr)
         status = 2
     sys.exit(status)

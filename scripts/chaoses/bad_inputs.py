@@ -166,9 +166,9 @@ def _zero_blocks(paths: list[Path], samples: list[bad.Sample], rng: random.Rando
 
 
 def _empty(paths: list[Path], samples: list[bad.Sample], rng: random.Random) -> Path:
-    """No bytes, or nothing but zeros."""
+    """No bytes, or zeros that are no end of an archive: that alone would be a shard without samples, passed over."""
     path = rng.choice(paths)
-    path.write_bytes(bytes(rng.choice([0, 1024, 10240])))
+    path.write_bytes(bytes(rng.choice([0, 100, 512])))
     return path
 
 
