@@ -178,7 +178,7 @@ def _own(
         facts = {"run": copied.name, "wandb_id": lineage["wandb_id"]}
         lineage = {**lineage, "wandb_id": wandb_id, "copied_from": facts}
     branch = begun_from(lineage, folder)
-    if branch is not None and not branch.exists() and _without_a_step(folder, lineage):
+    if branch is not None and tree["branch"] and not branch.exists() and _without_a_step(folder, lineage):
         with suppress(ValueError):  # where nothing takes its place, what is missing is said when it is read
             lineage = {**lineage, "parent": parent_of(tree["branch"], folder)}
     return {**lineage, "run": folder.name}
