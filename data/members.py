@@ -118,7 +118,7 @@ def read_floats(content: bytes) -> np.ndarray:
         read_header = NPY_HEADERS[np.lib.format.read_magic(file)]
         shape, in_columns, dtype = read_header(file)
     except Exception as error:  # it parses the header as Python's literals, and raises nearly anything
-        raise BadSample("broken array", f"{type(error).__name__}: {error}") from None
+        raise BadSample("broken array", f"its header cannot be read ({type(error).__name__})") from None
     if len(shape) != 2 or dtype.kind != "f" or min(shape) < 0:
         raise BadSample("broken array", "expected floats of the shape [tokens, width]")
     body = content[file.tell() :]
