@@ -1,9 +1,9 @@
 """Names of classes in the order of their numbers, as make_shards.py notes them in the manifest beside the shards."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.bounded_json import load_json
 from data.errors import ShardError
 from data.paths import expand
 
@@ -26,7 +26,7 @@ def _noted(manifest: Path) -> list[str]:
     if not manifest.is_file() or manifest.stat().st_size > MAX_MANIFEST_BYTES:
         return []
     try:
-        content = json.loads(manifest.read_bytes())
+        content = load_json(manifest.read_bytes())
     except (ValueError, RecursionError):
         return []
     names = content.get("class_names") if isinstance(content, dict) else None

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from data.colours import rgb
 from data.errors import BadSample
-from data.image_bytes import check_parts, check_scans, format_name, says_late_how_it_lies
+from data.image_bytes import bits_of_bmp, check_parts, check_scans, format_name, says_late_how_it_lies
 from data.rasters import ORIENTATION, Picture, orientation, picture, said_orientation, upright
 from data.transforms import fitted, kept, resize
 
@@ -205,6 +205,10 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             image = Image.open(io.BytesIO(content), formats=_formats())
         except UnidentifiedImageError:
             raise BadSample("broken image", _unknown(content)) from None
+    if image.format == "BMP" and image.mode == "1" and bits_of_bmp(content) != 1:  # Pillow reads its bytes as bits
+        raise BadSample(
+            "broken image", "a BMP of black and white in more than one bit, which is not read; save it as PNG"
+        )
     if image.width * image.height > max_pixels:
         raise BadSample("too many pixels", f"{image.width}x{image.height}, {max_pixels} pixels allowed")
     if image.format in ("JPEG", "MPO"):

@@ -17,6 +17,7 @@ from uuid import uuid4
 MAGIC = b"ldm derived data 1\n"
 TRAILER_BYTES = 4 + 32 + len(MAGIC)  # the head's length, its SHA-256, the magic
 MAX_HEAD_BYTES = 1 << 20
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading anyone's bytes may raise
 
 
 def cache_folder() -> Path:
@@ -50,7 +51,7 @@ def read_head(path: Path) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as file:
             return _head(file)
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNUSABLE:
         return None
 
 
@@ -62,7 +63,7 @@ def read(path: Path, check: bool) -> tuple[dict[str, Any], memoryview] | None:
             if head is None:
                 return None
             body = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[: head["body_bytes"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNUSABLE:
         return None
     if check and hashlib.sha256(body).hexdigest() != head["body_sha256"]:
         return None

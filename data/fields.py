@@ -13,7 +13,7 @@ import torch
 
 from data.errors import BadSample
 from data.label_images import decode_labels, decode_mask
-from data.members import entry, is_unicode, read_entries, read_entry, read_floats, read_text
+from data.members import entry, is_unicode, read_entries, read_entry, read_floats, read_text, says_something
 from data.rasters import Picture
 from data.transforms import View
 
@@ -72,11 +72,13 @@ class Caption(Field):
             raise BadSample(
                 "missing caption", f"{self.key!r} is {str(other)[:40]}, which is not text; write it in quotes"
             )
-        kept = tuple(text.strip()[: self.max_chars] for text in texts if text.strip())
+        if not all(is_unicode(text) for text in texts):
+            raise BadSample("not utf-8", "the caption holds half a surrogate pair")
+        if any("\0" in text for text in texts):
+            raise BadSample("not utf-8", "the caption holds zero bytes")
+        kept = tuple(text.strip()[: self.max_chars] for text in texts if says_something(text))
         if not kept:
             raise BadSample("missing caption", "the caption is empty")
-        if not all(is_unicode(text) for text in kept):
-            raise BadSample("not utf-8", "the caption holds half a surrogate pair")
         return kept
 
     def collate(self, values: Sequence[tuple[str, ...]], views: Sequence[View], image_size: int) -> list[str]:
@@ -170,12 +172,19 @@ class Embeddings(Field):
     def read(self, content: bytes, picture: Picture | None) -> np.ndarray:
         """float32 [num_tokens, D]."""
         array = read_floats(content)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise BadSample("broken array", "not finite, or too large for 32 bits")
         if len(array) > self.num_tokens:
             raise BadSample("broken array", f"{len(array)} tokens, at most {self.num_tokens} are taken")
-        return np.pad(array.astype(np.float32), ((0, self.num_tokens - len(array)), (0, 0)))
+        return np.pad(array, ((0, self.num_tokens - len(array)), (0, 0)))
 
     def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:
         """Stacked; views do not change an embedding."""
+        widths = sorted({value.shape[1] for value in values})
+        if len(widths) > 1:
+            raise ValueError(f"embeddings (.{self.extension}) of different widths in one data set: {widths}")
         return torch.from_numpy(np.stack(values))
 
 

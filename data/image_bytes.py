@@ -146,6 +146,12 @@ def _check_bmp(content: bytes) -> None:
         )
 
 
+def bits_of_bmp(content: bytes) -> int:
+    """Bits of a pixel; the oldest headers say them elsewhere."""
+    start = 24 if content[14:18] == b"\x0c\0\0\0" else 28
+    return int.from_bytes(content[start : start + 2], "little")
+
+
 def _refuse_big_tiff(content: bytes) -> None:
     raise BadSample("broken image", "a BigTIFF, which is for files over 4 GB and not read; save it as TIFF or PNG")
 

@@ -133,5 +133,10 @@ def _outline(path: Location, head: dict[str, Any]) -> Outline | None:
     """The outline in a head of the cache, None if it is not one of this shard."""
     if head.get("kind") != KIND or head.get("place") != _file(path).name:
         return None
-    values = {name: head[name] for name in Outline._fields}
-    return Outline(**{**values, "facts": Facts(*values["facts"]), "extensions": tuple(values["extensions"])})
+    try:
+        values = {name: head[name] for name in Outline._fields}
+        found = Outline(**{**values, "facts": Facts(*values["facts"]), "extensions": tuple(values["extensions"])})
+        numbers = found.num_samples, found.num_members, head["read_at_ns"]
+    except (KeyError, TypeError):
+        return None
+    return found if all(type(number) is int and number > 0 for number in numbers) else None

@@ -111,6 +111,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def says_something(text: str) -> bool:
+    """Whether there is a letter to be seen in it: a byte order mark, or a space of no width, is none."""
+    return any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
 def read_floats(content: bytes) -> np.ndarray:
     """The floats [N, D] of an .npy file, where the size that its header claims is that of its body."""
     file = io.BytesIO(content)

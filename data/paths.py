@@ -29,6 +29,8 @@ def expand(shards: str | Sequence[str], key: str) -> list[Location]:
     A text ``[a,b]`` that names no file is the list of what it holds, as on a command line.
     """
     patterns = _listed(shards, key) if isinstance(shards, str) else list(shards)
+    if not all(isinstance(pattern, str | None) for pattern in patterns):
+        raise ShardError(f"{key}={str(patterns)[:SHOWN_CHARS]}: shards are named by texts")
     paths = [path for pattern in patterns if pattern for path in _expand_one(pattern, key)]
     if not paths:
         raise ShardError(f"{key} names no shards")
@@ -64,8 +66,8 @@ def _expand_one(pattern: str, key: str) -> list[Location]:
     if pattern.startswith("pipe:"):
         raise ShardError(f"{key}: {pattern!r} would run a shell command; give paths of .tar files")
     check_complete(pattern, key)
-    is_url = "://" in pattern or "::" in pattern
-    base = "" if is_url else _literal(pattern, key)
+    base = "" if "://" in pattern else _literal(pattern, key)
+    is_url = "://" in pattern or "::" in pattern[len(base) :]
     try:
         names = [base + name for name in expand_braces(pattern[len(base) :])]
     except ValueError as error:

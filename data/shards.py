@@ -1,7 +1,6 @@
 """A data set: the samples of several shards under one running index, and reading their members by position."""
 
 import hashlib
-import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data import derived
+from data.bounded_json import load_json
 from data.errors import BadSample, ShardError
 from data.index import ShardIndex, split_name
 from data.index_cache import Entry, entries, open_index
@@ -129,7 +129,7 @@ def listed_shards(folder: Location) -> dict[tuple[str, int], str]:
     if content is None:
         return {}
     try:
-        splits = json.loads(content)["splits"].values()
+        splits = load_json(content)["splits"].values()
         return {(row["name"], row["bytes"]): row["sha256"] for split in splits for row in split["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"{path} is not a manifest of shards ({error!r}); delete or rebuild it") from None

@@ -1,5 +1,6 @@
 """What a sample is asked for, held against what a model reads: nothing is ignored, nothing needed is missing."""
 
+import os
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from data.classes import class_names
 from data.decoding import PilDecoder, decode_image, read_picture
 from data.errors import BadSample
 from data.fields import Mask, SemanticMap
+from data.making.files import refuse_special
 from data.transforms import View, to_tensor
 from ldm.conditioners.base import Conditioners
 from ldm.generate import Sampling, Size, check_guidance
@@ -105,6 +107,7 @@ def read_pictures(tree: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
 
 def _read(key: str, tree: Mapping[str, Any], decode: Any) -> Any:
     try:
+        refuse_special(os.stat(tree[key]))  # reading a pipe, or a device, has no end
         return decode(Path(tree[key]).read_bytes())
     except BadSample as error:
         raise ValueError(f"{key}={tree[key]}: {error.kind} ({error})") from error

@@ -187,3 +187,22 @@ def test_broken_objects_are_bad_samples(objects: object) -> None:
 def test_a_vocabulary_too_small_for_the_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes=600"):
         Layout(num_classes=600)
+
+
+@pytest.mark.parametrize("array", [np.full((2, 4), np.nan, np.float32), np.full((2, 4), 1e300)])
+def test_embeddings_that_are_not_finite_are_bad_samples(array: np.ndarray) -> None:
+    with pytest.raises(BadSample, match="not finite, or too large"):
+        Embeddings(3).read(npy(array), None)
+
+
+def test_embeddings_of_different_widths_are_named() -> None:
+    values = [Embeddings(3).read(npy(np.ones((2, width), np.float16)), None) for width in (4, 5)]
+    with pytest.raises(ValueError, match=r"embeddings \(.npy\) of different widths in one data set: \[4, 5\]"):
+        Embeddings(3).collate(values, [View()] * 2, 8)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("\ufeff\u200b", "missing caption"), ("a\0b", "not utf-8")])
+def test_a_caption_has_letters_and_no_zero_bytes(text: str, kind: str) -> None:
+    with pytest.raises(BadSample) as found:
+        Caption().read(as_json(caption=text), None)
+    assert found.value.kind == kind

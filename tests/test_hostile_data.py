@@ -19,6 +19,8 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
+from data import bounded_json
+from data.bounded_json import load_json
 from data.errors import ShardError, TooManyBadSamples
 from data.fields import Caption, Embeddings, Field, Label, Layout
 from data.module import ShardData
@@ -353,6 +355,13 @@ def test_a_hostile_manifest_is_named(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_bytes(content)
         with pytest.raises(ShardError, match=r"manifest\.json"):
             _ = ShardData(str(path), image_size=8, batch_size=1).fingerprint
+
+
+def test_a_manifest_of_too_many_parts_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_json, "MAX_PARTS", 4)
+    assert load_json(b"[[], 1, 2]") == [[], 1, 2]
+    with pytest.raises(ValueError, match="JSON of 5 parts, 4 allowed"):
+        load_json(b"[[], {}, 2]")
 
 
 TEXTS = [

@@ -141,3 +141,21 @@ def test_heic_is_read_by_its_plugin_where_that_is_installed(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
     monkeypatch.setattr(decoding, "HAS_HEIF", True)
     assert decode_image(PNG).size == (8, 8) and called == ["registered"]
+
+
+def bmp(bits: int, colours: list[tuple[int, int, int]], row: bytes) -> bytes:
+    """A BMP of one row."""
+    palette = b"".join(bytes([*colour[::-1], 0]) for colour in colours)
+    start = 54 + len(palette)
+    head = struct.pack("<IiiHHIIiiII", 40, 8, 1, 1, bits, 0, len(row), 0, 0, len(colours), 0)
+    return b"BM" + struct.pack("<IHHI", start + len(row), 0, 0, start) + head + palette + row
+
+
+@pytest.mark.parametrize(("bits", "row"), [(8, bytes([0, 1] * 4)), (4, bytes([1] * 4))])
+def test_a_bmp_of_two_colours_in_many_bits_is_not_read_as_bits(bits: int, row: bytes) -> None:
+    with pytest.raises(BadSample, match="a BMP of black and white in more than one bit"):
+        decode_image(bmp(bits, [(0, 0, 0), (255, 255, 255)], row))
+    assert np.asarray(decode_image(bmp(bits, [(0, 0, 0), (255, 0, 0)], row)))[0, :, 0].tolist() == [0, 255] * 4
+    assert (
+        np.asarray(decode_image(bmp(1, [(0, 0, 0), (255, 255, 255)], b"\x55\0\0\0")))[0, :, 0].tolist() == [0, 255] * 4
+    )

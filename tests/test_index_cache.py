@@ -1,5 +1,6 @@
 """Indices on disk: read once, believed only while they are whole and their shard is the one they were made from."""
 
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -191,3 +192,15 @@ def _fingerprint(paths: list[Path]) -> str:
     found = ShardSet.open(paths)
     assert len(contents(found)) == sum(range(41))
     return found.fingerprint()
+
+
+@pytest.mark.parametrize("change", [{"facts": 5}, {"facts": ()}, {"num_samples": "x"}, {"num_members": -1},
+                                    {"extensions": 7}, {"read_at_ns": None}])  # fmt: skip
+def test_an_entry_of_another_form_is_none(shard: Path, change: dict) -> None:
+    expected = contents(ShardSet.open([shard]))
+    head, body = derived.read(entry_of(shard), check=True)
+    derived.write(entry_of(shard), {**head, **change}, [bytes(body)])
+    assert contents(ShardSet.open([shard])) == expected
+    text = b"[" * 100_000
+    entry_of(shard).write_bytes(text + len(text).to_bytes(4, "little") + hashlib.sha256(text).digest() + derived.MAGIC)
+    assert contents(ShardSet.open([shard])) == expected

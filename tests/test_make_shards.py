@@ -2,7 +2,6 @@
 
 import io
 import json
-import shlex
 import signal
 import subprocess
 import sys
@@ -211,11 +210,13 @@ def test_it_says_what_it_left_out_and_how_to_train(tmp_path: Path, capsys: pytes
     assert f"train with: data=shards 'data.train={tmp_path}/out/train-*.tar' 'data.validation=" in said
 
 
-@pytest.mark.parametrize("name", ["my [set] v2", "two words", "it's", "draft*"])
+@pytest.mark.parametrize("name", ["my [set] v2", "two words", "it's", "draft*", "a::b", "a\nb\\'\x1b"])
 def test_the_words_it_ends_with_find_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     main(words(captioned(tmp_path / "photos", num=2), tmp_path / name, validation=0))
     said = capsys.readouterr().out.split("train with: ")[1].splitlines()[0]
-    given = dict(word.split("=", 1) for word in shlex.split(said))
+    assert said.isprintable()
+    told = subprocess.run(["bash", "-c", f"printf '%s\\0' {said}"], capture_output=True, text=True, check=True).stdout
+    given = dict(word.split("=", 1) for word in told.split("\0") if word)
     assert expand(given["data.train"], "data.train") == [tmp_path / name / "train-00000.tar"]
 
 
@@ -224,6 +225,9 @@ def test_home_is_home_and_each_key_is_given_once(tmp_path: Path, monkeypatch: py
     captioned(tmp_path / "photos", num=2)
     main(["source=~/photos", "out=~/made", "workers=1"])
     assert (tmp_path / "made" / "manifest.json").exists()
+    monkeypatch.chdir(tmp_path / "made")
+    main(["source=../photos", "out=./~", "workers=1"])
+    assert (tmp_path / "made" / "~" / "manifest.json").exists()
     with pytest.raises(SystemExit, match="size= is given twice: 8 and 16"):
         main(["source=~/photos", "out=~/other", "size=8", "size=16"])
     with pytest.raises(SystemExit, match="out= is empty"):
@@ -236,6 +240,32 @@ def test_home_is_home_and_each_key_is_given_once(tmp_path: Path, monkeypatch: py
 
 
 # -- finished folders ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"image": "a.png"}\n', '5\n[1]\n{"shard": "train-00000.tar"}\n', "a diary\n", '{"source": "x", "image": 1}\n'],
+)
+def test_a_file_of_the_journals_name_is_not_taken_for_one(tmp_path: Path, text: str) -> None:
+    captioned(tmp_path / "photos", num=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "progress.jsonl").write_text(text)
+    with pytest.raises(SystemExit, match=r"out=.*out holds a progress\.jsonl of another kind; choose another folder"):
+        main(words(tmp_path / "photos", tmp_path / "out"))
+    assert (tmp_path / "out" / "progress.jsonl").read_text() == text
+    for cut in ("", "\n", '{"sou', '{"source": "/ph'):  # killed as it began
+        (tmp_path / "out" / "progress.jsonl").write_text(cut)
+        assert run(tmp_path / "photos", tmp_path / "out")["samples"] == 2
+
+
+@pytest.mark.parametrize("row", ['{"name": "train-00000.tar"}', '{"name": []}'])
+def test_a_manifest_with_rows_of_another_kind_is_named(tmp_path: Path, row: str) -> None:
+    captioned(tmp_path / "photos", num=2)
+    (tmp_path / "out").mkdir()
+    splits = f'{{"train": {{"shards": [{row}]}}, "validation": {{"shards": []}}}}'
+    (tmp_path / "out" / "manifest.json").write_text(f'{{"splits": {splits}}}')
+    with pytest.raises(SystemExit, match=r"manifest\.json that is none of shards"):
+        main(words(tmp_path / "photos", tmp_path / "out"))
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -60,6 +60,8 @@ def test_objects_alone_need_no_captions(tmp_path: Path) -> None:
     [
         ({"images": []}, "lists no images"),
         ({"annotations": None}, "not of COCO's form"),
+        ({"categories": [{"id": 3, "name": None}]}, "name None no text"),
+        ({"categories": [{"id": True, "name": "x"}]}, "id True is no number"),
     ],
 )
 def test_annotations_of_another_form_are_one_clear_line(tmp_path: Path, change: dict, reason: str) -> None:
@@ -95,6 +97,7 @@ def coco(folder: Path, records: list, images: list = KNOWN, categories: tuple = 
         ({"category_id": 3, "bbox": ["0", "0", "5", "5"]}, "bbox"),
         ({"category_id": 3, "bbox": [float("nan"), 0, 5, 5]}, "bbox"),
         ({"category_id": 3, "bbox": [1e300, 0, 1e300, 5]}, "bbox"),
+        ({"category_id": 3, "bbox": [0, 0, 5, 5], "iscrowd": "0"}, "iscrowd '0' is neither 0 nor 1"),
         ({"caption": None}, "its caption is no text"),
         ({"caption": "\ud800"}, "its caption is no text"),
     ],
@@ -179,3 +182,31 @@ def test_boxes_lie_where_the_upright_picture_has_them(tmp_path: Path, orientatio
         assert facts["objects"][0]["box"] == pytest.approx(expected, abs=1e-5)
         told = orientation != 1 and size == 0  # to whoever reads the file, which is turned by its EXIF
         assert (facts.get("width"), facts.get("height")) == ((width, height) if told else (None, None))
+
+
+def test_one_file_or_picture_described_twice_is_refused_however_it_is_spelt(tmp_path: Path) -> None:
+    file = coco(tmp_path, GOOD)
+    (tmp_path / "link.json").symlink_to(file)
+    with pytest.raises(ValueError, match=r"annotations= names .*boxes\.json twice"):
+        run(tmp_path / "images", tmp_path / "shards", annotations=f"{file},{tmp_path}/link.json")
+    again = {**KNOWN[0], "id": 9, "file_name": "./1.png"}
+    file = coco(tmp_path, GOOD, [*KNOWN, again])
+    manifest = run(tmp_path / "images", tmp_path / "shards", annotations=file)
+    assert left_out(manifest) == {"1.png": "broken annotation"} and manifest["samples"] == 2
+
+
+@pytest.mark.parametrize("size", [0, 16])
+def test_boxes_turn_with_what_a_png_says_behind_its_pixels(tmp_path: Path, size: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = coco(tmp_path, [{**GOOD[0], "bbox": [0, 0, 20, 10]}], KNOWN[:1])
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "1.png", exif=exif)
+    content = (tmp_path / "images" / "1.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    late = content[:start] + content[stop:-12] + content[start:stop] + content[-12:]
+    (tmp_path / "images" / "1.png").write_bytes(late)
+    run(tmp_path / "images", tmp_path / "shards", annotations=file, size=size)
+    facts = facts_of(tmp_path / "shards")["1.png"]
+    assert facts["objects"][0]["box"] == [0.666667, 0.0, 1.0, 0.5]
+    assert size or (facts["width"], facts["height"]) == (30, 40)

@@ -128,7 +128,7 @@ def test_the_text_beside_a_picture_is_found_and_read_as_text(tmp_path: Path) -> 
     (source / "b.TXT").write_text("007")
     (source / "c.Txt").write_bytes("a heart".encode("utf-16"))
     (source / "d.txt").write_bytes("ein grünes Herz".encode("cp1252"))
-    (source / "e.txt").write_text(" \n")
+    (source / "e.txt").write_text(" \u200b\ufeff\n")  # no letter to be seen
     (source / (unicodedata.normalize("NFD", accent) + ".txt")).write_text("coffee")
     manifest = run(source, tmp_path / "out", validation=0)
     assert {name: facts["caption"] for name, facts in facts_of(tmp_path / "out").items()} == {
@@ -138,6 +138,14 @@ def test_the_text_beside_a_picture_is_found_and_read_as_text(tmp_path: Path) -> 
     reasons = {row["name"]: row["reason"] for row in manifest["skipped"]}
     assert "UTF-16" in reasons["c.png"] and "1252" in reasons["d.png"] and "e.txt is empty" in reasons["e.png"]
     assert manifest["notes"] == ["2 images share the text file beside them with another; the first: 'b.JPG'"]
+
+
+def test_a_picture_that_may_be_the_mask_of_another_is_said(tmp_path: Path) -> None:
+    for name in ("a.png", "a.mask.png", "b.1.png", "b.2.png", "c/a.0.png"):
+        picture(tmp_path / "photos" / "class" / name, 0)
+    said = [note for note in run(tmp_path / "photos", tmp_path / "out")["notes"] if "its mask" in note]
+    assert len(said) == 1 and said[0].startswith("1 images are named like a part of another")
+    assert said[0].endswith("the first: 'class/a.mask.png'")
 
 
 def test_pictures_alone_are_taken_and_a_class_in_the_place_of_a_caption_is_said(

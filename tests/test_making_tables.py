@@ -68,6 +68,9 @@ def test_a_table_may_have_no_captions(tmp_path: Path) -> None:
         ("image,caption,text\na.png,x,y\n", {"caption_column": "text"}, "data.fields.caption.key=text"),
         ("image,caption\na.png,x,y\n", {}, "table.csv, line 2: more cells"),
         ("image,caption\n", {}, "has no rows"),
+        ("image;caption\na.png;x\n", {}, "table.csv: its columns are separated by semicolons; save it with commas"),
+        ("sep=;\nimage;caption\na.png;x\n", {}, "table.csv: its first line is 'sep=;', a word for Excel"),
+        ("sep=,\nimage,caption\na.png,x\n", {}, "table.csv: its first line is 'sep=', a word for Excel"),
         ("image,caption\na.png,\udcff\n", {}, "table.csv: .*utf-8"),
         ("image,caption\na.png,x\n", {"images": "nowhere"}, "images=nowhere is not a folder"),
     ],
@@ -80,7 +83,15 @@ def test_an_unreadable_table_is_one_clear_line(tmp_path: Path, content: str, opt
         run(table, tmp_path / "shards", **options)
 
 
-@pytest.mark.parametrize(("line", "reason"), [("{cut", "line 2"), ("[1]", "line 2: not a JSON object")])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{cut", "line 2"),
+        ("[1]", "line 2: not a JSON object"),
+        ('{"image": "a.png", "image": "b.png"}', "line 2: it has 'image' twice, and not the same"),
+        ('{"image": "a.png", "caption": "x\\u0000"}', "line 2: the caption holds zero bytes"),
+    ],
+)
 def test_a_broken_line_of_json_is_named(tmp_path: Path, line: str, reason: str) -> None:
     (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "x"}\n' + line)
     with pytest.raises(ValueError, match=reason):
@@ -89,7 +100,7 @@ def test_a_broken_line_of_json_is_named(tmp_path: Path, line: str, reason: str) 
 
 # -- single rows ---------------------------------------------------------------------------------------------------
 
-DIGITS = ["7", "1984", "3.5", "007", "1e5", "-2", "seven", "0"]
+DIGITS = ["7", "1984", "3.5", "007", "1e5", "-2", "seven", "0", "1e999"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
@@ -100,7 +111,7 @@ def test_captions_of_digits_are_text_as_it_is_written(tmp_path: Path, kind: str)
     run(write_table(tmp_path / f"t.{kind}", rows), tmp_path / "shards", validation=0)
     found = facts_of(tmp_path / "shards")
     assert [found[row["image"]]["caption"] for row in rows] == DIGITS
-    assert [found[row["image"]]["num"] for row in rows] == [7, 1984, 3.5, "007", 1e5, -2, "seven", 0]
+    assert [found[row["image"]]["num"] for row in rows] == [7, 1984, 3.5, "007", 1e5, -2, "seven", 0, "1e999"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

@@ -383,6 +383,7 @@ def test_a_hole_is_filled(tmp_path, pictures):
         ([picture, mask, "guidance.scale=2"], r"never left out masked_image .*guidance\.scale=1"),
         ([picture, mask, f"map={pictures['map']}"], "map: this model reads no segmentation"),
         ([picture, f"mask={tmp_path}/nowhere.png"], r"nowhere\.png"),
+        ([picture, "mask=/dev/zero"], "mask=/dev/zero: not a regular file .it is a device"),
     ):
         with pytest.raises((ValueError, OSError), match=problem):
             main([f"model={model}", *words, f"out={tmp_path}/out"])

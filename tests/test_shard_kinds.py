@@ -235,12 +235,20 @@ def test_braces_that_are_counted_are_those_that_come() -> None:
 
 def test_names_that_exist_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = ["my [set] v2/train-0.tar", "my [set] v2/train-1.tar", "draft*/a.tar", "drafts/a.tar", "{odd}/x{1,2}.tar"]
+    made = [
+        "my [set] v2/train-0.tar",
+        "my [set] v2/train-1.tar",
+        "draft*/a.tar",
+        "drafts/a.tar",
+        "{odd}/x{1,2}.tar",
+        "a::b/a.tar",
+    ]
     for name in made:
         tar_of(tmp_path / name, ["a.txt"])
     for pattern, count in {
         "my [set] v2/train-*.tar": 2, "my [set] v2/train-{0..1}.tar": 2, f"{tmp_path}/my [set] v2/train-0.tar": 1,
         "draft*/a.tar": 1, "draft?/a.tar": 2, "{odd}/x{1,2}.tar": 1, "{odd}/*.tar": 1, "./{odd}//x*.tar/": 1,
+        "a::b/*.tar": 1,
         "[draft*/a.tar,drafts/a.tar]": 2, '["drafts/a.tar", \'draft*/a.tar\']': 2, "[{odd}/x{1,2}.tar]": 1,
     }.items():  # fmt: skip
         assert len(expand(pattern, "data.train")) == count, pattern

@@ -7,6 +7,8 @@ read.
 """
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from data.errors import BadSample
 from data.making.files import reason_of
 from data.making.inside import Folder
 from data.making.sources import LeftOut, Problem, Source, Sources
-from data.members import is_unicode
+from data.members import is_unicode, says_something
 
 BROKEN = "broken annotation"
 
@@ -45,6 +47,9 @@ class _Files:
 def read_annotations(folder: Path, files: list[Path]) -> Sources:
     """The images that the files list, in `folder`; raises ValueError if a file is not of that form."""
     found = _Files()
+    twice = [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]
+    if twice:
+        raise ValueError(f"annotations= names {twice[0]} twice")
     contents = [(file, _load(file)) for file in files]
     for file, content in contents:
         _read_images(found, file, content["images"])
@@ -100,9 +105,9 @@ def _read_categories(found: _Files, file: Path, entries: Any) -> None:
         raise ValueError(f"annotations={file}: not of COCO's form (categories is no list)")
     for place, entry in enumerate(entries or []):
         try:
-            identity, name = entry["id"], str(entry["name"])
-            if not isinstance(identity, int):
-                raise TypeError(f"id {identity!r} is no number")
+            identity, name = entry["id"], entry["name"]
+            if type(identity) is not int or not isinstance(name, str):
+                raise TypeError(f"id {identity!r} is no number, or name {name!r} no text")
         except (KeyError, TypeError) as error:
             raise ValueError(f"annotations={file}: category at place {place}: {error!r}") from None
         if found.categories.setdefault(identity, name) != name:
@@ -134,12 +139,12 @@ def _sources(found: _Files, folder: Folder, numbers: Mapping[Any, int]) -> list[
     sources: dict[str, Source] = {}
     for identity, image in found.images.items():
         name = image.record["file_name"]
-        if name in sources:
-            other = f"image {identity!r} has the file_name of another; give each file one record"
-            sources[name] = Source(sources[name].path, name, "{}", Problem(BROKEN, other))
-            continue
         facts: dict[str, Any] = {}
         path, problem, raster = folder.path / name, None, None
+        if (known := sources.get(str(path))) is not None:  # a name may be spelled ./a.jpg and a.jpg
+            other = f"image {identity!r} has the file_name of another; give each file one record"
+            sources[str(path)] = Source(path, known.name, "{}", Problem(BROKEN, other))
+            continue
         try:
             path = folder.find(name)
             if image.broken is not None:
@@ -148,12 +153,12 @@ def _sources(found: _Files, folder: Folder, numbers: Mapping[Any, int]) -> list[
                 facts["objects"] = _objects(found, image, numbers)
                 raster = (image.record["width"], image.record["height"]) if facts["objects"] else None
             if any_captions:
-                facts["caption"] = [text for _, text in sorted(image.captions, key=_order) if text]
+                facts["caption"] = [text for _, text in sorted(image.captions, key=_order) if says_something(text)]
                 if not facts["caption"]:
                     raise BadSample("missing caption", "no annotation has one")
         except BadSample as error:
             problem = Problem.of(error)
-        sources[name] = Source(path, name, json.dumps(facts, ensure_ascii=False), problem, raster)
+        sources[str(folder.path / name)] = Source(path, name, json.dumps(facts, ensure_ascii=False), problem, raster)
     return list(sources.values())
 
 
@@ -171,9 +176,10 @@ def _objects(found: _Files, image: _Image, numbers: Mapping[Any, int]) -> list[d
         if not isinstance(category, int) or category not in numbers:
             raise BadSample(BROKEN, f"{where}: category_id {category!r} is not among the categories")
         box = _box(where, entry.get("bbox"), image.record)
+        if (crowd := entry.get("iscrowd")) not in (None, 0, 1):  # "0" would count as true
+            raise BadSample(BROKEN, f"{where}: iscrowd {crowd!r} is neither 0 nor 1")
         if box[0] < box[2] and box[1] < box[3]:
-            group = {"group": True} if entry.get("iscrowd") else {}
-            objects.append({"category": numbers[category], "box": box, **group})
+            objects.append({"category": numbers[category], "box": box, **({"group": True} if crowd else {})})
         else:
             found.flat.append(where)
     return objects

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.decoding import FORMATS, decode_image, orientation
+from data.decoding import FORMATS, decode_image, read_picture
 from data.errors import BadSample
 from data.making.coco import upright_objects
 from data.making.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, format_of, read_file
@@ -104,19 +104,11 @@ def _facts(source: Source, content: bytes, kept: bool) -> dict[str, Any]:
     facts = json.loads(source.facts)
     if source.raster is None:
         return facts
-    stored, turned = _lies(content)
-    facts["objects"] = upright_objects(facts["objects"], source.raster, stored, turned)
-    if kept and turned != 1:
-        facts["width"], facts["height"] = stored[::-1] if turned >= 5 else stored
+    lies = read_picture(content, image_size=1)
+    facts["objects"] = upright_objects(facts["objects"], source.raster, lies.stored, lies.orientation)
+    if kept and lies.orientation != 1:
+        facts["width"], facts["height"] = lies.upright
     return facts
-
-
-def _lies(content: bytes) -> tuple[tuple[int, int], int]:
-    """(width, height) as the image is stored, and EXIF's orientation."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        turned = orientation(image)
-        exchanged = image.format == "TIFF" and turned >= 5  # Pillow says the upright size of these
-        return image.size[::-1] if exchanged else image.size, turned
 
 
 def _image(source: Source, job: Job) -> tuple[str, bytes, bytes]:

@@ -16,7 +16,7 @@ from data.errors import BadSample
 from data.making.files import MAX_TEXT_BYTES, read_file
 from data.making.sources import LeftOut, Problem, Source, Sources
 from data.making.walk import Walk, unused_texts, walk
-from data.members import is_unicode, read_text
+from data.members import is_unicode, read_text, says_something
 
 
 @dataclass
@@ -82,7 +82,7 @@ def _read_caption(folder: Path, name: str) -> str:
         text = read_text(read_file(folder / name, MAX_TEXT_BYTES)).strip()
     except BadSample as error:
         raise BadSample(error.kind, f"{name}: {error}") from None
-    if not text:
+    if not says_something(text):
         raise BadSample("missing caption", f"{name} is empty")
     return text
 
@@ -114,6 +114,13 @@ def _notes(seen: _Seen) -> list[str]:
     several = [name for name in found.pictures if name in texts and shared[texts[name]] > 1]
     if several:
         notes.append(f"{len(several)} images share the text file beside them with another; the first: {several[0]!r}")
+    there = {name.rpartition(".")[0] for name in found.pictures}
+    parts = [name for name in found.pictures if name.rpartition(".")[0].rpartition(".")[0] in there]
+    if parts:
+        notes.append(
+            f"{len(parts)} images are named like a part of another, such as its mask; each is taken as an image of its "
+            f"own; the first: {parts[0]!r}"
+        )
     unused = unused_texts(found, set(texts.values()))
     if unused:
         notes.append(f"{len(unused)} text files belong to no image by their name; the first: {unused[0]!r}")

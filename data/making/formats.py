@@ -76,6 +76,12 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
         raise ValueError(f"{path}, line 1: {error}") from None
     except BadSample as error:
         raise ValueError(f"{path}, line 1: {error.kind}: {error}") from None
+    if len(names) in (1, 2) and names[0].lower() in ("sep=;", "sep=", "sep=|", "sep=\t"):
+        raise ValueError(
+            f"{path}: its first line is {names[0]!r}, a word for Excel; take it away, and separate by commas"
+        )
+    if len(names) == 1 and ";" in names[0]:
+        raise ValueError(f"{path}: its columns are separated by semicolons; save it with commas, or with tabs as .tsv")
     _refuse_twins(path, names)
     return names
 
@@ -126,7 +132,7 @@ def _object(line: bytes, cut: bool) -> Row:
     if cut:
         raise BadSample("broken row", f"longer than {MAX_ROW_CHARS} bytes")
     try:
-        row = json.loads(read_text(line))
+        row = json.loads(read_text(line), object_pairs_hook=_once)
     except BadSample:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4,300 digits
@@ -134,6 +140,15 @@ def _object(line: bytes, cut: bool) -> Row:
     if not isinstance(row, dict):
         raise BadSample("broken row", "not a JSON object")
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object whose keys are there once, or say the same."""
+    found = dict(pairs)
+    for name, value in pairs if len(found) != len(pairs) else ():
+        if value != found[name]:
+            raise BadSample("broken row", f"it has {name!r} twice, and not the same")
+    return found
 
 
 # -- parquet -------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from data.making.tables import read_table
 from data.writing import MANIFEST, write_manifest
 
 JOURNAL = "progress.jsonl"
+BEGINNING = '{"source": '
 
 
 def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
@@ -99,13 +100,15 @@ def _journal(
         raise ValueError(
             f"out={out} already holds {shards[0]}, which is not of this run; delete it or choose another folder"
         )
-    with (out / JOURNAL).open("a+", encoding="utf-8") as file:
+    with (out / JOURNAL).open("a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"out={out}: another process is writing there") from None
         file.seek(0)
         notes = list(_read_notes(file))
+        if not all("inputs" in note or note.keys() <= {"source", "images"} for note in notes):
+            raise ValueError(f"out={out} holds a {JOURNAL} of another kind; choose another folder")
         place = {"source": str(settings.source.resolve()), "images": names_digest(found.sources)}
         before = next((note for note in notes if "source" in note), place)
         if shards and all(before.get(key) != value for key, value in place.items()):
@@ -123,12 +126,16 @@ def _journal(
 
 
 def _read_notes(file: IO[str]) -> Iterator[dict[str, Any]]:
-    for line in file.read().splitlines():
+    """Each line that is whole; what is no journal's is a note under no name."""
+    text = file.read().lstrip("\n")
+    if text[: len(BEGINNING)] != BEGINNING[: len(text)]:
+        yield {"": text}
+    for line in text.splitlines():
         try:
             note = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        yield note
+        yield note if isinstance(note, dict) else {"": note}
 
 
 def _write_note(journal: IO[str], note: dict[str, Any]) -> None:

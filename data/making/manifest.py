@@ -73,11 +73,13 @@ def read_finished(settings: Settings, plan: dict[str, list[Source]], sources: li
         return None
     try:
         there = json.loads((out / MANIFEST).read_bytes())
-        rows = {row["name"]: row for part in SPLITS for row in there["splits"][part]["shards"]}
+        listed = [row for part in SPLITS for row in there["splits"][part]["shards"]]
+        rows = {row["name"]: {"samples": row["samples"], "sha256": row["sha256"]} for row in listed}
+        stated = dict(there.get("made_with", {}))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"out={out} holds a {MANIFEST} that is none of shards; choose another folder") from None
     for key, value in made_with(settings, sources).items():
-        before = there.get("made_with", {}).get(key, value)  # manifests used not to say it; the bytes decide then
+        before = stated.get(key, value)  # manifests used not to say it; the bytes decide then
         if before != value:
             what = "of other images" if key == "images" else f"made with {key}={before}, this run has {key}={value}"
             raise ValueError(f"out={out} holds finished shards {what}; choose another folder, or delete it")

@@ -1,6 +1,7 @@
 """What is shown of the making of shards: progress, and at the end what was made, left out, and how to train on it."""
 
 import glob
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,13 +50,22 @@ def _lines(manifest: dict[str, Any], settings: Settings) -> Iterator[str]:
         yield f"left out, {kind}: {', '.join(names[:NUM_NAMED])}{more}"
     for note in manifest["notes"]:
         yield f"note: {note}"
-    yield "train with: " + " ".join(map(shlex.quote, _train_words(manifest, settings)))
+    yield "train with: " + " ".join(map(quoted, _train_words(manifest, settings)))
     num_classes, fields = len(manifest["class_names"]), manifest["fields"]
     if num_classes and "json: label" in fields:
         words = f"'conditioner=[label]' conditioner.label.num_classes={num_classes}"
         yield f"to condition on the class: {words} (the names of the classes are in {MANIFEST})"
     if "json: objects" in fields and "json: caption" in fields:
         yield "captions in the place of boxes: data=shards"
+
+
+def quoted(word: str) -> str:
+    """A word as bash takes it, with nothing in it that a terminal would not show."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escapes = {"\\": "\\\\", "'": "\\'"}
+    shown = (c if c.isprintable() else "".join(map("\\x{:02x}".format, os.fsencode(c))) for c in word)
+    return "$'" + "".join(escapes.get(c, c) for c in shown) + "'"
 
 
 def _train_words(manifest: dict[str, Any], settings: Settings) -> list[str]:
@@ -66,7 +76,7 @@ def _train_words(manifest: dict[str, Any], settings: Settings) -> list[str]:
         words = ["data=layout_shards", f"data.fields.layout.num_classes={num_classes}"]
     elif "json: caption" in fields:
         words = ["data=labelled_shards" if num_classes else "data=shards"]
-    out = glob.escape(str(settings.out))  # a folder may be called draft*
+    out = glob.escape(str(settings.out.absolute()))  # a folder may be called draft*, or ~
     words.append(f"data.train={out}/train-*.tar")
     if manifest["splits"]["validation"]["samples"]:
         words.append(f"data.validation={out}/validation-*.tar")

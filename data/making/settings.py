@@ -12,7 +12,7 @@ def _cores() -> int:
 def place(key: str, text: str) -> Path:
     """The path that a text names, `~` expanded; ValueError names the key."""
     try:
-        return Path(text).expanduser()
+        return Path(text).expanduser() if text.startswith("~") else Path(text)  # which makes ~ of ./~
     except RuntimeError as error:  # no such user, or no home
         raise ValueError(f"{key}={text}: {error}") from None
 

@@ -20,7 +20,7 @@ from data.making.formats import TABLES, Row
 from data.making.inside import Folder
 from data.making.settings import Settings, place
 from data.making.sources import LeftOut, Problem, Source, Sources
-from data.members import is_unicode
+from data.members import is_unicode, says_something
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d{1,3})?")
 NAME = "name"  # of the .json: the place of the image in its source
@@ -115,7 +115,9 @@ def _text(value: Any) -> str:
     text = str(value).strip()
     if not is_unicode(text):
         raise BadSample("not utf-8", "the caption holds half a surrogate pair")
-    return text
+    if "\0" in text:
+        raise BadSample("not utf-8", "the caption holds zero bytes")
+    return text if says_something(text) else ""
 
 
 def _facts(row: Row, settings: Settings) -> str:
@@ -135,7 +137,8 @@ def _facts(row: Row, settings: Settings) -> str:
 def _typed(text: str | None) -> Any:
     if text is None or not NUMBER.fullmatch(text):
         return text
-    return float(text) if set(text) & set(".eE") else int(text)
+    number = float(text) if set(text) & set(".eE") else int(text)
+    return number if math.isfinite(number) else text
 
 
 def _plain(value: Any, column: str, depth: int = 0) -> Any:
