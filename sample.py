@@ -128,9 +128,10 @@ def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 def read_prompts(path: str) -> list[str]:
     """The lines of a file that are not blank. Raises ValueError naming it if it is no text, endless or without any."""
-    if Path(path).exists() and not Path(path).is_file():
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_file():
         raise ValueError(f"prompts={path}: not a file")
-    with Path(path).open("rb") as file:
+    with place.open("rb") as file:
         content = file.read(MAX_PROMPT_BYTES + 1)
     if len(content) > MAX_PROMPT_BYTES:
         raise ValueError(f"prompts={path}: larger than {MAX_PROMPT_BYTES >> 20} MiB; sample it in parts")

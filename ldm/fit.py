@@ -55,6 +55,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     Nothing is written, and no old run deleted, before all that the run is made of has been built. Raises FolderHeld if
     another process trains it.
     """
+    if not 0 <= tree["seed"] < 1 << 32:
+        raise ValueError(f"seed={tree['seed']}: must be between 0 and {(1 << 32) - 1}")
     for key in ("task", "data"):
         if tree[key] is None:
             raise ValueError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")

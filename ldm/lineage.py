@@ -69,6 +69,13 @@ def begun_from(lineage: dict[str, Any], folder: Path) -> Path | None:
     return found(lineage["parent"]["checkpoint"], folder) if lineage["parent"] else None
 
 
+def parent_kept(lineage: dict[str, Any], folder: Path) -> bool:
+    """Whether the checkpoint that the run in `folder` began from is still there, the same one."""
+    with suppress(OSError, ValueError):
+        return sha256(begun_from(lineage, folder) / "manifest.json") == lineage["parent"].get("sha256")
+    return False
+
+
 def same_parent(branch: str | None, lineage: dict[str, Any]) -> bool:
     """Whether ``branch=`` names, however it is spelled, the run or the checkpoint that a lineage says it began from."""
     parent = lineage["parent"]

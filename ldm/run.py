@@ -21,9 +21,9 @@ from ldm.ensemble import load_ensemble
 from ldm.files import sweep, write_json, write_text
 from ldm.lineage import (
     RUN_NAME,
-    begun_from,
     branch_point,
     original,
+    parent_kept,
     parent_of,
     read_lineage,
     same_first_stage,
@@ -171,14 +171,15 @@ def _own(
 ) -> dict[str, Any]:
     """The lineage of the run in `folder`, which may have been renamed, or be a copy: then it is another W&B run.
 
-    The copy keeps its steps. One without a step whose parent's checkpoint is gone begins from what ``branch=`` is now.
+    The copy keeps its steps. One without a step whose parent's checkpoint is gone, or another one by now, begins from
+    what ``branch=`` is now.
     """
     copied = original(lineage, folder, saved["runs_dir"])
     if copied is not None:
         facts = {"run": copied.name, "wandb_id": lineage["wandb_id"]}
         lineage = {**lineage, "wandb_id": wandb_id, "copied_from": facts}
-    branch = begun_from(lineage, folder)
-    if branch is not None and tree["branch"] and not branch.exists() and _without_a_step(folder, lineage):
+    replaced = lineage["parent"] and tree["branch"] and not parent_kept(lineage, folder)
+    if replaced and _without_a_step(folder, lineage):
         with suppress(ValueError):  # where nothing takes its place, what is missing is said when it is read
             lineage = {**lineage, "parent": parent_of(tree["branch"], folder)}
     return {**lineage, "run": folder.name}

@@ -12,7 +12,7 @@ that is given. format is safetensors, published or diffusers.
 
 from pathlib import Path
 
-from ldm.config import compose, guarded, help_text
+from ldm.config import check_once, compose, guarded, help_text, meant
 
 KEYS = {
     "layout": (),
@@ -32,12 +32,13 @@ def main(arguments: list[str]) -> int:
     job, *rest = arguments
     if job not in KEYS:
         raise ValueError(f"{job}: say what to do first, one of {', '.join(KEYS)}")
+    check_once(rest)
     given = dict(word.partition("=")[::2] for word in rest)
-    own = {key: given[key] for key in KEYS[job] if key in given}
+    own = {key: meant(key, given[key]) for key in KEYS[job] if given.get(key)}
     for key in KEYS[job]:
         if not own.get(key) and key not in OPTIONAL:
             raise ValueError(f"{key}: has to be given, {key}=...")
-    overrides = [word for word in rest if word.partition("=")[0] not in own]
+    overrides = [word for word in rest if word.partition("=")[0] not in KEYS[job]]
     if job == "export":
         if overrides:
             raise ValueError(f"{overrides[0].partition('=')[0]}: no such key; export takes {', '.join(KEYS[job])}")

@@ -367,6 +367,23 @@ def test_a_tilde_is_the_home_in_every_path(monkeypatch):
         compose("config", ["data=shards", "data.train=" + "{a," * 3000 + "}" * 3000])
 
 
+def test_a_path_that_is_empty_is_a_variable_that_is_not_set():
+    for word in ("first_stage=", "branch=", "runs_dir=", "run=", "++branch=", "data.train=", "data.cache="):
+        with pytest.raises(ValueError, match=r"^[\w.]+=: nothing is given .* not set"):
+            compose("config", ["data=shards", *(["data.train=/a"] if word != "data.train=" else []), word])
+    assert compose("config", ["branch=null", "run=null"])["branch"] is None
+    assert compose("sample", ["model=a", "prompt=", "negative_prompt="])["prompt"] == ""
+
+
+def test_members_and_validation_are_lists_of_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    tree = compose("ensemble", ["out=~/e.yaml", "members=[~/a b, 'runs/c=1',runs/d(2)]"])
+    assert tree == {"out": "/home/me/e.yaml", "members": ["/home/me/a b", "runs/c=1", "runs/d(2)"]}
+    assert compose("evaluate", ["model=x", "validation=[a.tar,b.tar]"])["validation"] == ["a.tar", "b.tar"]
+    with pytest.raises(ValueError, match=r"^members='runs/a': expected list"):
+        compose("ensemble", ["out=e.yaml", "members=runs/a"])
+
+
 def test_only_the_keys_that_are_text_are_split_off():
     literal, overrides = split_literal(["prompt=a,b", "seed=1", "prompt", "network=unet", "branch=null"])
     assert literal == {"prompt": "a,b"}

@@ -125,3 +125,11 @@ def test_a_table_is_shown_whole_whatever_the_terminal(width: int):
     for row in rows:
         for value in row.values():
             assert f"{value:.4g}" in said
+
+
+@pytest.mark.parametrize("width", [30, 400])
+def test_a_row_that_lacks_a_value_has_an_empty_cell(width: int):
+    rows = [{"metric": "psnr", "value": 20.5, "std": 0.25}, {"metric": "rfd/efficientnet_lite0", "value": 3.5}]
+    console = Console(file=io.StringIO(), width=width)
+    show(rows, console)
+    assert "3.5" in console.file.getvalue() and "0.25" in console.file.getvalue()

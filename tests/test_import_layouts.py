@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities.parsing import AttributeDict
 from safetensors.torch import save_file
 from torch import Tensor
+from toys import ROOT
 
 from ldm.build import load_first_stage
 from ldm.checkpoint import kinds
@@ -19,6 +22,9 @@ from ldm.checkpoint.export import diffusers_names
 from ldm.checkpoint.weights import load
 from ldm.config import compose
 from ldm.convert import export_model, import_checkpoint, layout
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from convert import main
 
 SMALL = "autoencoder.channels=8 autoencoder.norm_groups=4 autoencoder.num_blocks=1 image_size=32".split()
 State = dict[str, Tensor]
@@ -279,3 +285,39 @@ def test_every_kind_is_told_in_few_words():
     for kind in kinds.KINDS:
         assert len(f"{kind.words}{kind.advice}") < 220
     assert kinds.recognise(["a", "b"]) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda tensor: tensor.to(torch.complex64), "complex"),
+        (lambda tensor: tensor.to(torch.int8), "quantised"),
+        (lambda tensor: tensor.to("meta"), "without values"),
+    ],
+)
+def test_tensors_that_are_no_plain_weights_are_refused_by_name(change, what, tmp_path):
+    state = state_of()
+    name = next(name for name, tensor in state.items() if tensor.ndim > 1)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is {what}"):
+        imported({**state, name: change(state[name])}, tmp_path)
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path):
+    torch.save(state_of(), tmp_path / "whole.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"cut\.pt: damaged"):
+        import_checkpoint(tmp_path / "cut.pt", tree("kl_f8"), tmp_path / "run", 0.5)
+
+
+def test_what_is_left_of_another_run_is_not_imported_into(tmp_path):
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    with pytest.raises(ValueError, match="a run already, or a part of one"):
+        imported(state_of(), tmp_path)
+
+
+def test_the_commands_words_are_given_once_and_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="model is given 2 times"):
+        main(["export", "model=a", "model=b", "format=published", "out=c"])
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path))}/a: no weights"):
+        main(["export", "model=~/a", "format=published", "out=~/c"])

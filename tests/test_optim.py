@@ -120,3 +120,12 @@ def test_a_state_saved_in_another_layout_goes_on_the_same(layouts):
     one, other = (layers[0].weight for layers in networks)
     assert one.stride() != other.stride()
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.99, 0.999], [0.9, 1.0], [-0.1, 0.9]])
+def test_betas_that_are_none_are_named_before_there_are_parameters(betas):
+    for make in (adam, adamw):
+        with pytest.raises(ValueError, match=r"^optimizer\.betas="):
+            make(lr=1e-3, betas=betas)
+    with pytest.raises(ValueError, match=r"^optimizer\.weight_decay=-1"):
+        adamw(lr=1e-3, weight_decay=-1)

@@ -705,3 +705,14 @@ def test_a_branch_of_another_kind_of_run_is_refused(trained, tmp_path):
     with pytest.raises(ValueError, match=r"no config\.yaml beside its checkpoints"):
         branched(trained, tmp_path)
     (tmp_path / "aside").rename(trained.folder / "config.yaml")
+
+
+def test_a_run_without_a_step_whose_parent_is_another_by_now_begins_from_that(base, tmp_path):
+    parent = begun(base, tmp_path, "parent")
+    checkpoint(parent, 3, 48)
+    tree = {**base, "branch": str(parent.folder)}
+    before = begun(tree, tmp_path, "child").lineage["parent"]
+    checkpoint(parent, 3, 64)
+    after = open_run({**tree, "runs_dir": str(tmp_path)}, "child").lineage["parent"]
+    assert after["sha256"] != before["sha256"] and after["samples_seen_total"] == 64
+    assert after == open_run({**tree, "runs_dir": str(tmp_path), "overwrite": True}, "child").lineage["parent"]

@@ -19,7 +19,9 @@ def tried(*words: str) -> None:
     "word",
     ["devices=[0,0]", "devices=[]", "devices=0", "devices=-2", "devices='2,3'", "devices=[5]", "devices=[-1]",
      "num_nodes=0", "accelerator=tpu", "accelerator=mps", "accelerator=hpu", "accelerator=xyz",
-     "accelerator=null", "precision=transformer-engine", "precision=8", "precision=null", "strategy=deepspeed",
+     "accelerator=null", "precision=transformer-engine", "precision=16-true", "precision=bf16-true",
+     "precision=64-true", "precision=64",
+     "precision=8", "precision=null", "strategy=deepspeed",
      "strategy=ddp_spawn", "strategy=xla", "strategy=nonsense", "strategy=single_xla", "strategy=null",
      "sync_batchnorm=3", "profiler=nonsense", "plugins=[x]", "benchmark=x", "gradient_clip_algorithm=xyz",
      "gradient_clip_val=-1", "max_steps=3", "max_epochs=1", "fast_dev_run=true", "barebones=true", "logger=false"],
@@ -38,6 +40,9 @@ def test_a_run_has_a_trainer_and_says_which_key_is_its_own():
         tried("trainer.max_steps=3")
     with pytest.raises(ValueError, match=r"^trainer\.accumulate_grad_batches: .*write accumulation="):
         tried("trainer.accumulate_grad_batches=3")
+    for key in ("precision", "devices", "num_nodes", "strategy"):
+        with pytest.raises(ValueError, match=rf"^trainer\.{key}: cannot be left out"):
+            compose("config", [*COMMAND[:2], f"~trainer.{key}"])
 
 
 @pytest.mark.parametrize("word", ["precision=16", "precision=bf16", "devices=auto", "devices=2", "profiler=simple"])

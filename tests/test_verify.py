@@ -54,6 +54,17 @@ def test_a_run_as_it_was_written_is_good_and_so_is_its_copy(whole: Path, run: Pa
     assert said.count("ok  ") == len(verdicts) and "16 files read again, 0 of them not as they were written" in said
 
 
+def test_a_parent_that_is_another_checkpoint_by_now_is_named(whole: Path, run: Path):
+    parent, child = run, run.parent / "child"
+    begun = open_run(compose("config", ["experiment=quickstart/autoencoder", "~logger", f"runs_dir={run.parent}"]), "c")
+    begun.lineage["parent"] = {"checkpoint": "../b/checkpoints/step_00000002.ckpt", "sha256": "0", "run": "b"}
+    begun.folder = child
+    begun.begin()
+    assert "is another checkpoint now" in problems(child)["lineage.json"]
+    shutil.rmtree(parent / "checkpoints")
+    assert problems(child) == {}, "it may be gone"
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-2] ^= 1

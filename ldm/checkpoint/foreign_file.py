@@ -52,6 +52,9 @@ def read(path: Path) -> tuple[State, int]:
     if not state:
         raise ValueError(f"{shown}: {_without_state(content)}")
     state = _plain(state)
+    for name, tensor in state.items():
+        if strange := _strange(tensor):
+            raise ValueError(f"{shown}: {name} is {strange}; save the weights as plain tensors of fp32, fp16 or bf16")
     averages = {} if place.split(".")[-1] in AVERAGES else _averages(content, state)
     if place not in ("", "state_dict"):
         beside = ", their average beside them" if averages else ""
@@ -122,6 +125,15 @@ def _state(content: object, depth: int = 0) -> tuple[str, State]:
         if state:
             return f"{name}.{place}".rstrip("."), state
     return "", {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _strange(tensor: Tensor) -> str | None:
+    """What speaks against a tensor being weights as they are; None if nothing does."""
+    if tensor.is_meta:
+        return "without values, on the meta device"
+    if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1):
+        return "quantised"
+    return "complex" if tensor.is_complex() else None
 
 
 def _without_state(content: object) -> str:

@@ -39,5 +39,7 @@ def _readable(path: Path, shown: str) -> Iterator[None]:
                 if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                     raise ValueError(f"{shown}: compressed, as torch writes none; a few bytes may stand for gigabytes")
         yield
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # it is not about what is in the file
+            raise
         raise ValueError(f"{shown}: damaged, or not a file that can be read without running code") from error

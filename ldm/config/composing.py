@@ -36,6 +36,9 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     held = {f"__literal_{place}__": text for place, text in enumerate(texts)}
     overrides += [f"{key}={name}" for key, name in zip(literal, held, strict=True)]
     parsed = parse(overrides)
+    for override in parsed:
+        if override.is_delete() and override.key_or_group.startswith(tuple(f"{group}." for group in NEEDED)):
+            raise ValueError(f"{override.key_or_group}: cannot be left out; set it to what is meant")
     left_out = {o.key_or_group for o in parsed if o.key_or_group in groups() and (o.is_delete() or not o.value())}
     parsed = [override for override in parsed if override.key_or_group not in left_out]
     tree = _resolved(config_name, parsed, complete)

@@ -9,14 +9,17 @@ TEXTS = frozenset("prompt negative_prompt prompts run overrides autoencoder_over
 # saved as they were written and expanded by who reads them.
 PATHS = frozenset(
     "first_stage branch model weak_model classifier target image mask map runs_dir out source checkpoint "
-    "validation".split()
+    "validation members".split()
 )
 LATER_PATHS = frozenset(
     "data.train data.validation data.cache data.filters.exclude alignment.weights "
     "conditioner.caption_transformer.tokenizer".split()
 )
 LITERAL = TEXTS | PATHS | LATER_PATHS
-SHARDS = frozenset(("data.train", "data.validation"))  # a list of paths is one of these
+# Of which an empty text, as of a variable that is not set, would mean something else in silence.
+NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
+SHARDS = frozenset(("data.train", "data.validation", "validation"))  # a list of paths is one of these
+LISTS = SHARDS | {"members"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16")
@@ -29,6 +32,7 @@ ROOT_TYPES = {
     "label": int | str,
     "tile": int,
     "members": list[str],
+    "validation": str | list[str],
     "runs": list[str],
     "samplers": list[str],
     "steps": list[int],

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ldm.config.keys import PATHS, SHARDS, bare, is_literal, is_path
+from ldm.config.keys import LISTS, NEVER_EMPTY, PATHS, SHARDS, bare, is_literal, is_path
 from ldm.config.overrides import parse
 from ldm.config.registry import CONF
 
@@ -48,10 +48,12 @@ def meant(key: str, text: str, several: bool = False) -> Any:
     Raises ValueError for a home that nobody has, braces without end, and quotes that the shell has not taken away.
     """
     key = key.lstrip("+")
-    if (key in SHARDS or several) and re.fullmatch(r"\[.*\]", text, re.DOTALL) and not _exists(text):
+    if (key in LISTS or several) and re.fullmatch(r"\[.*\]", text, re.DOTALL) and not _exists(text):
         items = [_unquoted(item.strip()) for item in _split(text[1:-1])]
         return [meant(key, item) for item in items if item]
-    if not is_path(key) or several:
+    if not text and key in NEVER_EMPTY:
+        raise ValueError(f"{key}=: nothing is given after it (a variable that is not set?); {key}=null leaves it out")
+    if not is_path(key) or (several and key not in LISTS):
         return text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and not _exists(text):
         more = "; several are [a.tar,b.tar] or '{a,b}.tar'" if key in SHARDS else ""

@@ -14,6 +14,7 @@ from ldm.config import load_tree
 from ldm.convert import diffusion, first_stage
 from ldm.files import sha256
 from ldm.holding import held
+from ldm.overwriting import FIRST, LAST
 from ldm.places import first_stage_of
 from ldm.run import Run
 
@@ -37,8 +38,8 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
     1. Raises ValueError naming keys that do not fit, what the file is if it is something else, a weight that is not
     finite, or a factor that nobody knows.
     """
-    if (out / "config.yaml").exists():
-        raise ValueError(f"out={out}: there is a run already; give another folder")
+    if any((out / name).exists() for name in (*FIRST, LAST)):
+        raise ValueError(f"out={out}: there is a run already, or a part of one; give another folder")
     if scale_factor is not None and not 0 < scale_factor < float("inf"):
         raise ValueError(f"scale_factor={scale_factor}: must be positive")
     checkpoint = foreign_file.locate(checkpoint)

@@ -15,6 +15,7 @@ from ldm.checkpoint import identity, resume, weights
 from ldm.config import load_tree
 from ldm.ensemble import check_member, read_members
 from ldm.files import read_json, sha256
+from ldm.lineage import begun_from, read_lineage
 from ldm.redaction import redacted
 
 
@@ -82,11 +83,10 @@ def _lineage(run: Path) -> str | None:
     if not path.exists():
         raise ValueError("missing: nothing else can be known to be of this run")
     lineage = identity.read_lineage(run)
-    parent = lineage.get("parent")
-    if isinstance(parent, dict):
-        manifest = Path(str(parent.get("checkpoint"))) / "manifest.json"
-        if manifest.is_file() and sha256(manifest) != parent.get("sha256"):
-            raise ValueError(f"it began from {manifest.parent}, which is another checkpoint now")
+    checkpoint = begun_from(read_lineage(run, "none"), run)
+    manifest = checkpoint / "manifest.json" if checkpoint else None
+    if manifest and manifest.is_file() and sha256(manifest) != lineage["parent"].get("sha256"):
+        raise ValueError(f"it began from {checkpoint}, which is another checkpoint now")
     identity.check_finished(run, lineage.get("finished_step"))
     return None if SEAL in lineage else "from before there were seals"
 

@@ -23,18 +23,18 @@ def write_csv(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the rows under the names of the first, numbers to four digits.
+    """Print the rows under the names of the first, numbers to four digits; a row may lack some.
 
     Where that is too wide the names stand on the left, and the rows side by side, as many as there is room for.
     """
     console = console or Console()
-    upright = Table(*rows[0])
-    for row in rows:
-        upright.add_row(*map(_text, row.values()))
     names = list(rows[0])
+    upright = Table(*names)
+    for row in rows:
+        upright.add_row(*[_text(row.get(name, "")) for name in names])
     turned = Table(names[0], *[_text(row[names[0]]) for row in rows])
     for name in names[1:]:
-        turned.add_row(name, *[_text(row[name]) for row in rows])
+        turned.add_row(name, *[_text(row.get(name, "")) for row in rows])
     for table in (upright, turned):
         if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
             console.print(table)

@@ -53,6 +53,9 @@ def adamw(
 
     Vectors are biases and norms, which the published latent diffusion models decay too.
     """
+    _check_betas(betas)
+    if weight_decay < 0:
+        raise ValueError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
 
     def build(module: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -89,6 +92,12 @@ def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
 
 def adam(lr: float, betas: list[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:
     """Adam without weight decay, as the published first stages are trained (betas 0.5, 0.9)."""
+    _check_betas(betas)
     return lambda module: torch.optim.Adam(
         [p for p in module.parameters() if p.requires_grad], lr=lr, betas=tuple(betas), eps=eps, fused=fused
     )
+
+
+def _check_betas(betas: list[float]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"optimizer.betas={list(betas)}: must be two numbers in [0, 1)")

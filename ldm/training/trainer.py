@@ -10,6 +10,7 @@ from ldm.training.sharded import FullySharded
 
 # Values of trainer.strategy that are not Lightning's.
 STRATEGIES = {FullySharded.strategy_name: FullySharded}
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 # They hand the run over as a pickle, or only work in a notebook.
 OWN_PROCESSES = ("ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_spawn_find_unused_parameters_true",
                  "ddp_spawn_find_unused_parameters_false", "ddp_fork_find_unused_parameters_true",
@@ -39,11 +40,14 @@ def make_trainer(node: Mapping[str, Any], make: Callable[..., pl.Trainer], **giv
         raise ValueError(f"trainer.strategy={node['strategy']}: begins processes that a run cannot go on in; take ddp")
     own = STRATEGIES.get(node["strategy"])
     try:
-        return make(**({"strategy": own()} if own else {}), **given)
+        trainer = make(**({"strategy": own()} if own else {}), **given)
     except REFUSALS as error:
         said = " ".join(str(error).split())[:400] or type(error).__name__
         asked = ", ".join(f"{key}={node[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
         raise ValueError(f"trainer: {said} (asked for with {asked})") from error
+    if trainer.precision not in PRECISIONS:  # the losses, averages and latents are in fp32
+        raise ValueError(f"trainer.precision={node['precision']}: a run's weights are in fp32; {', '.join(PRECISIONS)}")
+    return trainer
 
 
 def check_trainer(node: Mapping[str, Any], make: Callable[..., pl.Trainer]) -> None:

@@ -78,6 +78,8 @@ def _write(folder: Path) -> Path:
         "decoder": "pil",
         "first_stage": "benchmark",
         "encoders": ENCODERS,
+        "precision": "fp16",
+        "codes": False,
         "flips": False,
     }
     (folder / MANIFEST).write_text(json.dumps(made))
