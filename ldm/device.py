@@ -19,6 +19,8 @@ def choose(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device={name}: not a device; choose auto, cpu or cuda") from error
+    if device.type == "meta":
+        raise ValueError(f"device={name}: computes nothing; choose auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}: no GPU is available here")
     return device

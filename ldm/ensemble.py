@@ -29,6 +29,10 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
     """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit."""
     if not runs:
         raise ValueError("members: name at least one run")
+    if path.suffix != ".yaml" or path.is_dir():
+        raise ValueError(f"out={path}: a manifest is a file that ends in .yaml")
+    if path.exists() and "members" not in load_plain(path, "an ensemble's manifest"):
+        raise ValueError(f"out={path}: something else than an ensemble's manifest is there; give another name")
     weights = [load_weights(run) for run in runs]
     for member in weights:
         if "intervals" not in member.metadata:

@@ -44,8 +44,8 @@ def sync(path: Path) -> None:
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write(temporary)` make a file or folder, then put it at `path` in one rename.
 
-    A folder that is there already is moved aside first. Raises OSError naming `path` and the way out when the disk is
-    full, broken or read-only; the previous content stays.
+    A folder that is there already is moved aside first, for another folder only. Raises OSError naming `path` and the
+    way out when the disk is full, broken or read-only; the previous content stays.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     aside = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
@@ -53,6 +53,8 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
+            if path.is_dir() and not temporary.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder is there already, and stays; give another name", path)
             for inner in sorted(temporary.rglob("*")) if temporary.is_dir() else ():
                 sync(inner)
             sync(temporary)

@@ -132,7 +132,9 @@ def _take(path: Path, me: Holder, folder: Path, depth: int = 0) -> None:
         try:
             found = _holder(path)
             status = path.stat()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if path.is_symlink():  # which is there, and whose file never will be
+                raise ValueError(f"{path}: a link that leads nowhere; delete it") from error
             continue
         silent = now - status.st_mtime
         if not (found.gone(folder, silent) if found else silent > STALE_SECONDS):

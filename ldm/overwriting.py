@@ -81,7 +81,7 @@ def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _places(key: str, text: str) -> Iterator[Path]:
     """What is there of what a text names: a path, a glob, or the members of an ensemble whose manifest it names."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # any file may lie under that name
         if any(mark in text for mark in "*?[{"):
             yield from (place for place in expand(text, key) if isinstance(place, Path))
             return

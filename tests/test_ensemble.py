@@ -243,3 +243,14 @@ def test_a_manifest_cannot_name_a_file_outside_the_weights_folder(runs, tmp_path
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(ValueError, match=r"weights.passwd: no such weights|no weights found"):
         load_ensemble(tmp_path / "e.yaml")
+
+
+def test_a_manifest_takes_the_place_of_nothing_but_a_manifest(runs: dict[str, Path], tmp_path: Path):
+    run = Path(shutil.copytree(runs["base"], tmp_path / "base"))
+    before = sorted(path.name for path in run.iterdir())
+    for out in (run, run / "config.yaml", tmp_path / "ensemble"):
+        with pytest.raises(ValueError, match=r"^out=.*manifest"):
+            write_manifest(out, [run])
+    assert sorted(path.name for path in run.iterdir()) == before and load(run).name == "base"
+    for _ in range(2):
+        write_manifest(tmp_path / "ensemble.yaml", [run])

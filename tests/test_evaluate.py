@@ -133,3 +133,9 @@ def test_a_row_that_lacks_a_value_has_an_empty_cell(width: int):
     console = Console(file=io.StringIO(), width=width)
     show(rows, console)
     assert "3.5" in console.file.getvalue() and "0.25" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("scale", ["a", "[1,b]", "[true]", "[null]"])
+def test_a_scale_that_is_no_number_is_named(scale: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^guidance\.scale"):
+        evaluate(compose("evaluate", [f"model={tmp_path}", f"guidance.scale={scale}"]))

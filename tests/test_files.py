@@ -191,3 +191,11 @@ def test_what_is_discarded_is_gone_at_once_and_as_a_whole(tmp_path, monkeypatch)
 def test_torch_reads_back_what_was_saved_through_replace(tmp_path):
     replace(tmp_path / "x.pt", lambda path: torch.save({"a": torch.arange(3)}, path))
     assert torch.load(tmp_path / "x.pt", weights_only=True)["a"].tolist() == [0, 1, 2]
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("x")
+    with pytest.raises(OSError, match="a folder is there already"):
+        write_text(tmp_path / "run", "y")
+    assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["config.yaml"]

@@ -85,6 +85,12 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path):
         pass
 
 
+def test_a_holders_file_that_is_a_link_to_nothing_is_named_and_not_waited_for(tmp_path: Path):
+    (tmp_path / NAME).symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=rf"{NAME}: a link that leads nowhere"), held(tmp_path, "training"):
+        pass
+
+
 def test_a_killed_process_is_succeeded_at_once_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture):
     killed(tmp_path)
     pid = json.loads((tmp_path / NAME).read_text())["pid"]

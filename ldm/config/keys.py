@@ -47,7 +47,8 @@ POSITIVE = frozenset(
     "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
 )
 # No more of these than anyone has; a few digits in a file from anyone would else take all memory.
-AT_MOST = {"image_size": 1 << 16, "height": 1 << 16, "width": 1 << 24, "num_timesteps": 1_000_000, "num_steps": 1 << 20}
+AT_MOST = {"image_size": 1 << 16, "height": 1 << 16, "width": 1 << 24, "num_timesteps": 1_000_000, "num_steps": 1 << 20,
+           "enlarge": 64}  # fmt: skip
 # Types of Lightning's keys, whose own say less than it takes in the end, or more.
 TRAINER_TYPES = {
     "trainer.devices": int | list[int] | Literal["auto"],

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint.weights import load as load_weights
-from ldm.config import instantiate, load_tree
+from ldm.config import accepts, instantiate, load_tree
 from ldm.device import choose
 from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure
@@ -38,7 +38,10 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
     if config.exists() and is_first_stage(load_tree(config)):
         return evaluate_first_stage(tree)
     given = tree["guidance"]["scale"]
-    scales = [float(scale) for scale in (given if isinstance(given, list) else [given])]
+    scales = given if isinstance(given, list) else [given]
+    if not all(accepts(float, scale) for scale in scales):
+        raise ValueError(f"guidance.scale={given}: expected a number, or a list of numbers")
+    scales = [float(scale) for scale in scales]
     if not scales or tree["num_samples"] < FEWEST:
         raise ValueError(f"guidance.scale needs at least one scale, num_samples at least {FEWEST}")
     device = choose(tree["device"])
