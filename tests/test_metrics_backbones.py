@@ -150,7 +150,7 @@ def test_clip_score_is_the_cosine_of_a_local_model(tmp_path):
     assert found.shape == (2,) and found.abs().max() <= 1
     expected = [score(x[i : i + 1], captions[i : i + 1]).item() for i in range(2)]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(ValueError, match="neither a file nor a tag"):
+    with pytest.raises(ValueError, match=r"is neither a file .* nor a tag"):
         open_clip_score("tiny-clip", str(tmp_path / "absent.pt"))
 
 

@@ -34,9 +34,9 @@ def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, arguments, message):
     done = run("train.py", *arguments, f"runs_dir={tmp_path}")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr + done.stdout
-    first, hint = done.stderr.splitlines()
-    assert first.startswith("error: ") and message in first
-    assert hint == "(LDM_TRACEBACK=1 shows where)"
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert line.endswith(" (LDM_TRACEBACK=1 shows where)")
     assert list(tmp_path.iterdir()) == [], "nothing was begun"
 
 

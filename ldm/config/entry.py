@@ -34,6 +34,6 @@ def guarded(main: Callable[[list[str]], int]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
-        print(f"error: {told(error)}\n(LDM_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"error: {told(error)} (LDM_TRACEBACK=1 shows where)", file=sys.stderr)
         status = 2
     sys.exit(status)

@@ -48,6 +48,7 @@ def _places() -> tuple[dict[str, set[str]], dict[tuple[str, str], set[str]], set
     """Targets by their group; by (target, argument) for parts of parts; and those that wait for further arguments."""
     of_group: dict[str, set[str]] = {}
     of_argument: dict[tuple[str, str], set[str]] = {}
+    shared: list[tuple[str, str, str]] = []  # (target, argument, the group that stands there by interpolation)
     waiting: set[str] = set()
     for group, options in groups().items():
         for option in options if group != "experiment" else ():
@@ -59,6 +60,10 @@ def _places() -> tuple[dict[str, set[str]], dict[tuple[str, str], set[str]], set
                     for argument, value in part.items():
                         inner = {below["_target_"] for below in _parts(value, deep=False)}
                         of_argument.setdefault((part["_target_"], argument), set()).update(inner)
+                        whole = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
+                        shared += [(part["_target_"], argument, whole[1])] if whole else []
+    for target, argument, group in shared:
+        of_argument[target, argument] |= of_group.get(group, set())
     return of_group, of_argument, waiting
 
 
