@@ -323,9 +323,17 @@ class ShardData(pl.LightningDataModule):
         self._check_shared_memory(samples, min(batch_size, len(indices)))
         return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
 
-    def _check_shared_memory(self, samples: Samples | CachedSamples, batch_size: int) -> None:
+    def check_room(self, world_size: int, processes: int) -> None:
+        """Raises WorkerError if training batches will not fit into shared memory, which `processes` have together."""
+        samples = self._with_cache(self._train_samples, images=False)
+        self._check_shared_memory(samples, self.batch_size // (world_size * self.accumulation), processes)
+
+    def _check_shared_memory(
+        self, samples: Samples | CachedSamples, batch_size: int, processes: int | None = None
+    ) -> None:
         """Raises WorkerError if workers lack the room for their images, float32; the rest of a batch is small."""
-        processes = 1 if self.trainer is None else self.trainer.num_devices
+        if processes is None:
+            processes = 1 if self.trainer is None else self.trainer.num_devices
         if samples.images:
             check_shared_memory(batch_size * 3 * self.image_size**2 * 4, self.num_workers, processes)
 

@@ -145,6 +145,7 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
     if trainer.is_global_zero != is_rank_zero():
         raise ValueError(f"trainer: rank {trainer.global_rank} of {trainer.world_size} by its keys; {way_out()}")
     BatchPlan(parts["data"].batch_size, 0, trainer.world_size, tree["accumulation"], 0)  # whether it is whole
+    parts["data"].check_room(trainer.world_size, trainer.num_devices)
     if trainer.strategy.root_device.type == "cpu":
         keep_memory()
     if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
