@@ -32,7 +32,7 @@ from ldm.training.callbacks.checkpoint import Checkpoint, Restore
 from ldm.training.callbacks.group import Group
 from ldm.training.callbacks.held import WhileHeld
 from ldm.training.callbacks.signals import handlers_kept
-from ldm.training.distributed import lost_ranks_named
+from ldm.training.distributed import end_process_group, lost_ranks_named
 from ldm.training.loggers import CSVLog, close, forget
 from ldm.training.task import Task
 from ldm.training.trainer import check_trainer, make_trainer
@@ -122,6 +122,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
         _conclude(run, trainer, task, parts, hold)
     elif trainer.is_global_zero:
         print(f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on there")
+    end_process_group()
     return run
 
 

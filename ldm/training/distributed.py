@@ -54,6 +54,15 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
+def end_process_group() -> None:
+    """End the group that a trainer began, on each rank when its part is done and no other waits for it.
+
+    A process that leaves it to the interpreter's end may abort there: gloo's threads still run (pytorch #190489).
+    """
+    if _world_size() > 1:
+        dist.destroy_process_group()
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
