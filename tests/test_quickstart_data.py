@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 
 import numpy as np
@@ -20,6 +20,7 @@ PROMPTS = [
     "red heart", "blue heart", "grinning face", "alarm clock", "pizza",
     "cat face", "rocket", "soccer ball", "key", "deciduous tree",
 ]  # fmt: skip
+STYLES = {"fluent": 1852, "noto": 1906, "twemoji": 1906}
 
 
 @cache
@@ -48,37 +49,56 @@ def test_the_manifest_tells_the_truth() -> None:
         assert len(samples(part)) == facts["samples"] == sum(row["samples"] for row in facts["shards"])
         assert len({sample["base"] for sample in samples(part)}) == facts["bases"]
         total += facts["samples"]
-    assert total == manifest()["samples"] == 1868
+    assert total == manifest()["samples"] == sum(STYLES.values()) and manifest()["styles"] == STYLES
     assert {path.name for path in FOLDER.glob("*.tar")} == {
         row["name"] for facts in manifest()["splits"].values() for row in facts["shards"]
     }
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 13e6
+    # 2.6 kB a sample, of which 1.5 are two headers of the tar and one block of json
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 15e6
 
 
 def test_every_sample_is_complete() -> None:
     classes = manifest()["class_names"]
     for sample in samples("train") + samples("validation"):
-        assert set(sample["members"]) == {"webp", "json", "mask.png"}
+        assert set(sample["members"]) == {"webp", "json"}
+        assert sample["key"].startswith(f"{sample['style']}-")
         assert sample["caption"] == sample["caption"].lower().strip() != ""
         assert classes[sample["label"]] == sample["class"] and sample["subclass"] and sample["hexcode"]
         assert all(isinstance(tag, str) for tag in sample["tags"])
 
 
-def test_images_and_masks_are_of_one_size_and_agree() -> None:
+def test_every_style_is_complete() -> None:
+    everything = samples("train") + samples("validation")
+    assert Counter(sample["style"] for sample in everything) == STYLES
+    assert len({(sample["style"], sample["hexcode"]) for sample in everything}) == len(everything)
+    found = {style: {sample["hexcode"] for sample in everything if sample["style"] == style} for style in STYLES}
+    assert found["fluent"] < found["noto"] == found["twemoji"]
+
+
+def test_the_styles_of_an_emoji_share_all_but_the_picture() -> None:
+    facts = defaultdict(list)
+    for part in ("train", "validation"):
+        for sample in samples(part):
+            shared = {key: value for key, value in sample.items() if key not in ("key", "members", "style")}
+            facts[sample["hexcode"]].append(shared | {"part": part})
+    assert all(row == rows[0] for rows in facts.values() for row in rows)
+
+
+def test_images_are_of_one_size_and_on_white() -> None:
+    edges = []
     for sample in samples("train")[::40] + samples("validation")[::10]:
         image = Image.open(io.BytesIO(sample["members"]["webp"]))
-        mask = Image.open(io.BytesIO(sample["members"]["mask.png"]))
-        assert image.size == mask.size == (128, 128) and image.mode == "RGB" and mask.mode == "1"
-        inside = np.asarray(mask)
-        assert 0.02 < inside.mean() < 1
-        outside = np.asarray(image)[~inside]
-        assert not len(outside) or outside.mean() > 235  # white, but for the antialiased edge
+        assert image.size == (64, 64) and image.mode == "RGB"
+        pixels = np.asarray(image)
+        assert pixels.std() > 5
+        edges.append(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean())
+    assert np.median(edges) > 250  # a few fill their square
 
 
 def test_no_base_emoji_is_on_both_sides() -> None:
     bases = [{sample["base"] for sample in samples(part)} for part in ("train", "validation")]
     assert not bases[0] & bases[1]
-    assert 0.08 < len(samples("validation")) / 1868 < 0.12
+    assert 0.08 < len(samples("validation")) / manifest()["samples"] < 0.12
     assert {sample["class"] for sample in samples("validation")} == set(manifest()["class_names"])
 
 
@@ -108,7 +128,7 @@ def test_no_picture_is_on_both_sides() -> None:
 def test_the_report_prompts_are_trained_on() -> None:
     assert manifest()["pinned_to_train"] == sorted(PROMPTS)
     captions = [sample["caption"] for sample in samples("train")]
-    assert all(captions.count(prompt) == 1 for prompt in PROMPTS)
+    assert all(captions.count(prompt) == len(STYLES) for prompt in PROMPTS)
 
 
 def test_sources_are_pinned_and_their_licence_is_there() -> None:
@@ -116,6 +136,9 @@ def test_sources_are_pinned_and_their_licence_is_there() -> None:
     for source in manifest()["sources"]:
         assert source["sha256"] in notice and len(source["sha256"]) == 64
     assert "Permission is hereby granted" in notice
+    assert "Twemoji, Copyright Twitter, Inc and other contributors, CC-BY 4.0" in notice
+    assert "https://creativecommons.org/licenses/by/4.0/" in notice
+    assert "Apache License" in (FOLDER / "LICENSE-APACHE-2.0.txt").read_text()
 
 
 def test_the_module_reads_them() -> None:
