@@ -43,6 +43,39 @@ def test_a_choice_of_captions_and_prefixes_is_drawn_evenly_by_number() -> None:
     assert collate(field, value) == ["key"]  # unaugmented: the first of each
 
 
+def test_a_caption_goes_on_with_other_entries_by_chance() -> None:
+    field = Caption(suffixes=["", "", " in {style} style"], prefixes=["", "a "])
+    values = [field.read(as_json(caption="key", style=style), SIZE) for style in ("noto", "twemoji")]
+    assert field.num_choices(values[0]) == 6 and collate(field, values[0]) == ["key"]  # unaugmented: the first of each
+    views = Augmentation(seed=0, horizontal_flip_prob=0, random_crop=False).views(np.arange(1200))
+    texts = field.collate([values[0]] * 1200, views, 8)
+    assert texts == [field.collate([values[0]], [view], 8)[0] for view in views]  # by number alone
+    assert set(texts) == {"key", "a key", "key in noto style", "a key in noto style"}
+    assert 350 < sum(text.endswith(" in noto style") for text in texts) < 450  # one in three
+    assert "key in twemoji style" in field.collate([values[1]] * 1200, views, 8)
+
+
+def test_suffixes_change_nothing_where_there_are_none() -> None:
+    views = Augmentation(seed=0, horizontal_flip_prob=0, random_crop=False).views(np.arange(100))
+    content = as_json(caption=["key", "old {key}"], style="noto")
+    plain, one = Caption(prefixes=["", "a "]), Caption(prefixes=["", "a "], suffixes=[" {style}"])
+    texts = plain.collate([plain.read(content, SIZE)] * 100, views, 8)
+    assert one.collate([one.read(content, SIZE)] * 100, views, 8) == [f"{text} noto" for text in texts]
+
+
+@pytest.mark.parametrize("style", [None, 3, "", "no\0to"])
+def test_a_suffix_needs_its_entry(style: object) -> None:
+    with pytest.raises(BadSample, match=r"style|caption"):
+        Caption(suffixes=[" in {style} style"]).read(as_json(caption="key", style=style), SIZE)
+
+
+def test_suffixes_that_cannot_be_filled_are_refused() -> None:
+    with pytest.raises(ValueError, match="suffixes"):
+        Caption(suffixes=[])
+    with pytest.raises(ValueError, match="suffixes"):
+        Caption(key=None, extension="txt", suffixes=[" in {style} style"])
+
+
 def test_long_captions_are_cut() -> None:
     assert collate(Caption(max_chars=5), Caption(max_chars=5).read(as_json(caption="x" * 100_000), SIZE)) == ["xxxxx"]
 
