@@ -183,6 +183,18 @@ class Cache:
         width, height = file.size[row].tolist()
         return width, height
 
+    def check_texts(self, sample: Sample, num_choices: int) -> None:
+        """Raises ShardError unless it has as many texts of the sample as there are to choose from."""
+        file, row = self._locate(sample.index)
+        if all(name.startswith(OF_IMAGE) for name in file.arrays[0]):
+            return
+        kept = 1 if file.choices is None else int(file.choices[row + 1] - file.choices[row])
+        if kept != num_choices:
+            raise ShardError(
+                f"data.cache has embeddings of {kept} captions of {sample.key}, data.fields makes {num_choices}: "
+                "encode again with these data.fields, or use those it was made with"
+            )
+
     def rows(self, indices: Sequence[int], views: Sequence[View]) -> dict[str, Any]:
         """``moments`` or ``codes`` [B, ...] and ``encoded``, {encoder: {part: [B, ...]}}, in the stored precision."""
         found: dict[str, np.ndarray] = {}
@@ -227,5 +239,8 @@ class CachedSamples:
         self, samples: Sequence[Sample], views: Sequence[View], numbers: Sequence[int], skipped: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """As `Samples.batch`, with the cache's rows."""
+        if "caption" in self.samples.fields:
+            for sample in samples:
+                self.cache.check_texts(sample, self.samples.num_choices(sample))
         batch = self.samples.batch(samples, views, numbers, skipped)
         return {**batch, **self.cache.rows([sample.index for sample in samples], views)}

@@ -1,6 +1,5 @@
 """Samples in order for encoding: whole shards, span by span, bad samples named in their place."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,7 +42,7 @@ class EncodingStream(IterableDataset):
 
     def _batch(self, found: list[Sample]) -> dict[str, Any]:
         fields = self.samples.fields
-        choices = [math.lcm(*(fields[name].num_choices(value) for name, value in s.fields.items())) for s in found]
+        choices = [self.samples.num_choices(sample) for sample in found]
         every = [(s, View(choice=(k + 0.5) / n)) for s, n in zip(found, choices, strict=True) for k in range(n)]
         views = [view for _, view in every]
         given = {

@@ -1,5 +1,6 @@
 """Samples of a shard set as batches: read, decode, remember, crop, stack. Says nothing about order."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,10 @@ class Samples:
         picture = read_picture(content, self.image_size, self.decoder.max_pixels) if self._lies else None
         values = {name: _read(field, members, picture) for name, field in self.fields.items()}
         return Sample(index, key, image, values)
+
+    def num_choices(self, sample: Sample) -> int:
+        """How many views' choices tell all that the fields make of a sample apart."""
+        return math.lcm(*(self.fields[name].num_choices(value) for name, value in sample.fields.items()))
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:
         """The row that names a skipped sample."""

@@ -112,6 +112,7 @@ def cache(make_cache: Callable[..., Path]) -> Path:
     return make_cache("flips=true")
 
 
+CAPTION = Caption(suffixes=["", " in {style} style"])  # as data=quickstart has it
 FLIPPED = ("data.horizontal_flip_prob=0.5",)
 STEPS = ("max_steps=6", "callback.validation.every_steps=3")
 RUN = ("task.keep_latents=false", "data.max_samples=null", *STEPS, *FLIPPED)
@@ -244,7 +245,7 @@ def open_data(shards: Path) -> Callable[..., ShardData]:
     """``open_data(cache or None, num_workers)`` with captions, half of the images mirrored."""
 
     def start(cache: Path | str | None, num_workers: int = 0, images: Collection[str] = (), **more: Any) -> ShardData:
-        given = {"fields": {"caption": Caption()}, "horizontal_flip_prob": 0.5, "max_bad_fraction": 0.1, **more}
+        given = {"fields": {"caption": CAPTION}, "horizontal_flip_prob": 0.5, "max_bad_fraction": 0.1, **more}
         data = ShardData(
             f"{shards}/train-*.tar", SIZE, 4, validation=f"{shards}/validation-*.tar", num_workers=num_workers,
             cache=cache and str(cache), **given,
@@ -283,7 +284,14 @@ def test_the_caption_that_is_chosen_is_the_one_that_was_encoded(open_data, cache
         seen |= set(batch["caption"])
         assert torch.equal(batch["encoded"][encoder.digest]["tokens"], again["tokens"])
         assert torch.equal(batch["encoded"][encoder.digest]["mask"], again["mask"])
-    assert {"a first one", "another"} < seen
+    assert {"a first one", "another"} <= {text.partition(" in ")[0] for text in seen}
+    assert 0 < sum(text.endswith(" style") for text in seen) < len(seen)
+
+
+def test_a_cache_of_other_captions_is_refused(open_data, cache: Path):
+    with pytest.raises(ShardError, match=r"2 captions of .*-.*, data\.fields makes 1: encode again"):
+        batches(open_data(cache, fields={"caption": Caption()}), 1)
+    batches(open_data(cache, fields={}), 1)  # nothing to disagree with
 
 
 @pytest.mark.parametrize("name", ["text", "text_vector", "clip_text"])
@@ -310,8 +318,8 @@ def test_an_image_embedding_is_that_of_the_image_shown_whatever_its_caption(open
         again = encoder.encode(batch, torch.device("cpu"))["embedding"]
         torch.testing.assert_close(batch["encoded"][encoder.digest]["embedding"], again)
         shown += zip(batch["key"], batch["caption"], (tuple(row.tolist()) for row in again), strict=True)
-    of_two = [(key, caption, row) for key, caption, row in shown if caption in ("a first one", "another")]
-    assert len({caption for _, caption, _ in of_two}) == 2 and len({key for key, _, _ in of_two}) == 1
+    of_two = [(key, caption, row) for key, caption, row in shown if caption.startswith(("a first one", "another"))]
+    assert len({caption for _, caption, _ in of_two}) >= 2 and len({key for key, _, _ in of_two}) == 1
     assert len({row for _, _, row in shown}) > len({key for key, _, _ in shown}), "some were mirrored"
 
 
@@ -320,7 +328,7 @@ def test_images_have_a_row_for_each_sample_and_texts_one_for_each_choice(both: P
     rows = load_file(next(both.glob("train-2-*")))
     plain, mirrored = (rows[f"image.{encoders['clip_image']}.embedding{end}"] for end in ("", ".mirrored"))
     assert plain.shape == mirrored.shape == (4, 6) and not torch.equal(plain, mirrored)
-    assert rows[f"{encoders['t5']}.tokens"].shape == (5, 8, 8)
+    assert rows[f"{encoders['t5']}.tokens"].shape == (10, 8, 8)  # five captions, each with and without a style
 
 
 @pytest.mark.parametrize(("has", "read", "needed"), [
