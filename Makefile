@@ -1,9 +1,19 @@
-# make quickstart   the whole chain on the built-in data, from nothing to a report
+# make quickstart   the whole chain on the built-in data, from nothing to a report; SIZE=full for a night, at 64 px
 # make test         lint, formats and all tests but the slow ones
 # make test-slow    whole processes, kills, browsers
 
+# ARGS="key=value ..." goes to scripts/quickstart.py; TORCH_INDEX=URL is where pip gets torch and torchvision.
+
 PYTHON ?= python3.11
+SIZE ?= small
+FAMILY_small := quickstart
+FAMILY_full := quickstart_full
+FAMILY := $(FAMILY_$(SIZE))
+ifeq ($(FAMILY),)
+$(error SIZE=$(SIZE): choose small or full)
+endif
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 SHELL := /bin/bash
 # Where this is set, every process compiles all it imports anew: 16 s in place of 8.
 export PYTHONDONTWRITEBYTECODE :=
@@ -12,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 quickstart: .venv/.installed
 	$(BIN)/python scripts/fetch_pretrained.py
-	$(BIN)/python scripts/quickstart.py $(ARGS)
+	$(BIN)/python scripts/quickstart.py $(if $(filter family=%,$(ARGS)),,family=$(FAMILY)) $(ARGS)
 
 test: .venv/.installed-test lint
 	$(BIN)/python scripts/fetch_pretrained.py
@@ -36,10 +46,11 @@ clean:
 	@date +%s > .install-began
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv .venv
 	$(BIN)/python -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 14), "Python 3.11 to 3.13 is needed"'
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e .
+	@$(if $(TORCH_INDEX),$(PIP) torch torchvision --index-url $(TORCH_INDEX))
+	$(PIP) -e .
 	@echo $$(( $$(date +%s) - $$(cat .install-began) )) > .venv/.install-seconds; rm .install-began
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(PIP) -e '.[test]'
 	@touch $@

@@ -1,10 +1,10 @@
-"""The whole chain on the built-in images: first stage, diffusion, two experts, ensemble, samples, curves, report.
+"""The whole chain on the built-in images: first stage, diffusion, experts and their control, samples, curves, report.
 
     python scripts/quickstart.py
     python scripts/quickstart.py logger.mode=online
-    python scripts/quickstart.py family=quickstart_long
+    python scripts/quickstart.py family=quickstart_full
 
-Stopped (Ctrl-C saves) or killed and started again, it goes on where it was.
+It begins by saying how long it will take. Stopped (Ctrl-C saves) or killed and started again, it goes on where it was.
 """
 
 import time
@@ -21,11 +21,14 @@ def main(arguments: list[str]) -> int:
         return 0
     tree = compose("quickstart", arguments)
     from ldm.evaluation.chain import Chain
+    from ldm.evaluation.chain_estimate import announce
 
     began = time.monotonic()
     chain = Chain(tree)
-    for stage in chain.stages():
-        if not stage():
+    stages = list(chain.stages())
+    announce(stages, chain.family, chain.precision)
+    for stage in stages:
+        if not stage.do():
             return 3
     index = chain.report()
     print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes; look at {Path(index)}")

@@ -203,6 +203,11 @@ def newest(run: Path) -> Path:
     return found[0]
 
 
+def steps(run: Path) -> dict[int, Path]:
+    """The JSON of each set of weights in a run's folder, by its step, oldest first."""
+    return {_step(description): description for description in reversed(_sets(run / "weights"))}
+
+
 def _is_interval(value: Any) -> bool:
     return isinstance(value, list) and [type(end) in (int, float) for end in value] == [True, True]
 

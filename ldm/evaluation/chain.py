@@ -4,101 +4,182 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ldm.config import compose, overriding, run_name
-from ldm.device import mixed_precision
+from ldm.checkpoint import weights
+from ldm.config import CONF, compose, overriding, run_name
+from ldm.device import choose, mixed_precision
 from ldm.ensemble import write_manifest
+from ldm.evaluation.chain_experts import measure_experts
+from ldm.evaluation.chain_reconstructions import reconstruct
 from ldm.evaluation.chain_report import write_chain_report
 from ldm.evaluation.chain_samples import draw_samples
 from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.yardsticks import Yardsticks, shared_yardsticks
 from ldm.files import write_json
 from ldm.fit import fit
 
-NODES = ((1, 0), (1, 1))
 INSTALL_SECONDS = Path(__file__).resolve().parents[2] / ".venv" / ".install-seconds"
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `do` returns whether it is done, `left` is the share of it still to do, `steps` those of training."""
+
+    name: str
+    do: Callable[[], bool]
+    left: Callable[[], float]
+    steps: int = 0
+
+
 class Chain:
-    """Stages in order; each returns whether it is done. Their seconds add up over restarts in ``times.json``."""
+    """Where everything lies and what is run, in order. Seconds of stages add up over restarts in ``times.json``."""
 
     def __init__(self, tree: dict[str, Any]):
         self.tree = tree
+        self.family = tree["family"]
         self.runs = Path(tree["runs_dir"])
-        self.folder = self.runs / tree["family"]
+        self.folder = self.runs / self.family
+        self.precision = tree["precision"] or mixed_precision()
         self.shared = [
             f"runs_dir={self.runs}",
             f"seed={tree['seed']}",
             f"logger.mode={tree['logger']['mode']}",
-            f"trainer.precision={tree['precision'] or mixed_precision()}",
+            f"trainer.precision={self.precision}",
             *tree["overrides"].split(),
         ]
-        self.autoencoder = self.runs / self._name("autoencoder")
-        self.base = self.runs / self._name("diffusion")
-        self.experts = [self.runs / self._name("expert", f"expert.node=[{level},{i}]") for level, i in NODES]
+        has_experts = (CONF / "experiment" / self.family / "expert.yaml").exists()
+        self.nodes = [tuple(node) for node in tree["nodes"]] if has_experts else []
+        self.autoencoder = self._run("autoencoder")
+        self.base = self._run("diffusion")
+        self.experts = [self._run("expert", f"expert.node=[{level},{index}]") for level, index in self.nodes]
+        self.control = self._run("control")
         self.ensemble = self.folder / "ensemble.yaml"
 
-    def stages(self) -> Iterator[Callable[[], bool]]:
+    @cached_property
+    def yardsticks(self) -> Yardsticks:
+        """What all models are measured by."""
+        return shared_yardsticks(choose("auto"))
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The models that are compared, by what the report calls them."""
+        experts = {"ensemble": self.ensemble, "control": self.control} if self.nodes else {}
+        return {"base": self.base, **experts}
+
+    @cached_property
+    def commands(self) -> dict[Path, list[str]]:
+        """The words after ``train.py`` of each run, in order."""
+        found = {self.autoencoder: self._words("autoencoder")}
+        found[self.base] = self._words("diffusion", f"first_stage={self.autoencoder}")
+        for (level, index), run in zip(self.nodes, self.experts, strict=True):
+            found[run] = self._words("expert", f"branch={self.base}", f"expert.node=[{level},{index}]")
+        if self.nodes:
+            steps = sum(compose("config", found[run])["max_steps"] for run in self.experts)
+            found[self.control] = overriding([*self._words("control", f"branch={self.base}"), f"max_steps={steps}"])
+        return found
+
+    def stages(self) -> Iterator[Stage]:
         """What to do, first to last."""
-        yield lambda: self._train("first stage", self.autoencoder, "autoencoder")
-        yield lambda: self._train("diffusion", self.base, "diffusion", f"first_stage={self.autoencoder}")
-        for (level, index), run in zip(NODES, self.experts, strict=True):
-            overrides = (f"branch={self.base}", f"expert.node=[{level},{index}]")
-            stage = f"expert ({level}, {index})"
-            yield lambda run=run, stage=stage, overrides=overrides: self._train(stage, run, "expert", *overrides)
-        yield self._ensemble
-        yield self._samples
-        yield lambda: self._curve("guidance curve, base", self.base)
-        yield lambda: self._curve("guidance curve, ensemble", self.ensemble)
+        names = {self.autoencoder: "first stage", self.base: "diffusion", self.control: "control"}
+        names |= {run: f"expert {node}" for node, run in zip(self.nodes, self.experts, strict=True)}
+        for run in self.commands:
+            yield self._training(names[run], run)
+        if self.nodes:
+            yield self._stage("ensemble", self._ensemble, self.ensemble)
+        yield self._stage("reconstructions", self._reconstructions, self.folder / "reconstructions")
+        yield self._stage("samples", self._samples, *[self.samples_folder(path) for path in self.drawn.values()])
+        for name, path in self.models.items():
+            points = self.curve_folder(path) / "points.json"
+            yield self._stage(f"guidance, {name}", lambda path=path: self._curve(path), points)
+        if self.nodes:
+            yield self._stage("experts compared", self._compare, self.expert_losses)
 
     def report(self) -> Path:
         """Write ``report/index.html`` from what the stages left. Returns its path."""
         return write_chain_report(self)
 
+    @property
+    def expert_losses(self) -> Path:
+        """Where the losses inside the experts' intervals lie."""
+        return self.folder / "expert_losses.json"
+
+    def samples_folder(self, model: Path) -> Path:
+        """Where a model's samples lie."""
+        return self.folder / f"samples-{model.stem}"
+
     def curve_folder(self, model: Path) -> Path:
         """Where a model's guidance curve lies."""
         return self.folder / f"curve-{model.stem}"
 
-    def times(self) -> dict[str, float]:
-        """Seconds of each stage so far, the installation first if make did it."""
-        install = {"installation": float(INSTALL_SECONDS.read_text())} if INSTALL_SECONDS.exists() else {}
-        path = self.folder / "times.json"
-        return {**install, **(json.loads(path.read_text()) if path.exists() else {})}
-
-    def _name(self, kind: str, *overrides: str) -> str:
-        return run_name([f"experiment={self.tree['family']}/{kind}", *overrides])
-
-    def _train(self, stage: str, run: Path, kind: str, *overrides: str) -> bool:
-        arguments = overriding([f"experiment={self.tree['family']}/{kind}", *overrides, *self.shared])
-        print(f"\n[{stage}] python train.py {' '.join(arguments)}", flush=True)
-        with self._timed(stage):
-            return fit(compose("config", arguments), run.name).finished
-
-    def _ensemble(self) -> bool:
-        with self._timed("ensemble"):
-            write_manifest(self.ensemble, self.experts)
-        return True
-
-    def _samples(self) -> bool:
-        print("\n[samples]", flush=True)
-        with self._timed("samples"):
-            for model in (self.base, self.ensemble):
-                draw_samples(model, self.folder / f"samples-{model.stem}", self.tree)
-        return True
-
-    def _curve(self, stage: str, model: Path) -> bool:
+    def curve_command(self, model: Path) -> list[str]:
+        """The words after ``evaluate.py`` of a model's guidance curve."""
         scales = ",".join(f"{scale:g}" for scale in self.tree["scales"])
-        arguments = [
+        return [
             f"model={model}",
             f"out={self.curve_folder(model)}",
             f"guidance.scale=[{scales}]",
             *[f"{key}={self.tree[key]}" for key in ("num_samples", "num_steps", "seed")],
         ]
-        print(f"\n[{stage}] python scripts/evaluate.py {' '.join(arguments)}", flush=True)
-        with self._timed(stage):
-            evaluate(compose("evaluate", arguments))
-        return True
+
+    def times(self) -> dict[str, float]:
+        """Seconds of each stage so far."""
+        path = self.folder / "times.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def install_seconds(self) -> float | None:
+        """How long make took to install, if it did."""
+        return float(INSTALL_SECONDS.read_text()) if INSTALL_SECONDS.exists() else None
+
+    @property
+    def drawn(self) -> dict[str, Path]:
+        """The models that samples are drawn from, by name."""
+        return {"base": self.base, **({"ensemble": self.ensemble} if self.nodes else {})}
+
+    def _run(self, kind: str, *overrides: str) -> Path:
+        return self.runs / run_name([f"experiment={self.family}/{kind}", *overrides])
+
+    def _words(self, kind: str, *overrides: str) -> list[str]:
+        return overriding([f"experiment={self.family}/{kind}", *overrides, *self.shared])
+
+    def _training(self, name: str, run: Path) -> Stage:
+        steps = compose("config", self.commands[run])["max_steps"]
+
+        def do() -> bool:
+            print(f"\n[{name}] python train.py {' '.join(self.commands[run])}", flush=True)
+            with self._timed(name):
+                return fit(compose("config", self.commands[run]), run.name).finished
+
+        return Stage(name, do, lambda: max(0.0, 1 - max(weights.steps(run), default=0) / steps), steps)
+
+    def _stage(self, name: str, do: Callable[[], None], *made: Path) -> Stage:
+        def timed() -> bool:
+            print(f"\n[{name}]", flush=True)
+            with self._timed(name):
+                do()
+            return True
+
+        return Stage(name, timed, lambda: float(not all(path.exists() for path in made)))
+
+    def _ensemble(self) -> None:
+        write_manifest(self.ensemble, self.experts)
+
+    def _reconstructions(self) -> None:
+        reconstruct(self.base, self.folder / "reconstructions")
+
+    def _samples(self) -> None:
+        for model in self.drawn.values():
+            draw_samples(model, self.samples_folder(model), self.tree, self.yardsticks)
+
+    def _curve(self, model: Path) -> None:
+        print(f"python scripts/evaluate.py {' '.join(self.curve_command(model))}", flush=True)
+        evaluate(compose("evaluate", self.curve_command(model)), self.yardsticks)
+
+    def _compare(self) -> None:
+        measure_experts(self.base, self.experts, self.control, self.expert_losses, self.tree["seed"])
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -107,7 +188,6 @@ class Chain:
             yield
         finally:
             times = self.times()
-            times.pop("installation", None)
             spent = time.monotonic() - began
             times[stage] = times.get(stage, 0.0) + spent
             write_json(self.folder / "times.json", times)

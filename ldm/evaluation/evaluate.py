@@ -10,15 +10,15 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ldm.build import Parts, is_first_stage
+from ldm.build import is_first_stage
 from ldm.checkpoint.weights import load as load_weights
-from ldm.config import accepts, instantiate, load_tree
+from ldm.config import accepts, load_tree
 from ldm.device import choose
 from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure
-from ldm.evaluation.reference import reference
 from ldm.evaluation.report.plots import trade_off
 from ldm.evaluation.table import write_csv
+from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.files import read_json, write_json
 from ldm.generate import Sampling, check_guidance
 from ldm.holding import held
@@ -28,10 +28,11 @@ from ldm.run import load
 FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
 
 
-def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
+def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tuple[list[Point], Path]:
     """Measure the model of `tree` (conf/evaluate.yaml); returns the rows of its table and the folder with the files.
 
     A diffusion model gives a row for each guidance scale, a first stage one for each metric (no rows on ranks but 0).
+    `yardsticks`, of the kinds that `tree` names, are those of the models before; None loads them.
     """
     path = Path(tree["model"])
     config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
@@ -56,7 +57,8 @@ def evaluate(tree: dict[str, Any]) -> tuple[list[Point], Path]:
         if missing:
             sampling = _sampling(tree, model, missing)
             _check_data(model)
-            _measure(tree, model, sampling, missing, done, kept, identity, device)
+            measured_by = yardsticks or yardsticks_of(tree, device)
+            _measure(tree, model, sampling, missing, done, kept, identity, measured_by)
         rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
         write_csv(folder / "curve.csv", rows)
         quality, alignment = curve_keys(rows[0])
@@ -107,22 +109,19 @@ def _measure(
     done: dict,
     kept: Path,
     identity: str,
-    device: Any,
+    by: Yardsticks,
 ) -> None:
-    parts = Parts(tree)
-    backbone = instantiate(tree["metric"], parts.__getitem__, "metric").to(device)
-    alignment = instantiate(tree["alignment"], parts.__getitem__, "alignment").to(device)
-    against = reference(model.parts["data"], backbone, device)
+    against = by.reference(model.parts["data"])
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
         bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
         for scale in scales:
             done[f"{scale:g}"] = measure(
-                model, sampling.with_scale(scale), against, tree["num_samples"], backbone, alignment, tree["seed"],
-                tree["batch_size"], device,
+                model, sampling.with_scale(scale), against, tree["num_samples"], by.backbone, by.alignment,
+                tree["seed"], tree["batch_size"], by.device,
                 lambda count: progress.advance(bar, count),
             )  # fmt: skip
-            write_json(kept, {"identity": identity, "alignment": alignment_key(alignment), "points": done})
+            write_json(kept, {"identity": identity, "alignment": alignment_key(by.alignment), "points": done})
 
 
 def _identity(model: Model, tree: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""What every plot of the report shares: one look for light and for dark pages, and how it gets into files.
+"""What every plot of the report shares: one look for light and dark, wide and narrow pages, and how it gets into files.
 
 Drawn with matplotlib's objects on Agg; no pyplot, no state left behind. Text is literal: a "$" in a name is a dollar.
 """
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from matplotlib.transforms import ScaledTranslation
 from ldm.evaluation.report.theme import DARK, FONTS, LIGHT, Theme
 from ldm.files import write_bytes
 
-WIDTH = 720  # CSS pixels; the text sizes below are fitted to it
+WIDTH, NARROW = 720, 380  # CSS pixels; text has the same size in both
 
 
 def dark_path(path: Path) -> Path:
@@ -27,12 +28,23 @@ def dark_path(path: Path) -> Path:
     return path.with_suffix(f".dark{path.suffix}")
 
 
-def draw(path: Path | str, height: int, paint: Callable[[Axes, Theme], None]) -> Path:
-    """Call `paint(axes, theme)` once for each theme; write `path` and its dark twin at two pixels per CSS pixel."""
+def narrow_path(path: Path) -> Path:
+    """Where the twin of a plot for narrow pages lies: `loss.png` -> `loss.narrow.png`."""
+    return path.with_suffix(f".narrow{path.suffix}")
+
+
+def draw(path: Path | str, height: int, paint: Callable[[Axes, Theme], None], named: Collection[str] = ()) -> Path:
+    """Call `paint(axes, theme)` for each theme and width; write `path` and its twins at two pixels per CSS pixel.
+
+    `height` is in CSS pixels, to which room for a legend of the entries `named` is added.
+    """
     path = Path(path)
-    for theme, file in ((LIGHT, path), (DARK, dark_path(path))):
+    files = {(WIDTH, LIGHT): path, (NARROW, LIGHT): narrow_path(path)}
+    files |= {(width, DARK): dark_path(file) for (width, _), file in files.items()}
+    for (width, theme), file in files.items():
         with matplotlib.rc_context(_style(theme)):
-            figure = Figure(figsize=(WIDTH / 96, height / 96), dpi=192, layout="constrained")
+            full = height + legend_height(named, width)
+            figure = Figure(figsize=(width / 96, full / 96), dpi=192, layout="constrained")
             FigureCanvasAgg(figure)
             paint(figure.subplots(), theme)
             buffer = io.BytesIO()
@@ -51,20 +63,27 @@ def legend(axes: Axes, entries: Mapping[str, Line2D]) -> None:
     """The entries {text: line} over the upright axis's name, in as many columns as fit."""
     above = ScaledTranslation(0, 24 / 72, axes.figure.dpi_scale_trans)
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "bbox_transform": axes.transAxes + above}
-    axes.legend(list(entries.values()), list(entries), ncols=_columns(entries), **place)
+    axes.legend(list(entries.values()), list(entries), ncols=_columns(entries, css_width(axes)), **place)
 
 
-def _columns(entries: Collection[str]) -> int:
-    return max(1, min(len(entries), 105 // (6 + max(map(len, entries)))))  # about 105 characters fill the width
+def css_width(axes: Axes) -> float:
+    """The width of the plot that the axes are in, in CSS pixels."""
+    return 96 * axes.figure.get_figwidth()
 
 
-def legend_height(names: Collection[str]) -> int:
-    """CSS pixels to add to a plot for the legend of these names."""
-    return 17 * math.ceil(len(names) / _columns([f"{name}  0.0000" for name in names]))
+def _columns(entries: Collection[str], width: float) -> int:
+    return max(1, min(len(entries), int(width / 6.86) // (6 + max(map(len, entries)))))  # 105 characters fill 720 px
+
+
+def legend_height(names: Collection[str], width: float) -> int:
+    """CSS pixels to add to a plot of this width for the legend of these names."""
+    return 17 * math.ceil(len(names) / _columns([f"{name}  0.0000" for name in names], width)) if names else 0
 
 
 def rows(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows of a bar chart, the first on top."""
+    """Name the rows of a bar chart, the first on top; long names take two lines where the plot is narrow."""
+    if css_width(axes) < WIDTH:
+        names = [textwrap.fill(name, 18) for name in names]
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelcolor=matplotlib.rcParams["text.color"])
     axes.invert_yaxis()

@@ -1,6 +1,6 @@
 """A report as one folder: index.html with its style inside, images beside it, no script and nothing from elsewhere.
 
-Sections hold items (Text, Table, Figure, ImageGrid, Stats, Code): plain data, their text literal and escaped.
+Sections hold items (Text, Table, Figure, Gallery, ImageGrid, Stats, Code, Fold): plain data, their text literal and escaped.
 Images inside the folder are linked where they lie, others are copied into its `assets/`.
 """
 
@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from ldm.evaluation.report.canvas import dark_path
+from ldm.evaluation.report.canvas import dark_path, narrow_path
 from ldm.evaluation.report.theme import DARK, FONTS, LIGHT
 from ldm.files import write_bytes
 
@@ -30,6 +30,8 @@ class Picture:
     height: int
     crisp: bool = False
     dark: str = ""
+    narrow: str = ""
+    narrow_dark: str = ""
 
 
 class Assets:
@@ -98,17 +100,17 @@ class Table(Item):
 
 @dataclass(frozen=True)
 class Figure(Item):
-    """A plot at two image pixels per CSS pixel; a file at `canvas.dark_path(path)`, if any, serves dark pages."""
+    """A plot at two image pixels per CSS pixel; its twins (`canvas.dark_path`, `narrow_path`), if any, serve pages so."""
 
     path: Path
     caption: str
     alt: str
 
     def html(self, assets: Assets) -> Markup:
-        picture = assets.picture(self.path)
-        dark = dark_path(Path(self.path))
-        twin = assets.picture(dark).href if dark.is_file() else ""
-        shown = replace(picture, width=picture.width // 2, height=picture.height // 2, dark=twin)
+        picture, path = assets.picture(self.path), Path(self.path)
+        twins = {"dark": dark_path(path), "narrow": narrow_path(path), "narrow_dark": dark_path(narrow_path(path))}
+        links = {name: assets.picture(twin).href for name, twin in twins.items() if twin.is_file()}
+        shown = replace(picture, width=picture.width // 2, height=picture.height // 2, **links)
         return _macro("figure", shown, self.caption, self.alt)
 
 
@@ -157,6 +159,23 @@ class ImageGrid(Item):
 
 
 @dataclass(frozen=True)
+class Gallery(Item):
+    """Groups of images, each with its label: `across` images side by side in a group, groups side by side on the page.
+
+    `wide` and `narrow` are how many groups stand in a row of a wide and of a narrow page; images fill the room there is.
+    """
+
+    groups: Sequence[Cell]
+    across: int = 2
+    wide: int = 5
+    narrow: int = 2
+    caption: str = ""
+
+    def html(self, assets: Assets) -> Markup:
+        return _macro("gallery", self, [(cell, [assets.picture(path) for path in cell.images]) for cell in self.groups])
+
+
+@dataclass(frozen=True)
 class Stat:
     """One number worth a tile: `value` as it is to be read; `met` says whether its goal, named in `hint`, was met."""
 
@@ -186,6 +205,17 @@ class Code(Item):
 
     def html(self, assets: Assets) -> Markup:
         return _macro("code", self.text.strip("\n"), self.caption)
+
+
+@dataclass(frozen=True)
+class Fold(Item):
+    """Items that are seen once their title is clicked on."""
+
+    title: str
+    items: Sequence[Item]
+
+    def html(self, assets: Assets) -> Markup:
+        return _macro("fold", self.title, [item.html(assets) for item in self.items])
 
 
 @dataclass(frozen=True)

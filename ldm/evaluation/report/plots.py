@@ -1,6 +1,6 @@
-"""The report's plots: numbers in, PNG at two pixels per CSS pixel out, for a light and a dark page.
+"""The report's plots: numbers in, PNG at two pixels per CSS pixel out, for light and dark pages.
 
-Each function writes `path` and, beside it, `canvas.dark_path(path)`; the page picks by the reader's colour scheme.
+Each function writes `path` and, beside it, its twins for dark and for narrow pages; the page picks.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ldm.evaluation.report.canvas import draw, label, legend, legend_height, rows
+from ldm.evaluation.report.canvas import WIDTH, css_width, draw, label, legend, rows
 from ldm.evaluation.report.point_labels import label_points
 from ldm.evaluation.report.theme import Theme
 
@@ -78,14 +78,14 @@ def loss_curves(
             highs += [np.nanmax(line), np.nanpercentile(raw, 99)]
         _fit_y(axes, min(lows), max(highs), log_y)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(7 if css_width(axes) == WIDTH else 4, integer=True))
         ends = [end for steps, _ in curves.values() for end in (min(steps), max(steps))]
         room = 0.01 * (max(ends) - min(ends)) or 1
         axes.set_xlim(min(ends) - room, max(ends) + room)
         label(axes, theme, x_label, y_label)
         legend(axes, entries)
 
-    return draw(path, 325 + legend_height(curves), paint)
+    return draw(path, 325, paint, curves)
 
 
 def trade_off(
@@ -132,7 +132,7 @@ def trade_off(
         legend(axes, entries)
         label_points(axes, theme, [[(f"{s:g}", q, a) for s, q, a in points] for points in models.values()])
 
-    return draw(path, 425 + legend_height(models), paint)
+    return draw(path, 425, paint, models)
 
 
 def rate_distortion(
@@ -163,7 +163,7 @@ def rate_distortion(
         legend(axes, entries)
         label_points(axes, theme, [[(text, rate, value) for rate, value, text in points] for points in models.values()])
 
-    return draw(path, 425 + legend_height([*codecs, *models]), paint)
+    return draw(path, 425, paint, [*codecs, *models])
 
 
 def quality_over_speed(
@@ -188,56 +188,55 @@ def quality_over_speed(
         legend(axes, entries)
         label_points(axes, theme, [[(text, rate, value) for rate, value, text in points] for points in models.values()])
 
-    return draw(path, 425 + legend_height(models), paint)
+    return draw(path, 425, paint, models)
 
 
-def interval_bars(path: Path | str, losses: Mapping[str, tuple[float, float]]) -> Path:
-    """Per noise interval {name: (parent's loss, expert's loss)}: the change in per cent, both losses in figures.
+def interval_bars(path: Path | str, losses: Mapping[str, tuple[float, float, float]]) -> Path:
+    """Per comparison {name: (loss compared with, loss, half the interval of the difference)}: the change in per cent.
 
-    The axis spans at least 1 % each way, so that a difference of no account looks like one.
+    A change that its interval does not reach 0 from has a colour, any other is grey. The axis spans at least 1 % each
+    way, so that a difference of no account looks like one.
     """
     if not losses:
         raise ValueError("interval_bars needs at least one interval")
-    for name, (parent, expert) in losses.items():
-        if not (math.isfinite(parent) and math.isfinite(expert) and parent > 0):
+    for name, (other, loss, half) in losses.items():
+        if not (all(map(math.isfinite, (other, loss, half))) and other > 0 and half >= 0):
             raise ValueError(
-                f"interval {name!r}: losses must be finite and the parent's positive, got {(parent, expert)}"
+                f"interval {name!r}: losses and half intervals must be finite, the loss compared with positive, got "
+                f"{(other, loss, half)}"
             )
 
     def paint(axes: Axes, theme: Theme) -> None:
-        changes = [100 * (expert / parent - 1) for parent, expert in losses.values()]
-        reach = 1.45 * max(1.0, *map(abs, changes))
-        places = range(len(losses))
-        axes.barh(places, changes, height=0.5, color=[theme.series[0] if c < 0 else theme.series[1] for c in changes])
+        changes = [100 * (loss / other - 1) for other, loss, _ in losses.values()]
+        halves = [100 * half / other for other, _, half in losses.values()]
+        reach = 1.2 * max(1.0, *[abs(change) + half for change, half in zip(changes, halves, strict=True)])
         axes.axvline(0, color=theme.ink, linewidth=1)
-        for place, change, (parent, expert) in zip(places, changes, losses.values(), strict=True):
-            side = -1 if change < 0 else 1
+        for place, (change, half, (other, loss, _)) in enumerate(zip(changes, halves, losses.values(), strict=True)):
+            color = theme.muted if abs(change) <= half else theme.series[0] if change < 0 else theme.series[1]
+            axes.barh(place, change, height=0.42, color=color, alpha=0.35)
+            axes.errorbar(change, place, xerr=half, fmt="o", color=color, capsize=4, linewidth=2, markersize=6)
             axes.annotate(
-                f"{change:+.2f} %".replace("-", "\N{MINUS SIGN}") if abs(change) >= 0.005 else "±0.00 %",
+                f"{change:+.2f} % ± {half:.2f}     {other:.4g} \N{RIGHTWARDS ARROW} {loss:.4g}".replace(
+                    "-", "\N{MINUS SIGN}"
+                ),
                 (change, place),
-                (5 * side, 0),
+                (0, 11),
                 textcoords="offset points",
-                ha="right" if change < 0 else "left",
-                va="center",
-                fontweight="bold",
-            )
-            axes.annotate(
-                f"{parent:.4g} \N{RIGHTWARDS ARROW} {expert:.4g}",
-                (0, place),
-                (-6 * side, 0),
-                textcoords="offset points",
-                ha="left" if change < 0 else "right",
-                va="center",
-                color=theme.muted,
+                ha="center" if abs(change) < 0.4 * reach else "left" if change < 0 else "right",
+                va="bottom",
+                color=theme.ink,
+                fontsize=9,
             )
         axes.set_xlim(-reach, reach)
+        axes.set_ylim(-0.75, len(losses) - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5 if css_width(axes) < WIDTH else 9))
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{value:+g} %".replace("-", "\N{MINUS SIGN}") if value else "0 %")
         )
         rows(axes, list(losses))
-        axes.set_xlabel("change of validation loss against the parent, inside the interval (left is better)")
+        axes.set_xlabel("change of the held-out loss (left is better)")
 
-    return draw(path, 100 + 38 * len(losses), paint)
+    return draw(path, 100 + 52 * len(losses), paint)
 
 
 def stage_times(path: Path | str, stages: Mapping[str, float]) -> Path:
@@ -262,7 +261,7 @@ def stage_times(path: Path | str, stages: Mapping[str, float]) -> Path:
             )
             start += seconds
         axes.set_xlim(0, total / unit * 1.01)
-        axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)))
+        axes.xaxis.set_major_locator(MaxNLocator(8 if css_width(axes) == WIDTH else 4, steps=(1, 2, 5, 10)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         rows(axes, list(stages))
         axes.set_xlabel({1: "seconds", 60: "minutes", 3600: "hours"}[unit])

@@ -1,0 +1,49 @@
+"""The samples as one picture, for a README: a block of seeds for each prompt, enlarged bicubically, prompts below."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.evaluation.chain_samples import file_name
+from ldm.evaluation.report.theme import FONTS, LIGHT
+from ldm.files import write_bytes
+
+SIDE = 128  # px of one image
+GAP, MARGIN, LINE = 6, 28, 46
+COLUMNS = 5
+
+
+def write_sheet(path: Path, folder: Path, samples: dict[str, Any]) -> Path:
+    """Write `path` from the files of the prompts in `folder` (see chain_samples); two images across in each block."""
+    prompts, seeds = samples["prompts"], len(samples["seeds"])
+    across = min(2, seeds)
+    width = across * SIDE + (across - 1) * GAP
+    down = -(-seeds // across)
+    height = down * SIDE + (down - 1) * GAP + LINE
+    columns = min(COLUMNS, len(prompts))
+    rows = -(-len(prompts) // columns)
+    sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, rows * height + 2 * MARGIN), LIGHT.surface)
+    draw = ImageDraw.Draw(sheet)
+    for place, prompt in enumerate(prompts):
+        left, top = MARGIN + place % columns * (width + MARGIN), MARGIN + place // columns * height
+        for seed in range(seeds):
+            with Image.open(folder / file_name(place, seed)) as image:
+                large = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            sheet.paste(large, (left + seed % across * (SIDE + GAP), top + seed // across * (SIDE + GAP)))
+        draw.text((left + width / 2, top + height - LINE + 8), prompt, LIGHT.ink, _font(prompt, width), anchor="ma")
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return write_bytes(path, buffer.getvalue())
+
+
+def _font(text: str, width: int) -> ImageFont.FreeTypeFont:
+    """A font in which the text is no wider than `width` px."""
+    installed = set(font_manager.fontManager.get_font_names())
+    file = font_manager.findfont(next(font for font in FONTS if font in installed))
+    size = 21
+    while size > 9 and ImageFont.truetype(file, size).getlength(text) > width:
+        size -= 1
+    return ImageFont.truetype(file, size)

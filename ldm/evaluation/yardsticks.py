@@ -1,0 +1,80 @@
+"""What samples are measured by: a backbone, an alignment, and the training images as the backbone sees them.
+
+One of them may serve any number of models: networks are loaded, and training images looked at, once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.build import Parts
+from ldm.config import instantiate
+from ldm.evaluation.reference import Reference, reference
+from ldm.metrics.alignment_score import AlignmentScore, alignment_score
+from ldm.metrics.features import Features
+
+
+class Yardsticks:
+    """A `backbone` and an `alignment` on `device`; `reference(data)` is read once for each data set."""
+
+    def __init__(self, backbone: Features, alignment: nn.Module, device: torch.device):
+        self.backbone = backbone.to(device)
+        self.alignment = alignment.to(device)
+        self.device = device
+        self._references: dict[tuple, Reference] = {}
+
+    def reference(self, data: Any) -> Reference:
+        """What samples of a model that was trained on `data` are compared with."""
+        facts = (data.fingerprint, data.num_train, data.image_size, *data.fields)
+        if facts not in self._references:
+            self._references[facts] = reference(data, self.backbone, self.device)
+        return self._references[facts]
+
+
+def yardsticks_of(tree: dict[str, Any], device: torch.device) -> Yardsticks:
+    """Those that `tree` (conf/evaluate.yaml) names."""
+    parts = Parts(tree)
+    backbone, alignment = (instantiate(tree[key], parts.__getitem__, key) for key in ("metric", "alignment"))
+    return Yardsticks(backbone, alignment, device)
+
+
+def shared_yardsticks(device: torch.device) -> Yardsticks:
+    """The defaults of conf/evaluate.yaml with one backbone for both, and no image and no caption looked at twice."""
+    score = alignment_score().to(device)
+    backbone = LastRemembered(score.features)
+    return Yardsticks(backbone, AlignmentScore(backbone, remembering(score.sentences), score.heads), device)
+
+
+class LastRemembered(Features):
+    """`features`, which answers for the batch that it was asked about last without looking at it again."""
+
+    def __init__(self, features: Features):
+        super().__init__()
+        self.features = features
+        self.name, self.dim, self.frechet = features.name, features.dim, features.frechet
+        self._asked, self._answer = None, None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `features`; another tensor is another batch, whatever it holds."""
+        if self._asked is not images:
+            self._asked, self._answer = images, self.features(images)
+        return self._answer
+
+    def classify(self, features: Tensor) -> Tensor:
+        """As `features`."""
+        return self.features.classify(features)
+
+
+def remembering(encode: Callable[[Sequence[str]], Tensor]) -> Callable[[Sequence[str]], Tensor]:
+    """`encode` [B, D], of each sentence once."""
+    known: dict[str, Tensor] = {}
+
+    def encoded(sentences: Sequence[str]) -> Tensor:
+        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]
+        if new:
+            known.update(zip(new, encode(new), strict=True))
+        return torch.stack([known[sentence] for sentence in sentences])
+
+    return encoded
