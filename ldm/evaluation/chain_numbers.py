@@ -1,4 +1,4 @@
-"""The report's second half: guidance, experts, training curves, time and lineage; one question and one plot a section."""
+"""The report's second half: guidance, experts, training curves, time, lineage; one question and one plot a section."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,42 +24,53 @@ def _guidance(found: "Found") -> Section:
         for name, points in found.points.items()
     }
     path = trade_off(
-        found.folder / "guidance.png", curve, quality_label="KID", alignment_label=alignment.partition("/")[0].replace("_", " ")
+        found.folder / "guidance.png", curve, quality_label="KID", alignment_label=_short(alignment)
     )  # fmt: skip
     columns = list(next(iter(found.points["base"].values())))
-    rows = [
-        [name, scale, *[f"{point[column]:.3g}" for column in columns]]
-        for name, points in found.points.items()
-        for scale, point in points.items()
-    ]
+    main = [column for column in columns if column.startswith(("kid/", "fd/", "fid/"))] + [alignment]
     tree, chain = found.chain.tree, found.chain
     backbones = " and ".join(dict.fromkeys(column.partition("/")[2] for column in columns))
     intro = (
-        f"More guidance gives images closer to the prompt, and further from the training images as a whole. "
+        f"More guidance is meant to bring images closer to the prompt; too much takes them away from real ones. "
         f"{tree['num_samples']} samples a point, the same captions and noise everywhere, against all training images."
     )
-    names = [column.partition("/")[0].replace("_", " ") for column in columns]
     caption = (
         f"The backbones are {backbones}: none of this is FID, nor a CLIP score. Few samples bias FD upwards; read KID."
     )
     return Section("What does guidance buy?", intro, [
         Figure(path, "Numbers are guidance scales.", "KID against alignment over guidance"),
-        Table(["model", "guidance", *names], rows, caption, numeric=range(1, len(columns) + 2)),
+        _table(found, main, caption),
+        Fold("All the numbers", [_table(found, columns)]),
         Code("\n".join(f"python scripts/evaluate.py {' '.join(chain.curve_command(p))}" for p in chain.models.values()),
              "These points again (add num_samples=5000 for numbers to rely on):"),
     ])  # fmt: skip
 
 
+def _table(found: "Found", columns: list[str], caption: str = "") -> Table:
+    rows = [
+        [f"{name}, {scale}", *[f"{point[column]:.3g}" for column in columns]]
+        for name, points in found.points.items()
+        for scale, point in points.items()
+    ]
+    headers = ["model, guidance", *map(_short, columns)]
+    return Table(headers, rows, caption, numeric=range(1, len(headers)))
+
+
+def _short(column: str) -> str:
+    name = column.partition("/")[0]
+    return {"kid_std": "sd of KID", "is": "IS"}.get(name, name.upper() if len(name) < 4 else name.replace("_", " "))
+
+
 def _experts(found: "Found") -> Section:
     chain, measured = found.chain, found.experts
     losses = {
-        f"{tuple(row['node'])} against {WHO[against]}": (row[against]["over"], row[against]["loss"], row[against]["half_interval"])
+        f"{tuple(row['node'])} against {name}": tuple(row[against][key] for key in ("over", "loss", "half_interval"))
         for row in measured["experts"]
-        for against in WHO
-    }  # fmt: skip
+        for against, name in WHO.items()
+    }
     path = interval_bars(found.folder / "experts.png", losses)
     intro = (
-        "An expert is the base model trained on inside one half of the noise. Each is held against its parent, and "
+        "An expert is the base model trained on inside its own part of the noise. Each is held against its parent, and "
         "against a control: " + control_words(found)
     )
     count = measured["experts"][0]["parent"]["captions"]
@@ -68,7 +79,7 @@ def _experts(found: "Found") -> Section:
         f"noise levels each, the same draws for all three. Whiskers are 95 % intervals of the mean difference, paired, "
         f"over {count} captions, whose pictures are averaged first. Grey: the interval reaches 0."
     )
-    ensemble = Fold("The prompts above, drawn by the two experts together", [Gallery(groups(found, "ensemble"))])
+    ensemble = Fold("The prompts above, drawn by the experts together", [Gallery(groups(found, "ensemble"))])
     commands = "\n".join(f"python train.py {' '.join(chain.commands[run])}" for run in (*chain.experts, chain.control))
     return Section("Are experts better than training on?", intro, [
         Text("\n\n".join(expert_words(row) for row in measured["experts"])),
@@ -105,10 +116,12 @@ def control_words(found: "Found") -> str:
     together = sum(found.lineages[run]["samples_seen"] for run in chain.experts)
     differ = [name for name, (a, b) in _recipes(of_expert, of_control).items() if a != b]
     same = "the same learning rate, warm-up and batch size" if not differ else f"another {' and '.join(differ)}"
+    fresh = of_control["branch_optimizer"] == of_expert["branch_optimizer"] == "fresh"
+    optimizer = "a new optimizer" if fresh else "the optimizer's state that branch_optimizer says"
     number = "as many as" if seen == together else f"not as many as the {together:,} of"
     return (
-        f"the base trained on over all of the noise for {seen:,} samples, {number} the experts together, with a new "
-        f"optimizer as they had, and {same}."
+        f"the base trained on over all of the noise for {seen:,} samples, {number} the experts together. It began as "
+        f"they did, from the base's weights with {optimizer}, and had {same}; each schedule ends with its run."
     )
 
 

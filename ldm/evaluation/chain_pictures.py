@@ -51,9 +51,11 @@ def groups(found: "Found", name: str, new: bool = False) -> list[Cell]:
 def _drawn(found: "Found", sheet: Path) -> Section:
     tree, prompts = found.chain.tree, found.samples["base"]["prompts"]
     seeds = f"seeds {tree['seed']} to {tree['seed'] + tree['num_seeds'] - 1}"
+    unknown = found.samples["base"]["prompts_unknown"]
+    but = f" (all but {', '.join(unknown)})" if unknown else ""
     intro = (
-        f"{len(prompts)} captions of the training images, {seeds}, guidance {tree['shown_scale']:g}, "
-        f"{tree['num_steps']} steps: what it was asked for it has seen, so this shows what was learnt."
+        f"{len(prompts)} prompts, {seeds}, guidance {tree['shown_scale']:g}, {tree['num_steps']} steps. They are "
+        f"captions of training images{but}: this shows what was learnt."
     )
     code = Code(sample_command(found, found.chain.base, prompts[0]), "The first of them again:")
     whole = Code(str(sheet), "All of them as one picture:")
@@ -90,7 +92,7 @@ def _moments(found: "Found") -> list[Section]:
     )
     weights = found.chain.base / "weights" / f"step_{moments[0]['step']:08d}.ema.safetensors"
     code = Code(sample_command(found, weights, base["prompts"][0]), "The first of them again:")
-    return [Section("How did it learn to?", intro, [Gallery(cells, across=len(moments), wide=3, narrow=1), code])]
+    return [Section("How did it learn?", intro, [Gallery(cells, across=len(moments), wide=2, narrow=1), code])]
 
 
 def _reconstructions(found: "Found") -> Section:
@@ -101,7 +103,10 @@ def _reconstructions(found: "Found") -> Section:
         for place, caption in enumerate(kept["captions"])
     ]
     metrics = list(kept["errors"]["bicubic"])
-    rows = [[name, *[f"{values[metric]:.4f}" for metric in metrics]] for name, values in kept["errors"].items()]
+    rows = [
+        [name, *[f"{values[m]:.2f}" if m == "psnr" else f"{values[m]:.4f}" for m in metrics]]
+        for name, values in kept["errors"].items()
+    ]
     intro = (
         f"Held-out images, which the first stage has never seen: original, its reconstruction, and bicubic down and up "
         f"by the same factor, {kept['f']}."
@@ -128,13 +133,13 @@ def _numbers(found: "Found") -> Section:
              diversity is not None and diversity >= DIVERSITY_GOAL),
         Stat("Reconstruction L1", f"{first['l1']:.4f}", "", f"goal: at most {L1_GOAL}; bicubic {coarse['l1']:.4f}",
              first["l1"] <= L1_GOAL),
-        Stat("Reconstruction PSNR", f"{first['psnr']:.1f}", "dB", f"bicubic {coarse['psnr']:.1f} dB",
+        Stat("Reconstruction PSNR", f"{first['psnr']:.1f}", "dB", f"goal: above bicubic, {coarse['psnr']:.1f} dB",
              first["psnr"] > coarse["psnr"]),
         *_quality(found),
     ]  # fmt: skip
     distances = (
-        f"Diversity is LPIPS (AlexNet) between two seeds of a prompt, {_figure(base['lpips_seeds'])}, over that between "
-        f"the training images of two styles of one caption, {_figure(base['lpips_styles'])}. The rank is the prompt's "
+        f"Diversity is LPIPS (AlexNet) between two seeds of a prompt, {_figure(base['lpips_seeds'])}, over that "
+        f"between training images of one caption in two styles, {_figure(base['lpips_styles'])}. The rank is the prompt's "
         f"among all captions of training, by {base['backbone']}: 1 where no caption fits the image better."
     )
     return Section("Is it good?", distances, [Stats(tiles)])
@@ -184,9 +189,9 @@ def _copies(found: "Found") -> Section:
                for prompt, row in zip(base["prompts"], seed, strict=True))  # fmt: skip
     highest = max(row["similarity"] for seed in base["seeds"] for row in seed)
     intro = (
-        f"Beside each sample the training image that is nearest to it in the features of {base['backbone']}. For {same} "
-        f"of {len(cells)} that is an image of the prompt itself; the highest cosine is {highest:.2f} (1 is the same "
-        "image). A small model on few images may well learn some by heart: look."
+        f"Beside each sample the training image that is nearest to it in the features of {base['features']}. For "
+        f"{same} of {len(cells)} that is an image of the prompt itself; the highest cosine is {highest:.2f} (1 is the "
+        "same image). A small model on few images may well learn some by heart: look."
     )
     gallery = Gallery(cells, wide=6, narrow=3)
     return Section("Is it copied?", intro, [Fold(f"All {len(cells)} samples, each left of its nearest", [gallery])])

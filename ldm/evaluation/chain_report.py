@@ -58,7 +58,7 @@ def write_chain_report(chain: "Chain") -> Path:
     sections = [*chain_pictures.sections(found, sheet), *chain_numbers.sections(found)]
     _log(found)
     size = found.trees[chain.base]["image_size"]
-    more = f", {len(chain.nodes)} experts and a control" if chain.nodes else ""
+    more = ", experts and their control" if chain.nodes else ""
     subtitle = (
         f"A first stage, a text-conditional diffusion model{more}, trained on this machine on the built-in images at "
         f"{size} px. Every image that was drawn is shown."

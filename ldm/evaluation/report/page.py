@@ -1,6 +1,6 @@
 """A report as one folder: index.html with its style inside, images beside it, no script and nothing from elsewhere.
 
-Sections hold items (Text, Table, Figure, Gallery, ImageGrid, Stats, Code, Fold): plain data, their text literal and escaped.
+Sections hold items (Text, Table, Figure, Gallery, ImageGrid, Stats, Code, Fold): plain data, their text escaped.
 Images inside the folder are linked where they lie, others are copied into its `assets/`.
 """
 
@@ -100,7 +100,7 @@ class Table(Item):
 
 @dataclass(frozen=True)
 class Figure(Item):
-    """A plot at two image pixels per CSS pixel; its twins (`canvas.dark_path`, `narrow_path`), if any, serve pages so."""
+    """A plot at two image pixels per CSS pixel; twins at `canvas.dark_path` and `narrow_path`, if any, serve such pages."""
 
     path: Path
     caption: str
@@ -162,7 +162,7 @@ class ImageGrid(Item):
 class Gallery(Item):
     """Groups of images, each with its label: `across` images side by side in a group, groups side by side on the page.
 
-    `wide` and `narrow` are how many groups stand in a row of a wide and of a narrow page; images fill the room there is.
+    `wide` and `narrow` are how many groups stand in a row of a wide and of a narrow page; images fill it.
     """
 
     groups: Sequence[Cell]

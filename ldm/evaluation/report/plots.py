@@ -215,14 +215,13 @@ def interval_bars(path: Path | str, losses: Mapping[str, tuple[float, float, flo
             color = theme.muted if abs(change) <= half else theme.series[0] if change < 0 else theme.series[1]
             axes.barh(place, change, height=0.42, color=color, alpha=0.35)
             axes.errorbar(change, place, xerr=half, fmt="o", color=color, capsize=4, linewidth=2, markersize=6)
+            losses_too = f"     {other:.4g} \N{RIGHTWARDS ARROW} {loss:.4g}" if css_width(axes) == WIDTH else ""
             axes.annotate(
-                f"{change:+.2f} % ± {half:.2f}     {other:.4g} \N{RIGHTWARDS ARROW} {loss:.4g}".replace(
-                    "-", "\N{MINUS SIGN}"
-                ),
-                (change, place),
-                (0, 11),
+                f"{change:+.2f} % ± {half:.2f}{losses_too}".replace("-", "\N{MINUS SIGN}"),
+                (0, place),
+                (-6 if change < 0 else 6, 10),
                 textcoords="offset points",
-                ha="center" if abs(change) < 0.4 * reach else "left" if change < 0 else "right",
+                ha="right" if change < 0 else "left",
                 va="bottom",
                 color=theme.ink,
                 fontsize=9,
@@ -251,7 +250,7 @@ def stage_times(path: Path | str, stages: Mapping[str, float]) -> Path:
             axes.barh(place, seconds / unit, left=start / unit, height=0.56, color=theme.series[0])
             late = start + seconds / 2 > 0.62 * total  # no room on the right: the figure stands before the bar
             axes.annotate(
-                f"{duration(seconds)}  ·  {100 * seconds / total:.0f} %",
+                duration(seconds) + (f"  ·  {100 * seconds / total:.0f} %" if css_width(axes) == WIDTH else ""),
                 ((start if late else start + seconds) / unit, place),
                 (-6 if late else 6, 0),
                 textcoords="offset points",
