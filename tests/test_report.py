@@ -116,7 +116,10 @@ LABELS = {
     "quality_label": "KID, EfficientNet-lite0 features",
     "alignment_label": "alignment score, MiniLM × EfficientNet-lite0",
 }
-INTERVALS = {"(1,0)  σ 0.002–0.60": (0.0412, 0.0399), "(1,1)  σ 0.60–80": (0.2281, 0.2284)}
+INTERVALS = {
+    "(1, 0) against its parent": (0.0412, 0.0399, 0.0004),
+    "(1, 1) against its parent": (0.2281, 0.2284, 0.0012),
+}
 TIMES = {
     "installation": 161.0,
     "autoencoder": 312.0,
@@ -139,14 +142,17 @@ def _corner(image: Image.Image) -> str:
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_plots_are_drawn_for_light_and_dark_pages(name, tmp_path):
+def test_plots_are_drawn_for_light_and_dark_wide_and_narrow_pages(name, tmp_path):
     path = PLOTS[name](tmp_path / "plots" / "a.png")
-    for file, theme in ((path, LIGHT), (canvas.dark_path(path), DARK)):
-        with Image.open(file) as image:
-            assert image.width == 2 * canvas.WIDTH and image.height > 250
-            assert _corner(image) == theme.surface
-            assert len(image.convert("RGB").getcolors(1 << 20)) > 50
-    assert sorted(file.name for file in path.parent.iterdir()) == ["a.dark.png", "a.png"]
+    narrow = canvas.narrow_path(path)
+    for width, light in ((canvas.WIDTH, path), (canvas.NARROW, narrow)):
+        for file, theme in ((light, LIGHT), (canvas.dark_path(light), DARK)):
+            with Image.open(file) as image:
+                assert image.width == 2 * width and image.height > 250
+                assert _corner(image) == theme.surface
+                assert len(image.convert("RGB").getcolors(1 << 20)) > 50
+    names = ["a.dark.png", "a.narrow.dark.png", "a.narrow.png", "a.png"]
+    assert sorted(file.name for file in path.parent.iterdir()) == names
 
 
 def test_plots_leave_matplotlib_as_it_was(tmp_path):
@@ -182,7 +188,8 @@ def test_smoothing_has_no_start_up_bias_and_steps_over_gaps():
         (lambda path: plots.trade_off(path, {"base": [(1, math.nan, 0)]}, **LABELS), "'base'"),
         (lambda path: plots.trade_off(path, {}, **LABELS), "at least one"),
         (lambda path: plots.interval_bars(path, {}), "at least one"),
-        (lambda path: plots.interval_bars(path, {"(1,0)": (0.0, 0.1)}), r"'\(1,0\)'"),
+        (lambda path: plots.interval_bars(path, {"(1,0)": (0.0, 0.1, 0.01)}), r"'\(1,0\)'"),
+        (lambda path: plots.interval_bars(path, {"b": (0.1, 0.1, math.inf)}), "'b': .*half intervals must be finite"),
         (lambda path: plots.stage_times(path, {}), "took time"),
     ],
 )
@@ -274,6 +281,8 @@ def test_all_text_is_escaped(tmp_path):
         page.ImageGrid([[cell]]),
         page.Stats([page.Stat(HOSTILE, HOSTILE, HOSTILE, HOSTILE, True)]),
         page.Code(HOSTILE, HOSTILE),
+        page.Gallery([cell], caption=HOSTILE),
+        page.Fold(HOSTILE, [page.Text(HOSTILE)]),
     ]
     text = page.write_report(tmp_path, HOSTILE, HOSTILE, [page.Section(HOSTILE, HOSTILE, items)]).read_text()
     assert "<script" not in text and "<img src=//" not in text and text.count("</style>") == 1 and "{{ 7 * 7 }}" in text
@@ -392,6 +401,10 @@ def _icon(path: Path, name: str, seed: int, blur: float = 0.0) -> Path:
     return images.save_image(path, pixels + noise, text={"prompt": name, "seed": seed})
 
 
+COLUMNS = [f"{name}/efficientnet_lite0@128" for name in ("fd", "kid", "kid_std", "precision", "recall", "is")]
+COLUMNS += ["alignment_score/efficientnet_lite0@128+minilm"]
+
+
 def _realistic_report(root: Path) -> Path:
     out, samples = root / "report", root / "samples"
     sample_rows = [
@@ -434,6 +447,41 @@ def _realistic_report(root: Path) -> Path:
                         page.Stat("Whole chain", plots.duration(sum(TIMES.values())), "", "at most 25 min", True),
                     ]
                 )
+            ],
+        ),
+        page.Section(
+            "What does it draw?",
+            "Ten prompts, four seeds.",
+            [
+                page.Gallery(
+                    [
+                        page.Cell([_icon(samples / f"{i}-{seed}.png", prompt, seed, 0.08) for seed in range(4)], prompt)
+                        for i, prompt in enumerate(PROMPTS)
+                    ]
+                ),
+                page.Fold(
+                    "Sample and nearest",
+                    [
+                        page.Gallery(
+                            [
+                                page.Cell(
+                                    [_icon(samples / f"{i}-{seed}.png", prompt, seed, 0.08) for seed in (0, 1)],
+                                    prompt,
+                                    "woman_with_headscarf_medium_dark_skin_tone, 0.91",
+                                )
+                                for i, prompt in enumerate(PROMPTS)
+                            ],
+                            wide=6,
+                            narrow=3,
+                        ),
+                        page.Table(
+                            ["model", *COLUMNS],
+                            [["ensemble", *["1.21e+03"] * len(COLUMNS)]] * 2,
+                            "All the numbers.",
+                            numeric=range(1, 8),
+                        ),
+                    ],
+                ),
             ],
         ),
         page.Section(
@@ -599,6 +647,13 @@ class Browser:
         self.process.wait(20)
 
 
+# Elements that show less than they hold, or that reach beyond the page's sides.
+CUT = """[...document.querySelectorAll('body *')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return (e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1) || box.left < -0.5 || box.right > innerWidth + 0.5;
+}).map(e => e.outerHTML.slice(0, 200))"""
+
+
 @pytest.mark.slow
 def test_browser_shows_the_report_whole_at_every_width_and_scheme(tmp_path):
     executable = shutil.which("chromium") or shutil.which("google-chrome")
@@ -617,16 +672,23 @@ def test_browser_shows_the_report_whole_at_every_width_and_scheme(tmp_path):
     browser = Browser(executable, tmp_path / "profile")
     try:
         origin = f"http://127.0.0.1:{server.server_address[1]}/"
-        for width, scheme in [(1280, "light"), (800, "dark"), (400, "light")]:
+        sizes = [(1400, "light"), (1280, "dark"), (800, "dark"), (420, "dark"), (420, "light"), (400, "light")]
+        for width, scheme in sizes:
             browser.open(origin + "index.html", width, scheme)
+            browser.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true), 0")
             assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             assert browser.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+            assert browser.evaluate(CUT) == []
             dark_plots = (
                 "[...document.querySelectorAll('.plot img')].filter(i => i.currentSrc.endsWith('.dark.png')).length"
             )
+            narrow_plots = (
+                "[...document.querySelectorAll('.plot img')].filter(i => i.currentSrc.includes('.narrow.')).length"
+            )
             assert browser.evaluate(dark_plots) == (4 if scheme == "dark" else 0)
+            assert browser.evaluate(narrow_plots) == (4 if width < 480 else 0)
             picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
-            assert picture.width == width and 2000 < picture.height < 12000
+            assert picture.width == width and 2000 < picture.height < 16000
             expected = LIGHT if scheme == "light" else DARK
             assert _corner(picture) == expected.page
             picture.save(tmp_path / f"{scheme}-{width}.png")

@@ -64,14 +64,13 @@ def _drawn(found: "Found", sheet: Path) -> Section:
 
 def _new(found: "Found") -> Section:
     base = found.samples["base"]
-    known, captions = base["new_prompts_known"], base["captions"]
+    known, words = base["new_prompts_known"], base["new_words"]
     if known:
-        said = f"Of these, {', '.join(known)} is a caption of training after all; the others are not."
+        said = f"Captions of training after all: {', '.join(known)}. The others are not."
     else:
-        said = (
-            f"None of these is among the {captions:,} captions of training, with a style or without; their words are."
-        )
-    intro = f"{said} Beside them, the same seeds as above."
+        said = f"None of these is among the {base['captions']:,} captions of training, with a style or without."
+    theirs = f"Words that no caption has: {', '.join(words)}." if words else "Each of their words is in some caption."
+    intro = f"{said} {theirs} The seeds are those above."
     code = Code(sample_command(found, found.chain.base, base["new_prompts"][0]), "The first of them again:")
     return Section("Can it join what it knows?", intro, [Gallery(groups(found, "base", new=True), wide=6), code])
 
@@ -139,8 +138,8 @@ def _numbers(found: "Found") -> Section:
     ]  # fmt: skip
     distances = (
         f"Diversity is LPIPS (AlexNet) between two seeds of a prompt, {_figure(base['lpips_seeds'])}, over that "
-        f"between training images of one caption in two styles, {_figure(base['lpips_styles'])}. The rank is the prompt's "
-        f"among all captions of training, by {base['backbone']}: 1 where no caption fits the image better."
+        f"between training images of one caption in two styles, {_figure(base['lpips_styles'])}. The rank is the "
+        f"prompt's among all captions of training, by {base['backbone']}: 1 where no caption fits the image better."
     )
     return Section("Is it good?", distances, [Stats(tiles)])
 

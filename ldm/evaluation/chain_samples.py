@@ -55,6 +55,9 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any], by: Yardsticks)
         "new_prompts": new,
         "prompts_unknown": [prompt for prompt in prompts if prompt not in known],
         "new_prompts_known": [prompt for prompt in new if prompt in known],
+        "new_words": sorted(
+            {word for prompt in new for word in prompt.split()} - {w for c in known for w in c.split()}
+        ),
         "backbone": by.alignment.name,
         "features": by.backbone.name,
         "captions": len(set(against.captions)),

@@ -12,7 +12,7 @@ from ldm.evaluation.report.theme import FONTS, LIGHT
 from ldm.files import write_bytes
 
 SIDE = 128  # px of one image
-GAP, MARGIN, LINE = 6, 28, 46
+GAP, MARGIN, LINE = 6, 28, 60  # px between images, between blocks, and for a prompt
 COLUMNS = 5
 
 
@@ -25,7 +25,7 @@ def write_sheet(path: Path, folder: Path, samples: dict[str, Any]) -> Path:
     height = down * SIDE + (down - 1) * GAP + LINE
     columns = min(COLUMNS, len(prompts))
     rows = -(-len(prompts) // columns)
-    sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, rows * height + 2 * MARGIN), LIGHT.surface)
+    sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, rows * height + MARGIN), LIGHT.surface)
     draw = ImageDraw.Draw(sheet)
     for place, prompt in enumerate(prompts):
         left, top = MARGIN + place % columns * (width + MARGIN), MARGIN + place // columns * height

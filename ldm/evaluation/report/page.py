@@ -100,7 +100,7 @@ class Table(Item):
 
 @dataclass(frozen=True)
 class Figure(Item):
-    """A plot at two image pixels per CSS pixel; twins at `canvas.dark_path` and `narrow_path`, if any, serve such pages."""
+    """A plot at two image pixels per CSS pixel; twins at `dark_path` and `narrow_path`, if any, serve such pages."""
 
     path: Path
     caption: str
