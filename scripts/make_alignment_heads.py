@@ -1,6 +1,6 @@
 """Make ldm/metrics/alignment_heads.safetensors: two linear heads that join EfficientNet-lite0 and MiniLM features.
 
-python scripts/make_alignment_heads.py               about 3 minutes on an idle core
+python scripts/make_alignment_heads.py               about 8 minutes on an idle core
 Fitted on the training shards of data/quickstart alone: regularised CCA in closed form, then InfoNCE with dropout on the
 features from there. The settings were chosen on an eighth of the training bases; the validation split is only measured.
 The same data and seed give the same file.
@@ -34,7 +34,7 @@ Heads = tuple[Tensor, Tensor]  # image [1280, dim] and text [384, dim], for stan
 
 @dataclass(frozen=True)
 class Samples:
-    images: Tensor  # [N, 3, 128, 128] in [-1, 1], on white
+    images: Tensor  # [N, 3, 64, 64] in [-1, 1], on white
     captions: list[str]
     tagged: list[str]  # caption, tag, tag, ...
 
@@ -60,7 +60,7 @@ def read_split(folder: Path, split: str) -> tuple[Samples, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Views: the heads shall judge generated samples of 32 px, not only clean pictures of 128 px. No flips: captions say
+# Views: the heads shall judge generated samples of 32 px, not only clean pictures of 64 px. No flips: captions say
 # left and right.
 
 
@@ -109,9 +109,13 @@ def canonical(x: Tensor, y: Tensor, dim: int, ridge: float = 1.0) -> Heads:
 
 
 def info_nce(
-    x: Tensor, y: Tensor, heads: Heads, generator: torch.Generator, num_steps: int = 600, batch_size: int = 512
-) -> Heads:
-    """Symmetric InfoNCE (van den Oord et al. 2018) at temperature 0.05 from `heads`; dropout is the regulariser."""
+    x: Tensor, y: Tensor, text: Tensor, heads: Heads, generator: torch.Generator, num_steps: int = 600,
+    batch_size: int = 512,
+) -> Heads:  # fmt: skip
+    """Symmetric InfoNCE (van den Oord et al. 2018) at temperature 0.05 from `heads`; dropout is the regulariser.
+
+    Samples whose numbers in `text` [N] are equal have one caption in several styles: they are no negatives.
+    """
     heads = tuple((head / head.std()).requires_grad_() for head in heads)
     optimizer = torch.optim.AdamW(heads, lr=1e-2, weight_decay=0.0)
     ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / num_steps))
@@ -124,6 +128,8 @@ def info_nce(
             sides.append(F.normalize(chosen * kept @ head, dim=1))
         logits = sides[0] @ sides[1].T / 0.05
         target = torch.arange(len(samples))
+        same = text[samples][:, None] == text[samples]
+        logits = logits.masked_fill(same.fill_diagonal_(False), float("-inf"))
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
         optimizer.zero_grad()
         loss.backward()
@@ -143,22 +149,25 @@ def fit(samples: Samples, score: AlignmentScore, dim: int, seed: int) -> dict[st
     """State of AlignmentHeads, in fp16, fitted to the samples."""
     generator = torch.Generator().manual_seed(seed)
     small = shrunk(samples.images)
-    views = {"128 px": samples.images, "32 px": small}
+    views = {"64 px": samples.images, "32 px": small}
     views["32 px, moved"] = shrunk(moved(samples.images, generator))
     views["32 px, moved and worn"] = worn(shrunk(moved(samples.images, generator)), generator)
     x = torch.stack([image_features(view, score.features, label) for label, view in views.items()])
     y = torch.stack([score.sentences(samples.captions), score.sentences(samples.tagged)])
     (x_mean, x_std), (y_mean, y_std) = ((z.mean((0, 1)), z.flatten(0, 1).std(0) + 1e-3) for z in (x, y))
     x, y = (x - x_mean) / x_std, (y - y_mean) / y_std
-    image, text = info_nce(x, y, canonical(x, y, dim), generator)
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(samples.captions))}
+    same = torch.tensor([numbers[caption] for caption in samples.captions])
+    image, text = info_nce(x, y, same, canonical(x, y, dim), generator)
     state = dict(zip(("image.weight", "image.bias"), as_linear(image, x_mean, x_std), strict=True))
     return state | dict(zip(("text.weight", "text.bias"), as_linear(text, y_mean, y_std), strict=True))
 
 
 def recall(score: AlignmentScore, images: Tensor, captions: list[str]) -> dict[str, float]:
-    """Share of images whose own caption is among the first k of all these captions."""
+    """Share of images whose own caption is among the first k of all these captions, each counted once."""
+    different = list(dict.fromkeys(captions))
     ranks = torch.cat(
-        [score.rank(images[i : i + 64], captions[i : i + 64], captions) for i in range(0, len(images), 64)]
+        [score.rank(images[i : i + 64], captions[i : i + 64], different) for i in range(0, len(images), 64)]
     )
     return {f"r_at_{k}": round((ranks <= k).double().mean().item(), 4) for k in (1, 5, 10)}
 
@@ -189,6 +198,7 @@ def main() -> None:
         "samples": len(train.captions),
         "seed": arguments.seed,
         "validation_samples": len(validation.captions),
+        "validation_captions": len(set(validation.captions)),
         **held_out,
         **{f"{name}_32px": value for name, value in held_out_32.items()},
     }
