@@ -239,7 +239,7 @@ def test_sheet_has_all_images_at_their_prompts(tmp_path):
 @pytest.mark.slow
 def test_whole_chain_at_toy_length_then_again_from_its_folders(tmp_path):
     command = [
-        sys.executable, "scripts/quickstart.py", f"runs_dir={tmp_path}", "num_samples=12", "scales=[1,3]",
+        sys.executable, "scripts/quickstart.py", f"runs_dir={tmp_path}", "num_samples=6", "scales=[1,3]",
         "num_seeds=2", "num_steps=2", f"overrides={TOY}",
     ]  # fmt: skip
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
