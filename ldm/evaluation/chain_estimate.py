@@ -35,7 +35,8 @@ class Reference:
     families: dict[str, dict[str, Measured]]
 
 
-# To renew: run the chain alone on one machine, and copy times.json, the runs' steps and what `benchmark` returns there.
+# PLACEHOLDERS, not measured over a whole chain yet. To renew: run the chain alone on one machine, and copy its
+# times.json, the runs' steps and what `benchmark` returns there.
 REFERENCE = Reference(
     "two cores of an AMD EPYC with AVX-512, bf16",
     0.075,
