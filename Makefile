@@ -8,6 +8,7 @@ PYTHON ?= python3.11
 SIZE ?= small
 FAMILY_small := quickstart
 FAMILY_full := quickstart_full
+NODES_full := nodes=[[1,0],[1,1]]
 FAMILY := $(FAMILY_$(SIZE))
 ifeq ($(FAMILY),)
 $(error SIZE=$(SIZE): choose small or full)
@@ -22,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 quickstart: .venv/.installed
 	$(BIN)/python scripts/fetch_pretrained.py
-	$(BIN)/python scripts/quickstart.py $(if $(filter family=%,$(ARGS)),,family=$(FAMILY)) $(ARGS)
+	$(BIN)/python scripts/quickstart.py $(if $(filter family=%,$(ARGS)),,family=$(FAMILY)) $(if $(filter nodes=%,$(ARGS)),,$(NODES_$(SIZE))) $(ARGS)
 
 test: .venv/.installed-test lint
 	$(BIN)/python scripts/fetch_pretrained.py

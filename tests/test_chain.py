@@ -53,6 +53,8 @@ def test_csv_has_one_row_per_point(tmp_path):
 
 # The stages
 
+NODES = "nodes=[[1,0],[1,1]]"
+
 
 def chain(folder: Path, *words: str) -> Chain:
     return Chain(compose("quickstart", [f"runs_dir={folder}", "logger.mode=disabled", *words]))
@@ -78,7 +80,7 @@ def test_times_of_a_stage_add_up_over_restarts(tmp_path):
 
 @pytest.mark.parametrize("family", ["quickstart", "quickstart_full"])
 def test_control_is_the_experts_recipe_for_the_sum_of_their_steps(tmp_path, family):
-    made = chain(tmp_path, f"family={family}")
+    made = chain(tmp_path, f"family={family}", NODES)
     trees = {run: compose("config", words) for run, words in made.commands.items()}
     expert, control = trees[made.experts[0]], trees[made.control]
     assert control["max_steps"] == control["lr"]["max_steps"] == sum(trees[run]["max_steps"] for run in made.experts)
@@ -90,13 +92,13 @@ def test_control_is_the_experts_recipe_for_the_sum_of_their_steps(tmp_path, fami
 
 
 def test_without_experts_there_is_nothing_to_compare(tmp_path, monkeypatch):
-    whole = [stage.name for stage in chain(tmp_path).stages()]
+    whole = [stage.name for stage in chain(tmp_path, NODES).stages()]
     assert {"expert (1, 0)", "control", "ensemble", "guidance, control", "experts compared"} < set(whole)
-    alone = [stage.name for stage in chain(tmp_path, "nodes=[]").stages()]
+    alone = [stage.name for stage in chain(tmp_path).stages()]
     assert alone == ["first stage", "diffusion", "reconstructions", "samples", "guidance, base"]
     (tmp_path / "experiment").mkdir()
     monkeypatch.setattr(chains, "CONF", tmp_path)  # a family without expert.yaml
-    assert [stage.name for stage in chain(tmp_path).stages()] == alone
+    assert [stage.name for stage in chain(tmp_path, NODES).stages()] == alone
 
 
 def test_new_prompts_are_no_captions_but_their_words_are_known():
@@ -240,7 +242,7 @@ def test_sheet_has_all_images_at_their_prompts(tmp_path):
 def test_whole_chain_at_toy_length_then_again_from_its_folders(tmp_path):
     command = [
         sys.executable, "scripts/quickstart.py", f"runs_dir={tmp_path}", "num_samples=6", "scales=[1,3]",
-        "num_seeds=2", "num_steps=2", f"overrides={TOY}",
+        "num_seeds=2", "num_steps=2", NODES, f"overrides={TOY}",
     ]  # fmt: skip
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
