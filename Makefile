@@ -8,7 +8,7 @@ PYTHON ?= python3.11
 SIZE ?= small
 FAMILY_small := quickstart
 FAMILY_full := quickstart_full
-NODES_full := nodes=[[1,0],[1,1]]
+NODES_full := 'nodes=[[1,0],[1,1]]'
 FAMILY := $(FAMILY_$(SIZE))
 ifeq ($(FAMILY),)
 $(error SIZE=$(SIZE): choose small or full)

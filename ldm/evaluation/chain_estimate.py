@@ -35,39 +35,17 @@ class Reference:
     families: dict[str, dict[str, Measured]]
 
 
-# PLACEHOLDERS, not measured over a whole chain yet. To renew: run the chain alone on one machine, and copy its
-# times.json, the runs' steps and what `benchmark` returns there.
+# Measured with the machine to itself. To renew: the chain's times.json, the runs' steps, and what `benchmark` returns.
 REFERENCE = Reference(
     "two cores of an AMD EPYC with AVX-512, bf16",
-    0.075,
+    0.033,
     {
         "quickstart": {
-            "first stage": Measured(150, 1450),
-            "diffusion": Measured(200, 1550),
-            "expert (1, 0)": Measured(32, 170),
-            "expert (1, 1)": Measured(32, 170),
-            "control": Measured(55, 340),
-            "ensemble": Measured(1),
-            "reconstructions": Measured(5),
-            "samples": Measured(45),
-            "guidance, base": Measured(12),
-            "guidance, ensemble": Measured(12),
-            "guidance, control": Measured(12),
-            "experts compared": Measured(20),
-        },
-        "quickstart_full": {
-            "first stage": Measured(9600, 12000),
-            "diffusion": Measured(9600, 12000),
-            "expert (1, 0)": Measured(1700, 2000),
-            "expert (1, 1)": Measured(1700, 2000),
-            "control": Measured(3300, 4000),
-            "ensemble": Measured(1),
-            "reconstructions": Measured(12),
-            "samples": Measured(60),
-            "guidance, base": Measured(40),
-            "guidance, ensemble": Measured(40),
-            "guidance, control": Measured(40),
-            "experts compared": Measured(60),
+            "first stage": Measured(153, 1500),
+            "diffusion": Measured(264, 2600),
+            "reconstructions": Measured(1),
+            "samples": Measured(9),
+            "guidance, base": Measured(9),
         },
     },
 )
