@@ -141,7 +141,9 @@ def test_size_is_small_or_full():
         return subprocess.run(["make", "-n", "quickstart", *words], cwd=ROOT, capture_output=True, text=True)
 
     assert "quickstart.py family=quickstart  \n" in make().stdout
-    assert "quickstart.py family=quickstart_full 'nodes=[[1,0],[1,1]]' seed=1\n" in make("SIZE=full", "ARGS=seed=1").stdout
+    assert (
+        "quickstart.py family=quickstart_full 'nodes=[[1,0],[1,1]]' seed=1\n" in make("SIZE=full", "ARGS=seed=1").stdout
+    )
     refused = make("SIZE=huge")
     assert refused.returncode and "SIZE=huge: choose small or full" in refused.stderr and not refused.stdout
     assert refused.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ from ldm.checks import check_parts, doubts
 from ldm.config import compose
 from ldm.run import Run
 
-LABEL = ["conditioner=[label]", "conditioner.label.width=8"]
+LABEL = ["data=quickstart", "conditioner=[label]", "conditioner.label.width=8"]
 REVIVAL = "callback=[metrics,validation,panels,code_revival,checkpoint]"
 SMALL = ["network.width=8", "network.depth=1", "network.num_heads=2"]
 

@@ -53,7 +53,7 @@ def test_it_is_loaded_as_a_classifier_and_as_nothing_else(classifier: Run, diffu
     state = weights.load(classifier.folder).state
     assert all(torch.equal(state[f"network.{name}"], p) for name, p in found.network.state_dict().items())
     assert not any(p.requires_grad for p in found.parameters())
-    assert found(torch.randn(2, 8, 8, 8), torch.ones(2)).shape == (2, 9)
+    assert found(torch.randn(2, 4, 8, 8), torch.ones(2)).shape == (2, 9)
     with pytest.raises(ValueError, match="a classifier, not a diffusion model; it guides one, given as classifier="):
         load(classifier.folder)
     for run in (diffusion, first_stage):

@@ -46,7 +46,7 @@ def test_a_healthy_run_passes(kind: str, first_stage: Run, diffusion: Run, tmp_p
     assert "16 training and 4 held-out samples" in found["shards"].said
     assert "1 ranks x 1 micro-batches of 4 = 4; 4.0 steps an epoch" in found["plan"].said
     assert "image 3x32x32" in found["shapes"].said
-    name = "encoder 3x32x32 -> " if kind == "autoencoder" else "network 8x8x8"
+    name = "encoder 3x32x32 -> " if kind == "autoencoder" else "network 4x8x8"
     assert name in found["shapes"].said
     assert ("first_stage" in found["parameters"].said) == (kind != "autoencoder")
     loss = float(found["training step"].said.split("losses ")[1].split(",")[0])

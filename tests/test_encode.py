@@ -115,7 +115,7 @@ def cache(make_cache: Callable[..., Path]) -> Path:
 CAPTION = Caption(suffixes=["", " in {style} style"])  # as data=quickstart has it
 FLIPPED = ("data.horizontal_flip_prob=0.5",)
 STEPS = ("max_steps=6", "callback.validation.every_steps=3")
-RUN = ("task.keep_latents=false", "data.max_samples=null", *STEPS, *FLIPPED)
+RUN = ("data.filters.values=null", "task.keep_latents=false", "data.max_samples=null", *STEPS, *FLIPPED)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def sampled_never(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("sampled")
 
     monkeypatch.setattr(Model, "generate", never)
-    monkeypatch.setattr("ldm.evaluation.evaluate.reference", never)
+    monkeypatch.setattr("ldm.evaluation.yardsticks.reference", never)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_cannot_be_evaluated_is_refused_before_it_is_sampled(tmp_path: Path
 
 
 def test_images_that_are_not_finite_end_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ldm.evaluation.evaluate.reference", lambda *_: Reference(torch.rand(4, 8), ["a"] * 4))
+    monkeypatch.setattr("ldm.evaluation.yardsticks.reference", lambda *_: Reference(torch.rand(4, 8), ["a"] * 4))
     model = untrained_run(tmp_path / "run", "conditioner=[text]", "network.attention_factors=[1]")
     with pytest.raises(ValueError, match=r"not finite: image number 0 of 'a', .*guidance\.scale"):
         evaluate(

@@ -650,7 +650,7 @@ EXPERT = ["expert.node=[1,1]"]
         (["schedule.c_noise_scale=1000.0"], r"schedule\.c_noise_scale is 1000\.0 and in the parent 250\.0"),
         (["conditioner.text.max_tokens=32"], r"conditioner\.text\.max_tokens is 32 and in the parent 16"),
         (["conditioner.text.path=runs/bert"], r"conditioner\.text\.path is 'a folder' and in the parent 'its own'"),
-        (["network.num_heads=12"], r"network\.num_heads is 12 and in the parent 6"),
+        (["network.num_heads=12"], r"network\.num_heads is 12 and in the parent 4"),
         ([*EXPERT, "noise.mean=0.1"], r"noise\.mean is 0\.1 and in the parent 0\.6.*branch_changes=\[noise\]"),
         ([*EXPERT, "noise=logit_normal"], r"noise is 'logit_normal' and in the parent 'LogNormal'"),
         ([*EXPERT, "image_size=64"], r"image_size is 64 and in the parent 32, .* take the parent's$"),
