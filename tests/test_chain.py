@@ -138,7 +138,9 @@ def test_benchmark_measures_a_step(monkeypatch):
 
 def test_size_is_small_or_full():
     def make(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["make", "-n", "quickstart", *words], cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run(
+            ["make", "--no-print-directory", "-n", "quickstart", *words], cwd=ROOT, capture_output=True, text=True
+        )
 
     assert "quickstart.py family=quickstart  \n" in make().stdout
     assert (
