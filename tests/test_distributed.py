@@ -38,7 +38,12 @@ sys.exit(train.main(sys.argv[1:]))
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 TWO_RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
 # Adam's first steps are signs of the gradient with its usual eps, and blow up the last bit.
-OPTIONS = ("optimizer.eps=0.1", "callback.validation.every_steps=1", "trainer.gradient_clip_val=0.1")
+OPTIONS = (
+    "data.filters.values=null",
+    "optimizer.eps=0.1",
+    "callback.validation.every_steps=1",
+    "trainer.gradient_clip_val=0.1",
+)
 
 
 @pytest.fixture(scope="module")
