@@ -1,4 +1,4 @@
-"""The quickstart's report: what was trained, what it draws, what it costs; nothing in it is chosen by eye.
+"""The quickstart's report: what was trained, what it draws, what it costs; every image drawn is shown.
 
 All it shows was left in files by the chain's stages; here it is read, drawn and written.
 """

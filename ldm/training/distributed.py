@@ -51,7 +51,7 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
         with lost_ranks_named():
             yield dist.get_rank(), world_size
     finally:
-        dist.destroy_process_group()
+        end_process_group()
 
 
 def end_process_group() -> None:
