@@ -1,4 +1,4 @@
-# make quickstart   the whole chain on the built-in data, from nothing to a report; SIZE=full for a night, at 64 px
+# make quickstart   the whole chain on the built-in data, from nothing to a report; SIZE=full adds experts
 # make test         lint, formats and all tests but the slow ones
 # make test-slow    whole processes, kills, browsers
 
@@ -6,11 +6,8 @@
 
 PYTHON ?= python3.11
 SIZE ?= small
-FAMILY_small := quickstart
-FAMILY_full := quickstart_full
-NODES_full := 'nodes=[[1,0],[1,1]]'
-FAMILY := $(FAMILY_$(SIZE))
-ifeq ($(FAMILY),)
+EXPERTS := family=quickstart_experts 'nodes=[[2,0],[2,1]]'
+ifeq ($(filter small full,$(SIZE)),)
 $(error SIZE=$(SIZE): choose small or full)
 endif
 BIN := .venv/bin
@@ -23,7 +20,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 quickstart: .venv/.installed
 	$(BIN)/python scripts/fetch_pretrained.py
-	$(BIN)/python scripts/quickstart.py $(if $(filter family=%,$(ARGS)),,family=$(FAMILY)) $(if $(filter nodes=%,$(ARGS)),,$(NODES_$(SIZE))) $(ARGS)
+	$(BIN)/python scripts/quickstart.py $(ARGS)
+	$(if $(filter full,$(SIZE)),$(BIN)/python scripts/quickstart.py $(EXPERTS) $(ARGS))
 
 test: .venv/.installed-test lint
 	$(BIN)/python scripts/fetch_pretrained.py

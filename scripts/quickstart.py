@@ -2,7 +2,7 @@
 
     python scripts/quickstart.py
     python scripts/quickstart.py logger.mode=online
-    python scripts/quickstart.py family=quickstart_full
+    python scripts/quickstart.py family=quickstart_experts nodes=[[2,0],[2,1]]
 
 It begins by saying how long it will take. Stopped (Ctrl-C saves) or killed and started again, it goes on where it was.
 """

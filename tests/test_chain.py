@@ -1,6 +1,7 @@
 """The quickstart's chain: its pieces, and, slow, the whole of it at toy length with its report."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_times_of_a_stage_add_up_over_restarts(tmp_path):
     assert kept["stage"] > 0
 
 
-@pytest.mark.parametrize("family", ["quickstart", "quickstart_full"])
+@pytest.mark.parametrize("family", ["quickstart", "quickstart_experts"])
 def test_control_is_the_experts_recipe_for_the_sum_of_their_steps(tmp_path, family):
     made = chain(tmp_path, f"family={family}", NODES)
     trees = {run: compose("config", words) for run, words in made.commands.items()}
@@ -89,6 +90,12 @@ def test_control_is_the_experts_recipe_for_the_sum_of_their_steps(tmp_path, fami
         assert control[key] == expert[key], key
     assert {**control["lr"], "max_steps": 0} == {**expert["lr"], "max_steps": 0}
     assert compose("config", [f"experiment={family}/control"])["max_steps"] == control["max_steps"], "the file's own"
+
+
+def test_families_share_a_first_stage(tmp_path):
+    small, experts = chain(tmp_path), chain(tmp_path, "family=quickstart_experts", NODES)
+    assert small.commands[small.autoencoder] == experts.commands[experts.autoencoder]
+    assert not {small.folder, *small.commands} & {experts.folder, *list(experts.commands)[1:]}
 
 
 def test_without_experts_there_is_nothing_to_compare(tmp_path, monkeypatch):
@@ -142,10 +149,12 @@ def test_size_is_small_or_full():
             ["make", "--no-print-directory", "-n", "quickstart", *words], cwd=ROOT, capture_output=True, text=True
         )
 
-    assert "quickstart.py family=quickstart  \n" in make().stdout
-    assert (
-        "quickstart.py family=quickstart_full 'nodes=[[1,0],[1,1]]' seed=1\n" in make("SIZE=full", "ARGS=seed=1").stdout
-    )
+    def chains(*words: str) -> list[str]:
+        return re.findall(r"quickstart\.py (.+)", make(*words).stdout)
+
+    assert chains("ARGS=seed=1") == ["seed=1"]
+    experts = "family=quickstart_experts 'nodes=[[2,0],[2,1]]'"
+    assert chains("SIZE=full", "ARGS=seed=1") == ["seed=1", f"{experts} seed=1"]
     refused = make("SIZE=huge")
     assert refused.returncode and "SIZE=huge: choose small or full" in refused.stderr and not refused.stdout
     assert refused.stderr.count("\n") == 1
@@ -172,6 +181,9 @@ def test_a_gain_within_its_interval_is_none():
     assert "beats its parent by 3.00 % ± 1.00, and beats the control" in row(0.03, 0.01)
     assert "cannot be told from its parent" in row(0.03, 0.04) and "beats" not in row(0.03, 0.04)
     assert "is worse than the control by 3.00 %" in row(-0.03, 0.01)
+    of = {"gain": 0.03, "half_interval": 0.01, "over": 1.0}
+    together = expert_words({"node": None, "sigma": [0.0, math.inf], "parent": of, "control": of})
+    assert together.startswith("The ensemble, over all of the noise, beats its parent by 3.00 %")
 
 
 def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -245,7 +257,7 @@ def test_sheet_has_all_images_at_their_prompts(tmp_path):
 def test_whole_chain_at_toy_length_then_again_from_its_folders(tmp_path):
     command = [
         sys.executable, "scripts/quickstart.py", f"runs_dir={tmp_path}", "num_samples=6", "scales=[1,3]",
-        "num_seeds=2", "num_steps=2", NODES, f"overrides={TOY}",
+        "num_seeds=2", "num_steps=2", "nodes=[[2,1],[1,1]]", f"overrides={TOY}",
     ]  # fmt: skip
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -257,7 +269,7 @@ def test_whole_chain_at_toy_length_then_again_from_its_folders(tmp_path):
     for image in re.findall(r'src(?:set)?="([^" ]+\.png)', page):
         assert (index.parent / image).exists()
     for words in ("red heart", "blue pizza", "LPIPS", "KID", "How did it learn?", "against a control",
-                  "32 samples, as many as the experts together", "the same learning rate", "Expert (1, 0), for sigma",
+                  "32 samples, as many as the experts together", "the same learning rate", "Expert (2, 1), for sigma", "The ensemble, over all of the noise",
                   "Bad samples skipped: none"):  # fmt: skip
         assert words in page
     assert (index.parent / "samples.png").exists()

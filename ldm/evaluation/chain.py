@@ -53,10 +53,12 @@ class Chain:
         ]
         has_experts = (CONF / "experiment" / self.family / "expert.yaml").exists()
         self.nodes = [tuple(node) for node in tree["nodes"]] if has_experts else []
-        self.autoencoder = self._run("autoencoder")
-        self.base = self._run("diffusion")
-        self.experts = [self._run("expert", f"expert.node=[{level},{index}]") for level, index in self.nodes]
-        self.control = self._run("control")
+        self.autoencoder = self._run(tree["first_stage_experiment"])
+        self.base = self._run(f"{self.family}/diffusion")
+        self.experts = [
+            self._run(f"{self.family}/expert", f"expert.node=[{level},{index}]") for level, index in self.nodes
+        ]
+        self.control = self._run(f"{self.family}/control")
         self.ensemble = self.folder / "ensemble.yaml"
 
     @cached_property
@@ -73,13 +75,14 @@ class Chain:
     @cached_property
     def commands(self) -> dict[Path, list[str]]:
         """The words after ``train.py`` of each run, in order."""
-        found = {self.autoencoder: self._words("autoencoder")}
-        found[self.base] = self._words("diffusion", f"first_stage={self.autoencoder}")
+        found = {self.autoencoder: self._words(self.tree["first_stage_experiment"])}
+        found[self.base] = self._words(f"{self.family}/diffusion", f"first_stage={self.autoencoder}")
         for (level, index), run in zip(self.nodes, self.experts, strict=True):
-            found[run] = self._words("expert", f"branch={self.base}", f"expert.node=[{level},{index}]")
+            found[run] = self._words(f"{self.family}/expert", f"branch={self.base}", f"expert.node=[{level},{index}]")
         if self.nodes:
             steps = sum(compose("config", found[run])["max_steps"] for run in self.experts)
-            found[self.control] = overriding([*self._words("control", f"branch={self.base}"), f"max_steps={steps}"])
+            words = self._words(f"{self.family}/control", f"branch={self.base}")
+            found[self.control] = overriding([*words, f"max_steps={steps}"])
         return found
 
     def stages(self) -> Iterator[Stage]:
@@ -139,11 +142,11 @@ class Chain:
         """The models that samples are drawn from, by name."""
         return {"base": self.base, **({"ensemble": self.ensemble} if self.nodes else {})}
 
-    def _run(self, kind: str, *overrides: str) -> Path:
-        return self.runs / run_name([f"experiment={self.family}/{kind}", *overrides])
+    def _run(self, experiment: str, *overrides: str) -> Path:
+        return self.runs / run_name([f"experiment={experiment}", *overrides])
 
-    def _words(self, kind: str, *overrides: str) -> list[str]:
-        return overriding([f"experiment={self.family}/{kind}", *overrides, *self.shared])
+    def _words(self, experiment: str, *overrides: str) -> list[str]:
+        return overriding([f"experiment={experiment}", *overrides, *self.shared])
 
     def _training(self, name: str, run: Path) -> Stage:
         steps = compose("config", self.commands[run])["max_steps"]
@@ -165,7 +168,8 @@ class Chain:
         return Stage(name, timed, lambda: float(not all(path.exists() for path in made)))
 
     def _ensemble(self) -> None:
-        write_manifest(self.ensemble, self.experts)
+        whole = sum(2.0**-level for level, _ in self.nodes) == 1
+        write_manifest(self.ensemble, self.experts if whole else [*self.experts, self.base])
 
     def _reconstructions(self) -> None:
         reconstruct(self.base, self.folder / "reconstructions")
@@ -179,7 +183,9 @@ class Chain:
         evaluate(compose("evaluate", self.curve_command(model)), self.yardsticks)
 
     def _compare(self) -> None:
-        measure_experts(self.base, self.experts, self.control, self.expert_losses, self.tree["seed"])
+        measure_experts(
+            self.base, self.experts, self.control, self.ensemble, self.expert_losses, self.tree["seed"]
+        )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

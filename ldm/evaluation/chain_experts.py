@@ -1,4 +1,6 @@
-"""Whether the quickstart's experts were worth their steps: inside its interval each against its parent and a control.
+"""Whether the quickstart's experts were worth their steps, each inside its interval and all of them over all noise.
+
+Each is held against its parent and a control.
 
 The control is the parent, trained on over all of the noise for as many samples as the experts together, with their
 learning rate, batch size and a new optimizer.
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.weights import load as load_weights
+from ldm.diffusion.experts import Expert
 from ldm.evaluation.interval_loss import NUM_LEVELS, gain, held_out, interval_loss
 from ldm.files import write_json
 from ldm.run import load
@@ -16,23 +19,29 @@ from ldm.run import load
 NUM_IMAGES = 192  # held out; 16 levels of them, six times, take two CPU cores 12 s in bf16
 
 
-def measure_experts(base: Path, experts: list[Path], control: Path, kept: Path, seed: int) -> dict[str, Any]:
-    """A row for each expert in the JSON file `kept`; what is there for these weights is returned as it is."""
+def measure_experts(
+    base: Path, experts: list[Path], control: Path, ensemble: Path, kept: Path, seed: int
+) -> dict[str, Any]:
+    """A row for each expert and one for the `ensemble`, whose node is None, in the JSON file `kept`.
+
+    What is there for these weights is returned as it is.
+    """
     weights = [load_weights(run).digest for run in (base, *experts, control)]
     if kept.exists() and (found := json.loads(kept.read_text()))["weights"] == weights:
         return found
     parent, trained_on = load(base), load(control)
     seen = held_out(parent, parent.parts["data"], seed, min(NUM_IMAGES, parent.parts["data"].num_validation))
     rows = []
-    for run in experts:
-        expert = load(run)
-        noise = expert.parts["expert"].restrict(expert.parts["noise"])
-        of, *others = (interval_loss(model, seen, noise, seed) for model in (expert, parent, trained_on))
+    for path in (*experts, ensemble):
+        model = load(path)
+        expert = Expert() if path == ensemble else model.parts["expert"]
+        noise = expert.restrict(parent.parts["noise"])
+        of, *others = (interval_loss(model, seen, noise, seed) for model in (model, parent, trained_on))
         parent_gain, control_gain = (gain(of, over, seen.captions) for over in others)
         rows.append(
             {
-                "node": list(expert.parts["expert"].node),
-                "sigma": list(expert.parts["expert"].intervals(expert.parts["noise"])[0]),
+                "node": None if path == ensemble else list(expert.node),
+                "sigma": list(expert.intervals(parent.parts["noise"])[0]),
                 "parent": parent_gain,
                 "control": control_gain,
             }

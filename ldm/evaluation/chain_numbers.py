@@ -64,7 +64,7 @@ def _short(column: str) -> str:
 def _experts(found: "Found") -> Section:
     chain, measured = found.chain, found.experts
     losses = {
-        f"{tuple(row['node'])} against {name}": tuple(row[against][key] for key in ("over", "loss", "half_interval"))
+        f"{_who(row)} against {name}": tuple(row[against][key] for key in ("over", "loss", "half_interval"))
         for row in measured["experts"]
         for against, name in WHO.items()
     }
@@ -75,7 +75,7 @@ def _experts(found: "Found") -> Section:
     )
     count = measured["experts"][0]["parent"]["captions"]
     caption = (
-        f"Weighted loss inside the expert's interval on {measured['images']} held-out images, {measured['levels']} "
+        f"Weighted loss inside the interval on {measured['images']} held-out images, {measured['levels']} "
         f"noise levels each, the same draws for all three. Whiskers are 95 % intervals of the mean difference, paired, "
         f"over {count} captions, whose pictures are averaged first. Grey: the interval reaches 0."
     )
@@ -93,7 +93,7 @@ WHO = {"parent": "its parent", "control": "the control"}
 
 
 def expert_words(row: dict[str, Any]) -> str:
-    """In a sentence or two, what the intervals let one say of an expert."""
+    """In a sentence, what the intervals let one say of an expert, or of the ensemble."""
     (lo, hi), said = row["sigma"], []
     where = f"below {hi:.3g}" if lo == 0 else f"above {lo:.3g}" if hi > 1e6 else f"from {lo:.3g} to {hi:.3g}"
     for against, name in WHO.items():
@@ -105,7 +105,12 @@ def expert_words(row: dict[str, Any]) -> str:
             said.append(f"is worse than {name} {size}")
         else:
             said.append(f"cannot be told from {name} ({size.removeprefix('by ')})")
-    return f"Expert {tuple(row['node'])}, for sigma {where}, {said[0]}, and {said[1]}."
+    who = "The ensemble, over all of the noise," if row["node"] is None else f"Expert {_who(row)}, for sigma {where},"
+    return f"{who} {said[0]}, and {said[1]}."
+
+
+def _who(row: dict[str, Any]) -> str:
+    return "all" if row["node"] is None else str(tuple(row["node"]))
 
 
 def control_words(found: "Found") -> str:
