@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner
-from ldm.conditioners.text import CaptionEncoder, TextEncoder
+from ldm.conditioners.caption_encoder import CaptionEncoder
+from ldm.conditioners.text import TextEncoder
 
 MAX_TOKENS = 77
 # The text encoder of CLIP ViT-L/14.

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, check_classes, field
+from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.classes import check_classes
 from ldm.diffusion.draws import uniform
 
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, check_classes, field
+from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.classes import check_classes
 
 
 class Label(Conditioner):

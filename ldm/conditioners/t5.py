@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner
-from ldm.conditioners.text import CaptionEncoder, Memo, TextEncoder
+from ldm.conditioners.caption_encoder import CaptionEncoder, Memo
+from ldm.conditioners.text import TextEncoder
 from ldm.conditioners.unread import Described, Source, find
 from ldm.networks.huggingface import load_model, load_tokenizer
 
