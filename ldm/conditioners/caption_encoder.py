@@ -16,13 +16,16 @@ Memo = dict[str, tuple[Tensor, Tensor]]
 class CaptionEncoder(FrozenEncoder):
     """A frozen encoder, its answers to the first `capacity` captions kept in `memo`.
 
-    With a capacity captions are encoded one at a time, so that an embedding depends on its caption only.
+    With a capacity captions are encoded one at a time, so that an embedding depends on its caption only. The null is
+    the encoding of '', or with `zero_null` zeros, all of them seen, for which the encoder is not asked.
     """
 
     key = "caption"
 
-    def __init__(self, encoder: Described, capacity: int, memo: Memo | None = None):
+    def __init__(self, encoder: Described, capacity: int, memo: Memo | None = None, zero_null: bool = False):
         self.width = encoder.width
+        self.max_tokens = encoder.max_tokens
+        self.zero_null = zero_null
         self._described = encoder
         self._capacity = capacity
         self._memo = {} if memo is None else memo
@@ -43,7 +46,17 @@ class CaptionEncoder(FrozenEncoder):
         return {"tokens": tokens, "mask": mask}
 
     def __call__(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, N, width] and mask [B, N] of batch["caption"], of '' where dropped."""
+        """Tokens [B, N, width] and mask [B, N] of batch["caption"], the null where dropped."""
+        if not self.zero_null:
+            return self._encoded(batch, drop)
+        if drop.all():
+            tokens = torch.zeros(len(drop), self.max_tokens, self.width, device=drop.device)
+            return tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool)
+        tokens, mask = self._encoded(batch, torch.zeros_like(drop))
+        return tokens.masked_fill(drop[:, None, None], 0.0), mask | drop[:, None]
+
+    def _encoded(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, of '' where dropped."""
         known = self.known(batch)
         if known is not None:
             return self._with_null(known["tokens"].to(drop.device).float(), known["mask"].to(drop.device), drop)

@@ -1,4 +1,4 @@
-"""Captions as the tokens of a frozen text encoder (cross-attention, arXiv 2112.10752, section 3.3)."""
+"""Captions by a frozen text encoder: tokens for cross-attention (arXiv 2112.10752, section 3.3) and their mean."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.caption_encoder import CaptionEncoder, Memo
+from ldm.conditioners.projection import projection
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model, load_tokenizer
 from ldm.networks.pretrained import locate
@@ -113,71 +114,53 @@ class TextEncoder(nn.Module):
             )
 
 
-class TextTokens(Conditioner):
-    """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is the encoding of ''.
+class FrozenText(Conditioner):
+    """batch["caption"], B texts -> tokens [B, N, width] and their mask, their mean as a vector [B, V], or both.
 
-    The encoder is frozen and not saved.
+    The vector is as wide as the encoder, V, and of unit variance; with `width` the tokens are brought to it by a
+    learned projection. The null is the encoder's. The encoder is frozen and not saved.
     """
 
     key = "caption"
 
-    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
-        super().__init__("tokens", encoder.width, drop_prob)
-        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """The frozen encoder with its tokenizer."""
-        return self.frozen.encoder.module
-
-    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        tokens, mask = self.frozen(batch, drop)
-        return {"tokens": tokens, "tokens_mask": mask}
-
-
-class TextVector(Conditioner):
-    """batch["caption"] -> the mean of its tokens as a vector [B, width] of unit variance; dropped with `text`."""
-
-    key = "caption"
-
-    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
-        super().__init__("vector", encoder.width, drop_prob, drop_with="text")
-        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
+    def __init__(
+        self,
+        encoder: CaptionEncoder,
+        slots: Sequence[str] = ("tokens",),
+        width: int | None = None,
+        drop_prob: float = 0.1,
+    ):
+        widths = {"tokens": width or encoder.width, "vector": encoder.width}
+        num_tokens = encoder.max_tokens if "tokens" in slots else 0
+        super().__init__({slot: widths[slot] for slot in slots}, drop_prob, num_tokens)
+        self.frozen = encoder
+        self.project = projection(encoder.width, width if "tokens" in slots else None)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)
-        mean = tokens.sum(1) / mask.sum(1, keepdim=True)
-        return {"vector": F.layer_norm(mean, (self.width,))}
+        filled = {}
+        if "tokens" in self.widths:
+            filled |= {"tokens": self.project(tokens), "tokens_mask": mask}
+        if "vector" in self.widths:
+            mean = tokens.sum(1) / mask.sum(1, keepdim=True)
+            filled["vector"] = F.layer_norm(mean, (self.frozen.width,))
+        return filled
 
 
-def text_tokens(
+def frozen_text(
     model: str = "minilm",
     path: str | None = None,
     max_tokens: int = 16,
+    slots: Sequence[Literal["tokens", "vector"]] = ("tokens",),
+    width: int | None = None,
+    zero_null: bool = False,
     drop_prob: float = 0.1,
     memo_captions: int = 0,
-) -> TextTokens:
+) -> FrozenText:
     """Text conditioning by a frozen encoder: a fetched one by name, or `path`, the folder of another (KINDS)."""
-    return TextTokens(*_shared(model, path, max_tokens, drop_prob, memo_captions))
-
-
-def text_vector(
-    model: str = "minilm",
-    path: str | None = None,
-    max_tokens: int = 16,
-    drop_prob: float = 0.1,
-    memo_captions: int = 0,
-) -> TextVector:
-    """The pooled caption of the same encoders, added to the noise embedding; it shares encoder and memo with tokens."""
-    return TextVector(*_shared(model, path, max_tokens, drop_prob, memo_captions))
-
-
-def _shared(
-    model: str, path: str | None, max_tokens: int, drop_prob: float, memo_captions: int
-) -> tuple[TextEncoder, float, int, Memo]:
     folder = Path(path).expanduser() if path is not None else locate(model)
     encoder, memo = _load(folder, max_tokens)
-    return encoder, drop_prob, memo_captions, memo
+    return FrozenText(CaptionEncoder(encoder, memo_captions, memo, zero_null), slots, width, drop_prob)
 
 
 @cache
