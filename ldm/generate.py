@@ -175,7 +175,8 @@ def bind(
     @cache
     def cond(names: frozenset[str]) -> dict[str, Tensor]:
         given = (names & conditioner.used(use).keys()) - conditioner.absent(batch, use)
-        return conditioner(batch, drop=conditioner.drop_all_but(given, num_samples, negative or ()), negative=negative)
+        drop = conditioner.drop_all_but(given, num_samples, negative or ())
+        return conditioner(batch, drop=drop, negative=negative, use=use)
 
     def given(names: Collection[str]) -> Denoise:
         return lambda x, sigma: denoiser(x, sigma, cond(frozenset(names)))

@@ -198,6 +198,13 @@ def test_a_negative_is_the_null_of_the_conditions_that_read_it(conditioners):
     )
 
 
+def test_a_negative_is_not_for_conditions_that_are_not_used(encoder):
+    both = Conditioners({name: text_of(encoder) for name in ("one", "other")})
+    negative, drop = {"caption": ["a moon"] * 3}, both.drop_all(3)
+    led, null = (both(BATCH, drop=drop, negative=given, use=["one"])["tokens"] for given in (negative, None))
+    assert torch.equal(led[:, 6:], null[:, 6:]) and not torch.equal(led[:, :6], null[:, :6])
+
+
 def test_every_conditioner_says_which_field_it_reads():
     assert all(isinstance(kind.key, str) for kind in Conditioner.__subclasses__() if kind is not NullToken)
 

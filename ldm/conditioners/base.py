@@ -5,49 +5,17 @@ A conditioner fills slots from fields of the batch: "vector" [B, V], "tokens" [B
 """
 
 import inspect
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.diffusion.draws import uniform
 
-Batch = Mapping[str, Any]
 SLOTS = ("vector", "tokens", "concat")
-
-
-class FrozenEncoder(ABC):
-    """What a conditioner asks first and never trains. Its answers for a batch may come with it, from a cache of them:
-    batch["encoded"][`digest`], {part: [B, ...]}.
-    """
-
-    key: str  # the field of the batch that it reads
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """What its answers depend on, in words and numbers; "weights" is a hash."""
-
-    @abstractmethod
-    def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        """Its answers for a batch, {part: [B, ...]}, made on `device`."""
-
-    @cached_property
-    def digest(self) -> str:
-        """Its identity in sixteen digits."""
-        return sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def describe(self) -> dict[str, Any]:
-        """Its identity, with its digest."""
-        return {"digest": self.digest, **self.identity()}
-
-    def known(self, batch: Batch) -> Mapping[str, Tensor] | None:
-        """Its answers if they came with the batch."""
-        return batch["encoded"].get(self.digest) if "encoded" in batch else None
 
 
 class Conditioner(nn.Module, ABC):
@@ -191,14 +159,22 @@ class Conditioners(nn.Module):
         """Every condition that has a null replaced by it."""
         return self.drop_all_but((), num_samples)
 
-    def forward(self, batch: Batch, *, drop: Mapping[str, Tensor], negative: Batch | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        drop: Mapping[str, Tensor],
+        negative: Batch | None = None,
+        use: Collection[str] | None = None,
+    ) -> dict[str, Tensor]:
         """The network's keywords for a batch; `drop` as made by draw_drop or the methods beside it.
 
-        A condition that is dropped for the whole batch takes its field of `negative`, where that has it, as its null.
+        A condition `used` that is dropped for the whole batch has its field of `negative`, if there, for its null.
         """
         parts: dict[str, list[Tensor]] = {}
+        used = self.used(use)
         for name, conditioner in self.parts.items():
-            if negative and conditioner.key in negative and drop[name].all():
+            if negative and name in used and conditioner.key in negative and drop[name].all():
                 given = conditioner({**batch, "encoded": {}, **negative}, ~drop[name])
             else:
                 given = conditioner(batch, drop[name])

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.conditioners.base import Batch, FrozenEncoder, field
+from ldm.conditioners.base import field
+from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.conditioners.unread import Described
 from ldm.networks.layers import Frozen
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
+from ldm.conditioners.base import Conditioner, field
+from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.conditioners.projection import projection
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model
