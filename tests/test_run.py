@@ -679,6 +679,7 @@ def test_a_branch_in_which_weights_would_mean_something_else_is_refused(trained,
         ["conditioner=[]"],
         ["image_size=64", "data=shards", "data.train=x.tar"],
         [*EXPERT, "optimizer.lr=1e-5", "conditioner.text.drop_prob=0", "guidance.scale=1"],
+        ["expert=log_uniform", *EXPERT],
     ],
 )
 def test_a_branch_may_train_otherwise(trained, tmp_path, words):
