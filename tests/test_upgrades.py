@@ -68,7 +68,8 @@ def test_the_one_slot_of_an_image_is_a_list():
 def test_what_is_saved_today_needs_no_upgrade():
     tree = compose("config", ["experiment=quickstart/diffusion"])
     assert upgrade(tree) == tree
-    for strange in ({}, {"conditioner": None}, {"conditioner": [1]}, {"conditioner": {"text": 3}}):
+    odd = [None, [1], {"text": 3}, {"text": {"_target_": [1]}}, {"text_vector": {}}]
+    for strange in ({}, *({"conditioner": parts} for parts in odd)):
         assert upgrade(strange) == strange
 
 
