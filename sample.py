@@ -68,11 +68,12 @@ def main(arguments: list[str]) -> int:
 
 def leave_unguided(tree: dict[str, Any], conditioner: Any) -> None:
     """Leave guidance, which nobody asked for, out where a model has nothing to be guided by."""
-    if conditioner.guidable(["caption"] if tree["negative_prompt"] else []):
+    if conditioner.guidable(["caption"] if tree["negative_prompt"] else [], tree["use_conditions"]):
         return
     tree["guidance"]["scale"] = 1.0
-    if conditioner.names:
-        print(f"guidance.scale=1: the training never left out {' or '.join(conditioner.names)}")
+    fixed = conditioner.used(tree["use_conditions"])
+    if fixed:
+        print(f"guidance.scale=1: the training never left out {' or '.join(fixed)}")
 
 
 def write_images(

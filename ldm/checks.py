@@ -55,7 +55,7 @@ def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
 def _check_fields(conditioner: Conditioners, data: ShardData) -> None:
     """A conditioner reads what a batch will have."""
     for name, part in conditioner.parts.items():
-        if {part.key, part.instead}.isdisjoint(data.batch_spec):
+        if part.lacks(data.batch_spec):
             raise ValueError(
                 f"conditioner.{name} reads {part.key!r}, which data.fields does not give ({', '.join(data.fields)}); "
                 "choose the data= that has it, or another conditioner="

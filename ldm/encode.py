@@ -36,7 +36,8 @@ from data.module import ShardData
 from data.samples import Samples
 from data.seals import seal_of, sealed
 from ldm.build import Parts
-from ldm.conditioners.base import Conditioners, FrozenEncoder
+from ldm.conditioners.base import Conditioners
+from ldm.conditioners.frozen import FrozenEncoder
 from ldm.config import load_tree
 from ldm.device import choose
 from ldm.files import sweep, write_bytes, write_json

@@ -5,6 +5,7 @@ serve whatever the others leave.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ from ldm.build import Parts
 from ldm.checkpoint.weights import Weights
 from ldm.checkpoint.weights import load as load_weights
 from ldm.compatibility import check_members, names_of
+from ldm.conditioners.base import Conditioners
 from ldm.config import dump, load_plain, load_tree
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
 from ldm.files import read_json, write_text
+from ldm.first_stage.spec import LatentSpec
 from ldm.model import Model, load_model
-from ldm.places import found, relative
+from ldm.places import found, paths_of, relative
 
 WHOLE: list[Interval] = [(0.0, math.inf)]
 
@@ -38,15 +41,16 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
         if "intervals" not in member.metadata:
             raise ValueError(f"members: {member.run} has not finished training, or is not a diffusion run")
     trained = [[tuple(interval) for interval in member.metadata["intervals"]] for member in weights]
-    latents = [member.metadata["latent"]["fingerprint"] for member in weights]
-    if len(set(latents)) > 1:
-        raise ValueError(f"members: their first stages differ ({', '.join(sorted(set(latents)))})")
+    names, latents = names_of(member.run for member in weights), [member.metadata["latent"] for member in weights]
+    _check_first_stages(names, [LatentSpec.from_dict(latent) for latent in latents])
     trees = [load_tree(member.run / "config.yaml") for member in weights]
-    check_members(names_of(member.run for member in weights), trees, [Parts(tree)["schedule"] for tree in trees])
+    trees = [{**t, "conditioner": paths_of(t.get("conditioner"), m.run)} for t, m in zip(trees, weights, strict=True)]
+    check_members(names, trees, [Parts(tree)["schedule"] for tree in trees])
+    _check_encoders_of(names, trees)
     served = share(trained)
     check_cover(served)
     manifest = {
-        "first_stage": latents[0],
+        "first_stage": latents[0]["fingerprint"],
         "members": [
             {
                 "run": relative(member.run, path.parent),
@@ -135,11 +139,11 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     if not models:
         raise ValueError(f"{path}: names no members")
     first = models[0]
-    trees = [model.parts.tree for model in models]
-    check_members(names_of(model.weights[0].run for model in models), trees, [model.schedule for model in models])
+    names, trees = names_of(model.weights[0].run for model in models), [model.parts.tree for model in models]
+    check_members(names, trees, [model.schedule for model in models])
+    _check_first_stages(names, [model.first_stage.spec for model in models])
+    _check_encoders(names, [model.conditioner for model in models])
     for model in models[1:]:
-        model.first_stage.spec.check(first.first_stage.spec)
-        _check_encoders(first, model)
         if not _same(first.conditioner.state_dict(), model.conditioner.state_dict()):
             raise ValueError(
                 f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
@@ -155,13 +159,29 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     )
 
 
-def _check_encoders(first: Model, model: Model) -> None:
-    """Raises ValueError if two members see a condition through other frozen encoders, wherever these lie."""
-    encoders = model.conditioner.encoders()
-    for name, encoder in first.conditioner.encoders().items():
-        other = encoders[name]
-        if encoder is not other and encoder.digest != other.digest:
-            raise ValueError(f"members: conditioner.{name} of {first.name} and {model.name} are different encoders")
+def _check_first_stages(names: Sequence[str], specs: Sequence[LatentSpec]) -> None:
+    """Raises ValueError naming two members that live in different latent spaces."""
+    for name, spec in zip(names[1:], specs[1:], strict=True):
+        try:
+            specs[0].check(spec)
+        except ValueError as error:
+            raise ValueError(f"members: {names[0]} and {name} have different first stages; {error}") from error
+
+
+def _check_encoders(names: Sequence[str], conditioners: Sequence[Conditioners]) -> None:
+    """Raises ValueError naming two members that see a condition by other frozen encoders, wherever these lie."""
+    first = conditioners[0].encoders()
+    for member, conditioner in zip(names[1:], conditioners[1:], strict=True):
+        for name, encoder in conditioner.encoders().items():
+            if encoder is not first[name] and encoder.digest != first[name].digest:
+                raise ValueError(f"members: conditioner.{name} of {names[0]} and {member} are different encoders")
+
+
+def _check_encoders_of(names: Sequence[str], trees: Sequence[dict[str, Any]]) -> None:
+    """The same, told from their trees: what lies in one folder is one encoder, and only others are read."""
+    places = [[part.get("path") for part in (tree["conditioner"] or {}).values()] for tree in trees]
+    if any(place != places[0] for place in places):
+        _check_encoders(names, [Parts(tree)["conditioner"] for tree in trees])
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -28,7 +28,8 @@ class Sampling:
     """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x.
 
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
-    windows, None the whole latent at once.
+    windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
+    Conditioners.used.
     """
 
     sampler: Callable[..., Tensor]
@@ -37,6 +38,7 @@ class Sampling:
     process: Schedule
     loss_guidance: tuple[FieldGuidance, ...] = ()
     tiling: Tiling | None = None
+    use_conditions: tuple[str, ...] | None = None
 
     @property
     def fields(self) -> set[str]:
@@ -78,9 +80,11 @@ def generate(
     height, width = (size, size) if isinstance(size, int) else size
     check_size(height, width, spec.f)
     shape = (spec.channels, height // spec.f, width // spec.f)
-    given = bind(sampling.tiling(denoiser) if sampling.tiling else denoiser, conditioner, batch, len(numbers), negative)
-    check_guidance(sampling.guidance, conditioner, negative or ())
-    names = conditioner.guidable(negative or ())
+    negative, use = negative or {}, sampling.use_conditions
+    tiled = sampling.tiling(denoiser) if sampling.tiling else denoiser
+    given = bind(tiled, conditioner, batch, len(numbers), negative, use)
+    check_guidance(sampling.guidance, conditioner, negative, use)
+    names = conditioner.guidable(negative, use)
     bound = Bound(given(names), given, names, batch, len(numbers), first_stage.decode)
     for guidance in (sampling.guidance, *sampling.loss_guidance):
         bound = replace(bound, denoise=guidance.guide(bound))
@@ -110,14 +114,21 @@ def checked(z: Tensor, images: Tensor, batch: Mapping[str, Any], numbers: Tensor
     )  # fmt: skip
 
 
-def check_guidance(guidance: ScaledGuidance, conditioner: Conditioners, negative: Collection[str] = ()) -> frozenset:
-    """Which conditions guidance leaves out. Raises ValueError if it needs a null that no training saw."""
-    guidance.left_out(conditioner.names)
-    guidable = conditioner.guidable(negative)
+def check_guidance(
+    guidance: ScaledGuidance,
+    conditioner: Conditioners,
+    negative: Collection[str] = (),
+    use: Collection[str] | None = None,
+) -> frozenset:
+    """Which conditions, of those in `use`, guidance leaves out. Raises ValueError if it needs a null that no training
+    saw.
+    """
+    guidance.left_out(tuple(conditioner.used(use)))
+    guidable = conditioner.guidable(negative, use)
     try:
         return guidance.left_out(guidable)
     except ValueError as error:
-        fixed = [name for name in conditioner.names if name not in guidable]
+        fixed = [name for name in conditioner.used(use) if name not in guidable]
         keys = ", ".join(f"conditioner.{name}.drop_prob=0" for name in fixed)
         way = f"{{{','.join(f'{name}:3' for name in guidable)}}}"
         raise ValueError(
@@ -154,17 +165,18 @@ def bind(
     batch: Mapping[str, Any],
     num_samples: int,
     negative: Mapping[str, Any] | None = None,
+    use: Collection[str] | None = None,
 ) -> Callable[[Collection[str]], Denoise]:
     """`given` of a `Bound`: names of conditions of `batch` -> the denoiser with them; encoded once, when it is used.
 
-    What cannot be guided by is always given.
+    Those that are not in `use` (None: all) are never given, what cannot be guided by is always.
     """
-    always = set(conditioner.names) - set(conditioner.guidable(negative or ()))
 
     @cache
     def cond(names: frozenset[str]) -> dict[str, Tensor]:
-        given = (names | always) - conditioner.absent(batch)
-        return conditioner(batch, drop=conditioner.drop_all_but(given, num_samples), negative=negative)
+        given = (names & conditioner.used(use).keys()) - conditioner.absent(batch, use)
+        drop = conditioner.drop_all_but(given, num_samples, negative or ())
+        return conditioner(batch, drop=drop, negative=negative, use=use)
 
     def given(names: Collection[str]) -> Denoise:
         return lambda x, sigma: denoiser(x, sigma, cond(frozenset(names)))

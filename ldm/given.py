@@ -35,24 +35,27 @@ def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sa
     Raises ValueError for a condition that would not be read, for one that is needed, or for guidance against a null
     that no training saw.
     """
-    fields = conditioner.fields | sampling.fields
+    use = sampling.use_conditions
+    used = conditioner.used(use)
+    fields = {field for part in used.values() for field in part.fields} | sampling.fields
     for key, field in FIELDS.items():
         if tree[key] not in (None, "") and field not in fields:
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
-            raise ValueError(f"{key}: this model reads no {field}; {given}")
+            without = f" with use_conditions=[{','.join(use)}]" if field in conditioner.fields else ""
+            raise ValueError(f"{key}: this model{without} reads no {field}; {given}")
     present = {field for key, field in FIELDS.items() if tree[key] not in (None, "")}
     present |= {"caption"} if captioned else set()
     without_hole = tree["mask"] is None
-    holes = {name: "mask" for name, part in conditioner.parts.items() if without_hole and "mask" in part.also}
-    needed = {**holes, **conditioner.missing(dict.fromkeys(present))}
+    holes = {name: "mask" for name, part in used.items() if without_hole and "mask" in part.also}
+    needed = {**holes, **conditioner.missing(dict.fromkeys(present), use)}
     for name, field in needed.items():
         way = WAYS.get(
             field, f"a batch with {field!r} given to ldm.run.load(...).generate, since there is no key for it"
         )
         raise ValueError(f"conditioner {name} needs {field!r}: give {way}")
     negative = negatives(tree)
-    left = check_guidance(sampling.guidance, conditioner, negative)
-    if negative and not left & _reading("caption", conditioner):
+    left = check_guidance(sampling.guidance, conditioner, negative, use)
+    if negative and not left & {name for name, part in used.items() if part.key == "caption"}:
         raise ValueError(
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
@@ -62,10 +65,6 @@ def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sa
 def negatives(tree: Mapping[str, Any]) -> dict[str, str]:
     """Fields with what to guide away from in them."""
     return {"caption": tree["negative_prompt"]} if tree["negative_prompt"] else {}
-
-
-def _reading(field: str, conditioner: Conditioners) -> set[str]:
-    return {part.drop_with or name for name, part in conditioner.parts.items() if part.key == field}
 
 
 def class_number(label: int | str, data: Mapping[str, Any]) -> int:

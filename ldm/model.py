@@ -5,7 +5,7 @@ hash, before it is built.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,12 @@ class Model:
     def sampling(self, tree: dict[str, Any]) -> Sampling:
         """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's.
 
-        `loss_guidance`, what it goes by, `tiling` and `weak_model` are only ever the tree's. Raises ValueError for a
-        weak model or a classifier that does not fit, or that nothing takes.
+        `loss_guidance`, what it goes by, `tiling`, `weak_model` and `use_conditions` are only ever the tree's. Raises
+        ValueError for a weak model or a classifier that does not fit, or that nothing takes, and for a condition that
+        the model does not have.
         """
+        use = None if tree.get("use_conditions") is None else tuple(tree["use_conditions"])
+        self.conditioner.used(use)
         chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
         if not tree["sigmas"] and "num_steps" in tree and "num_steps" in chosen["sigmas"]:
             chosen["sigmas"] = {**chosen["sigmas"], "num_steps": tree["num_steps"]}
@@ -66,7 +69,7 @@ class Model:
                 raise ValueError(f"classifier={tree['classifier']}: only loss_guidance=[classifier] takes it")
             device = next(self.denoiser.parameters()).device
             given["classifier"] = load_classifier(Path(tree["classifier"]), self.first_stage).to(device)
-        return Parts({**self.parts.tree, **chosen}, **given)["sampling"]
+        return replace(Parts({**self.parts.tree, **chosen}, **given)["sampling"], use_conditions=use)
 
     def _weaker(self, path: Path, first_stage: str | None, tiling: Tiling | None) -> Callable[[Bound], Denoise]:
         """The denoiser of another run in the same latent space, its conditions through its own conditioner."""
@@ -80,7 +83,9 @@ class Model:
         conditioner = weak.conditioner
 
         def bound_to(bound: Bound) -> Denoise:
-            return bind(denoiser, conditioner, bound.batch, bound.num_samples)(conditioner.names)
+            unused = set(self.conditioner.names) - set(bound.conditions)
+            use = [name for name in conditioner.parts if name not in unused]
+            return bind(denoiser, conditioner, bound.batch, bound.num_samples, use=use)(use)
 
         return bound_to
 

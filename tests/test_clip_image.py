@@ -46,12 +46,14 @@ def test_embeddings_are_those_of_transformers_own_preprocessing(height: int, wid
 
 
 def test_slots_and_nulls():
-    conditioner, token = make(), make(slot="tokens")
+    conditioner, token = make(), make(slots=["tokens"])
     kept, null = conditioner({"image": IMAGE}, KEEP)["vector"], conditioner({}, ~KEEP)["vector"]
-    assert kept.shape == (3, 6) == (3, conditioner.width) and kept.any(1).all() and not null.any()
+    assert kept.shape == (3, 6) == (3, conditioner.widths["vector"]) and kept.any(1).all() and not null.any()
     mixed = conditioner({"image": IMAGE}, torch.tensor([False, True, False]))["vector"]
     assert torch.equal(mixed[[0, 2]], kept[[0, 2]]) and not mixed[1].any()
     assert torch.equal(token({"image": IMAGE}, KEEP)["tokens"], kept[:, None])
+    both = make(slots=["vector", "tokens"], width=5)({"image": IMAGE}, KEEP)
+    assert torch.equal(both["vector"], kept) and both["tokens"].shape == (3, 1, 5)
     assert not conditioner.state_dict() and not list(conditioner.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(conditioner({"image": IMAGE}, KEEP)["vector"], kept)

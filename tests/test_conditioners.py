@@ -7,10 +7,12 @@ from PIL import Image
 from torch import nn
 
 from ldm.conditioners.base import Conditioner, Conditioners, check_network
+from ldm.conditioners.caption_encoder import CaptionEncoder
 from ldm.conditioners.embeddings import Embeddings
 from ldm.conditioners.image import LowResolution, MaskedImage, SemanticMap, holes
 from ldm.conditioners.label import Label
-from ldm.conditioners.text import TextEncoder, TextTokens, TextVector, text_tokens
+from ldm.conditioners.null_token import NullToken
+from ldm.conditioners.text import FrozenText, TextEncoder, frozen_text
 from ldm.conditioners.transformer import CaptionTransformer, LayoutTransformer
 from ldm.networks.unet import UNet
 
@@ -35,15 +37,19 @@ def encoder():
     return TextEncoder(BertModel(config), BertTokenizer(vocab={w: i for i, w in enumerate(words)}), max_tokens=6)
 
 
+def text_of(encoder: TextEncoder, memo_captions: int = 0, zero_null: bool = False, **given) -> FrozenText:
+    return FrozenText(CaptionEncoder(encoder, memo_captions, zero_null=zero_null), **given)
+
+
 @pytest.fixture
 def conditioners(encoder):
     torch.manual_seed(0)
     return Conditioners(
         {
-            "text": TextTokens(encoder, drop_prob=0.5),
+            "text": text_of(encoder, drop_prob=0.5),
             "label": Label(3, width=8, slot="tokens"),
             "class_vector": Label(3, width=5, slot="vector"),
-            "low": LowResolution(factor=2),
+            "low": LowResolution(factor=2, drop_prob=0.2),
         }
     )
 
@@ -83,19 +89,101 @@ def test_drops_are_addressed_by_seed_name_and_sample_number(conditioners):
     drop = conditioners.draw_drop(0, numbers)
     assert abs(drop["text"].float().mean() - 0.5) < 0.03
     assert abs(drop["label"].float().mean() - 0.1) < 0.03
-    assert not drop["low"].any()
+    assert abs(drop["low"].float().mean() - 0.2) < 0.03
     some = conditioners.draw_drop(0, numbers[100:200:7])
     assert all(torch.equal(drop[name][100:200:7], some[name]) for name in drop)
     assert not torch.equal(conditioners.draw_drop(1, numbers)["text"], drop["text"])
 
 
-def test_conditions_that_drop_together_are_given_together(encoder):
-    both = Conditioners({"text": TextTokens(encoder), "pooled": TextVector(encoder), "label": Label(3, width=8)})
+def test_one_condition_fills_several_slots_by_one_draw(encoder):
+    text = text_of(encoder, slots=["tokens", "vector"], drop_prob=0.5)
+    both = Conditioners({"text": text, "label": Label(3, width=5, slot="vector")})
     assert both.names == ("text", "label")
-    drop = both.drop_all_but(["text"], 2)
-    assert {name: value.tolist() for name, value in drop.items()} == {
-        "text": [False] * 2, "pooled": [False] * 2, "label": [True] * 2,
+    assert both.widths() == {"tokens_width": 8, "vector_width": 8 + 5, "concat_channels": 0}
+    kept, null = (both(BATCH, drop=drop) for drop in (both.drop_none(3), both.drop_all(3)))
+    mixed = both(BATCH, drop={"text": torch.tensor([True, False, False]), "label": torch.zeros(3, dtype=torch.bool)})
+    for key in ("tokens", "tokens_mask"):
+        assert torch.equal(mixed[key][0], null[key][0]) and torch.equal(mixed[key][1:], kept[key][1:])
+    assert torch.allclose(mixed["vector"][0, :8], null["vector"][0, :8], atol=1e-6)
+    assert torch.allclose(mixed["vector"][1:], kept["vector"][1:], atol=1e-6)
+    assert torch.equal(mixed["vector"][0, 8:], kept["vector"][0, 8:])
+    assert torch.allclose(kept["vector"][:, :8].var(1, correction=0), torch.ones(3), atol=1e-3)
+
+
+def test_what_no_training_left_out_is_never_dropped(encoder):
+    fixed = {"low": LowResolution(factor=2), "fixed": Label(3, width=8, drop_prob=0)}
+    conditioners = Conditioners({"text": text_of(encoder), **fixed})
+    assert conditioners.names == ("text",) == conditioners.guidable()
+    for drop in (conditioners.drop_all(3), conditioners.draw_drop(0, torch.arange(3))):
+        assert not drop["low"].any() and not drop["fixed"].any()
+    reference, full = (conditioners(BATCH, drop=drop) for drop in (conditioners.drop_all(3), conditioners.drop_none(3)))
+    assert torch.equal(reference["concat"], full["concat"])
+    assert torch.equal(reference["tokens"][:, -1], full["tokens"][:, -1])
+    assert conditioners.missing({"label": BATCH["label"], "low_resolution": 0}) == {}
+    assert conditioners.missing({"caption": BATCH["caption"]}) == {"low": "image", "fixed": "label"}
+
+
+def test_a_sample_may_use_some_conditions_only(conditioners):
+    assert list(conditioners.used(["label"])) == ["label"] == list(conditioners.guidable(use=["label"]))
+    assert conditioners.missing({"label": 0}, use=["label"]) == {}
+    assert conditioners.missing({"caption": 0}, use=["label"]) == {"label": "label"}, "no other stands for it"
+    assert conditioners.absent({"label": 0}, use=["label", "text"]) == {"text"}
+    with pytest.raises(ValueError, match="use_conditions: no condition t5; the conditions of this model: text, label"):
+        conditioners.used(["t5"])
+    fixed = Conditioners({"low": LowResolution(factor=2), "label": Label(3)})
+    assert list(fixed.used([])) == ["low"] and fixed.guidable(use=[]) == ()
+
+
+def test_a_condition_may_read_nothing():
+    conditioners = Conditioners({"null_token": NullToken(width=8, num_tokens=2), "label": Label(3, width=8)})
+    assert conditioners.fields == {"label"} and conditioners.names == ("label",)
+    assert conditioners.missing({}) == {"label": "label"}, "a token that is always there gives no condition"
+    assert conditioners.missing({"label": 0}) == {}
+    drop = conditioners.drop_all(3)
+    cond = conditioners({}, drop=drop)
+    assert cond["tokens"].shape == (3, 3, 8) and cond["tokens_mask"].all()
+    cond["tokens"].sum().backward()
+    assert conditioners.parts["null_token"].tokens.grad.eq(3).all()
+
+
+def test_tokens_of_other_encoders_are_projected_to_one_width(encoder):
+    caption = CaptionEncoder(encoder, 0, zero_null=True)
+    wide = FrozenText(caption, slots=["tokens", "vector"], width=12)
+    conditioners = Conditioners({"wide": wide, "embeddings": Embeddings(12, 3, embedding_width=4)})
+    assert conditioners.widths() == {"tokens_width": 12, "vector_width": 8, "concat_channels": 0}
+    given = {**BATCH, "embeddings": torch.rand(3, 3, 4)}
+    cond = conditioners(given, drop=conditioners.drop_none(3))
+    assert cond["tokens"].shape == (3, 6 + 3, 12)
+    tokens, mask = caption(BATCH, torch.zeros(3, dtype=torch.bool))
+    torch.testing.assert_close(cond["tokens"][:, :6], tokens @ wide.project.weight.T)
+    assert not cond["tokens"][:, :6][~mask].any(), "zeros stay zeros"
+    cond["tokens"].sum().backward()
+    for drop in (conditioners.drop_all(3), conditioners.drop_none(3)):  # a rank that drops all trains the same weights
+        conditioners.zero_grad()
+        conditioners(given, drop=drop)["tokens"].sum().backward()
+        assert all(parameter.grad is not None for parameter in conditioners.parameters())
+    assert {name for name, _ in conditioners.named_parameters()} == {
+        "parts.wide.project.weight", "parts.embeddings.project.weight",
     }  # fmt: skip
+
+
+def test_a_text_may_have_zeros_for_its_null(encoder, monkeypatch):
+    text = text_of(encoder, zero_null=True, slots=["tokens", "vector"])
+    mixed, kept = (text(BATCH, torch.tensor(drop)) for drop in ([False, True, False], [False] * 3))
+    assert not mixed["tokens"][1].any() and mixed["tokens_mask"][1].all() and not mixed["vector"][1].any()
+    assert all(torch.equal(mixed[key][[0, 2]], kept[key][[0, 2]]) for key in kept)
+    monkeypatch.setattr(encoder.model, "forward", lambda **given: pytest.fail("asked for a null that is zero"))
+    assert not text({}, torch.ones(2, dtype=torch.bool))["tokens"].any()
+
+
+def test_every_condition_of_tokens_says_how_many_its_null_has(encoder):
+    parts = [
+        text_of(encoder), text_of(encoder, zero_null=True), Label(3, width=8),
+        Embeddings(4, num_tokens=3), LayoutTransformer(8, 1, vocabulary=50, num_tokens=5), NullToken(8, num_tokens=2),
+    ]  # fmt: skip
+    for part in parts:
+        assert part({}, torch.ones(2, dtype=torch.bool))["tokens"].shape == (2, part.num_tokens, part.widths["tokens"])
+    assert Label(3, slot="vector").num_tokens == 0
 
 
 def test_a_negative_is_the_null_of_the_conditions_that_read_it(conditioners):
@@ -110,8 +198,15 @@ def test_a_negative_is_the_null_of_the_conditions_that_read_it(conditioners):
     )
 
 
+def test_a_negative_is_not_for_conditions_that_are_not_used(encoder):
+    both = Conditioners({name: text_of(encoder) for name in ("one", "other")})
+    negative, drop = {"caption": ["a moon"] * 3}, both.drop_all(3)
+    led, null = (both(BATCH, drop=drop, negative=given, use=["one"])["tokens"] for given in (negative, None))
+    assert torch.equal(led[:, 6:], null[:, 6:]) and not torch.equal(led[:, :6], null[:, :6])
+
+
 def test_every_conditioner_says_which_field_it_reads():
-    assert all(isinstance(kind.key, str) for kind in Conditioner.__subclasses__())
+    assert all(isinstance(kind.key, str) for kind in Conditioner.__subclasses__() if kind is not NullToken)
 
 
 def test_what_is_trained_and_saved(conditioners):
@@ -132,18 +227,16 @@ def test_the_mask_marks_real_tokens_and_the_rest_is_zero(encoder):
 
 def test_with_a_memo_an_embedding_depends_on_its_caption_alone(encoder):
     drop = torch.zeros(3, dtype=torch.bool)
-    fresh = TextTokens(encoder, memo_captions=2)  # smaller than the captions there are
+    fresh = text_of(encoder, 2)  # smaller than the captions there are
     first = fresh(BATCH, drop)["tokens"]
     again = fresh({"caption": BATCH["caption"][::-1]}, drop)["tokens"].flip(0)
-    alone = torch.cat(
-        [TextTokens(encoder, memo_captions=9)({"caption": [c]}, drop[:1])["tokens"] for c in BATCH["caption"]]
-    )
+    alone = torch.cat([text_of(encoder, 9)({"caption": [c]}, drop[:1])["tokens"] for c in BATCH["caption"]])
     assert torch.equal(first, again) and torch.equal(first, alone)
-    assert torch.allclose(first, TextTokens(encoder)(BATCH, drop)["tokens"], atol=1e-6)
+    assert torch.allclose(first, text_of(encoder)(BATCH, drop)["tokens"], atol=1e-6)
 
 
 def test_the_memo_saves_encodings(encoder, monkeypatch):
-    text, calls = TextTokens(encoder, memo_captions=10), []
+    text, calls = text_of(encoder, 10), []
     forward = encoder.model.forward
     monkeypatch.setattr(encoder.model, "forward", lambda **given: calls.append(1) or forward(**given))
     for _ in range(3):
@@ -153,9 +246,9 @@ def test_the_memo_saves_encodings(encoder, monkeypatch):
 
 def test_text_encodings_are_fp32_also_under_autocast(encoder):
     drop = torch.zeros(3, dtype=torch.bool)
-    plain = TextTokens(encoder)(BATCH, drop)["tokens"]
+    plain = text_of(encoder)(BATCH, drop)["tokens"]
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(TextTokens(encoder)(BATCH, drop)["tokens"], plain)
+        assert torch.equal(text_of(encoder)(BATCH, drop)["tokens"], plain)
 
 
 def test_long_captions_are_cut_with_a_counted_warning(encoder, caplog):
@@ -171,11 +264,11 @@ def test_long_captions_are_cut_with_a_counted_warning(encoder, caplog):
 def test_a_saved_encoder_is_loaded_from_its_folder(encoder, tmp_path):
     encoder.model.save_pretrained(tmp_path)
     encoder.tokenizer.save_pretrained(tmp_path)
-    loaded = text_tokens(path=str(tmp_path), max_tokens=6, drop_prob=0.0)
+    loaded = frozen_text(path=str(tmp_path), max_tokens=6, drop_prob=0.0)
     drop = torch.zeros(3, dtype=torch.bool)
-    assert torch.allclose(loaded(BATCH, drop)["tokens"], TextTokens(encoder)(BATCH, drop)["tokens"], atol=1e-6)
+    assert torch.allclose(loaded(BATCH, drop)["tokens"], text_of(encoder)(BATCH, drop)["tokens"], atol=1e-6)
     with pytest.raises(ValueError, match="no encoder there"):
-        text_tokens(path=str(tmp_path / "nothing"))
+        frozen_text(path=str(tmp_path / "nothing"))
 
 
 # Errors
@@ -193,8 +286,8 @@ def test_missing_fields_and_wrong_labels_are_named(conditioners):
 
 
 def test_impossible_conditioners_are_refused(encoder):
-    with pytest.raises(ValueError, match="equal width"):
-        Conditioners({"text": TextTokens(encoder), "label": Label(3, width=9)})
+    with pytest.raises(ValueError, match=r"equal width; text has 8, label has 9: set conditioner\.label\.width=8"):
+        Conditioners({"text": text_of(encoder), "label": Label(3, width=9)})
     with pytest.raises(ValueError, match="slot"):
         Label(3, slot="concat")
     with pytest.raises(ValueError, match="drop_prob"):
@@ -249,7 +342,7 @@ def test_a_masked_image_hides_what_is_in_the_hole_and_says_where_it_is():
     mask = torch.zeros(2, 1, 16, 16)
     mask[:, :, 4:12] = 1
     concat = conditioner({"image": image, "mask": mask}, KEEP)["concat"]
-    assert concat.shape == (2, 3, 4, 4) == (2, conditioner.width, 4, 4)
+    assert concat.shape == (2, 3, 4, 4) == (2, conditioner.widths["concat"], 4, 4)
     assert torch.equal(concat[0, 2, :, 0], torch.tensor([-1.0, 1, 1, -1]))
     filled = conditioner({"image": image.where(mask < 1, other), "mask": mask}, KEEP)["concat"]
     assert torch.equal(filled, concat) and torch.equal(concat[:, :2, 1:3], torch.full((2, 2, 2, 4), -1.0))
@@ -300,7 +393,7 @@ def test_layouts_and_embeddings_have_their_nulls_and_their_sizes():
     tokens = embeddings({"embeddings": given}, torch.tensor([False, True]))["tokens"]
     assert torch.equal(tokens[0], given[0]) and not tokens[1].any()
     assert torch.equal(embeddings({}, ~KEEP)["tokens"], torch.zeros(2, 3, 4))
-    with pytest.raises(ValueError, match=r"embeddings\.width=4"):
+    with pytest.raises(ValueError, match=r"takes them 4 wide; conditioner\.embeddings\.embedding_width=2"):
         embeddings({"embeddings": given[..., :2]}, KEEP)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm.checkpoint import diffusers_unet, weights
 from ldm.conditioners.label import Label
+from ldm.conditioners.text import frozen_text
 from ldm.config import dump, load_tree
 from ldm.convert import conditions, export_model, import_checkpoint
 from ldm.diffusion.draws import normal
@@ -289,7 +290,7 @@ EDM, FLOW = {"_target_": "ldm.diffusion.schedule.VE"}, {"_target_": "ldm.diffusi
         (lambda t: t.update(schedule=EDM), "schedule: .*chain of steps.*format=safetensors"),
         (lambda t: t.update(precond=FLOW), "precond: .*eps, v and x0.*format=safetensors"),
         (lambda t: t["network"].update(patch_size=2), "network.patch_size: .*patch_size=1"),
-        (lambda t: t.update(conditioner={"text_vector": VECTOR}), "conditioner: .*vector.*slot=tokens"),
+        (lambda t: t.update(conditioner={"text": VECTOR}), "conditioner: .*vector.*slot=tokens"),
         (lambda t: t.update(first_stage=None), "pixel space.*safetensors already"),
     ],
 )
@@ -299,7 +300,7 @@ def test_what_diffusers_cannot_hold_is_refused_by_its_key(change, message, impor
     assert not (tmp_path / "out").exists()
 
 
-VECTOR = {"_target_": "ldm.conditioners.text.text_vector", "model": "minilm"}
+VECTOR = {"_target_": "ldm.conditioners.text.frozen_text", "slots": ["vector"]}
 
 
 def test_an_expert_and_latents_of_vq_whitened_by_channel_are_refused(imported, tmp_path):
@@ -318,6 +319,9 @@ def test_several_conditions_and_unknown_ones_are_refused(tmp_path):
         conditions.write({"a": label, "b": label}, {}, latent, tmp_path)
     with pytest.raises(ValueError, match=r"conditioner\.a: has no form"):
         conditions.write({"a": label}, {"a": "mine.Label"}, latent, tmp_path)
+    for more in ({"slots": ["tokens", "vector"]}, {"width": 4}):
+        with pytest.raises(ValueError, match=r"conditioner\.a: has no form"):
+            conditions.write({"a": frozen_text(**more)}, {"a": VECTOR["_target_"]}, latent, tmp_path)
 
 
 NETWORK = {

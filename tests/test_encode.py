@@ -44,7 +44,7 @@ from ldm.run import Run
 
 SIZE = 32
 MEMO = "memo_captions=100"
-TEXT = ("conditioner=[text,text_vector]", f"conditioner.text.{MEMO}", f"conditioner.text_vector.{MEMO}")
+TEXT = ("conditioner=[text]", f"conditioner.text.{MEMO}")
 # Relative; six steps of a toy run moved by 3e-6 when latents and tokens were rounded to 11 bits.
 FP16 = 1e-4
 
@@ -204,7 +204,7 @@ def both(make_cache: Callable[..., Path]) -> Path:
 def test_t5_and_image_embeddings_of_a_cache_train_as_those_made_of_images(
     train_on, both: Path, train_diffusion, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    chosen = (*t5_and_clip_image(), "~conditioner.text", "~conditioner.text_vector")
+    chosen = (*t5_and_clip_image(), "~conditioner.text")
     images = train_diffusion(*of(shards), *RUN, *chosen, run="images")
     decoded: list[int] = []
     original = PilDecoder.__call__
@@ -216,7 +216,7 @@ def test_t5_and_image_embeddings_of_a_cache_train_as_those_made_of_images(
 
 def test_a_t5_that_is_known_is_not_read_to_train_on_its_tokens(train_on, both: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(unread, "SETTLING_NS", 0)
-    chosen = (*t5_and_clip_image(), "~conditioner.text", "~conditioner.text_vector")
+    chosen = (*t5_and_clip_image(), "~conditioner.text")
     t5._find.cache_clear()
     first = train_on(both, *chosen, run="first")
     t5._find.cache_clear()
@@ -229,8 +229,7 @@ def test_embeddings_that_a_cache_has_not_are_made_in_training(
 ):
     run = train_on(make_cache("conditioner=[]", "flips=true"))
     assert_equal_runs(run.folder, from_images.folder, step=6)
-    said = capsys.readouterr().out
-    assert all(f"data.cache has nothing of conditioner.{name}:" in said for name in ("text", "text_vector"))
+    assert "data.cache has nothing of conditioner.text:" in capsys.readouterr().out
 
 
 # What the data gives
@@ -294,10 +293,10 @@ def test_a_cache_of_other_captions_is_refused(open_data, cache: Path):
     batches(open_data(cache, fields={}), 1)  # nothing to disagree with
 
 
-@pytest.mark.parametrize("name", ["text", "text_vector", "clip_text"])
+@pytest.mark.parametrize("name", ["text", "clip_text"])
 def test_a_condition_of_kept_embeddings_is_that_of_its_captions(name: str, make_cache, open_data):
-    own = [f"conditioner.clip_text.path={clip_folder()}"] if name == "clip_text" else []
-    words = [f"conditioner=[{name}]", *own, f"conditioner.{name}.memo_captions=100"]
+    own = {"text": "slots=[tokens,vector]", "clip_text": f"path={clip_folder()}"}[name]
+    words = [f"conditioner=[{name}]", f"conditioner.{name}.{own}", f"conditioner.{name}.memo_captions=100"]
     given = compose("encode", ["first_stage=x", "out=x", "data=quickstart", f"data.cache={make_cache(*words)}", *words])
     conditioner = Parts({**given, "image_size": SIZE})["conditioner"]
     [batch] = batches(open_data(given["data"]["cache"], horizontal_flip_prob=0.0), 1)

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from toys import t5_folder
 from untrained import untrained_run
 
 from ldm.checkpoint import weights
+from ldm.conditioners import t5
 from ldm.ensemble import WHOLE, load_ensemble, share, write_manifest
 from ldm.model import Model, load_model
 from ldm.run import load
@@ -96,7 +99,7 @@ def test_members_of_other_latent_spaces_are_refused(runs, tmp_path):
     other = untrained_run(tmp_path / "other", "expert.node=[1,1]")
     latent = weights.load(other).metadata["latent"]
     weights.amend(other / "weights", {"latent": {**latent, "fingerprint": "another"}})
-    with pytest.raises(ValueError, match=r"first stages differ \(another, identity\)"):
+    with pytest.raises(ValueError, match=r"low and other have different first stages; .*fingerprint is 'another'"):
         write_manifest(tmp_path / "e.yaml", [runs["low"], other])
 
 
@@ -180,6 +183,29 @@ def test_members_that_are_not_one_model_are_refused(runs, tmp_path, words, probl
     del manifest["seal"]
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(ValueError, match=f"members: {problem}"):
+        load_ensemble(tmp_path / "e.yaml")
+
+
+def test_members_of_other_encoders_are_refused(tmp_path):
+    words = [
+        "conditioner=[t5]", "conditioner.t5.max_tokens=6", "conditioner.t5.dtype=fp32", "network.attention_factors=[1]"
+    ]  # fmt: skip
+    same, other = (Path(shutil.copytree(t5_folder(), tmp_path / name)) for name in ("same", "other_words"))
+    weight = load_file(other / "model.safetensors")
+    save_file({name: value + 1 for name, value in weight.items()}, other / "model.safetensors", {"format": "pt"})
+    places = {"low": (t5_folder(), [1, 0]), "high": (same, [1, 1]), "misread": (other, [1, 1])}
+    low, high, misread = (
+        untrained_run(tmp_path / name, *words, f"conditioner.t5.path={at}", f"expert.node={node}".replace(" ", ""))
+        for name, (at, node) in places.items()
+    )
+    write_manifest(tmp_path / "e.yaml", [low, high])
+    load_ensemble(tmp_path / "e.yaml")
+    with pytest.raises(ValueError, match=r"members: conditioner\.t5 of low and misread are different encoders"):
+        write_manifest(tmp_path / "other.yaml", [low, misread])
+    shutil.rmtree(same)
+    other.rename(same)
+    t5._find.cache_clear()
+    with pytest.raises(ValueError, match=r"members: conditioner\.t5 of low and high are different encoders"):
         load_ensemble(tmp_path / "e.yaml")
 
 

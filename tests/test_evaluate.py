@@ -76,6 +76,8 @@ def sampled_never(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], ["guidance.scale=[1]", "num_samples=3"], "num_samples at least 4"),
         (["conditioner=[]"], ["guidance.scale=[1,2]"], r"guidance\.scale=2: this model has no conditions"),
         (["conditioner.label.drop_prob=0"], ["guidance.scale=[1,2]"], r"guidance\.scale=2: .*label\.drop_prob=0"),
+        ([], ["guidance.scale=[1]", "use_conditions=[text]"], "use_conditions: no condition text; .* model: label"),
+        ([], ["guidance.scale=[2]", "use_conditions=[]"], r"guidance\.scale=2: this model has no conditions"),
         (["conditioner=[masked_image]"], ["guidance.scale=[1]"], r"conditioner\.masked_image reads 'image'"),
         (["data.fields=null"], ["guidance.scale=[1]"], r"captions \(alignment=\).*data\.fields"),
         (["data.max_samples=3"], ["guidance.scale=[1]"], r"data\.train: at least 4 training images"),
@@ -97,6 +99,13 @@ def test_images_that_are_not_finite_end_the_evaluation(tmp_path: Path, monkeypat
                 "evaluate", [f"model={model}", f"out={tmp_path}/o", *OPTIONS, "num_steps=5", "guidance.scale=[1e37]"]
             )
         )
+
+
+def test_points_of_other_conditions_are_measured_anew(tmp_path: Path):
+    model = load(untrained_run(tmp_path / "run"))
+    words = [[], ["use_conditions=[label]"], ["use_conditions=[]"]]
+    identities = [_identity(model, compose("evaluate", ["model=x", *OPTIONS, *more])) for more in words]
+    assert len(set(identities)) == 3
 
 
 def test_kept_points_that_are_none_are_named(tmp_path: Path):

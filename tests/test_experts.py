@@ -112,6 +112,23 @@ def test_cuts_that_fp32_has_rounded_agree_with_those_that_it_has_not():
 
 
 @each_noise
+def test_an_expert_may_draw_otherwise_within_the_cuts_of_the_training_noise(noise):
+    uniform, u = LogUniform(0.002, 80.0), torch.linspace(0, 1, 101, dtype=torch.float64)[1:-1]
+    plain = [Expert(node=[1, index]).intervals(noise) for index in (0, 1)]
+    check_cover([plain[0], Expert(node=[1, 1], within=uniform).intervals(noise)])
+    for index, ((lo, hi),) in enumerate(plain):
+        expert = Expert(node=[1, index], within=uniform)
+        assert expert.intervals(noise) == plain[index]
+        sigma, ends = expert.restrict(noise).icdf(u), (max(lo, 0.002), min(hi, 80.0))
+        assert bool(((sigma >= lo) & (sigma < hi)).all())
+        expected = ends[0] ** (1 - u) * ends[1] ** u
+        torch.testing.assert_close(sigma, expected, rtol=1e-6, atol=0)
+    assert Expert(within=uniform).restrict(noise) is uniform and Expert().restrict(noise) is noise
+    with pytest.raises(ValueError, match=r"near-empty|empty"):
+        Expert(node=[1, 1], within=LogUniform(1e-5, 1e-4)).restrict(noise)
+
+
+@each_noise
 def test_nodes_hold_their_share_of_the_training_noise(noise):
     tolerance = 1e-3 if noise is NOISES["discrete"] else 1e-12
     for level, index in [(1, 0), (1, 1), (2, 2), (3, 0), (5, 31)]:

@@ -15,11 +15,11 @@ from ldm.conditioners import clip_image as images
 from ldm.conditioners.clip import ClipText
 from ldm.conditioners.clip_image import clip_image
 from ldm.conditioners.t5 import t5_tokens
-from ldm.conditioners.text import text_tokens
+from ldm.conditioners.text import frozen_text
 
 WEIGHTS = "model.safetensors"
 KINDS = {
-    "text": (text_tokens, clip_folder),
+    "text": (frozen_text, clip_folder),
     "clip_text": (ClipText, clip_folder),
     "t5": (t5_tokens, t5_folder),
     "clip_image": (clip_image, clip_image_folder),
@@ -155,4 +155,4 @@ def test_an_index_names_files_of_its_folder(names, copy):
     index.write_text(json.dumps({"weight_map": {str(place): name for place, name in enumerate(names)}}))
     assert "names no safetensors of this folder" in refused("clip_text", folder)
     index.write_text(json.dumps({"weight_map": {"all": "a.safetensors"}}))
-    assert ClipText(path=str(folder)).width == 8
+    assert ClipText(path=str(folder)).widths == {"tokens": 8}

@@ -10,6 +10,7 @@ from untrained import untrained_run
 
 from ldm.checkpoint import weights
 from ldm.config import compose, overriding
+from ldm.diffusion.denoiser import Denoiser
 from ldm.given import collate
 from ldm.run import load
 from sample import __doc__ as usage
@@ -323,6 +324,40 @@ def test_conditions_that_are_not_given_are_null_beside_one_that_is(tmp_path):
     prompted = first_image(both, tmp_path / "prompted", "prompt=a cat")
     assert not np.array_equal(prompted, first_image(both, tmp_path / "joint", "prompt=a cat", "label=1"))
     assert not np.array_equal(prompted, first_image(both, tmp_path / "labelled", "label=1"))
+
+
+def test_a_sample_uses_the_conditions_it_is_told_to(tmp_path, monkeypatch):
+    both = untrained_run(
+        tmp_path / "both", "conditioner=[text,label]", "conditioner.label.slot=vector", "network.attention_factors=[1]"
+    )
+    weak = untrained_run(tmp_path / "weak", "conditioner=[text]", "network.attention_factors=[1]", seed=1)
+    calls, forward = [], Denoiser.forward
+    monkeypatch.setattr(Denoiser, "forward", lambda *given: calls.append(1) or forward(*given))
+
+    def drawn(name: str, *words: str) -> tuple[np.ndarray, int]:
+        calls.clear()
+        return first_image(both, tmp_path / name, *words), len(calls)
+
+    prompt, label = ["prompt=a cat"], ["label=1"]
+    for given, use in ((prompt, "text"), (label, "label")):
+        alone, count = drawn(f"{use} alone", *given)
+        used, same_count = drawn(f"{use} used", *given, f"use_conditions=[{use}]")
+        assert np.array_equal(alone, used) and count == same_count
+        with pytest.raises(ValueError, match=rf"this model with use_conditions=\[{use}\] reads no"):
+            drawn("refused", *prompt, *label, f"use_conditions=[{use}]")
+    joint, count = drawn("joint", *prompt, *label)
+    all_used, same_count = drawn("all used", *prompt, *label, "use_conditions=[label,text]")
+    assert np.array_equal(joint, all_used) and count == same_count
+    none, count = drawn("none", "use_conditions=[]")
+    null, same_count = drawn("null", *prompt, "guidance.scale=0")
+    assert np.array_equal(none, null) and count == same_count
+    auto = ["guidance=autoguidance", f"weak_model={weak}"]
+    compared, _ = drawn("compared", *label, *auto, "use_conditions=[label]")
+    assert not np.array_equal(compared, drawn("plain", *label, "guidance.scale=1")[0])
+    with pytest.raises(ValueError, match="use_conditions: no condition t5; the conditions of this model: text, label"):
+        drawn("refused", *prompt, "use_conditions=[t5]")
+    with pytest.raises(ValueError, match=r"guidance\.scales: no condition label"):
+        drawn("refused", *prompt, "use_conditions=[text]", "guidance=per_condition", "guidance.scales={label:2}")
 
 
 def test_a_negative_prompt_that_would_not_be_read_is_refused(model, tmp_path):

@@ -10,7 +10,8 @@ from toys import t5_folder
 
 from ldm.conditioners import t5, unread
 from ldm.conditioners.base import Conditioners
-from ldm.conditioners.t5 import T5Tokens, t5_tokens
+from ldm.conditioners.t5 import t5_tokens
+from ldm.conditioners.text import FrozenText
 
 BATCH = {"caption": ["a red heart", "red", "heart a"]}
 KEEP = torch.zeros(3, dtype=torch.bool)
@@ -30,7 +31,8 @@ def test_tokens_are_those_of_transformers(dtype: str, kind: torch.dtype):
         expected = whole.encoder(**given).last_hidden_state.float()
     conditioner = make(dtype=dtype)
     kept = conditioner(BATCH, KEEP)
-    assert conditioner.width == 8 and kept["tokens"].shape == (3, 6, 8) and kept["tokens"].dtype == torch.float32
+    assert conditioner.widths == {"tokens": 8} and kept["tokens"].shape == (3, 6, 8)
+    assert kept["tokens"].dtype == torch.float32
     assert kept["tokens_mask"].sum(1).tolist() == [4, 2, 3]  # </s> is one of them
     mask = given.attention_mask.bool()
     assert torch.equal(kept["tokens"][:, :4][mask], expected[mask])
@@ -82,7 +84,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return folders
 
 
-def start_with(folder: Path, **given) -> T5Tokens:
+def start_with(folder: Path, **given) -> FrozenText:
     """As the next process makes it."""
     t5._find.cache_clear()
     return t5_tokens(str(folder), **{"max_tokens": 6, "dtype": "fp32", **given})
@@ -101,7 +103,7 @@ def test_one_that_is_known_is_read_when_a_caption_needs_it(folder: Path, read: l
     known, tokens = first.frozen.describe(), first(BATCH, KEEP)
     assert len(read) == 1
     second = start_with(folder)
-    assert (second.width, second.num_tokens, second.frozen.describe()) == (first.width, first.num_tokens, known)
+    assert (second.widths, second.num_tokens, second.frozen.describe()) == (first.widths, first.num_tokens, known)
     made = {known["digest"]: {"tokens": tokens["tokens"], "mask": tokens["tokens_mask"]}}
     from_cache = second({"encoded": made}, torch.tensor([False, True, False]))
     assert torch.equal(from_cache["tokens"][[0, 2]], tokens["tokens"][[0, 2]]) and not from_cache["tokens"][1].any()

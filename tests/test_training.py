@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from toys import EXPERIMENTS, curve, losses, same, state, tiny, train
+from toys import EXPERIMENTS, clip_image_folder, curve, losses, same, state, t5_folder, tiny, train
 from untrained import untrained_run
 
 from data.seals import sealed
@@ -46,6 +46,23 @@ def test_every_experiment_trains_two_steps(
     )
     assert finite(run.folder / "weights") and state(run.folder, 2)["step"] == 2
     assert any(name.startswith("validation/") for _, name, _ in losses(run.folder))
+
+
+def test_conditions_of_other_widths_and_slots_train_together(train_diffusion: Train):
+    words = {
+        "t5": [f"path={t5_folder()}", "width=384", "dtype=fp32"],
+        "clip_image": [f"path={clip_image_folder()}", "slots=[vector,tokens]", "width=384"],
+        "null_token": ["num_tokens=2"],
+    }
+    keys = [f"conditioner.{name}.{word}" for name, given in words.items() for word in given]
+    run = train_diffusion(
+        "conditioner=[text,t5,clip_image,null_token]", *keys, "expert=log_uniform", "expert.node=[1,1]"
+    )
+    assert finite(run.folder / "weights") and state(run.folder, 2)["step"] == 2
+    trained = {name for name in state(run.folder, 2)["trained"] if "conditioner" in name}
+    assert trained == {
+        f"conditioner.parts.{name}" for name in ("t5.project.weight", "clip_image.project.weight", "null_token.tokens")
+    }
 
 
 def test_an_expert_starts_from_its_parent_and_trains_only_its_own_noise(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner
-from ldm.conditioners.text import CaptionEncoder, TextEncoder
+from ldm.conditioners.caption_encoder import CaptionEncoder
+from ldm.conditioners.projection import projection
+from ldm.conditioners.text import TextEncoder
 
 MAX_TOKENS = 77
 # The text encoder of CLIP ViT-L/14.
@@ -32,15 +34,27 @@ CONFIG = {
 class ClipText(Conditioner):
     """batch["caption"], B texts -> tokens [B, 77, 768], padding among them; the null is the encoding of ''.
 
-    `path` is a folder with the encoder, which is frozen and not saved; '???' is no encoder, to count a model alone.
+    With `width` they are brought to it by a learned projection; with `zero_null` the null is zeros. `path` is a folder
+    with the encoder, which is frozen and not saved; '???' is no encoder, to count a model alone.
     """
 
     key = "caption"
 
-    def __init__(self, path: str, drop_prob: float = 0.1, memo_captions: int = 0):
-        frozen = None if path == "???" else CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions)
-        super().__init__("tokens", frozen.width if frozen else CONFIG["hidden_size"], drop_prob)
+    def __init__(
+        self,
+        path: str,
+        width: int | None = None,
+        zero_null: bool = False,
+        drop_prob: float = 0.1,
+        memo_captions: int = 0,
+    ):
+        frozen = None
+        if path != "???":
+            frozen = CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions, zero_null=zero_null)
+        encoder_width = frozen.width if frozen else CONFIG["hidden_size"]
+        super().__init__({"tokens": width or encoder_width}, drop_prob, MAX_TOKENS)
         self.frozen = frozen
+        self.project = projection(encoder_width, width)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -49,9 +63,11 @@ class ClipText(Conditioner):
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)
-        return {"tokens": tokens, "tokens_mask": mask}
+        return {"tokens": self.project(tokens), "tokens_mask": mask}
 
     def published_state(self) -> dict[str, Tensor]:
+        if self.state_dict():
+            raise ValueError("conditioner.clip_text.width: published models have no projection of tokens")
         if self.frozen is None:
             return layout()
         state = self.frozen.encoder.module.model.state_dict()

@@ -1,5 +1,6 @@
 """CLIP's embedding of the image itself, for variations of it and its style (eDiff-I, arXiv 2211.01324)."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
+from ldm.conditioners.base import Conditioner, field
+from ldm.conditioners.frozen import Batch, FrozenEncoder
+from ldm.conditioners.projection import projection
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model
 from ldm.networks.layers import Frozen
@@ -52,36 +55,47 @@ def preprocess(image: Tensor, size: int) -> Tensor:
 
 
 class ClipImage(Conditioner):
-    """batch["image"] [B, 3, H, W] in [-1, 1] -> a vector [B, width], or one token [B, 1, width]; the null is zero.
+    """batch["image"] [B, 3, H, W] in [-1, 1] -> a vector [B, V], one token [B, 1, width], or both; the null is zero.
 
-    The encoder is frozen and not saved. Who samples need not give an image.
+    With `width` the token, V wide, is brought to it by a learned projection. The encoder is frozen and not saved. Who
+    samples need not give an image.
     """
 
     key = "image"
     optional = True
 
-    def __init__(self, encoder: ImageEncoder, slot: str = "vector", drop_prob: float = 0.9):
-        shapes = {"vector": (encoder.width,), "tokens": (1, encoder.width)}
-        if slot not in shapes:
-            raise ValueError(f"conditioner.clip_image.slot={slot!r}: must be one of {', '.join(shapes)}")
-        super().__init__(slot, encoder.width, drop_prob)
-        self.shape = shapes[slot]
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        slots: Sequence[str] = ("vector",),
+        width: int | None = None,
+        drop_prob: float = 0.9,
+    ):
+        widths = {"vector": encoder.width, "tokens": width or encoder.width}
+        super().__init__({slot: widths[slot] for slot in slots}, drop_prob, num_tokens=int("tokens" in slots))
         self.frozen = encoder
+        self.project = projection(encoder.width, width if "tokens" in slots else None)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        embedding = torch.zeros(len(drop), self.width, device=drop.device)
+        embedding = torch.zeros(len(drop), self.frozen.width, device=drop.device)
         known = self.frozen.known(batch)
         if known is not None:
             embedding = known["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
         elif not drop.all():
             given = field(batch, "image", "clip_image").to(drop.device)[~drop]
             embedding[~drop] = self.frozen.encode({"image": given}, drop.device)["embedding"].float()
-        return {self.slot: embedding.view(-1, *self.shape)}
+        filled = {"vector": embedding, "tokens": self.project(embedding[:, None])}
+        return {slot: filled[slot] for slot in self.widths}
 
 
-def clip_image(path: str, slot: Literal["vector", "tokens"] = "vector", drop_prob: float = 0.9) -> ClipImage:
+def clip_image(
+    path: str,
+    slots: Sequence[Literal["vector", "tokens"]] = ("vector",),
+    width: int | None = None,
+    drop_prob: float = 0.9,
+) -> ClipImage:
     """Conditioning on an image by the CLIP in the Hugging Face folder `path`: all of it or its vision tower."""
-    return ClipImage(_load(Path(path).expanduser()), slot, drop_prob)
+    return ClipImage(_load(Path(path).expanduser()), slots, width, drop_prob)
 
 
 @cache

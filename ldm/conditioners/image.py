@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, check_classes, field
+from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.classes import check_classes
 from ldm.diffusion.draws import uniform
 
 
@@ -25,7 +26,7 @@ class LowResolution(Conditioner):
     instead = "low_resolution"
 
     def __init__(self, factor: int = 4, drop_prob: float = 0.0):
-        super().__init__("concat", 3, drop_prob)
+        super().__init__({"concat": 3}, drop_prob)
         if factor < 1:
             raise ValueError(f"conditioner.low_resolution.factor={factor}: must be at least 1")
         self.factor = self.reduces = factor
@@ -58,7 +59,7 @@ class MaskedImage(Conditioner):
     shares_first_stage = True
 
     def __init__(self, encode_image: Callable[[Tensor], Tensor], in_channels: int, seed: int, drop_prob: float = 0.0):
-        super().__init__("concat", in_channels + 1, drop_prob)
+        super().__init__({"concat": in_channels + 1}, drop_prob)
         self.encode_image = encode_image
         self.seed = seed
 
@@ -101,7 +102,7 @@ class SemanticMap(Conditioner):
     key = "segmentation"
 
     def __init__(self, num_classes: int, channels: int = 3, factor: int = 4, drop_prob: float = 0.0):
-        super().__init__("concat", channels, drop_prob)
+        super().__init__({"concat": channels}, drop_prob)
         self.reduces = factor
         self.halvings = round(math.log2(factor)) if factor > 0 else 0
         if 2**self.halvings != factor:

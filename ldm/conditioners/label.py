@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, check_classes, field
+from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.classes import check_classes
 
 
 class Label(Conditioner):
@@ -17,7 +18,7 @@ class Label(Conditioner):
     def __init__(
         self, num_classes: int, width: int = 512, slot: str = "tokens", drop_prob: float = 0.1, has_null: bool = True
     ):
-        super().__init__(slot, width, drop_prob)
+        super().__init__({slot: width}, drop_prob, num_tokens=int(slot == "tokens"))
         if drop_prob and not has_null:
             raise ValueError(f"conditioner.label.drop_prob={drop_prob}: without has_null no label can be dropped")
         self.has_null = has_null
@@ -25,6 +26,7 @@ class Label(Conditioner):
         if slot not in shapes:
             raise ValueError(f"conditioner.label.slot={slot!r}: must be one of {', '.join(shapes)}")
         self.num_classes = num_classes
+        self.slot = slot
         self.shape = shapes[slot]
         self.embedding = nn.Embedding(num_classes + has_null, width)
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from ldm.conditioners.base import Batch, Conditioner
-from ldm.conditioners.text import CaptionEncoder, Memo, TextEncoder
+from ldm.conditioners.caption_encoder import CaptionEncoder, Memo
+from ldm.conditioners.text import FrozenText, TextEncoder
 from ldm.conditioners.unread import Described, Source, find
 from ldm.networks.huggingface import load_model, load_tokenizer
 
@@ -17,40 +16,21 @@ KINDS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderM
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-class T5Tokens(Conditioner):
-    """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is zero tokens, all of them seen.
-
-    The encoder is frozen and not saved.
-    """
-
-    key = "caption"
-
-    def __init__(self, encoder: Described, drop_prob: float = 0.25, memo_captions: int = 0, memo: Memo | None = None):
-        super().__init__("tokens", encoder.width, drop_prob)
-        self.num_tokens = encoder.max_tokens
-        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
-
-    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        if drop.all():
-            tokens = torch.zeros(len(drop), self.num_tokens, self.width, device=drop.device)
-            return {"tokens": tokens, "tokens_mask": torch.ones_like(tokens[..., 0], dtype=torch.bool)}
-        tokens, mask = self.frozen(batch, torch.zeros_like(drop))
-        return {"tokens": tokens.masked_fill(drop[:, None, None], 0.0), "tokens_mask": mask | drop[:, None]}
-
-
 def t5_tokens(
     path: str,
     max_tokens: int = 113,
     dtype: Literal["bf16", "fp32"] = "bf16",
+    width: int | None = None,
+    zero_null: bool = True,
     drop_prob: float = 0.25,
     memo_captions: int = 0,
-) -> T5Tokens:
+) -> FrozenText:
     """Text conditioning by the encoder half of a T5, mT5 or UMT5 in the Hugging Face folder `path`.
 
     One that is known from an earlier run is read when a caption needs it.
     """
     encoder, memo = _find(Path(path).expanduser(), max_tokens, dtype)
-    return T5Tokens(encoder, drop_prob, memo_captions, memo)
+    return FrozenText(CaptionEncoder(encoder, memo_captions, memo, zero_null), ("tokens",), width, drop_prob)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Captions as the tokens of a frozen text encoder (cross-attention, arXiv 2112.10752, section 3.3)."""
+"""Captions by a frozen text encoder: tokens for cross-attention (arXiv 2112.10752, section 3.3) and their mean."""
 
 import json
 import logging
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
-from ldm.conditioners.unread import Described
+from ldm.conditioners.base import Batch, Conditioner
+from ldm.conditioners.caption_encoder import CaptionEncoder, Memo
+from ldm.conditioners.projection import projection
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model, load_tokenizer
-from ldm.networks.layers import Frozen
 from ldm.networks.pretrained import locate
 
 log = logging.getLogger(__name__)
@@ -114,138 +114,53 @@ class TextEncoder(nn.Module):
             )
 
 
-Memo = dict[str, tuple[Tensor, Tensor]]
+class FrozenText(Conditioner):
+    """batch["caption"], B texts -> tokens [B, N, width] and their mask, their mean as a vector [B, V], or both.
 
-
-class CaptionEncoder(FrozenEncoder):
-    """A frozen encoder, its answers to the first `capacity` captions kept in `memo`.
-
-    With a capacity captions are encoded one at a time, so that an embedding depends on its caption only.
+    The vector is as wide as the encoder, V, and of unit variance; with `width` the tokens are brought to it by a
+    learned projection. The null is the encoder's. The encoder is frozen and not saved.
     """
 
     key = "caption"
 
-    def __init__(self, encoder: Described, capacity: int, memo: Memo | None = None):
-        self.width = encoder.width
-        self._described = encoder
-        self._capacity = capacity
-        self._memo = {} if memo is None else memo
-
-    @cached_property
-    def encoder(self) -> Frozen:
-        """The encoder itself."""
-        return Frozen(self._described.read())
-
-    def identity(self) -> dict[str, Any]:
-        """The encoder's."""
-        return self._described.identity
-
-    def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        """The tokens [B, N, width] and the mask [B, N] of batch["caption"]."""
-        captions = field(batch, "caption", self._described.name)
-        tokens, mask = self(batch, torch.zeros(len(captions), dtype=torch.bool, device=device))
-        return {"tokens": tokens, "mask": mask}
-
-    def __call__(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, N, width] and mask [B, N] of batch["caption"], of '' where dropped."""
-        known = self.known(batch)
-        if known is not None:
-            return self._with_null(known["tokens"].to(drop.device).float(), known["mask"].to(drop.device), drop)
-        captions = [""] * len(drop)
-        if not drop.all():
-            given = field(batch, "caption", self._described.name)
-            captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
-        encoder = self.encoder.on(drop.device)
-        if not self._capacity:
-            return encoder(captions)
-        new = {}
-        for caption in dict.fromkeys(captions):
-            if caption not in self._memo:
-                tokens, mask = encoder([caption])
-                new[caption] = (tokens[0].cpu(), mask[0].cpu())
-        pairs = [new.get(caption) or self._memo[caption] for caption in captions]
-        room = self._capacity - len(self._memo)
-        self._memo.update(list(new.items())[: max(room, 0)])
-        tokens, mask = (torch.stack(values).to(drop.device) for values in zip(*pairs, strict=True))
-        return tokens, mask
-
-    def _with_null(self, tokens: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
-        if not drop.any():
-            return tokens, mask
-        null, null_mask = (value.to(drop.device) for value in self._null)
-        return torch.where(drop[:, None, None], null, tokens), torch.where(drop[:, None], null_mask, mask)
-
-    @cached_property
-    def _null(self) -> tuple[Tensor, Tensor]:
-        """Of '', [1, N, width] and [1, N]: where everything else is known, the encoder stays on the device it is on."""
-        return self.encoder.module([""])
-
-
-class TextTokens(Conditioner):
-    """batch["caption"], B texts -> tokens [B, N, width] and their mask; the null is the encoding of ''.
-
-    The encoder is frozen and not saved.
-    """
-
-    key = "caption"
-
-    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
-        super().__init__("tokens", encoder.width, drop_prob)
-        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """The frozen encoder with its tokenizer."""
-        return self.frozen.encoder.module
+    def __init__(
+        self,
+        encoder: CaptionEncoder,
+        slots: Sequence[str] = ("tokens",),
+        width: int | None = None,
+        drop_prob: float = 0.1,
+    ):
+        widths = {"tokens": width or encoder.width, "vector": encoder.width}
+        num_tokens = encoder.max_tokens if "tokens" in slots else 0
+        super().__init__({slot: widths[slot] for slot in slots}, drop_prob, num_tokens)
+        self.frozen = encoder
+        self.project = projection(encoder.width, width if "tokens" in slots else None)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)
-        return {"tokens": tokens, "tokens_mask": mask}
+        filled = {}
+        if "tokens" in self.widths:
+            filled |= {"tokens": self.project(tokens), "tokens_mask": mask}
+        if "vector" in self.widths:
+            mean = tokens.sum(1) / mask.sum(1, keepdim=True)
+            filled["vector"] = F.layer_norm(mean, (self.frozen.width,))
+        return filled
 
 
-class TextVector(Conditioner):
-    """batch["caption"] -> the mean of its tokens as a vector [B, width] of unit variance; dropped with `text`."""
-
-    key = "caption"
-
-    def __init__(self, encoder: TextEncoder, drop_prob: float = 0.1, memo_captions: int = 0, memo: Memo | None = None):
-        super().__init__("vector", encoder.width, drop_prob, drop_with="text")
-        self.frozen = CaptionEncoder(encoder, memo_captions, memo)
-
-    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        tokens, mask = self.frozen(batch, drop)
-        mean = tokens.sum(1) / mask.sum(1, keepdim=True)
-        return {"vector": F.layer_norm(mean, (self.width,))}
-
-
-def text_tokens(
+def frozen_text(
     model: str = "minilm",
     path: str | None = None,
     max_tokens: int = 16,
+    slots: Sequence[Literal["tokens", "vector"]] = ("tokens",),
+    width: int | None = None,
+    zero_null: bool = False,
     drop_prob: float = 0.1,
     memo_captions: int = 0,
-) -> TextTokens:
+) -> FrozenText:
     """Text conditioning by a frozen encoder: a fetched one by name, or `path`, the folder of another (KINDS)."""
-    return TextTokens(*_shared(model, path, max_tokens, drop_prob, memo_captions))
-
-
-def text_vector(
-    model: str = "minilm",
-    path: str | None = None,
-    max_tokens: int = 16,
-    drop_prob: float = 0.1,
-    memo_captions: int = 0,
-) -> TextVector:
-    """The pooled caption of the same encoders, added to the noise embedding; it shares encoder and memo with tokens."""
-    return TextVector(*_shared(model, path, max_tokens, drop_prob, memo_captions))
-
-
-def _shared(
-    model: str, path: str | None, max_tokens: int, drop_prob: float, memo_captions: int
-) -> tuple[TextEncoder, float, int, Memo]:
     folder = Path(path).expanduser() if path is not None else locate(model)
     encoder, memo = _load(folder, max_tokens)
-    return encoder, drop_prob, memo_captions, memo
+    return FrozenText(CaptionEncoder(encoder, memo_captions, memo, zero_null), slots, width, drop_prob)
 
 
 @cache

@@ -31,9 +31,8 @@ class CaptionTransformer(Conditioner):
         max_tokens: int = 77,
         drop_prob: float = 0.1,
     ):
-        super().__init__("tokens", width, drop_prob)
+        super().__init__({"tokens": width}, drop_prob, num_tokens=max_tokens)
         self.tokenizer_at = tokenizer
-        self.max_tokens = max_tokens
         self.transformer = TextTransformer(vocabulary, max_tokens, width, depth)
 
     @cached_property
@@ -55,7 +54,7 @@ class CaptionTransformer(Conditioner):
         if not drop.all():
             given = field(batch, "caption", "caption_transformer")
             captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
-        ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.max_tokens).input_ids
+        ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.num_tokens).input_ids
         return {"tokens": self.transformer(torch.tensor(ids, device=drop.device))}
 
 
@@ -68,8 +67,7 @@ class LayoutTransformer(Conditioner):
     key = "layout"
 
     def __init__(self, width: int, depth: int, vocabulary: int = 8192, num_tokens: int = 92, drop_prob: float = 0.0):
-        super().__init__("tokens", width, drop_prob)
-        self.num_tokens = num_tokens
+        super().__init__({"tokens": width}, drop_prob, num_tokens)
         self.transformer = TextTransformer(vocabulary, num_tokens, width, depth)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:

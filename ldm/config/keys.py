@@ -32,6 +32,7 @@ ROOT_TYPES = {
     "label": int | str,
     "tile": int,
     "members": list[str],
+    "use_conditions": list[str],
     "validation": str | list[str],
     "runs": list[str],
     "samplers": list[str],

@@ -17,7 +17,7 @@ from ldm.conditioners.clip import ClipText
 from ldm.conditioners.embeddings import Embeddings
 from ldm.conditioners.image import LowResolution, MaskedImage, SemanticMap
 from ldm.conditioners.label import Label
-from ldm.conditioners.text import TextTokens
+from ldm.conditioners.text import FrozenText
 from ldm.conditioners.transformer import CaptionTransformer, LayoutTransformer
 from ldm.convert.sample_script import Script
 from ldm.files import write_json
@@ -68,7 +68,7 @@ def write(conditioners: Mapping[str, Conditioner], targets: Mapping[str, str], l
             "sample with sample.py, or export format=safetensors"
         )
     [(name, part)] = conditioners.items()
-    if targets[name] not in WRITERS:
+    if targets[name] not in WRITERS or len(part.widths) > 1 or "project.weight" in part.state_dict():
         raise ValueError(
             f"conditioner.{name}: has no form in diffusers; sample with sample.py, or export format=safetensors"
         )
@@ -93,14 +93,14 @@ def _clip_text(part: ClipText, latent: Latent, out: Path) -> Written:
 
 def _caption_transformer(part: CaptionTransformer, latent: Latent, out: Path) -> Written:
     files = _bert(part.transformer, out / "bert") + _pretrained(part.tokenizer, out / "tokenizer")
-    if part.max_tokens != PIPELINE_TOKENS:
-        code = _CAPTIONS.format(max_tokens=part.max_tokens)
+    if part.num_tokens != PIPELINE_TOKENS:
+        code = _CAPTIONS.format(max_tokens=part.num_tokens)
         return Written(files, script=Script(f"{_BERT_IMPORT}\nfrom transformers import AutoTokenizer", code, _TEXTS))
     return _eighths(files, {"bert": BERT, "tokenizer": _of_transformers(part.tokenizer)}, latent)
 
 
-def _text(part: TextTokens, latent: Latent, out: Path) -> Written:
-    encoder = part.encoder
+def _text(part: FrozenText, latent: Latent, out: Path) -> Written:
+    encoder = part.frozen.encoder.module
     files = _pretrained(encoder.model, out / "text_encoder") + _pretrained(encoder.tokenizer, out / "tokenizer")
     code = _MASKED_TEXTS.format(max_tokens=encoder.max_tokens)
     return Written(files, script=Script("from transformers import AutoModel, AutoTokenizer", code, _TEXTS))
@@ -162,8 +162,8 @@ null = None"""
 
 def _embeddings(part: Embeddings, latent: Latent, out: Path) -> Written:
     example = f"""\
-null = condition(torch.zeros(2, {part.num_tokens}, {part.width}))
-given = condition(torch.zeros(2, {part.num_tokens}, {part.width}))  # CLIP's embeddings of your texts and neighbours"""
+null = condition(torch.zeros(2, {part.num_tokens}, {part.embedding_width}))
+given = condition(torch.zeros(2, {part.num_tokens}, {part.embedding_width}))  # CLIP's of texts and neighbours"""
     return Written(script=Script("", _EMBEDDINGS, example))
 
 
@@ -172,7 +172,7 @@ given = condition(torch.zeros(2, {part.num_tokens}, {part.width}))  # CLIP's emb
 
 
 def _low_resolution(part: LowResolution, latent: Latent, out: Path) -> Written:
-    if latent.channels == part.width and part.factor == latent.f:
+    if latent.channels == part.widths["concat"] and part.factor == latent.f:
         return Written(pipeline="LDMSuperResolutionPipeline", divides=False)
     side = latent.side * latent.f // part.factor
     example = f"""\
@@ -211,7 +211,7 @@ def _weights(state: Mapping[str, Tensor], out: Path) -> list[Path]:
 WRITERS: dict[str, Callable[[Any, Latent, Path], Written]] = {
     "ldm.conditioners.clip.ClipText": _clip_text,
     "ldm.conditioners.transformer.CaptionTransformer": _caption_transformer,
-    "ldm.conditioners.text.text_tokens": _text,
+    "ldm.conditioners.text.frozen_text": _text,
     "ldm.conditioners.label.Label": _label,
     "ldm.conditioners.transformer.LayoutTransformer": _layout_transformer,
     "ldm.conditioners.embeddings.Embeddings": _embeddings,

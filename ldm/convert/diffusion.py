@@ -77,7 +77,7 @@ def _classes(parts: Parts) -> str | None:
     """The conditioner whose vectors the network adds as they are: in the published layout it is a part of it."""
     if parts.tree["network"].get("project_vector", True):
         return None
-    return next((name for name, part in parts["conditioner"].parts.items() if part.slot == "vector"), None)
+    return next((name for name, part in parts["conditioner"].parts.items() if "vector" in part.widths), None)
 
 
 def _condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:

@@ -71,11 +71,21 @@ def subtract(intervals: list[Interval], hole: Interval) -> list[Interval]:
 
 
 class Expert:
-    """The part of the noise that one denoiser is for: a node (None: all of it) without the nodes in `exclude`."""
+    """The part of the noise that one denoiser is for: a node (None: all of it) without the nodes in `exclude`.
 
-    def __init__(self, node: Sequence[int] | None = None, exclude: Sequence[Sequence[int]] = ()):
+    The training noise, which is the parent's, says where the nodes are cut; sigma is drawn from it, or from `within`,
+    inside these cuts. So experts that draw otherwise still tile the noise with the others.
+    """
+
+    def __init__(
+        self,
+        node: Sequence[int] | None = None,
+        exclude: Sequence[Sequence[int]] = (),
+        within: NoiseDistribution | None = None,
+    ):
         self.node = (0, 0) if node is None else tuple(node)
         self.exclude = tuple(tuple(hole) for hole in exclude)
+        self.within = within
         for checked in (self.node, *self.exclude):
             _check_node(*checked)
 
@@ -89,11 +99,12 @@ class Expert:
         return intervals
 
     def restrict(self, noise: NoiseDistribution) -> NoiseDistribution:
-        """The training noise of this expert, given the unrestricted one."""
+        """What this expert draws sigma from, given the unrestricted training noise."""
         intervals = self.intervals(noise)
+        drawn = noise if self.within is None else self.within
         if intervals == [(0.0, math.inf)]:
-            return noise
-        return Restricted(noise, intervals)
+            return drawn
+        return Restricted(drawn, intervals)
 
 
 def check_cover(interval_sets: Sequence[Sequence[Interval]]) -> None:

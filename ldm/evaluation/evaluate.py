@@ -56,7 +56,7 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         missing = [scale for scale in scales if f"{scale:g}" not in done]
         if missing:
             sampling = _sampling(tree, model, missing)
-            _check_data(model)
+            _check_data(model, sampling)
             measured_by = yardsticks or yardsticks_of(tree, device)
             _measure(tree, model, sampling, missing, done, kept, identity, measured_by)
         rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
@@ -80,18 +80,19 @@ def _sampling(tree: dict, model: Model, scales: list[float]) -> Sampling:
     guidance = {**tree["guidance"], "scale": scales[0]} if "_target_" in tree["guidance"] else None
     sampling = model.sampling({**tree, "guidance": guidance})
     for scale in scales:
-        check_guidance(sampling.with_scale(scale).guidance, model.conditioner)
+        check_guidance(sampling.with_scale(scale).guidance, model.conditioner, use=sampling.use_conditions)
     return sampling
 
 
-def _check_data(model: Model) -> None:
+def _check_data(model: Model, sampling: Sampling) -> None:
     """Raises ValueError unless the training data give what a model is evaluated by and conditioned on."""
     given = model.parts["data"].fields
     if "caption" not in given:
         raise ValueError(
             "evaluate compares images with captions (alignment=), and the data of this run has none in data.fields"
         )
-    for name, field in model.conditioner.missing({key: None for key in ("caption", "label") if key in given}).items():
+    known = {key: None for key in ("caption", "label") if key in given}
+    for name, field in model.conditioner.missing(known, sampling.use_conditions).items():
         raise ValueError(
             f"conditioner.{name} reads {field!r}: evaluate draws for the captions and labels of the training data "
             "only, so that this model cannot be evaluated yet"
@@ -132,6 +133,8 @@ def _identity(model: Model, tree: dict[str, Any]) -> str:
         facts["guidance"] = {key: value for key, value in tree["guidance"].items() if key != "scale"}
     if tree["loss_guidance"]:
         facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
+    if tree["use_conditions"] is not None:
+        facts["use_conditions"] = sorted(tree["use_conditions"])
     if tree["tiling"]:
         facts["tiling"] = tree["tiling"]
     for key in ("weak_model", "classifier"):

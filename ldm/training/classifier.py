@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data.module import ShardData
 from ldm.charts import Curve
-from ldm.conditioners.base import check_classes
+from ldm.conditioners.classes import check_classes
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import expand
 from ldm.diffusion.draws import normal, uniform

@@ -100,7 +100,7 @@ class DiffusionTask(Task):
         self.loss = loss
         self.resampler = resampler
         self.log_variance = log_variance
-        self.sampling = sampling if conditioner.names else sampling.with_scale(1.0)  # nothing there to guide by
+        self.sampling = sampling if conditioner.parts else sampling.with_scale(1.0)  # nothing there to guide by
         check_guidance(self.sampling.guidance, conditioner)
         self.batch_size = data.batch_size
         self.keep_latents = keep_latents

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldm.charts import Curve
 from ldm.checkpoint.weights import load_strict
-from ldm.conditioners.base import OutOfRange
+from ldm.conditioners.classes import OutOfRange
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import Schedule, load_state

@@ -1,0 +1,89 @@
+"""Trees of earlier versions: what they say in today's words is the same model, trained by the same draws."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import tiny
+from untrained import untrained_run
+
+from ldm.build import Parts
+from ldm.config import completed, compose, dump, load_tree
+from ldm.config.upgrades import upgrade
+from ldm.diffusion.draws import uniform
+from ldm.run import check_unchanged, load
+
+SAVED = Path(__file__).parent / "saved"
+TOKENS = {"_target_": "ldm.conditioners.text.text_tokens", "model": "minilm", "path": None, "max_tokens": 16}
+VECTOR = {**TOKENS, "_target_": "ldm.conditioners.text.text_vector", "drop_prob": 0.1, "memo_captions": 3}
+TOKENS = {**TOKENS, "drop_prob": 0.1, "memo_captions": 8}
+LABEL = {"_target_": "ldm.conditioners.label.Label", "num_classes": 3, "slot": "vector"}
+
+
+def upgraded(parts: dict[str, Any]) -> dict[str, Any]:
+    return upgrade({"conditioner": parts})["conditioner"]
+
+
+@pytest.mark.parametrize("path", sorted(SAVED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_saved_tree_is_resumed_by_the_command_that_began_it(path: Path, tmp_path: Path):
+    data = [f"data.{name}=data/quickstart/{name}-00000.tar" for name in ("train", "validation")]
+    words = tiny("quickstart/diffusion", tmp_path, *data, "first_stage=runs/quickstart-autoencoder")
+    saved, asked = load_tree(path), compose("config", words)
+    check_unchanged(saved, asked, tmp_path)
+    assert completed(saved["conditioner"]) == completed(asked["conditioner"])
+
+
+def test_a_text_and_its_vector_are_one_condition_with_the_draw_of_the_text():
+    numbers = torch.arange(1000)
+    for parts in ({"text": TOKENS, "text_vector": VECTOR}, {"text_vector": VECTOR}, {"text": TOKENS}):
+        conditioner = Parts({"conditioner": upgraded(parts)})["conditioner"]
+        assert conditioner.names == ("text",)
+        drawn = conditioner.draw_drop(7, numbers)["text"]
+        assert torch.equal(drawn, uniform(7, "drop text", numbers)[:, 0] < 0.1)
+        assert list(conditioner.parts["text"].widths) == [
+            slot for slot, name in (("tokens", "text"), ("vector", "text_vector")) if name in parts
+        ]
+        assert conditioner.parts["text"].frozen.identity()["max_tokens"] == 16
+
+
+def test_vectors_stay_in_the_order_in_which_the_network_has_learned_them():
+    assert list(upgraded({"text": TOKENS, "label": LABEL, "text_vector": VECTOR})) == ["label", "text"]
+    assert list(upgraded({"text_vector": VECTOR, "label": LABEL, "text": TOKENS})) == ["text", "label"]
+    assert list(upgraded({"text_vector": VECTOR, "label": LABEL})) == ["text", "label"]
+
+
+def test_a_text_and_a_vector_of_other_encoders_stay_two_conditions():
+    two = upgraded({"text": TOKENS, "text_vector": {**VECTOR, "max_tokens": 8}})
+    assert {name: part["slots"] for name, part in two.items()} == {"text": ["tokens"], "text_vector": ["vector"]}
+
+
+def test_the_one_slot_of_an_image_is_a_list():
+    image = {"_target_": "ldm.conditioners.clip_image.clip_image", "path": "x", "drop_prob": 0.9}
+    assert upgraded({"clip_image": {**image, "slot": "tokens"}}) == {"clip_image": {**image, "slots": ["tokens"]}}
+    assert upgraded({"clip_image": image}) == {"clip_image": image}
+
+
+def test_what_is_saved_today_needs_no_upgrade():
+    tree = compose("config", ["experiment=quickstart/diffusion"])
+    assert upgrade(tree) == tree
+    odd = [None, [1], {"text": 3}, {"text": {"_target_": [1]}}, {"text_vector": {}}]
+    for strange in ({}, *({"conditioner": parts} for parts in odd)):
+        assert upgrade(strange) == strange
+
+
+def test_weights_of_an_earlier_run_give_the_same_images(tmp_path: Path):
+    words = ["conditioner=[text]", "conditioner.text.slots=[tokens,vector]", "network.attention_factors=[1]"]
+    words.append(f"conditioner.text.memo_captions={TOKENS['memo_captions']}")  # encoded alone, by both
+    today = untrained_run(tmp_path / "today", *words)
+    earlier = Path(shutil.copytree(today, tmp_path / "earlier"))
+    tree = {**load_tree(today / "config.yaml"), "conditioner": {"text": TOKENS, "text_vector": VECTOR}}
+    (earlier / "config.yaml").write_text(dump(tree))
+
+    def drawn(run: Path) -> torch.Tensor:
+        model = load(run)
+        sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None})
+        return model.generate(sampling, {"caption": ["a cat", "a dog"]}, torch.arange(2), seed=0)
+
+    assert torch.equal(drawn(today), drawn(earlier))
