@@ -12,14 +12,16 @@ from data.transforms import View
 
 
 class Field(ABC):
-    """One key of the batch. `extension` is the member it needs, `yields` says what the batch gets.
+    """One key of the batch. `extension` is the member it needs, None the sample's image file; `yields` says what the
+    batch gets.
 
     `lies_on_picture` says that reading it needs to know how its picture lies; the others are given no Picture.
     """
 
-    extension: str
+    extension: str | None
     yields: str
     lies_on_picture = False
+    size: int | None = None  # px, of pixels that have another size than the image
 
     @abstractmethod
     def read(self, content: bytes, picture: Picture | None) -> Any:

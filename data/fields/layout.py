@@ -78,7 +78,8 @@ class Layout(Field):
     ) -> torch.Tensor:
         width, height = size
         left, top = view.corner(height, width, image_size)
-        crop = np.array([left / width, top / height, (left + image_size) / width, (top + image_size) / height])
+        side = view.side(height, width, image_size)
+        crop = np.array([left / width, top / height, (left + side) / width, (top + side) / height])
         classes, boxes = classes[: self.max_objects], boxes[: self.max_objects]
         seen = (np.minimum(boxes[:, 2:], crop[2:]) > np.maximum(boxes[:, :2], crop[:2])).all(1)
         order = np.random.Generator(np.random.Philox(int(view.choice * 2**53))).permutation(len(boxes))

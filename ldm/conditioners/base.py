@@ -57,8 +57,7 @@ class Conditioner(nn.Module, ABC):
     """
 
     key: str
-    also: tuple[str, ...] = ()  # fields that it reads where they are given
-    instead: str | None = None  # the one of them that can stand for `key`
+    also: tuple[str, ...] = ()  # fields that it reads beside it
     reduces: int | None = None  # sides of the image over those of a slot "concat", where that is not the latent's
     optional = False  # whether who samples may leave its field out, and it is then dropped
     shares_first_stage = False  # whether published files hold the first stage a second time in its place
@@ -141,7 +140,7 @@ class Conditioners(nn.Module):
         """The conditions that a batch may lack and does: optional ones, and beside a given one all with a null."""
         if "encoded" in batch:
             return set()  # of a cache: what that does not answer comes with its field
-        lacking = {name for name, part in self.parts.items() if {part.key, part.instead}.isdisjoint(batch)}
+        lacking = {name for name, part in self.parts.items() if not batch.keys() >= {part.key, *part.also}}
         some_given = len(lacking) < len(self.parts)
         known = self.guidable()
         return {
@@ -153,11 +152,12 @@ class Conditioners(nn.Module):
     def missing(self, batch: Batch) -> dict[str, str]:
         """Name and field of the conditions that a batch has to give and does not."""
         absent = self.absent(batch)
-        return {
-            name: part.key
+        unread = {
+            name: [field for field in (part.key, *part.also) if field not in batch]
             for name, part in self.parts.items()
-            if {part.key, part.instead}.isdisjoint(batch) and (part.drop_with or name) not in absent
+            if (part.drop_with or name) not in absent
         }
+        return {name: fields[0] for name, fields in unread.items() if fields}
 
     def drop_all_but(self, given: Collection[str], num_samples: int) -> dict[str, Tensor]:
         """Those of `names` that are in `given` kept, every other condition replaced by its null."""

@@ -22,7 +22,7 @@ KINDS = dict.fromkeys(("clip", "clip_vision_model"), "CLIPVisionModelWithProject
 class ImageEncoder(FrozenEncoder):
     """CLIP's vision tower with its projection, `width` wide; `model(pixel_values).image_embeds` is used."""
 
-    key = "image"
+    key = "style"
 
     def __init__(self, model: nn.Module):
         self.width = model.config.projection_dim
@@ -34,9 +34,9 @@ class ImageEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        """The embedding [B, width] in fp32 of batch["image"] [B, 3, H, W] in [-1, 1]."""
+        """The embedding [B, width] in fp32 of batch["style"] [B, 3, H, W] in [-1, 1]."""
         model = self.model.on(device)
-        pixels = preprocess(field(batch, "image", "clip_image").to(device), model.config.image_size)
+        pixels = preprocess(field(batch, "style", "clip_image").to(device), model.config.image_size)
         with torch.autocast(device.type, enabled=False):
             return {"embedding": model(pixel_values=pixels).image_embeds}
 
@@ -52,12 +52,12 @@ def preprocess(image: Tensor, size: int) -> Tensor:
 
 
 class ClipImage(Conditioner):
-    """batch["image"] [B, 3, H, W] in [-1, 1] -> a vector [B, width], or one token [B, 1, width]; the null is zero.
+    """batch["style"] [B, 3, H, W] in [-1, 1] -> a vector [B, width], or one token [B, 1, width]; the null is zero.
 
-    The encoder is frozen and not saved. Who samples need not give an image.
+    The encoder is frozen and not saved. Who samples need not give a style.
     """
 
-    key = "image"
+    key = "style"
     optional = True
 
     def __init__(self, encoder: ImageEncoder, slot: str = "vector", drop_prob: float = 0.9):
@@ -74,13 +74,13 @@ class ClipImage(Conditioner):
         if known is not None:
             embedding = known["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
         elif not drop.all():
-            given = field(batch, "image", "clip_image").to(drop.device)[~drop]
-            embedding[~drop] = self.frozen.encode({"image": given}, drop.device)["embedding"].float()
+            given = field(batch, "style", "clip_image").to(drop.device)[~drop]
+            embedding[~drop] = self.frozen.encode({"style": given}, drop.device)["embedding"].float()
         return {self.slot: embedding.view(-1, *self.shape)}
 
 
 def clip_image(path: str, slot: Literal["vector", "tokens"] = "vector", drop_prob: float = 0.9) -> ClipImage:
-    """Conditioning on an image by the CLIP in the Hugging Face folder `path`: all of it or its vision tower."""
+    """Conditioning on a picture by the CLIP in the Hugging Face folder `path`: all of it or its vision tower."""
     return ClipImage(_load(Path(path).expanduser()), slot, drop_prob)
 
 

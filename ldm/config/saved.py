@@ -8,6 +8,7 @@ import yaml
 from ldm.config.composing import first_line
 from ldm.config.keys import root_type
 from ldm.config.registry import root
+from ldm.config.upgrades import upgraded
 from ldm.config.validation import check_root_key, validate
 from ldm.files import read_text
 
@@ -54,7 +55,7 @@ def load_tree(path: Path) -> dict[str, Any]:
 
     Only what a training run has may be built of it. Raises ValueError naming the file and the key.
     """
-    tree = load_plain(path, "a run's configuration")
+    tree = upgraded(load_plain(path, "a run's configuration"))
     keys, choices = root("config")
     try:
         for key, default in keys.items():
