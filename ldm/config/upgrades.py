@@ -23,15 +23,18 @@ def with_derived_fields(tree: Tree) -> Tree:
 
     Nothing is added where the data gives them, or something derived does.
     """
-    conditioners, data = tree.get("conditioner"), tree.get("data")
-    if not isinstance(conditioners, dict) or not isinstance(data, dict):
-        return tree
-    added = {}
-    for part in conditioners.values():
-        field, target, keys = MADE.get(str(part.get("_target_")) if isinstance(part, dict) else "", (None, None, ()))
-        if field and field not in {**(data.get("fields") or {}), **(tree.get("derived") or {})}:
+    data, derived = _mapping(tree.get("data")), _mapping(tree.get("derived"))
+    known, added = _mapping(data.get("fields")).keys() | derived.keys(), {}
+    for part in map(_mapping, _mapping(tree.get("conditioner")).values()):
+        field, target, keys = MADE.get(str(part.get("_target_")), (None, None, ()))
+        if field and field not in known:
             added[field] = {"_target_": target, **{key: part[key] for key in keys if key in part}}
-    return {**tree, "derived": {**(tree.get("derived") or {}), **added}} if added else tree
+    return {**tree, "derived": {**derived, **added}} if added else tree
+
+
+def _mapping(node: Any) -> Tree:
+    """A node of a tree that may come from anyone; what is no mapping is refused later."""
+    return node if isinstance(node, dict) else {}
 
 
 def with_begun_fields(tree: Tree, name: str) -> Tree:
