@@ -47,4 +47,4 @@ def test_it_trains_on_crops_resumes_exactly_and_is_sampled(first_stage: Run, tmp
     for side, size in ((16 if "crop_size=16" in crop else 32, []), (64, ["image_size=64"])):
         for given in (f"low={tmp_path}/small.png", f"image={tmp_path}/small.png"):
             assert main(overriding([*common, given, *size, f"out={tmp_path}/out"])) == 0
-            assert Image.open(tmp_path / "out" / "grid.png").size == (side, side)
+            assert Image.open(tmp_path / "out" / "image_0000.png").size == (side, side)
