@@ -5,6 +5,7 @@
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
     python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
+    python sample.py model=runs/mine prompt="red heart" given.style=photo.png
 
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from ldm.device import choose
-    from ldm.given import asked_size, check_given, class_number, collate, negatives, read_pictures
+    from ldm.given import asked_size, check_given, class_number, collate, negatives, read_given
     from ldm.run import load
 
     device = choose(tree["device"])
@@ -44,18 +45,17 @@ def main(arguments: list[str]) -> int:
     if not any(word.lstrip("~+").startswith("guidance") for word in arguments):
         leave_unguided(tree, model.conditioner)
     sampling = model.sampling(tree)
-    check_given(tree, model.conditioner, sampling, captioned="caption" in conditions[0])
+    check_given(tree, model, sampling, captioned="caption" in conditions[0])
     size = asked_size(tree, model)
-    pictures = read_pictures(tree, model)
+    given = read_given(tree, model)
     label = {} if tree["label"] is None else {"label": class_number(tree["label"], model.parts.tree["data"])}
     model.first_stage.tile = tree["tile"]
     asked = [{**condition, **label} for condition in conditions]
 
     def images_of(part: list[tuple[int, int]]) -> Any:
-        batch = collate([asked[place] for place, _ in part], device)
-        batch |= {key: picture.to(device).expand(len(part), *picture.shape[1:]) for key, picture in pictures.items()}
-        negative = {field: [text] * len(part) for field, text in negatives(tree).items()}
         numbers = torch.tensor([number for _, number in part], device=device)
+        batch = collate([asked[place] for place, _ in part], device) | given.batch(numbers)
+        negative = {field: [text] * len(part) for field, text in negatives(tree).items()}
         return model.generate(sampling, batch, numbers, tree["seed"], size, negative)
 
     facts = {"seed": tree["seed"], "model": model.name}

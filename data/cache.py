@@ -76,8 +76,9 @@ def check(
             raise ValueError(f"data.cache={folder}: made with {name}={made[name]}, this run has {name}={value}")
     for name in encoders.keys() & made["encoders"].keys():
         there, here = made["encoders"][name], encoders[name]
-        facts = sorted(here.keys() - {"digest"})
-        differing = [f"{k} is {there.get(k)} there and {here[k]} here" for k in facts if there.get(k) != here[k]]
+        facts = sorted((here.keys() | {"pixels"}) - {"digest"})
+        pairs = {key: (there.get(key), here.get(key)) for key in facts}
+        differing = [f"{key} is {one} there and {other} here" for key, (one, other) in pairs.items() if one != other]
         if differing:
             raise ValueError(
                 f"data.cache={folder}: made with another encoder for conditioner.{name}: {', '.join(differing)}"
@@ -221,6 +222,7 @@ class CachedSamples:
 
     def __init__(self, samples: Samples, cache: Cache, images: bool):
         self.samples = samples
+        self.framing = samples.framing
         self.cache = cache
         self.images = images
 

@@ -14,8 +14,9 @@ Span = tuple[int, int]  # from one index up to another
 
 
 class EncodingStream(IterableDataset):
-    """One batch for each span of indices. A field is given once for each value that `collate` may choose of it:
+    """One batch for each span of indices, the largest window of each image, not mirrored.
 
+    What does not lie on the picture, such as texts, is given once for each value that `collate` may choose of it:
     "choices" [B] says how many a sample has. "size" [B, 2] is the width and height of the resized image. A span
     without a usable sample is a batch that has nothing but its "span" and what was "skipped".
     """
@@ -38,17 +39,17 @@ class EncodingStream(IterableDataset):
                     skipped.append(self.samples.record(index, sample))
                 else:
                     found.append(sample)
-            yield {"span": span, "skipped": skipped, **(self._batch(found) if found else {})}
+            yield {**(self._batch(found) if found else {}), "span": span, "skipped": skipped}
 
     def _batch(self, found: list[Sample]) -> dict[str, Any]:
-        fields = self.samples.fields
+        fields = {name: field for name, field in self.samples.fields.items() if not field.lies_on_picture}
         choices = [self.samples.num_choices(sample) for sample in found]
         every = [(s, View(choice=(k + 0.5) / n)) for s, n in zip(found, choices, strict=True) for k in range(n)]
         views = [view for _, view in every]
         given = {
-            name: field.collate([sample.fields[name] for sample, _ in every], views, self.samples.image_size)
+            name: field.collate([sample.fields[name] for sample, _ in every], views, self.samples.framing.window)
             for name, field in fields.items()
         }
         plain = self.samples.batch(found, [View()] * len(found), [sample.index for sample in found], [])
         size = np.array([sample.image.shape[1::-1] for sample in found], dtype=np.int32)
-        return {"image": plain["image"], "index": plain["index"], "size": size, "choices": choices, **given}
+        return {**plain, "size": size, "choices": choices, **given}

@@ -2,7 +2,7 @@
 Lightning. A batch is described at `Samples.batch`; its order needs no saved state, only `start(number)`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,8 +16,10 @@ from data.cache import Cache, CachedSamples, check
 from data.decoding import DECODERS
 from data.encoding import EncodingStream, Span
 from data.errors import BadSample, SkipLog, printable
-from data.fields import Field
+from data.fields import Derived, Field
+from data.fields.field_set import FieldSet
 from data.filters import FilterRules, read_filters
+from data.framing import CropSize, framing
 from data.objects import Location
 from data.paths import expand
 from data.plan import BatchPlan, permute
@@ -36,7 +38,8 @@ class ShardData(pl.LightningDataModule):
     """WebDataset shards as training, validation and statistics batches.
 
     `batch_size` counts the samples of one optimizer step over all ranks and `accumulation` micro-batches. `fields` maps
-    keys of the batch to what fills them. `train` and `validation` are paths with braces or globs, or lists of them.
+    keys of the batch to what reads them, `derived` to what makes them of the image. `crop_size`: see data.framing.
+    `train` and `validation` are paths with braces or globs, or lists of them.
     `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
     weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
     `shuffle_block` keeps the order local (see Plan). `decoder=fast` needs an extra and gives other last bits. `cache`
@@ -66,6 +69,8 @@ class ShardData(pl.LightningDataModule):
         mixture: Mapping[str, Source] | None = None,
         filters: FilterRules | None = None,
         decoder: Literal["pil", "fast"] = "pil",
+        crop_size: CropSize = None,
+        derived: Mapping[str, Field | Derived] | None = None,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -86,18 +91,17 @@ class ShardData(pl.LightningDataModule):
             raise ValueError(
                 "data.max_samples: keeps the first samples of data.train; in data.mixture name fewer shards"
             )
-        reserved = set(RESERVED) & set(fields or {})
-        if reserved:
-            raise ValueError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
         self.training_set = TrainingSet(train, read_mixture(mixture), read_filters(filters), num_workers)
         self.validation = validation
         self.image_size = image_size
+        self.framing = framing(image_size, crop_size)
         self.batch_size = batch_size
-        self.fields = dict(fields or {})
+        self.keys = FieldSet(fields or {}, derived or {}, RESERVED)
+        self.fields = self.keys.read
         self.accumulation = accumulation
         self.seed = seed
         self.num_workers = num_workers
-        self.augmentation = Augmentation(seed, horizontal_flip_prob, random_crop)
+        self.augmentation = Augmentation(seed, horizontal_flip_prob, random_crop, self.framing.shares)
         self.max_bad_fraction = max_bad_fraction
         self.max_samples = max_samples
         self.validation_samples = validation_samples
@@ -127,20 +131,23 @@ class ShardData(pl.LightningDataModule):
 
     def whole_parts(self) -> list[Samples]:
         """The same with all samples of their shards, also those that `filters` leave out."""
-        sets = [ShardSet(part.shards.shards) for part in self.parts()]
-        return [Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder) for shards in sets]
+        return [self._samples(ShardSet(part.shards.shards)) for part in self.parts()]
+
+    def _samples(self, shards: ShardSet, source: Callable[[int], str] | None = None) -> Samples:
+        return Samples(
+            shards, self.framing, self.fields, self.memo_samples, self.decoder, source, derived=self.keys.derived
+        )
 
     @cached_property
     def _train_samples(self) -> Samples:
         source = self.training_set.source if self.training_set.mixture else None
-        return Samples(self.training_set.shards, self.image_size, self.fields, self.memo_samples, self.decoder, source)
+        return self._samples(self.training_set.shards, source)
 
     @cached_property
     def _validation_samples(self) -> Samples:
         if self.validation is None:
             raise ValueError("data.validation names no shards; give some, or switch validation off")
-        shards = ShardSet.open(expand(self.validation, "data.validation"))
-        return Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder)
+        return self._samples(ShardSet.open(expand(self.validation, "data.validation")))
 
     def read_cache(
         self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: Collection[str]
@@ -148,25 +155,34 @@ class ShardData(pl.LightningDataModule):
         """Take latents and embeddings from `cache` from now on; training batches have images if it leaves any need.
 
         `first_stage`, and `encoders` by their conditioners, say what the run would encode with; `images` are the
-        conditioners that read the image. Raises ValueError naming what differs in what the cache was made with. Returns
-        the conditioners whose encoders it has nothing of.
+        conditioners that read what is made of images, and "first_stage" where the cache has no latents. Raises
+        ValueError naming what differs in what the cache was made with. Returns the conditioners whose encoders it has
+        nothing of.
         """
         folder = Path(self.cache).expanduser()
         made = check(folder, self.image_size, self.decoder.name, first_stage, encoders)
+        known = [(encoder["digest"], encoder.get("pixels")) for encoder in made["encoders"].values()]
+        asked = [(encoder["digest"], encoder.get("pixels")) for encoder in encoders.values()]
+        wanted = {digest for digest, pixels in asked if (digest, pixels) in known}
+        answered = {name for name, encoder in encoders.items() if encoder["digest"] in wanted}
+        if "first_stage" not in images or answered.intersection(images):
+            self._check_windows(made["flips"])
+        self._caches = {part: Cache(folder, part.shards, wanted) for part in self.parts()}
+        self.images = not answered.issuperset(images)
+        return [name for name in encoders if name not in answered]
+
+    def _check_windows(self, mirrored: bool) -> None:
+        """Raises ValueError for windows that a cache, with mirrored images or not, has not of each image."""
+        if self.framing != framing(self.image_size, None):
+            raise ValueError("crop_size: data.cache has all of each image's short side; leave one of them out")
         if self.augmentation.random_crop:
             raise ValueError("data.random_crop=true: data.cache has one crop of each image; switch one of them off")
         flip_prob = self.augmentation.horizontal_flip_prob
-        if flip_prob > 0 and not made["flips"]:
+        if flip_prob > 0 and not mirrored:
             raise ValueError(
-                f"data.horizontal_flip_prob={flip_prob}: data.cache={folder} has no mirrored "
+                f"data.horizontal_flip_prob={flip_prob}: data.cache={self.cache} has no mirrored "
                 "latents; set it to 0, or encode again with flips=true"
             )
-        digests = {encoder["digest"] for encoder in made["encoders"].values()}
-        wanted = {encoder["digest"] for encoder in encoders.values()} & digests
-        self._caches = {part: Cache(folder, part.shards, wanted) for part in self.parts()}
-        answered = {name for name, encoder in encoders.items() if encoder["digest"] in wanted}
-        self.images = not answered.issuperset(images)
-        return [name for name in encoders if name not in answered]
 
     def _with_cache(self, samples: Samples, images: bool) -> Samples | CachedSamples:
         """These samples with what the cache has of them, if it is read; images only if asked for, or always needed."""
@@ -200,7 +216,7 @@ class ShardData(pl.LightningDataModule):
     @property
     def augments(self) -> bool:
         """Whether a training image may look different each time it comes: nothing made from it can then be kept."""
-        return self.augmentation.horizontal_flip_prob > 0 or self.augmentation.random_crop
+        return self.augmentation.changes_images
 
     @property
     def fingerprint(self) -> str:
@@ -210,11 +226,11 @@ class ShardData(pl.LightningDataModule):
     @property
     def batch_spec(self) -> dict[str, str]:
         """What a batch holds, by key, in words."""
-        size = self.image_size
+        size = self.framing.window
         own = {"image": f"float32 [B, 3, {size}, {size}]", "key": "list[str]", "number": "int64 [B]"}
         if self.training_set.mixture:
             own["source"] = "list[str], in training"
-        return {**own, "index": "int64 [B]", **{name: field.yields for name, field in self.fields.items()}}
+        return {**own, "index": "int64 [B]", **self.keys.yields}
 
     @cached_property
     def _train_skips(self) -> SkipLog:
@@ -253,7 +269,7 @@ class ShardData(pl.LightningDataModule):
     def peek(self, name: str, num_samples: int) -> list[tuple[str, Any]]:
         """Place and value of the field `name` of so many training samples, evenly spread; bad ones are left out."""
         chosen = np.unique(np.linspace(0, self.num_train - 1, min(num_samples, self.num_train)).astype(int)).tolist()
-        only = Samples(self._train_samples.shards, self.image_size, {name: self.fields[name]}, 0, self.decoder)
+        only = Samples(self._train_samples.shards, self.framing, {name: self.fields[name]}, 0, self.decoder)
         found = only.without_images(chosen)
         return [(self.place(s.index), s.fields[name]) for s in found if not isinstance(s, BadSample)]
 
@@ -335,7 +351,7 @@ class ShardData(pl.LightningDataModule):
         if processes is None:
             processes = 1 if self.trainer is None else self.trainer.num_devices
         if samples.images:
-            check_shared_memory(batch_size * 3 * self.image_size**2 * 4, self.num_workers, processes)
+            check_shared_memory(batch_size * 3 * self.framing.window**2 * 4, self.num_workers, processes)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -10,7 +10,8 @@ import torch
 
 from data.decoding import IMAGE_EXTENSIONS, Decoder, read_picture
 from data.errors import BadSample
-from data.fields import Field
+from data.fields import Derived, Field
+from data.framing import Framing
 from data.rasters import Picture
 from data.shards import MemberReader, ShardSet
 from data.transforms import View, to_tensor
@@ -20,7 +21,7 @@ IMAGES = frozenset(IMAGE_EXTENSIONS)
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample before any random choice: image uint8 [H, W, 3], shortest side `image_size`, or left out."""
+    """A decoded sample before any random choice: image uint8 [H, W, 3] of the framing's short side, or left out."""
 
     index: int
     key: str
@@ -31,7 +32,8 @@ class Sample:
 class Samples:
     """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads.
 
-    `source` names the data set that a sample is from, where several are mixed.
+    `derived` fields are made of the windows of a batch. `source` names the data set that a sample is from, where
+    several are mixed.
     """
 
     images = True  # they have theirs
@@ -39,20 +41,22 @@ class Samples:
     def __init__(
         self,
         shards: ShardSet,
-        image_size: int,
+        framing: Framing,
         fields: Mapping[str, Field],
         memo_samples: int,
         decoder: Decoder,
         source: Callable[[int], str] | None = None,
+        derived: Mapping[str, Derived] | None = None,
     ):
         self.shards = shards
-        self.image_size = image_size
+        self.framing = framing
         self.fields = dict(fields)
+        self.derived = dict(derived or {})
         self.memo_samples = memo_samples
         self.decoder = decoder
         self.source = source
-        self._extensions = frozenset(field.extension for field in self.fields.values())
-        self._lies = any(field.lies_on_picture for field in self.fields.values())
+        self._imageless = {name: field for name, field in self.fields.items() if field.extension is not None}
+        self._extensions = frozenset(field.extension for field in self._imageless.values())
         self._reader = MemberReader()
         self._memo: dict[int, Sample] = {}
 
@@ -66,12 +70,12 @@ class Samples:
         return [self._memo[index] if index in self._memo else found[index] for index in indices]
 
     def without_images(self, indices: Sequence[int]) -> list[Sample | BadSample]:
-        """Samples without their images, of which only the headers are looked at, if a field asks how they lie."""
+        """Samples without what is decoded of the image file: its header is looked at, if a field asks how it lies."""
         return self._read_all(indices, images=False)
 
     def _read_all(self, indices: Sequence[int], images: bool) -> list[Sample | BadSample]:
         places = [self.shards.locate(index) for index in indices]
-        first_of = IMAGE_EXTENSIONS if images or self._lies else ()
+        first_of = IMAGE_EXTENSIONS if images or self._lies(self._imageless) else ()
         asked = self._extensions or first_of
         read = self._reader.read_all(places, self._extensions, first_of) if asked else [{} for _ in places]
         found: list[Sample | BadSample] = []
@@ -86,13 +90,18 @@ class Samples:
                 found.append(error)
         return found
 
+    @staticmethod
+    def _lies(fields: Mapping[str, Field]) -> bool:
+        return any(field.lies_on_picture for field in fields.values())
+
     def _decode(self, index: int, key: str, members: Mapping[str, bytes], with_image: bool) -> Sample:
         content = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-        if content is None and (with_image or self._lies):
+        fields, side = self.fields if with_image else self._imageless, self.framing.short_side
+        if content is None and (with_image or self._lies(fields)):
             raise BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)})")
-        image = self.decoder(content, self.image_size) if with_image else None
-        picture = read_picture(content, self.image_size, self.decoder.max_pixels) if self._lies else None
-        values = {name: _read(field, members, picture) for name, field in self.fields.items()}
+        image = self.decoder(content, side) if with_image else None
+        picture = read_picture(content, side, self.decoder.max_pixels) if self._lies(fields) else None
+        values = {name: _read(field, members, content, picture) for name, field in fields.items()}
         return Sample(index, key, image, values)
 
     def num_choices(self, sample: Sample) -> int:
@@ -115,8 +124,10 @@ class Samples:
     ) -> dict[str, Any]:
         """image float32 [B, 3, H, W] in [-1, 1], key list[str], number and index int64 [B], skipped, and the fields.
 
-        There is no image where the samples came without, and source list[str] only where data sets are mixed.
+        There is no image, nor what is made of it, where the samples came without, and source list[str] only where data
+        sets are mixed.
         """
+        size = self.framing.window
         batch: dict[str, Any] = {
             "key": [sample.key for sample in samples],
             "number": torch.tensor(numbers, dtype=torch.int64),
@@ -125,11 +136,12 @@ class Samples:
         }
         if all(sample.image is not None for sample in samples):
             pairs = zip(samples, views, strict=True)
-            batch["image"] = to_tensor([view.crop(sample.image, self.image_size) for sample, view in pairs])
+            batch["image"] = to_tensor([view.crop(sample.image, size) for sample, view in pairs])
+            batch |= {name: field.make(batch["image"], batch["number"]) for name, field in self.derived.items()}
         if self.source is not None:
             batch["source"] = [self.source(sample.index) for sample in samples]
-        for name, field in self.fields.items():
-            batch[name] = field.collate([sample.fields[name] for sample in samples], views, self.image_size)
+        for name in samples[0].fields:
+            batch[name] = self.fields[name].collate([sample.fields[name] for sample in samples], views, size)
         return batch
 
 
@@ -140,8 +152,8 @@ def _without_image(there: Collection[str]) -> BadSample:
     return BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)}), but {listed[:90]}{rule}")
 
 
-def _read(field: Field, members: Mapping[str, bytes], picture: Picture | None) -> Any:
-    content = members.get(field.extension)
+def _read(field: Field, members: Mapping[str, bytes], image: bytes | None, picture: Picture | None) -> Any:
+    content = image if field.extension is None else members.get(field.extension)
     if content is None:
         raise BadSample("missing member", f"no .{field.extension}")
     return field.read(content, picture)

@@ -16,7 +16,7 @@ from data.mixture import Mixture
 from data.plan import BatchPlan, Plan
 from data.samples import Sample, Samples
 from data.shards import MemberReader, ShardSet
-from data.transforms import Augmentation, View
+from data.transforms import Augmentation
 
 # Numbers turned into indices at once, and samples read at once, where no batch size says how many.
 BLOCK_SAMPLES = 1024
@@ -110,7 +110,7 @@ class PassStream(IterableDataset):
             if found:
                 if held is not None:
                     yield held
-                views = [View()] * len(found)
+                views = [self.samples.framing.plain] * len(found)
                 held = self.samples.batch(found, views, [sample.index for sample in found], skipped)
                 skipped = []
         if held is not None:  # held back so that what a wholly bad end skipped is still reported

@@ -3,6 +3,7 @@
 Pure functions on uint8 arrays [H, W, C]; only `to_tensor` makes tensors. No colour augmentation, no decoding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,23 +48,35 @@ def resize_nearest(values: np.ndarray, size: tuple[int, int], box: Box | None = 
 class View:
     """What a batch shows of a resized sample: a square window, its mirror image or not, one of several choices.
 
-    `top`, `left` and `choice` are in [0, 1): shares of the room there is, so that one draw serves every size.
+    `top`, `left` and `choice` are in [0, 1): shares of the room there is, so that one draw serves every size. `share`
+    is the window's side over the short side of what it is cut from, and the window is then resized; None: it has as
+    many px as are asked for.
     """
 
     top: float = 0.5
     left: float = 0.5
     flip: bool = False
     choice: float = 0.0
+    share: float | None = None
 
     def crop(self, array: np.ndarray, image_size: int) -> np.ndarray:
-        """The window [image_size, image_size, ...] of an array [H, W, ...]."""
+        """The window [image_size, image_size, ...] of colours [H, W, 3], or of values [H, W] that are not mixed."""
         left, top = self.corner(*array.shape[:2], image_size)
-        window = array[top : top + image_size, left : left + image_size]
+        side = self.side(*array.shape[:2], image_size)
+        window = array[top : top + side, left : left + side]
+        if side != image_size:
+            to, window = (image_size, image_size), np.ascontiguousarray(window)
+            window = resize_nearest(window, to) if window.ndim == 2 else resize(Image.fromarray(window), to)
         return window[:, ::-1] if self.flip else window
+
+    def side(self, height: int, width: int, image_size: int) -> int:
+        """Of the window, before it is resized to `image_size`, px of an array of that height and width."""
+        return image_size if self.share is None else max(1, round(self.share * min(height, width)))
 
     def corner(self, height: int, width: int, image_size: int) -> tuple[int, int]:
         """(left, top) of the window in an array of that height and width."""
-        return int(self.left * (width - image_size + 1)), int(self.top * (height - image_size + 1))
+        side = self.side(height, width, image_size)
+        return int(self.left * (width - side + 1)), int(self.top * (height - side + 1))
 
     def choose(self, count: int) -> int:
         """One of `count` alternatives."""
@@ -72,11 +85,20 @@ class View:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How views are drawn; each draw is addressed by (seed, purpose, sample number)."""
+    """How views are drawn; each draw is addressed by (seed, purpose, sample number).
+
+    `shares`: between which shares of the short side the side of a window is drawn; None: windows have a fixed size.
+    """
 
     seed: int
     horizontal_flip_prob: float
     random_crop: bool
+    shares: tuple[float, float] | None = None
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether an image may look different each time it comes."""
+        return self.horizontal_flip_prob > 0 or self.random_crop or self.shares is not None
 
     def views(self, numbers: np.ndarray) -> list[View]:
         """One view for each sample number, int64 [n]."""
@@ -85,8 +107,12 @@ class Augmentation:
             flips = uniform(self.seed, "flip", numbers)[:, 0] < self.horizontal_flip_prob
         choices = uniform(self.seed, "choice", numbers)[:, 0]
         corners = uniform(self.seed, "crop", numbers, 2) if self.random_crop else np.full((len(numbers), 2), 0.5)
-        rows = zip(corners.tolist(), flips.tolist(), choices.tolist(), strict=True)
-        return [View(top, left, flip, choice) for (top, left), flip, choice in rows]
+        shares: Sequence[float | None] = [None] * len(numbers)
+        if self.shares is not None:
+            lo, hi = self.shares
+            shares = (lo + (hi - lo) * uniform(self.seed, "crop share", numbers)[:, 0]).tolist()
+        rows = zip(corners.tolist(), flips.tolist(), choices.tolist(), shares, strict=True)
+        return [View(top, left, flip, choice, share) for (top, left), flip, choice, share in rows]
 
 
 def to_tensor(images: list[np.ndarray]) -> torch.Tensor:

@@ -66,6 +66,12 @@ def _conditioner(parts: Parts) -> Conditioners:
     return Conditioners(instantiate(parts.tree.get("conditioner") or {}, parts.__getitem__, "conditioner"))
 
 
+def window_size(tree: dict[str, Any]) -> int:
+    """Height and width of the images that a run of this tree trains on, px."""
+    crop = tree.get("crop_size")
+    return crop if isinstance(crop, int) else tree["image_size"]
+
+
 def _first_stage(parts: Parts) -> Any:
     path = parts.tree.get("first_stage")
     if not path and parts.tree.get("autoencoder"):
@@ -84,7 +90,7 @@ def _latent_size(parts: Parts) -> int:
     """Height and width of the latents of the images a tree trains on."""
     described = parts.tree.get("autoencoder") and not parts.tree.get("first_stage")
     f = parts["autoencoder"].f if described else parts["first_stage"].spec.f
-    return parts["image_size"] // f
+    return parts["window_size"] // f
 
 
 def load_first_stage(path: Path) -> FirstStage:
@@ -174,6 +180,9 @@ def _classifier(parts: Parts) -> NoisyClassifier:
 
 FACTS = {
     "conditioner": _conditioner,
+    "derived": lambda parts: instantiate(parts.tree.get("derived") or {}, parts.__getitem__, "derived"),
+    "crop_size": lambda parts: parts.tree.get("crop_size"),
+    "window_size": lambda parts: window_size(parts.tree),
     "first_stage": _first_stage,
     "denoiser": _denoiser,
     "sampling": _sampling,

@@ -15,6 +15,7 @@ from data.module import ShardData
 from ldm.build import Parts, is_classifier, is_first_stage
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
+from ldm.config import groups
 from ldm.generate import check_size
 from ldm.training.task import Task
 
@@ -23,9 +24,9 @@ PEEKED = 64  # training samples whose labels are looked at
 
 def check_parts(parts: Parts) -> None:
     """Raises ValueError naming the key for what a run of these `parts` could not train with."""
-    data, side = parts["data"], parts["image_size"]
+    data, side = parts["data"], parts["window_size"]
     if is_first_stage(parts.tree):
-        check_size(side, side, parts["autoencoder"].f)
+        check_size(side, side, parts["autoencoder"].f, key=_size_key(parts))
         _check_losses(parts["reconstruction"], side)
     elif is_classifier(parts.tree):
         _check_classes(parts.tree, data, "network", parts.tree["network"]["num_classes"])
@@ -36,30 +37,43 @@ def check_parts(parts: Parts) -> None:
         getattr(callback, "check", lambda task: None)(parts["task"])
 
 
+def _size_key(parts: Parts) -> str:
+    """The key that says how large the training images are."""
+    return "image_size" if parts["window_size"] == parts["image_size"] else "crop_size"
+
+
 def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
     f, conditioner = parts["first_stage"].spec.f, parts["conditioner"]
-    check_size(side, side, f, parts["denoiser"].factor)
+    check_size(side, side, f, parts["denoiser"].factor, key=_size_key(parts))
     for name, part in conditioner.parts.items():
         if part.reduces not in (None, f):
             raise ValueError(
                 f"conditioner.{name}.factor={part.reduces}: stands beside latents that are {f} times smaller than the "
                 f"image; set it to {f}"
             )
+        made = data.keys.derived[part.key].reduces if part.key in data.keys.derived else None
+        if made not in (None, part.reduces):
+            raise ValueError(
+                f"derived.{part.key}: makes pictures {made} times smaller than the image, and conditioner.{name} takes "
+                f"them {part.reduces} times smaller; set derived.{part.key}.factor={part.reduces}"
+            )
     if data.cache is None:
-        _check_fields(conditioner, data)
+        check_fields(conditioner, data)
     label = (parts.tree["conditioner"] or {}).get("label")
     if label:
         _check_classes(parts.tree, data, "conditioner.label", label["num_classes"])
 
 
-def _check_fields(conditioner: Conditioners, data: ShardData) -> None:
-    """A conditioner reads what a batch will have."""
+def check_fields(conditioner: Conditioners, data: ShardData) -> None:
+    """Raises ValueError unless all that a conditioner reads is in the batches of `data`."""
     for name, part in conditioner.parts.items():
-        if part.lacks(data.batch_spec):
-            raise ValueError(
-                f"conditioner.{name} reads {part.key!r}, which data.fields does not give ({', '.join(data.fields)}); "
-                "choose the data= that has it, or another conditioner="
-            )
+        for field in sorted(part.fields):
+            if field not in data.batch_spec:
+                raise ValueError(
+                    f"conditioner.{name} reads {field!r}, which data.fields does not give ({', '.join(data.fields)}); "
+                    f"choose the data= that has it, what makes it of images with derived=[...] "
+                    f"({', '.join(groups()['derived'])}), or another conditioner="
+                )
 
 
 def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classes: int) -> None:

@@ -70,8 +70,9 @@ def check_branch(tree: Tree, parent: Tree, branch: str) -> None:
     if unknown:
         raise ValueError(f"branch_changes={unknown[0]}: there are {', '.join(groups)}")
     found = differences(tree, parent, [group for group in groups if group not in allowed])
-    if expert and tree["image_size"] != parent["image_size"]:
-        found["image_size"] = (tree["image_size"], parent["image_size"])
+    for key in ("image_size", "crop_size") if expert else ():
+        if tree.get(key) != parent.get(key):
+            found[key] = (tree.get(key), parent.get(key))
     if not expert:
         names = [_conditions(tree), _conditions(parent)]
         found = {key: pair for key, pair in found.items() if not _only_in_one(key, *names)}
@@ -106,8 +107,9 @@ def check_members(names: Sequence[str], trees: Sequence[Tree], schedules: Sequen
     """
     for name, tree, schedule in zip(names[1:], trees[1:], schedules[1:], strict=True):
         found = differences(trees[0], tree, ("conditioner",))
-        if trees[0]["image_size"] != tree["image_size"]:
-            found["image_size"] = (trees[0]["image_size"], tree["image_size"])
+        for key in ("image_size", "crop_size"):
+            if trees[0].get(key) != tree.get(key):
+                found[key] = (trees[0].get(key), tree.get(key))
         if schedule.scale(1.0) != schedules[0].scale(1.0):
             found["schedule"] = (type(schedules[0]).__name__, type(schedule).__name__)
         for key, (one, other) in found.items():

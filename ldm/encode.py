@@ -3,8 +3,7 @@
 What is in a file and how it is read back: data/cache.py.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from data.cache import (
-    BAD,
     CHOICES,
     CODES,
     CROP,
@@ -24,7 +22,6 @@ from data.cache import (
     MANIFEST,
     MIRRORED,
     MOMENTS,
-    OF_IMAGE,
     SIZE,
     CacheFile,
     file_names,
@@ -36,10 +33,12 @@ from data.module import ShardData
 from data.samples import Samples
 from data.seals import seal_of, sealed
 from ldm.build import Parts
+from ldm.checks import check_fields
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.frozen import FrozenEncoder
 from ldm.config import load_tree
 from ldm.device import choose
+from ldm.encoded_shard import Shard
 from ldm.files import sweep, write_bytes, write_json
 from ldm.holding import held
 from ldm.training.distributed import broadcast, gather_objects, process_group, together
@@ -65,14 +64,18 @@ def encode(tree: dict[str, Any]) -> None:
     """Write what the cache of `tree` (conf/encode.yaml) lacks; under torchrun the shards are dealt to the processes."""
     if tree["data"] is None:
         raise ValueError("data: has to be chosen, such as data=shards data.train=/path/to/shards/train-*.tar")
+    if not tree["first_stage"]:
+        _check_without_first_stage(tree)
     parts = Parts({**tree, "image_size": tree["image_size"] or _trained_size(Path(tree["first_stage"]))})
     data, out = parts["data"], Path(tree["out"])
-    if data.augmentation.random_crop:
-        raise ValueError("data.random_crop=true: a cache has one crop of each image; set it to false")
     flips = data.augmentation.horizontal_flip_prob > 0 if tree["flips"] is None else tree["flips"]
     device = choose(tree["device"])
     first_stage = parts["first_stage"].to(device)
     encoders = _encoders(parts["conditioner"])
+    check_fields(parts["conditioner"], data)
+    shown = tree["first_stage"] or any(encoder.key in data.keys.of_picture for encoder in encoders.values())
+    if shown and data.augmentation.random_crop:
+        raise ValueError("data.random_crop=true: a cache has one crop of each image; set it to false")
     if tree["codes"] and not first_stage.num_codes:
         raise ValueError(f"codes=true: {tree['first_stage']} has no codes; only a first stage with regularizer=vq has")
     manifest = {
@@ -80,7 +83,7 @@ def encode(tree: dict[str, Any]) -> None:
         "crop": CROP,
         "decoder": data.decoder.name,
         "first_stage": first_stage.spec.fingerprint,
-        "encoders": {name: encoder.describe() for name, encoder in encoders.items()},
+        "encoders": {name: {**e.describe(), **data.keys.own_pixels(e.key)} for name, e in encoders.items()},
         "precision": tree["precision"],
         "codes": tree["codes"],
         "flips": flips,
@@ -96,11 +99,20 @@ def encode(tree: dict[str, Any]) -> None:
                 write_json(out / MANIFEST, sealed(manifest))
         missing = broadcast([name for name, job in jobs.items() if not job.path.exists()])
         mine = [jobs[name] for name in missing[rank::world_size]]
-        make = Rows(first_stage, list({e.digest: e for e in encoders.values()}.values()), manifest, device)
+        once = list({encoder.digest: encoder for encoder in encoders.values()}.values())
+        make = Rows(first_stage if tree["first_stage"] else None, once, data.keys.of_picture, manifest, device)
         _write(mine, data, make, tree["batch_size"], quiet=rank != 0)
         gather_objects(None)  # rank zero holds the folder until all have written
     if rank == 0 and all(job.path.exists() for job in jobs.values()):
         _report(out, jobs)
+
+
+def _check_without_first_stage(tree: dict[str, Any]) -> None:
+    """Raises ValueError for what a model of pixels has no use for, or leaves open."""
+    if not tree["conditioner"]:
+        raise ValueError("first_stage: without one there are no latents, and without conditioner= no embeddings either")
+    if tree["image_size"] is None:
+        raise ValueError("image_size: has to be given where no first_stage= tells it")
 
 
 def _trained_size(first_stage: Path) -> int:
@@ -135,15 +147,23 @@ def _refuse_another(out: Path, manifest: dict[str, Any]) -> None:
 
 
 class Rows:
-    """What a first stage and frozen encoders give for a batch of `EncodingStream`: {name: array [B, ...]}.
+    """What a first stage, if any, and frozen encoders give for a batch of `EncodingStream`: {name: array [B, ...]}.
 
-    B counts samples for what is made of images (data.cache.OF_IMAGE), and the texts of all samples for the rest.
+    B counts samples for what is made of images (data.cache.OF_IMAGE; `pictures` are the fields that they are), and the
+    texts of all samples for the rest.
     """
 
-    def __init__(self, first_stage: Any, encoders: Sequence[FrozenEncoder], made: dict[str, Any], device: torch.device):
+    def __init__(
+        self,
+        first_stage: Any,
+        encoders: Sequence[FrozenEncoder],
+        pictures: Collection[str],
+        made: dict[str, Any],
+        device: torch.device,
+    ):
         self.first_stage = first_stage
-        self.of_image = [encoder for encoder in encoders if encoder.key == "image"]
-        self.of_text = [encoder for encoder in encoders if encoder.key != "image"]
+        self.of_image = [encoder for encoder in encoders if encoder.key in pictures]
+        self.of_text = [encoder for encoder in encoders if encoder.key not in pictures]
         self.seal = seal_of(made)
         self.flips = made["flips"]
         self.precision = made["precision"]
@@ -152,19 +172,20 @@ class Rows:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        image = batch["image"].to(self.device)
-        rows = self._rows_of_image(image)
+        shown = {key: batch[key].to(self.device) for key in {"image", *(encoder.key for encoder in self.of_image)}}
+        rows = self._rows_of_image(shown)
         if self.flips:
-            rows |= {name + MIRRORED: value for name, value in self._rows_of_image(image.flip(-1)).items()}
+            mirrored = {key: picture.flip(-1) for key, picture in shown.items()}
+            rows |= {name + MIRRORED: value for name, value in self._rows_of_image(mirrored).items()}
         for encoder in self.of_text:
             given = encoder.encode(batch, self.device)
             rows |= {f"{encoder.digest}.{part}": value for part, value in given.items()}
         return {name: self._stored(name, value) for name, value in rows.items()}
 
-    def _rows_of_image(self, image: Tensor) -> dict[str, Tensor]:
-        rows = self._latents(image)
+    def _rows_of_image(self, shown: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows = {} if self.first_stage is None else self._latents(shown["image"])
         for encoder in self.of_image:
-            given = encoder.encode({"image": image}, self.device)
+            given = encoder.encode(shown, self.device)
             rows |= {f"{IMAGE}{encoder.digest}.{part}": value for part, value in given.items()}
         return rows
 
@@ -209,47 +230,6 @@ def _write(jobs: Sequence[Job], data: ShardData, make: Rows, batch_size: int, qu
 def _spans(span: Span, size: int) -> Iterator[Span]:
     for start in range(*span, size):
         yield start, min(start + size, span[1])
-
-
-class Shard:
-    """The rows of one shard as they come, in the order of its samples."""
-
-    def __init__(self, span: Span):
-        self.start, self.end = span
-        self.complete = False
-        self._size = np.zeros((self.end - self.start, 2), np.int32)
-        self._counts = np.zeros(self.end - self.start, np.int64)  # texts of each sample
-        self._bad: dict[int, tuple[str, str]] = {}
-        self._places: list[int] = []
-        self._rows: list[dict[str, np.ndarray]] = []
-
-    def add(self, batch: dict[str, Any], rows: dict[str, np.ndarray]) -> None:
-        """Take the next batch and what was made of it."""
-        self._bad |= {row["index"] - self.start: (row["kind"], row["reason"]) for row in batch["skipped"]}
-        self.complete = batch["span"][1] == self.end
-        if rows:
-            places = [index - self.start for index in batch["index"].tolist()]
-            self._size[places] = batch["size"]
-            self._counts[places] = batch["choices"]
-            self._places += places
-            self._rows.append(rows)
-
-    def content(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Arrays and metadata of the shard's file.
-
-        What is made of images has a row for each sample, what is made of texts one for each choice.
-        """
-        arrays = {SIZE: self._size}
-        for name in self._rows[0] if self._rows else ():
-            values = np.concatenate([rows[name] for rows in self._rows])
-            if name.startswith(OF_IMAGE):
-                arrays[name] = np.zeros((len(self._size), *values.shape[1:]), values.dtype)
-                arrays[name][self._places] = values
-            else:
-                arrays[name] = values
-        if (self._counts != 1).any() and any(not name.startswith((SIZE, *OF_IMAGE)) for name in arrays):
-            arrays[CHOICES] = np.concatenate([[0], self._counts.cumsum()])
-        return arrays, {BAD: json.dumps(self._bad)}
 
 
 def _report(out: Path, jobs: dict[str, Job]) -> None:

@@ -18,7 +18,7 @@ from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.identity import check_finished
 from ldm.checks import check_parent, check_parts, doubts
-from ldm.config import instantiate, load_tree
+from ldm.config import instantiate, load_tree, with_begun_fields
 from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
 from ldm.files import read_json
@@ -61,7 +61,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
         if tree[key] is None:
             raise ValueError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
     check_ranks(tree["trainer"])
-    tree = settle_precision(inherit(tree, name), name)
+    tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)
     if _finished(run):
         return run
@@ -159,8 +159,10 @@ def _read_cache(parts: Parts) -> None:
     if is_first_stage(parts.tree):
         raise ValueError("data.cache: a first stage trains on images, not on latents; leave it out")
     conditioner, fingerprint = parts["conditioner"], parts["first_stage"].spec.fingerprint
-    encoders = {name: encoder.describe() for name, encoder in conditioner.encoders().items()}
-    images = [name for name, part in conditioner.parts.items() if part.key == "image"]
+    keys, own = parts["data"].keys, conditioner.encoders()
+    encoders = {name: {**encoder.describe(), **keys.own_pixels(encoder.key)} for name, encoder in own.items()}
+    images = [name for name, part in conditioner.parts.items() if keys.of_image & {part.key, *part.also}]
+    images += [] if parts.tree["first_stage"] else ["first_stage"]  # nobody has encoded pixels
     for name in parts["data"].read_cache(fingerprint, encoders, images):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")

@@ -71,12 +71,12 @@ def generate(
     size: Size,
     negative: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Images [B, 3, H, W] of `size` in [-1, 1] for the conditions in `batch`; `numbers` [B] address their noise.
+    """Images [B, 3, H, W] of `size` in [-1, 1] for the conditions in `batch`; `numbers` [B] address all that is drawn.
 
     Guidance is against the conditioner's null, or where a field is in `negative` against that. Raises NotFinite for
     images that are not, ValueError for guidance that would need a null which no training saw.
     """
-    spec = first_stage.spec
+    spec, batch = first_stage.spec, {**batch, "number": numbers}
     height, width = (size, size) if isinstance(size, int) else size
     check_size(height, width, spec.f)
     shape = (spec.channels, height // spec.f, width // spec.f)
@@ -137,26 +137,25 @@ def check_guidance(
         ) from error
 
 
-def check_size(height: int, width: int, f: int, factor: int = 1, tiling: Tiling | None = None) -> None:
+def check_size(
+    height: int, width: int, f: int, factor: int = 1, tiling: Tiling | None = None, key: str = "image_size"
+) -> None:
     """Raises ValueError for an image, px, that the first stage's `f` does not divide, or its latent the network's.
 
-    What the network must find divisible by its `factor` are the windows of a `tiling`, where there are several.
+    What the network must find divisible by its `factor` are the windows of a `tiling`, where there are several. `key`
+    says where the side of a square image stands.
     """
+    named = f"{key}={height}" if height == width else f"height={height}, width={width}"
     if height % f or width % f:
-        raise ValueError(f"{_named(height, width)}: must be a multiple of the first stage's f = {f}")
+        raise ValueError(f"{named}: must be a multiple of the first stage's f = {f}")
     for side in (height // f, width // f):
         windows = 1 if tiling is None else len(tiling.starts(side))
         if windows == 1 and side % factor:
             raise ValueError(
-                f"{_named(height, width)}: must be a multiple of {f * factor}, the first stage's f = {f} times the "
-                f"network's {factor}"
+                f"{named}: must be a multiple of {f * factor}, the first stage's f = {f} times the network's {factor}"
             )
         if windows > 1 and tiling.size % factor:
             raise ValueError(f"tiling.size={tiling.size}: must be a multiple of the network's {factor}")
-
-
-def _named(height: int, width: int) -> str:
-    return f"image_size={height}" if height == width else f"height={height}, width={width}"
 
 
 def bind(

@@ -1,8 +1,11 @@
-"""What a sample is asked for, held against what a model reads: nothing is ignored, nothing needed is missing."""
+"""What a sample is asked for, held against what a model reads: nothing is ignored, nothing needed is missing.
+
+A file is read by the run's own field of the batch, as its training data were; no kind of condition is known here.
+"""
 
 import os
 from collections.abc import Collection, Mapping
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +13,79 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data import rasters
 from data.classes import class_names
-from data.decoding import PilDecoder, decode_image, read_picture
+from data.decoding import decode_image, read_picture
 from data.errors import BadSample
-from data.fields import Mask, SemanticMap
+from data.fields import Derived, Field
 from data.making.files import refuse_special
 from data.transforms import View, to_tensor
-from ldm.conditioners.base import Conditioners
 from ldm.generate import Sampling, Size, check_guidance
 from ldm.model import Model
 
-# Keys of sample.py and the field of a batch that each fills.
-FIELDS = {
-    "prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target",
-    "image": "image", "mask": "mask", "map": "segmentation",
-}  # fmt: skip
-WAYS = {"caption": "prompt=TEXT", "label": "label=N", "image": "image=FILE", "mask": "mask=FILE, white in the hole",
-        "segmentation": "map=FILE"}  # fmt: skip
+# Short keys of sample.py and the field of a batch that each fills: by a file, or by what stands there itself.
+FILES = {"image": "image", "mask": "mask", "low": "low_resolution", "map": "segmentation", "boxes": "layout"}
+VALUES = {"prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target"}
+WAYS = {"caption": "prompt=TEXT", "label": "label=N", "mask": "mask=FILE, white in the hole",
+        **{name: f"{key}=FILE" for key, name in FILES.items() if key != "mask"}}  # fmt: skip
 
 
-def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sampling, captioned: bool) -> None:
+@dataclass(frozen=True)
+class Given:
+    """Fields of a batch of one that were `read`, and those that are made of its image for each sample anew."""
+
+    read: Mapping[str, Any] = field(default_factory=dict)
+    derived: Mapping[str, Derived] = field(default_factory=dict)
+
+    def batch(self, numbers: Tensor) -> dict[str, Any]:
+        """The fields for samples of these numbers, int64 [B], on their device."""
+        count = len(numbers)
+        found = {name: _repeated(value, count, numbers.device) for name, value in self.read.items()}
+        for name, made in self.derived.items():
+            windows = self.read["image"].expand(count, -1, -1, -1)
+            found[name] = made.make(windows, numbers.cpu()).to(numbers.device)
+        return found
+
+
+def _repeated(value: Any, count: int, device: torch.device) -> Any:
+    return value.to(device).expand(count, *value.shape[1:]) if isinstance(value, Tensor) else value * count
+
+
+def files_of(tree: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """{field: (key, file)} of all files that `tree` gives. Raises ValueError for a field that is given twice."""
+    found = {f"given.{name}": (name, path) for name, path in tree["given"].items()}
+    found |= {key: (name, tree[key]) for key, name in FILES.items() if tree[key] is not None}
+    files: dict[str, tuple[str, str]] = {}
+    for key, (name, path) in found.items():
+        if name in files:
+            raise ValueError(f"{key}: {files[name][0]} gives {name!r} too; give it once")
+        files[name] = (key, path)
+    for key, name in VALUES.items():
+        if name in files and tree[key] is not None and key != "negative_prompt":
+            raise ValueError(f"{key}: {files[name][0]} gives {name!r} too; give it once")
+    return files
+
+
+def check_given(tree: Mapping[str, Any], model: Model, sampling: Sampling, captioned: bool) -> None:
     """Hold the keys of `tree` to a model; `captioned`: whether there is a prompt, perhaps an empty one.
 
     Raises ValueError for a condition that would not be read, for one that is needed, or for guidance against a null
     that no training saw.
     """
+    conditioner, files = model.conditioner, files_of(tree)
     use = sampling.use_conditions
     used = conditioner.used(use)
     fields = {field for part in used.values() for field in part.fields} | sampling.fields
-    for key, field in FIELDS.items():
-        if tree[key] not in (None, "") and field not in fields:
+    made = set(_made_of_image(model, files)) if "image" in files else set()
+    asked = {key: name for key, name in VALUES.items() if tree[key] not in (None, "")}
+    for key, name in {**asked, **{key: name for name, (key, _) in files.items()}}.items():
+        if name not in fields and not (name == "image" and made):
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
-            without = f" with use_conditions=[{','.join(use)}]" if field in conditioner.fields else ""
-            raise ValueError(f"{key}: this model{without} reads no {field}; {given}")
-    present = {field for key, field in FIELDS.items() if tree[key] not in (None, "")}
-    present |= {"caption"} if captioned else set()
-    without_hole = tree["mask"] is None
-    holes = {name: "mask" for name, part in used.items() if without_hole and "mask" in part.also}
-    needed = {**holes, **conditioner.missing(dict.fromkeys(present), use)}
-    for name, field in needed.items():
-        way = WAYS.get(
-            field, f"a batch with {field!r} given to ldm.run.load(...).generate, since there is no key for it"
-        )
-        raise ValueError(f"conditioner {name} needs {field!r}: give {way}")
+            without = f" with use_conditions=[{','.join(use)}]" if name in conditioner.fields else ""
+            raise ValueError(f"{key}: this model{without} reads no {name}; {given}")
+    present = {*asked.values(), *files, *made, *(["caption"] if captioned and "caption" not in files else [])}
+    for name, needed in conditioner.missing(dict.fromkeys(present), use).items():
+        raise ValueError(f"conditioner {name} needs {needed!r}: give {WAYS.get(needed, f'given.{needed}=FILE')}")
     negative = negatives(tree)
     left = check_guidance(sampling.guidance, conditioner, negative, use)
     if negative and not left & {name for name, part in used.items() if part.key == "caption"}:
@@ -60,6 +93,11 @@ def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sa
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
         )
+
+
+def _made_of_image(model: Model, files: Mapping[str, Any]) -> list[str]:
+    """Fields that the model reads, that are not given and that its run makes of an image."""
+    return [name for name in model.parts["data"].keys.from_image if name in model.conditioner.fields - files.keys()]
 
 
 def negatives(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -80,43 +118,58 @@ def class_number(label: int | str, data: Mapping[str, Any]) -> int:
     raise ValueError(f"label={label!r}: expected int, or the name of a class, {known}")
 
 
-def read_pictures(tree: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
-    """Image files that `tree` names as fields of a batch of one, cut as the training images are.
+def read_given(tree: Mapping[str, Any], model: Model) -> Given:
+    """The files that `tree` names as fields of a batch of one, read and cut as the training's own were.
 
-    target, alone, is as large as its file. Raises ValueError if one is broken or of another shape than the image,
-    OSError if it is not there.
+    What else the model reads and its run makes of images comes of image=. target, alone, is as large as its file.
+    Raises ValueError if one is broken or of another shape than the image, OSError if it is not there.
     """
-    side = tree["image_size"] or model.image_size
-    fields = model.parts["data"].fields if tree["mask"] or tree["map"] else {}
-    found, image = {}, None
+    side, found = tree["image_size"] or model.image_size, {}
     if tree["target"] is not None:
-        found["target"] = to_tensor([_read("target", tree, lambda content: np.asarray(decode_image(content)))])
-    if tree["image"] is not None:
-        pixels = _read("image", tree, lambda content: PilDecoder()(content, side))
-        image = _read("image", tree, partial(read_picture, image_size=side))
-        found["image"] = to_tensor([View().crop(pixels, side)])
-    for key, name, usual in (("mask", "mask", Mask()), ("map", "segmentation", SemanticMap())):
-        if tree[key] is not None:
-            own = fields.get(name, usual)
-            lies = image or _read(key, tree, partial(read_picture, image_size=side))
-            value = _read(key, tree, lambda content, own=own, lies=lies: own.read(content, lies))
-            found[name] = own.collate([value], [View()], side)
-    return found
+        found["target"] = to_tensor([np.asarray(_named("target", tree["target"], decode_image))])
+    files = files_of(tree)
+    if not files:
+        return Given(found)
+    keys = model.parts["data"].keys
+    for name, (key, _) in files.items():
+        if keys.reader(name) is None:
+            raise ValueError(f"{key}: nothing in the data of this run reads {name!r}; it has {', '.join(keys.yields)}")
+    made = _made_of_image(model, files) if "image" in files else []
+    again = {name: files["image"] for name in made if name in keys.read}
+    image = _named(*files["image"], lambda content: read_picture(content, side)) if "image" in files else None
+    for name, (key, path) in {**files, **again}.items():
+        found[name] = _named(key, path, lambda content, name=name: _value(keys.reader(name), content, image, side))
+    return Given(found, {name: keys.derived[name] for name in made if name in keys.derived})
 
 
-def _read(key: str, tree: Mapping[str, Any], decode: Any) -> Any:
+def _value(reader: Field, content: bytes, image: rasters.Picture | None, side: int) -> Any:
+    lies = None
+    if reader.lies_on_picture:
+        lies = image or _own(content, side)
+    return reader.collate([reader.read(content, lies)], [View()], side)
+
+
+def _own(content: bytes, side: int) -> rasters.Picture:
+    """How a file lies as a picture of its own; what is none, such as boxes, lies on the square that is made."""
     try:
-        refuse_special(os.stat(tree[key]))  # reading a pipe, or a device, has no end
-        return decode(Path(tree[key]).read_bytes())
+        return read_picture(content, side)
+    except BadSample:
+        return rasters.picture((side, side), 1, side)
+
+
+def _named(key: str, path: str, decode: Any) -> Any:
+    try:
+        refuse_special(os.stat(path))  # reading a pipe, or a device, has no end
+        return decode(Path(path).read_bytes())
     except BadSample as error:
-        raise ValueError(f"{key}={tree[key]}: {error.kind} ({error})") from error
+        raise ValueError(f"{key}={path}: {error.kind} ({error})") from error
 
 
 def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
     """(height, width) of the images, px. Raises ValueError for one that a condition cannot stand beside."""
     side = tree["image_size"] or model.image_size
     size = (tree["height"] or side, tree["width"] or side)
-    beside = [key for key in ("image", "mask", "map") if tree[key] is not None]
+    beside = [key for key, _ in files_of(tree).values()]
     if beside and model.conditioner.widths()["concat_channels"] and size != (side, side):
         raise ValueError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
     return size

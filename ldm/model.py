@@ -43,7 +43,8 @@ class Model:
 
     @property
     def image_size(self) -> int:
-        return self.parts["image_size"]
+        """Height and width of the images it was trained on, px."""
+        return self.parts["window_size"]
 
     def sampling(self, tree: dict[str, Any]) -> Sampling:
         """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's.

@@ -269,8 +269,8 @@ def test_whole_chain_at_toy_length_then_again_from_its_folders(tmp_path):
     for image in re.findall(r'src(?:set)?="([^" ]+\.png)', page):
         assert (index.parent / image).exists()
     for words in ("red heart", "blue pizza", "LPIPS", "KID", "How did it learn?", "against a control",
-                  "32 samples, as many as the experts together", "the same learning rate", "Expert (2, 1), for sigma", "The ensemble, over all of the noise",
-                  "Bad samples skipped: none"):  # fmt: skip
+                  "32 samples, as many as the experts together", "the same learning rate", "Expert (2, 1), for sigma",
+                  "The ensemble, over all of the noise",                  "Bad samples skipped: none"):  # fmt: skip
         assert words in page
     assert (index.parent / "samples.png").exists()
     lineage = json.loads((tmp_path / "quickstart-expert-1-1" / "lineage.json").read_text())

@@ -1,4 +1,4 @@
-"""CLIP's image embedding: that of transformers; zero where dropped, or where who samples gives no image."""
+"""CLIP's image embedding: that of transformers; zero where dropped, or where who samples gives no style."""
 
 from pathlib import Path
 
@@ -40,32 +40,32 @@ def test_embeddings_are_those_of_transformers_own_preprocessing(height: int, wid
     with torch.no_grad():
         expected = model(pixel_values=theirs).image_embeds
         same = model(pixel_values=preprocess(image, 16)).image_embeds
-    vector = make()({"image": image}, KEEP[:1])["vector"]
+    vector = make()({"style": image}, KEEP[:1])["vector"]
     assert torch.equal(vector, same)
     assert (vector - expected).norm() < 0.01 * expected.norm()
 
 
 def test_slots_and_nulls():
     conditioner, token = make(), make(slots=["tokens"])
-    kept, null = conditioner({"image": IMAGE}, KEEP)["vector"], conditioner({}, ~KEEP)["vector"]
+    kept, null = conditioner({"style": IMAGE}, KEEP)["vector"], conditioner({}, ~KEEP)["vector"]
     assert kept.shape == (3, 6) == (3, conditioner.widths["vector"]) and kept.any(1).all() and not null.any()
-    mixed = conditioner({"image": IMAGE}, torch.tensor([False, True, False]))["vector"]
+    mixed = conditioner({"style": IMAGE}, torch.tensor([False, True, False]))["vector"]
     assert torch.equal(mixed[[0, 2]], kept[[0, 2]]) and not mixed[1].any()
-    assert torch.equal(token({"image": IMAGE}, KEEP)["tokens"], kept[:, None])
-    both = make(slots=["vector", "tokens"], width=5)({"image": IMAGE}, KEEP)
+    assert torch.equal(token({"style": IMAGE}, KEEP)["tokens"], kept[:, None])
+    both = make(slots=["vector", "tokens"], width=5)({"style": IMAGE}, KEEP)
     assert torch.equal(both["vector"], kept) and both["tokens"].shape == (3, 1, 5)
     assert not conditioner.state_dict() and not list(conditioner.parameters())
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(conditioner({"image": IMAGE}, KEEP)["vector"], kept)
+        assert torch.equal(conditioner({"style": IMAGE}, KEEP)["vector"], kept)
 
 
 def test_training_without_images_is_refused():
-    with pytest.raises(ValueError, match="clip_image needs 'image'"):
+    with pytest.raises(ValueError, match="clip_image needs 'style'"):
         make()({"caption": ["a"] * 3}, KEEP)
 
 
-def test_it_is_sampled_with_an_image_or_without(tmp_path: Path):
-    given = ("conditioner=[clip_image]", f"conditioner.clip_image.path={clip_image_folder()}")
+def test_it_is_sampled_with_a_style_or_without(tmp_path: Path):
+    given = ("conditioner=[clip_image]", f"conditioner.clip_image.path={clip_image_folder()}", "derived=[style]")
     model = untrained_run(tmp_path / "model", *given, "network.channels=8")
     Image.fromarray(smooth(20, 30)).save(tmp_path / "a, b.png")
     Image.fromarray(255 - smooth(20, 30)).save(tmp_path / "other.png")
@@ -78,12 +78,13 @@ def test_it_is_sampled_with_an_image_or_without(tmp_path: Path):
         )
         return np.asarray(Image.open(tmp_path / name / "grid.png")).astype(int)
 
-    image = f"image={tmp_path}/a, b.png"
-    without, one, other = drawn("0"), drawn("1", image), drawn("2", f"image={tmp_path}/other.png")
-    assert np.array_equal(without, drawn("3", image, "guidance.scale=0")), "the null"
+    style = f"given.style={tmp_path}/a, b.png"
+    without, one, other = drawn("0"), drawn("1", style), drawn("2", f"given.style={tmp_path}/other.png")
+    assert np.array_equal(without, drawn("3", style, "guidance.scale=0")), "the null"
     assert not np.array_equal(one, without) and not np.array_equal(one, other)
-    with pytest.raises(ValueError, match=r"image=.*broken\.png: "):
-        drawn("4", f"image={tmp_path}/broken.png")
+    assert np.array_equal(one, drawn("4", f"image={tmp_path}/a, b.png")), "what is made of an image is made of it"
+    with pytest.raises(ValueError, match=r"given\.style=.*broken\.png: "):
+        drawn("5", f"given.style={tmp_path}/broken.png")
     labelled = untrained_run(tmp_path / "labelled")
     with pytest.raises(ValueError, match="image: this model reads no image; it is conditioned on label"):
-        main([f"model={labelled}", "label=1", f"image={tmp_path}/other.png", f"out={tmp_path}/5"])
+        main([f"model={labelled}", "label=1", f"image={tmp_path}/other.png", f"out={tmp_path}/6"])

@@ -81,7 +81,7 @@ def test_leaves_bind_to_their_constructors(name):
 
 
 def test_a_leaf_of_a_group_that_takes_several_nests_under_its_own_name():
-    for group in ("conditioner", "callback", "loss_guidance"):
+    for group in ("conditioner", "callback", "loss_guidance"):  # of derived= several fill the same field
         for name in groups()[group]:
             assert list(leaf(f"{group}/{name}")) == [name]
 

@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 
 from data.errors import ShardError, TooManyBadSamples
-from data.fields import Caption, Label, Mask
+from data.fields import Caption, Label, Mask, Picture
+from data.fields.holes import Holes
+from data.fields.low_resolution import LowResolution
+from data.fields.window import Window
 from data.module import ShardData
 from data.writing import write_shard
 
@@ -101,6 +104,37 @@ def test_image_text_class_and_mask_of_one_sample_stay_together(shards: str) -> N
         assert (bright.float() != batch["mask"]).float().mean() < 0.13  # at most the edge's column
         flips += int((batch["mask"][..., 0] < batch["mask"][..., -1]).all(-1).sum())
     assert 20 < flips < 76
+
+
+CROPPED = {"horizontal_flip_prob": 0.5, "random_crop": True, "seed": 3}
+
+
+@pytest.mark.parametrize("crop_size", [4, [0.5, 1]])
+def test_windows_of_another_size_show_the_image_and_all_that_lies_on_it(shards: str, crop_size: Any) -> None:
+    data = make(shards, batch_size=9, crop_size=crop_size, derived={"again": Window(), "style": Picture(6)}, **CROPPED)
+    side = 4 if crop_size == 4 else 8
+    bright = 0
+    for batch in take(data, 5):
+        assert batch["image"].shape == (9, 3, side, side) and batch["mask"].shape == (9, 1, side, side)
+        assert batch["style"].shape == (9, 3, 6, 6) and torch.equal(batch["again"], batch["image"])
+        colour = ((batch["image"] + 1) * 127.5 - batch["label"][:, None, None, None]).mean(1, keepdim=True) > 50
+        assert (colour.float() != batch["mask"]).float().mean() < 0.26  # at most the edge's column
+        bright += int(colour.flatten(1).all(1).sum())
+    assert bright > 0, "a window may lie beside the edge"
+    assert set(data.batch_spec) | {"skipped"} == set(batch)
+    held = next(iter(data.statistics_loader(batch_size=4)))
+    assert held["image"].shape == (4, 3, side, side) and not held["mask"].flatten(1).all(1).any()
+
+
+def test_what_is_derived_is_the_same_on_every_rank_worker_and_restart(shards: str) -> None:
+    derived = {"holes": Holes(seed=3), "small": LowResolution(2)}
+    whole = take(make(shards, crop_size=[0.5, 1], derived=derived, **CROPPED), 4)
+    again = take(make(shards, crop_size=[0.5, 1], derived=derived, num_workers=2, **CROPPED), 3, start=12)
+    assert all(same(one, other) for one, other in zip(whole[1:], again, strict=True))
+    ranks = [take(make(shards, crop_size=[0.5, 1], derived=derived, **CROPPED), 4, 0, rank, 2) for rank in range(2)]
+    for one, *parts in zip(whole, *ranks, strict=True):
+        assert same(one, merged(parts))
+    assert whole[0]["holes"].shape == (12, 1, 8, 8) and whole[0]["small"].shape == (12, 3, 4, 4)
 
 
 @pytest.mark.filterwarnings("ignore:.*worker processes")  # more than this machine may have cores for

@@ -30,7 +30,7 @@ from toys import (
 from data.cache import read_manifest
 from data.decoding import PilDecoder
 from data.errors import ShardError, TooManyBadSamples
-from data.fields import Caption
+from data.fields import Caption, Picture
 from data.module import ShardData
 from ldm.build import Parts, load_first_stage
 from ldm.conditioners import t5, unread
@@ -192,7 +192,7 @@ def t5_and_clip_image() -> list[str]:
     """Of toys, on the command line."""
     words = ["conditioner=[t5,clip_image]", "conditioner.t5.max_tokens=8", f"conditioner.t5.{MEMO}"]
     folders = [f"conditioner.t5.path={t5_folder()}", f"conditioner.clip_image.path={clip_image_folder()}"]
-    return [*words, *folders, "conditioner.clip_image.drop_prob=0.3"]
+    return [*words, *folders, "conditioner.clip_image.drop_prob=0.3", "derived=[style]", "derived.style.size=16"]
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_t5_and_image_embeddings_of_a_cache_train_as_those_made_of_images(
     monkeypatch.setattr(PilDecoder, "__call__", lambda *given: decoded.append(1) or original(*given))
     cached = train_on(both, *chosen)
     assert_equal_runs(cached.folder, images.folder, step=6)
-    assert len(decoded) == 4, "for the panel"
+    assert len(decoded) == 8, "for the panel, at two sizes each"
 
 
 def test_a_t5_that_is_known_is_not_read_to_train_on_its_tokens(train_on, both: Path, monkeypatch: pytest.MonkeyPatch):
@@ -313,7 +313,7 @@ def test_a_condition_of_kept_embeddings_is_that_of_its_captions(name: str, make_
 def test_an_image_embedding_is_that_of_the_image_shown_whatever_its_caption(open_data, both: Path):
     encoder = clip_image(str(clip_image_folder())).frozen
     shown = []
-    for batch in batches(open_data(both, images=["low_resolution"]), 12):
+    for batch in batches(open_data(both, images=["low_resolution"], derived={"style": Picture(16)}), 12):
         again = encoder.encode(batch, torch.device("cpu"))["embedding"]
         torch.testing.assert_close(batch["encoded"][encoder.digest]["embedding"], again)
         shown += zip(batch["key"], batch["caption"], (tuple(row.tolist()) for row in again), strict=True)
@@ -336,7 +336,8 @@ def test_images_have_a_row_for_each_sample_and_texts_one_for_each_choice(both: P
 def test_images_are_needed_where_the_cache_leaves_a_question(has, read, needed, shards: Path, request):
     folder, encoder = request.getfixturevalue(has), clip_image(str(clip_image_folder())).frozen
     data = ShardData(f"{shards}/train-*.tar", SIZE, 4, cache=str(folder))
-    left = data.read_cache(read_manifest(folder)["first_stage"], {"clip_image": encoder.describe()}, read)
+    facts = {**encoder.describe(), "pixels": 16}
+    left = data.read_cache(read_manifest(folder)["first_stage"], {"clip_image": facts}, read)
     assert data.images == needed and left == ([] if has == "both" else ["clip_image"])
 
 
@@ -501,13 +502,37 @@ def test_mirror_images_that_are_not_there_are_refused(train_on, make_cache):
         ("data.random_crop=true", "data.random_crop=true"),
         ("precision=fp8", "precision=.fp8"),
         ("flips=true", "made with flips=False"),
+        (f"conditioner=[clip_image] conditioner.clip_image.path={clip_image_folder()}", r"reads 'style', .*derived=\["),
+        ("first_stage=null conditioner=[]", "first_stage: without one there are no latents"),
+        ("first_stage=null", "image_size: has to be given"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(first_stage: Run, shards: Path, make_cache, change: str, named: str):
     out = make_cache("flips=false", "conditioner=[]") if change.startswith("flips") else shards / "refused"
-    words = encoding(first_stage, shards, out, "conditioner=[]", change)
+    nothing = [] if change == "first_stage=null" else ["conditioner=[]"]
+    words = encoding(first_stage, shards, out, *nothing, *change.split())
     with pytest.raises(ValueError, match=named):
         encode(compose("encode", words))
+
+
+def test_styles_of_another_size_are_others(train_on, both: Path, make_cache):
+    chosen = (*t5_and_clip_image(), "~conditioner.text", "~conditioner.text_vector")
+    with pytest.raises(ValueError, match=r"conditioner\.clip_image: pixels is 16 there and 24 here"):
+        train_on(both, *[word for word in chosen if not word.startswith("derived.style")], "derived.style.size=24")
+    shown = [word for word in chosen if not word.startswith("derived")]
+    with pytest.raises(ValueError, match=r"conditioner\.clip_image: pixels is 16 there and None here"):
+        train_on(both, *shown, "derived=[window]")
+
+
+def test_a_model_of_pixels_has_its_embeddings_from_a_cache(shards: Path, tmp_path: Path):
+    words = ["data=quickstart", f"out={tmp_path}/cache", "device=cpu", f"image_size={SIZE}", "precision=fp32"]
+    encode(compose("encode", [*words, *of(shards), *TEXT]))
+    [names] = {tuple(load_file(path)) for path in (tmp_path / "cache").glob("train-*")}
+    assert not any(name.startswith("moments") for name in names)
+    own = (*of(shards), *RUN, "data.random_crop=true")
+    images = train("quickstart/diffusion", tmp_path, *own, run="images")
+    cached = train("quickstart/diffusion", tmp_path, *own, f"data.cache={tmp_path}/cache", run="cached")
+    assert_equal_runs(cached.folder, images.folder, step=6)
 
 
 # Vector quantisation

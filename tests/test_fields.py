@@ -8,10 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from data import draws
 from data.errors import BadSample
-from data.fields import Caption, Embeddings, Field, Label, Layout, Mask, SemanticMap
+from data.fields import Caption, Derived, Embeddings, Field, Label, Layout, Mask, Picture, SemanticMap
+from data.fields.field_set import FieldSet
+from data.fields.holes import Holes, _inner
+from data.fields.low_resolution import LowResolution
+from data.fields.window import Window
 from data.rasters import picture
 from data.transforms import Augmentation, View
+from ldm.diffusion.draws import uniform
 
 SIZE = picture((8, 8), 1, 8)
 WIDE = picture((16, 8), 1, 8)
@@ -239,3 +245,66 @@ def test_a_caption_has_letters_and_no_zero_bytes(text: str, kind: str) -> None:
     with pytest.raises(BadSample) as found:
         Caption().read(as_json(caption=text), None)
     assert found.value.kind == kind
+
+
+# Pictures, and what is made of them
+
+
+def test_a_picture_is_read_again_at_its_own_size_and_moves_with_the_image() -> None:
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (32, 64, 3))
+    field = Picture(size=16)
+    value = field.read(png(np.ascontiguousarray(ramp)), picture((64, 32), 1, 8))
+    assert value.shape == (16, 32, 3)
+    left, right = (field.collate([value], [View(left=place)], 8) for place in (0.0, 0.999))
+    assert left.shape == (1, 3, 16, 16) and left.min() >= -1 and right.mean() > left.mean() + 0.5
+    assert torch.equal(field.collate([value], [View(left=0.0, flip=True)], 8), left.flip(-1))
+    assert torch.equal(field.collate([value], [View(left=0.0, share=0.5)], 8), left), "the largest square all the same"
+    small = Picture(factor=4)
+    assert small.collate([small.read(png(np.ascontiguousarray(ramp)), WIDE)], [View()], 8).shape == (1, 3, 2, 2)
+    for wrong in ({"size": 0}, {"factor": 0}, {"size": 8, "factor": 2}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Picture(**wrong)
+
+
+WINDOWS = torch.rand(6, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("field", [LowResolution(4), Holes(seed=0), Window()], ids=lambda field: type(field).__name__)
+def test_what_is_derived_depends_on_the_sample_s_own_window_and_number(field: Derived) -> None:
+    numbers, kept = torch.tensor([5, 0, 2**40, 7, 7, 1]), WINDOWS.clone()
+    together = field.make(WINDOWS, numbers)
+    assert torch.equal(WINDOWS, kept)
+    for place in range(6):
+        assert torch.equal(field.make(WINDOWS[place : place + 1], numbers[place : place + 1]), together[place][None])
+
+
+def test_low_resolution_is_reduced_as_pillow_does() -> None:
+    low = LowResolution(4).make(WINDOWS, torch.arange(6))
+    assert low.shape == (6, 3, 4, 6)
+    expected = np.asarray(Image.fromarray(WINDOWS[0, 0].numpy()).resize((6, 4), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(low[0, 0].numpy(), expected.clip(-1, 1), atol=1e-5)
+    with pytest.raises(ValueError, match=r"16x24: .*factor=5"):
+        LowResolution(5).make(WINDOWS, torch.arange(6))
+
+
+def test_holes_are_drawn_by_seed_and_number() -> None:
+    numbers = torch.arange(500)
+    shown = torch.zeros(500, 3, 16, 24)
+    masks = Holes(seed=0).make(shown, numbers)
+    assert masks.shape == (500, 1, 16, 24) and set(masks.unique().tolist()) == {0, 1}
+    assert not torch.equal(masks, Holes(seed=1).make(shown, numbers))
+    covered = masks.mean((1, 2, 3))
+    assert covered.min() > 0 and covered.max() < 1 and 0.1 < covered.mean() < 0.5
+
+
+def test_holes_are_those_that_the_conditioner_once_drew() -> None:
+    numbers = torch.tensor([0, 3, 2**33, 12345678])
+    found = _inner(draws.uniform(7, "hole", numbers.numpy(), 17))
+    assert torch.equal(torch.from_numpy(found), uniform(7, "hole", numbers, 17))
+
+
+def test_a_key_of_the_batch_has_one_field() -> None:
+    with pytest.raises(ValueError, match=r"derived\.mask: data\.fields gives it already"):
+        FieldSet({"mask": Mask()}, {"mask": Holes(seed=0)})
+    with pytest.raises(ValueError, match=r"data\.fields may not have 'image'"):
+        FieldSet({"image": Mask()}, {}, reserved=["image"])

@@ -1,5 +1,6 @@
 """sample.py: what to draw, file names, and images that depend on seed and number but not on the batch."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -405,7 +406,7 @@ def pictures(tmp_path) -> dict[str, Path]:
 
 
 def test_a_hole_is_filled(tmp_path, pictures):
-    model = untrained_run(tmp_path / "holes", "conditioner=[masked_image]")
+    model = untrained_run(tmp_path / "holes", "conditioner=[masked_image]", "derived=[holes]")
     picture, mask = f"image={pictures['picture']}", f"mask={pictures['mask']}"
     filled = first_image(model, tmp_path / "filled", picture, mask)
     assert not np.array_equal(filled, first_image(model, tmp_path / "other", picture, f"mask={pictures['around']}"))
@@ -427,6 +428,8 @@ def test_a_hole_is_filled(tmp_path, pictures):
 
 def test_a_map_of_classes_is_drawn(tmp_path, pictures):
     words = [
+        "data=segmented_shards",
+        "data.train=nowhere.tar",
         "conditioner=[semantic_map]",
         "conditioner.semantic_map.num_classes=3",
         "conditioner.semantic_map.factor=1",
@@ -435,17 +438,71 @@ def test_a_map_of_classes_is_drawn(tmp_path, pictures):
     first_image(model, tmp_path / "drawn", f"map={pictures['map']}")
     with pytest.raises(ValueError, match=r"segmentation 0\.\.255: conditioner\.semantic_map\.num_classes=3"):
         main([f"model={model}", f"map={pictures['around']}", f"out={tmp_path}/out"])
+    fieldless = untrained_run(tmp_path / "fieldless", *words[2:])
+    with pytest.raises(ValueError, match="map: nothing in the data of this run reads 'segmentation'; it has caption"):
+        main([f"model={fieldless}", f"map={pictures['map']}", f"out={tmp_path}/out"])
     with pytest.raises(ValueError, match="conditioner semantic_map needs 'segmentation': give map=FILE"):
         main([f"model={model}", f"out={tmp_path}/out"])
 
 
-def test_what_has_no_key_is_said(tmp_path):
+def test_boxes_are_read_by_the_run_s_own_field(tmp_path, pictures):
     model = untrained_run(
-        tmp_path / "layout", "conditioner=[layout_transformer]", "conditioner.layout_transformer.width=8",
-        "conditioner.layout_transformer.depth=1", "network.attention_factors=[1]",
+        tmp_path / "layout", "data=layout_shards", "data.train=nowhere.tar", "conditioner=[layout_transformer]",
+        "conditioner.layout_transformer.width=8", "conditioner.layout_transformer.depth=1",
+        "network.attention_factors=[1]", "network.channels=8",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="needs 'layout': give a batch with 'layout'"):
+    for name, box in {"left": [0, 0, 0.5, 1], "right": [0.5, 0, 1, 1]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"objects": [{"category": 3, "box": box}]}))
+    left = first_image(model, tmp_path / "1", f"boxes={tmp_path}/left.json")
+    assert np.array_equal(left, first_image(model, tmp_path / "2", f"given.layout={tmp_path}/left.json"))
+    assert not np.array_equal(left, first_image(model, tmp_path / "3", f"boxes={tmp_path}/right.json"))
+    (tmp_path / "broken.json").write_text('{"objects": [{"category": 400, "box": [0, 0, 1, 1]}]}')
+    for words, problem in (
+        ([], "layout_transformer needs 'layout': give boxes=FILE"),
+        ([f"boxes={tmp_path}/broken.json"], r"boxes=.*broken\.json: broken objects .*category 400"),
+        (
+            [f"boxes={tmp_path}/left.json", f"given.layout={tmp_path}/left.json"],
+            "boxes: given.layout gives 'layout' to",
+        ),
+        (
+            [f"boxes={tmp_path}/left.json", f"given.other={tmp_path}/left.json"],
+            "given.other: .* reads no other",
+        ),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            main([f"model={model}", *words, f"out={tmp_path}/out"])
+
+
+def test_an_array_and_a_text_are_given_as_the_shards_have_them(tmp_path):
+    words = [
+        "data=embedded_shards",
+        "data.train=nowhere.tar",
+        "conditioner=[embeddings]",
+        "network.attention_factors=[1]",
+    ]
+    model = untrained_run(tmp_path / "model", *words, "conditioner.embeddings.width=8", "network.channels=8")
+    for number in (1, 2):
+        np.save(tmp_path / f"{number}.npy", np.full((3, 8), number, np.float32))
+    one, two = (first_image(model, tmp_path / f"{n}", f"given.embeddings={tmp_path}/{n}.npy") for n in (1, 2))
+    assert not np.array_equal(one, two)
+    text = untrained_run(tmp_path / "text", "conditioner=[text]", "network.attention_factors=[1]")
+    (tmp_path / "a, b.json").write_text('{"caption": "a cat", "style": "noto"}')  # as the built-in shards have it
+    read = first_image(text, tmp_path / "3", f"given.caption={tmp_path}/a, b.json")
+    assert np.array_equal(read, first_image(text, tmp_path / "4", "prompt=a cat"))
+    with pytest.raises(ValueError, match=r"prompt: given\.caption gives 'caption' too"):
+        main([f"model={text}", "prompt=a", f"given.caption={tmp_path}/a, b.json", f"out={tmp_path}/out"])
+
+
+def test_a_small_picture_is_given_or_made_of_a_large_one(tmp_path, pictures):
+    words = ["conditioner=[low_resolution]", "conditioner.low_resolution.factor=1", "derived=[low_resolution]"]
+    model = untrained_run(tmp_path / "model", *words, "derived.low_resolution.factor=1")
+    low = first_image(model, tmp_path / "low", f"low={pictures['picture']}")
+    assert np.array_equal(low, first_image(model, tmp_path / "image", f"image={pictures['picture']}"))
+    assert not np.array_equal(low, first_image(model, tmp_path / "mask", f"low={pictures['mask']}"))
+    with pytest.raises(ValueError, match="conditioner low_resolution needs 'low_resolution': give low=FILE"):
         main([f"model={model}", f"out={tmp_path}/out"])
+    older = untrained_run(tmp_path / "older", *words[:2])  # from before there were derived fields
+    assert np.array_equal(low, first_image(older, tmp_path / "older_low", f"low={pictures['picture']}"))
 
 
 def test_a_class_is_given_by_its_name(model, tmp_path):

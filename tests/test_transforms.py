@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from data.draws import philox, uniform
+from data.framing import framing
 from data.transforms import Augmentation, View, fitted, resize, resize_nearest, to_tensor
 
 # -- draws ---------------------------------------------------------------------------------------------------------
@@ -79,6 +80,30 @@ def test_the_plain_view_is_the_centre() -> None:
     assert (View(flip=True).crop(array, 8) == array[:, 2:10][:, ::-1]).all()
     plain = Augmentation(seed=0, horizontal_flip_prob=0.0, random_crop=False).views(np.arange(3))
     assert [(view.top, view.left, view.flip) for view in plain] == [(0.5, 0.5, False)] * 3
+
+
+def test_a_share_of_the_short_side_is_cut_and_resized() -> None:
+    found = framing(8, [0.5, 1])
+    assert (found.short_side, found.window, found.plain) == (16, 8, View(share=1.0))
+    views = Augmentation(0, 0.5, True, found.shares).views(np.arange(400))
+    array = np.arange(16 * 20).reshape(16, 20).astype(np.int32)
+    sides = [view.side(16, 20, 8) for view in views]
+    assert min(sides) == 8 and max(sides) == 16 and 11 < np.mean(sides) < 13
+    for view, side in zip(views, sides, strict=True):
+        left, top = view.corner(16, 20, 8)
+        assert left >= 0 <= top and left + side <= 20 and top + side <= 16
+        labels = view.crop(array, 8)
+        assert labels.shape == (8, 8) and set(labels.flat) <= set(array[top : top + side, left : left + side].flat)
+    ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[None, :, None] * 16, (16, 16, 3))
+    whole = View(share=1.0).crop(ramp, 8)
+    assert whole.shape == (8, 8, 3) and (np.diff(whole[0, :, 0].astype(int)) > 20).all()
+    assert [view.top for view in views] == [view.top for view in Augmentation(0, 0.5, True).views(np.arange(400))]
+
+
+@pytest.mark.parametrize("wrong", [0, 9, [0.5], [0, 1], [0.9, 0.5], [0.5, 1.5]])
+def test_windows_that_cannot_be_cut_are_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match="crop_size="):
+        framing(8, wrong)
 
 
 def test_tensors_span_minus_one_to_one() -> None:

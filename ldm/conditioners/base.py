@@ -26,8 +26,7 @@ class Conditioner(nn.Module, ABC):
     """
 
     key: str | None  # None: it reads nothing
-    also: tuple[str, ...] = ()  # fields that it reads where they are given
-    instead: str | None = None  # the one of them that can stand for `key`
+    also: tuple[str, ...] = ()  # fields that it reads beside it
     reduces: int | None = None  # sides of the image over those of a slot "concat", where that is not the latent's
     optional = False  # whether who samples may leave its field out, and it is then dropped
     shares_first_stage = False  # whether published files hold the first stage a second time in its place
@@ -56,7 +55,7 @@ class Conditioner(nn.Module, ABC):
 
     def lacks(self, batch: Batch) -> bool:
         """Whether a batch has not what it reads."""
-        return self.key is not None and {self.key, self.instead}.isdisjoint(batch)
+        return any(field not in batch for field in self.fields)
 
     @abstractmethod
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
@@ -141,7 +140,9 @@ class Conditioners(nn.Module):
     def missing(self, batch: Batch, use: Collection[str] | None = None) -> dict[str, str]:
         """Name and field of the conditions `used` that a batch has to give and does not."""
         absent = self.absent(batch, use)
-        return {name: part.key for name, part in self.used(use).items() if part.lacks(batch) and name not in absent}
+        used = {name: part for name, part in self.used(use).items() if name not in absent}
+        lacking = {name: [f for f in (part.key, *part.also) if f and f not in batch] for name, part in used.items()}
+        return {name: fields[0] for name, fields in lacking.items() if fields}
 
     def drop_all_but(
         self, given: Collection[str], num_samples: int, negative: Collection[str] = ()

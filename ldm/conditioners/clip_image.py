@@ -25,7 +25,7 @@ KINDS = dict.fromkeys(("clip", "clip_vision_model"), "CLIPVisionModelWithProject
 class ImageEncoder(FrozenEncoder):
     """CLIP's vision tower with its projection, `width` wide; `model(pixel_values).image_embeds` is used."""
 
-    key = "image"
+    key = "style"
 
     def __init__(self, model: nn.Module):
         self.width = model.config.projection_dim
@@ -37,9 +37,9 @@ class ImageEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        """The embedding [B, width] in fp32 of batch["image"] [B, 3, H, W] in [-1, 1]."""
+        """The embedding [B, width] in fp32 of batch["style"] [B, 3, H, W] in [-1, 1]."""
         model = self.model.on(device)
-        pixels = preprocess(field(batch, "image", "clip_image").to(device), model.config.image_size)
+        pixels = preprocess(field(batch, "style", "clip_image").to(device), model.config.image_size)
         with torch.autocast(device.type, enabled=False):
             return {"embedding": model(pixel_values=pixels).image_embeds}
 
@@ -55,13 +55,13 @@ def preprocess(image: Tensor, size: int) -> Tensor:
 
 
 class ClipImage(Conditioner):
-    """batch["image"] [B, 3, H, W] in [-1, 1] -> a vector [B, V], one token [B, 1, width], or both; the null is zero.
+    """batch["style"] [B, 3, H, W] in [-1, 1] -> a vector [B, V], one token [B, 1, width], or both; the null is zero.
 
     With `width` the token, V wide, is brought to it by a learned projection. The encoder is frozen and not saved. Who
-    samples need not give an image.
+    samples need not give a style.
     """
 
-    key = "image"
+    key = "style"
     optional = True
 
     def __init__(
@@ -82,8 +82,8 @@ class ClipImage(Conditioner):
         if known is not None:
             embedding = known["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
         elif not drop.all():
-            given = field(batch, "image", "clip_image").to(drop.device)[~drop]
-            embedding[~drop] = self.frozen.encode({"image": given}, drop.device)["embedding"].float()
+            given = field(batch, "style", "clip_image").to(drop.device)[~drop]
+            embedding[~drop] = self.frozen.encode({"style": given}, drop.device)["embedding"].float()
         filled = {"vector": embedding, "tokens": self.project(embedding[:, None])}
         return {slot: filled[slot] for slot in self.widths}
 
@@ -94,7 +94,7 @@ def clip_image(
     width: int | None = None,
     drop_prob: float = 0.9,
 ) -> ClipImage:
-    """Conditioning on an image by the CLIP in the Hugging Face folder `path`: all of it or its vision tower."""
+    """Conditioning on a picture by the CLIP in the Hugging Face folder `path`: all of it or its vision tower."""
     return ClipImage(_load(Path(path).expanduser()), slots, width, drop_prob)
 
 

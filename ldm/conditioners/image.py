@@ -12,18 +12,15 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, field
 from ldm.conditioners.classes import check_classes
-from ldm.diffusion.draws import uniform
 
 
 class LowResolution(Conditioner):
-    """batch["low_resolution"] [B, 3, H / factor, W / factor], or batch["image"] [B, 3, H, W] reduced by `factor`.
+    """batch["low_resolution"] [B, 3, H / factor, W / factor] in [-1, 1], beside a latent of its size.
 
-    Reduction is bicubic and antialiased; the pixels stand beside a latent of their size. The null is zero.
+    What makes it of the images of the training is chosen by derived=. The null is zero.
     """
 
-    key = "image"
-    also = ("low_resolution",)
-    instead = "low_resolution"
+    key = "low_resolution"
 
     def __init__(self, factor: int = 4, drop_prob: float = 0.0):
         super().__init__({"concat": 3}, drop_prob)
@@ -32,64 +29,31 @@ class LowResolution(Conditioner):
         self.factor = self.reduces = factor
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        if "low_resolution" in batch:
-            low = batch["low_resolution"].to(drop.device).float()
-        else:
-            image = field(batch, "image", "low_resolution").to(drop.device).float()
-            if any(side % self.factor for side in image.shape[2:]):
-                raise ValueError(
-                    f"image {list(image.shape[2:])}: its sides must be multiples of "
-                    f"conditioner.low_resolution.factor={self.factor}"
-                )
-            size = [side // self.factor for side in image.shape[2:]]
-            low = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        low = field(batch, "low_resolution", "low_resolution").to(drop.device).float()
         return {"concat": low.masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
 
 
 class MaskedImage(Conditioner):
     """The encoded image with its hole, and the hole: [B, C + 1, h, w] of C latent channels and a mask in {-1, 1}.
 
-    batch["image"] [B, 3, H, W] and batch["mask"] [B, 1, H, W], 1 where the hole is; without a mask holes are drawn,
-    addressed by (seed, sample number): up to four boxes of up to half a side. The hole is black before it is encoded,
-    by the model's own first stage. The null is zero.
+    batch["image"] [B, 3, H, W] and batch["mask"] [B, 1, H, W], 1 where the hole is; in training a field of the data, or
+    drawn by derived=[holes]. The hole is black before it is encoded, by the model's own first stage. The null is zero.
     """
 
     key = "image"
     also = ("mask",)
     shares_first_stage = True
 
-    def __init__(self, encode_image: Callable[[Tensor], Tensor], in_channels: int, seed: int, drop_prob: float = 0.0):
+    def __init__(self, encode_image: Callable[[Tensor], Tensor], in_channels: int, drop_prob: float = 0.0):
         super().__init__({"concat": in_channels + 1}, drop_prob)
         self.encode_image = encode_image
-        self.seed = seed
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         image = field(batch, "image", "masked_image").to(drop.device)
-        if "mask" in batch:
-            mask = batch["mask"].to(drop.device).float()
-        else:
-            numbers = field(batch, "number", "masked_image").to(drop.device)
-            mask = holes(self.seed, numbers, image.shape[-2], image.shape[-1])
+        mask = field(batch, "mask", "masked_image").to(drop.device).float()
         latent = self.encode_image(image.where(mask < 0.5, -1.0))
         small = F.interpolate(mask, latent.shape[2:], mode="nearest") * 2 - 1
         return {"concat": torch.cat([latent, small], dim=1).masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
-
-
-def holes(seed: int, numbers: Tensor, height: int, width: int, max_boxes: int = 4) -> Tensor:
-    """Masks [B, 1, height, width], 1 in one to `max_boxes` boxes of an eighth to half of each side."""
-    draws = uniform(seed, "hole", numbers, 1 + 4 * max_boxes).float()
-    boxes = draws[:, 1:].view(-1, max_boxes, 4, 1)
-    size = 0.125 + 0.375 * boxes[:, :, :2]
-    start = boxes[:, :, 2:] * (1 - size)
-    inside = [
-        (places >= start[:, :, axis]) & (places < start[:, :, axis] + size[:, :, axis])  # [B, max_boxes, side]
-        for axis, places in enumerate(
-            (torch.arange(side, device=numbers.device) + 0.5) / side for side in (height, width)
-        )
-    ]
-    used = torch.arange(max_boxes, device=numbers.device) <= (draws[:, :1] * max_boxes).floor()  # [B, max_boxes]
-    covered = inside[0][..., :, None] & inside[1][..., None, :] & used[:, :, None, None]
-    return covered.any(1, keepdim=True).float()
 
 
 class SemanticMap(Conditioner):

@@ -11,11 +11,12 @@ from ldm.config.entry import guarded, help_text
 from ldm.config.keys import SWEPT, is_literal
 from ldm.config.registry import CONF, groups, registry, resolve_target
 from ldm.config.saved import dump, load_plain, load_tree
+from ldm.config.upgrades import with_begun_fields
 from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import check_once, expand_sweep, meant, overriding, run_name, split_literal
 
 __all__ = [
     "CONF", "SWEPT", "accepts", "check_once", "check_range", "completed", "compose", "dump", "expand_sweep", "groups",
     "guarded", "help_text", "instantiate", "is_literal", "load_plain", "load_tree", "meant", "overriding", "registry",
-    "resolve_target", "run_name", "split_literal", "takes", "validate",
+    "resolve_target", "run_name", "split_literal", "takes", "validate", "with_begun_fields",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
-from ldm.config.registry import CONF, groups, is_part, parameters, resolve_target, root
+from ldm.config.registry import CONF, groups, is_part, keys_of, parameters, resolve_target, root
 from ldm.config.validation import check_root_key, nearest, nested, validate
 from ldm.config.words import check_once, meant, split_literal
 
@@ -30,6 +30,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     """
     check_once(arguments)
     facts, arguments = _split_facts(config_name, arguments)
+    named, arguments = _split_named(config_name, arguments)
     literal, overrides = split_literal(arguments)
     several = {key for key, default in root(config_name)[0].items() if isinstance(default, list)}
     texts = [meant(key, text, key in several) for key, text in literal.items()]
@@ -42,7 +43,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     left_out = {o.key_or_group for o in parsed if o.key_or_group in groups() and (o.is_delete() or not o.value())}
     parsed = [override for override in parsed if override.key_or_group not in left_out]
     tree = _resolved(config_name, parsed, complete)
-    tree = {**_restore(tree, held), **facts, **dict.fromkeys(left_out - {"experiment"})}
+    tree = {**_restore(tree, held), **facts, **named, **dict.fromkeys(left_out - {"experiment"})}
     _forget_unchosen(tree, parsed, config_name)
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
@@ -56,6 +57,17 @@ def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str]
     named = {argument: argument.partition("=") for argument in arguments}
     ours = [word for word, (key, equals, _) in named.items() if key in facts and equals]
     return {named[word][0]: named[word][2] for word in ours}, [word for word in arguments if word not in ours]
+
+
+def _split_named(config_name: str, arguments: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Separate ``given.NAME=FILE``: text under names that nobody knows yet, of root keys that are a mapping."""
+    mappings = [key for key, default in root(config_name)[0].items() if default == {}]
+    words = {word: [*word.partition("=")[0].partition("."), word.partition("=")[2]] for word in arguments}
+    ours = {word: parts for word, parts in words.items() if parts[0] in mappings and parts[2]}
+    found: dict[str, dict[str, str]] = {}
+    for key, _, name, text in ours.values():
+        found.setdefault(key, {})[name] = meant(f"{key}.{name}", text)
+    return found, [word for word in arguments if word not in ours]
 
 
 def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[str, Any]:
@@ -122,7 +134,7 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
         if group not in choices or not isinstance(node, dict):
             continue
         if isinstance(choices[group], list) and isinstance(chosen, list):
-            unchosen = node.keys() - set(chosen)
+            unchosen = node.keys() - {key for option in chosen for key in keys_of(group, option)}
         elif isinstance(chosen, str) and "_target_" in node and "experiment" in set_here:
             known = parameters(resolve_target(node["_target_"], group))
             unchosen = {key for key in node if key not in known and not key.startswith("_")}

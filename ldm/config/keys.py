@@ -8,7 +8,7 @@ TEXTS = frozenset("prompt negative_prompt prompts run overrides autoencoder_over
 # Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
 # saved as they were written and expanded by who reads them.
 PATHS = frozenset(
-    "first_stage branch model weak_model classifier target image mask map runs_dir out source checkpoint "
+    "first_stage branch model weak_model classifier target image mask low map boxes runs_dir out source checkpoint "
     "validation members".split()
 )
 LATER_PATHS = frozenset(
@@ -27,6 +27,7 @@ LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine",
 # Types of root keys that their defaults do not tell, of one root where its name is before the key.
 ROOT_TYPES = {
     "image_size": int,
+    "crop_size": int | list[float],
     "height": int,
     "width": int,
     "label": int | str,
@@ -84,7 +85,7 @@ SWEPT = {"evaluate": ("guidance.scale",)}
 
 def is_path(key: str) -> bool:
     """Whether a key names a file, a folder or a run."""
-    return key in PATHS or key in LATER_PATHS or key.endswith(".path")
+    return key in PATHS or key in LATER_PATHS or key.endswith(".path") or key.startswith("given.")
 
 
 def is_literal(key: str) -> bool:

@@ -37,6 +37,12 @@ def groups() -> dict[str, list[str]]:
 
 
 @cache
+def keys_of(group: str, option: str) -> list[str]:
+    """What an option of a group that takes several fills there: mostly its own name."""
+    return list(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()))
+
+
+@cache
 def registry() -> frozenset[str]:
     """Every target that may be instantiated: exactly those the leaf files of ``conf/`` name."""
     texts = (path.read_text() for path in CONF.rglob("*.yaml"))

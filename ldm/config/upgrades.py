@@ -1,5 +1,6 @@
-"""Trees that were saved by earlier versions, in the words of this one: a named function for each change."""
+"""Trees that older code wrote, as this code means them: a named function for each change; load_tree applies them."""
 
+from pathlib import Path
 from typing import Any
 
 Tree = dict[str, Any]
@@ -7,6 +8,11 @@ Tree = dict[str, Any]
 
 def upgrade(tree: Tree) -> Tree:
     """A saved tree as it would be saved now; what is unknown here stays as it is, for the validation to judge."""
+    return with_slots(with_derived_fields(tree))
+
+
+def with_slots(tree: Tree) -> Tree:
+    """Conditioners filled one slot each; now one may fill several."""
     parts = tree.get("conditioner")
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
         return tree
@@ -51,3 +57,36 @@ def clip_image_slots(parts: Tree) -> Tree:
 
 def _without(part: Tree, *keys: str) -> Tree:
     return {key: value for key, value in part.items() if key not in keys}
+
+
+# A condition that once made its field of "image" by itself, and what does it now; with keys that it is told by.
+MADE = {
+    "ldm.conditioners.image.LowResolution": ("low_resolution", "data.fields.low_resolution.LowResolution", ("factor",)),
+    "ldm.conditioners.image.MaskedImage": ("mask", "data.fields.holes.Holes", ()),
+    "ldm.conditioners.clip_image.clip_image": ("style", "data.fields.window.Window", ()),
+}
+
+
+def with_derived_fields(tree: Tree) -> Tree:
+    """Small pictures, holes and styles were made by their conditioners of "image"; now derived= makes them.
+
+    Nothing is added where the data gives them, or something derived does.
+    """
+    data, derived = _mapping(tree.get("data")), _mapping(tree.get("derived"))
+    known, added = _mapping(data.get("fields")).keys() | derived.keys(), {}
+    for part in map(_mapping, _mapping(tree.get("conditioner")).values()):
+        field, target, keys = MADE.get(str(part.get("_target_")), (None, None, ()))
+        if field and field not in known:
+            added[field] = {"_target_": target, **{key: part[key] for key in keys if key in part}}
+    return {**tree, "derived": {**derived, **added}} if added else tree
+
+
+def _mapping(node: Any) -> Tree:
+    """A node of a tree that may come from anyone; what is no mapping is refused later."""
+    return node if isinstance(node, dict) else {}
+
+
+def with_begun_fields(tree: Tree, name: str) -> Tree:
+    """A run that older code began goes on under the command that began it, which names no derived fields."""
+    begun = (Path(tree["runs_dir"]).expanduser() / name / "config.yaml").exists() and not tree["overwrite"]
+    return with_derived_fields(tree) if begun else tree

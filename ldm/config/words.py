@@ -68,7 +68,7 @@ def meant(key: str, text: str, several: bool = False) -> Any:
         raise ValueError(
             f"{key}={text[:200]}: {str(error).rstrip('.').lower()}; a file whose name begins with ~ is ./{text[:80]}"
         ) from error
-    return found if key in PATHS else text
+    return found if key in PATHS or key.startswith("given.") else text
 
 
 def _exists(text: str) -> bool:

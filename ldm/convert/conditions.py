@@ -155,7 +155,7 @@ def _label(part: Label, latent: Latent, out: Path) -> Written:
 def _layout_transformer(part: LayoutTransformer, latent: Latent, out: Path) -> Written:
     none = part.transformer.token_emb.num_embeddings - 1
     example = f"""\
-given = condition(torch.full((2, {part.num_tokens}), {none}))  # {none} is no object; see data/fields.py for the others
+given = condition(torch.full((2, {part.num_tokens}), {none}))  # {none} is no object, others: data/fields/layout.py
 null = None"""
     return Written(_bert(part.transformer, out / "bert"), script=Script(_BERT_IMPORT, _LAYOUTS, example))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.build import Parts, first_stage_model
+from ldm.build import Parts, first_stage_model, window_size
 from ldm.checkpoint import export as exports
 from ldm.checkpoint import first_stage_layouts, foreign, resume, weights
 from ldm.diffusion.draws import normal
@@ -135,7 +135,7 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
         exports.write_safetensors(out / "model.safetensors", state, {"latent": latent})
         return [out / "model.safetensors"]
     state, factor = exports.one_factor(state, latent, found.run)
-    return exports.write_diffusers_autoencoder(out, state, tree["autoencoder"], factor, tree["image_size"])
+    return exports.write_diffusers_autoencoder(out, state, tree["autoencoder"], factor, window_size(tree))
 
 
 def in_order(tree: dict[str, Any], own: Mapping[str, Tensor]) -> foreign.State:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ldm.build import Parts
+from ldm.build import Parts, window_size
 from ldm.checkpoint import diffusers_unet, weights
 from ldm.checkpoint import export as exports
 from ldm.checkpoint.diffusers_unet import VERSION
@@ -62,7 +62,7 @@ def export(tree: Mapping[str, Any], found: weights.Weights, first_stage: State, 
         first_stage, factor = exports.fold_factor(first_stage, factor), 1.0
     place = written.first_stage if written.pipeline else "vae"
     files = exports.write_diffusers_autoencoder(
-        out / place, first_stage, tree["autoencoder"], factor, tree["image_size"]
+        out / place, first_stage, tree["autoencoder"], factor, window_size(tree)
     )
     unet_config["sample_size"] = written.sample_size or latent.side
     unet_class, module = unet_config["_class_name"], ""
@@ -115,10 +115,11 @@ class UNet2DModelOfHeads(UNet2DModel):
 def _latent(tree: Mapping[str, Any], parts: Parts, first_stage: State) -> Latent:
     with torch.device("meta"):
         f = parts["autoencoder"].f
-    if tree["image_size"] % f:
-        raise ValueError(f"image_size={tree['image_size']}: must be a multiple of the first stage's f = {f}")
+    side = window_size(tree)
+    if side % f:
+        raise ValueError(f"image_size={side}: must be a multiple of the first stage's f = {f}")
     is_vq = "quantize.embedding.weight" in first_stage
-    return Latent(parts["regularizer"].latent_channels, tree["image_size"] // f, f, is_vq)
+    return Latent(parts["regularizer"].latent_channels, side // f, f, is_vq)
 
 
 def _split(parts: Parts, found: weights.Weights) -> State:

@@ -183,9 +183,7 @@ class Chain:
         evaluate(compose("evaluate", self.curve_command(model)), self.yardsticks)
 
     def _compare(self) -> None:
-        measure_experts(
-            self.base, self.experts, self.control, self.ensemble, self.expert_losses, self.tree["seed"]
-        )
+        measure_experts(self.base, self.experts, self.control, self.ensemble, self.expert_losses, self.tree["seed"])
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -1,0 +1,40 @@
+"""Embeddings made beforehand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data.errors import BadSample
+from data.fields.field import Field
+from data.members import read_floats
+from data.rasters import Picture
+from data.transforms import View
+
+
+class Embeddings(Field):
+    """Precomputed tokens, float32 [B, N, D], from an .npy member [num_tokens, D]; fewer are filled up with zeros."""
+
+    yields = "float32 [B, N, D]"
+
+    def __init__(self, num_tokens: int, extension: str = "npy"):
+        self.num_tokens = num_tokens
+        self.extension = extension
+
+    def read(self, content: bytes, picture: Picture | None) -> np.ndarray:
+        """float32 [num_tokens, D]."""
+        array = read_floats(content)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise BadSample("broken array", "not finite, or too large for 32 bits")
+        if len(array) > self.num_tokens:
+            raise BadSample("broken array", f"{len(array)} tokens, at most {self.num_tokens} are taken")
+        return np.pad(array, ((0, self.num_tokens - len(array)), (0, 0)))
+
+    def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:
+        """Stacked; views do not change an embedding."""
+        widths = sorted({value.shape[1] for value in values})
+        if len(widths) > 1:
+            raise ValueError(f"embeddings (.{self.extension}) of different widths in one data set: {widths}")
+        return torch.from_numpy(np.stack(values))

@@ -1,0 +1,36 @@
+"""What a field is: it reads a member of the shard, and becomes one key of the batch.
+
+A field has two halves: `read` decodes (the result may be kept in memory), `collate` applies the views and stacks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from data.rasters import Picture
+from data.transforms import View
+
+
+class Field(ABC):
+    """One key of the batch. `extension` is the member it needs, None the sample's image file; `yields` says what the
+    batch gets.
+
+    `lies_on_picture` says that reading it needs to know how its picture lies; the others are given no Picture.
+    """
+
+    extension: str | None
+    yields: str
+    lies_on_picture = False
+    size: int | None = None  # px, of pixels that have another size than the image
+
+    @abstractmethod
+    def read(self, content: bytes, picture: Picture | None) -> Any:
+        """Decode the member, turned and resized with its picture. BadSample if it cannot be used."""
+
+    @abstractmethod
+    def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> Any:
+        """The batch's value from the samples' own."""
+
+    def num_choices(self, value: Any) -> int:
+        """How many different values `collate` makes of this one, by the view's choice."""
+        return 1

@@ -1,0 +1,55 @@
+"""All that a batch holds beside the image: fields that are read, and those that are made of the image."""
+
+from collections.abc import Collection, Mapping
+
+from data.fields.derived import Derived
+from data.fields.field import Field
+from data.fields.picture import Picture
+
+
+class FieldSet:
+    """`read` from members or from the image file again, and `derived` from the window, by their keys of the batch."""
+
+    def __init__(
+        self, fields: Mapping[str, Field], made: Mapping[str, Field | Derived], reserved: Collection[str] = ()
+    ):
+        twice = fields.keys() & made.keys()
+        if twice:
+            raise ValueError(f"derived.{min(twice)}: data.fields gives it already; choose one of them")
+        for name, where in {**dict.fromkeys(fields, "data.fields"), **dict.fromkeys(made, "derived")}.items():
+            if name in reserved:
+                raise ValueError(f"{where} may not have {name!r}: every batch has it already")
+        self.derived = {name: field for name, field in made.items() if isinstance(field, Derived)}
+        self.read = {**fields, **{name: field for name, field in made.items() if isinstance(field, Field)}}
+
+    @property
+    def yields(self) -> dict[str, str]:
+        """What the batch gets under each key, in words."""
+        return {name: field.yields for name, field in [*self.read.items(), *self.derived.items()]}
+
+    @property
+    def of_image(self) -> set[str]:
+        """The keys that need the image file's pixels, its own among them."""
+        return {"image", *self.derived, *(name for name, field in self.read.items() if field.extension is None)}
+
+    @property
+    def of_picture(self) -> set[str]:
+        """The keys that a mirrored image has others of."""
+        return {"image", *self.derived, *(name for name, field in self.read.items() if field.lies_on_picture)}
+
+    @property
+    def from_image(self) -> list[str]:
+        """The keys that sampling makes of an image where nothing else is given for them."""
+        made = [name for name, field in self.derived.items() if not field.for_training]
+        return made + [name for name, field in self.read.items() if field.extension is None]
+
+    def reader(self, name: str) -> Field | None:
+        """What reads a file that is given for the key `name` in sampling; None where nothing does."""
+        if name == "image":
+            return Picture()
+        return self.derived[name].given if name in self.derived else self.read.get(name)
+
+    def own_pixels(self, name: str) -> dict[str, int]:
+        """{"pixels": px} of a key whose pixels have another size than the image, else {}."""
+        size = self.read[name].size if name in self.read else None
+        return {} if size is None else {"pixels": size}

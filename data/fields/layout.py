@@ -1,0 +1,106 @@
+"""Objects and their boxes as numbers of tokens."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.errors import BadSample
+from data.fields.field import Field
+from data.members import entry, read_entries
+from data.rasters import Picture
+from data.transforms import View
+
+
+class Layout(Field):
+    """Objects with boxes as token numbers, int64 [B, 3 max_objects + 2] (arXiv 2112.10752, section 4.3.1).
+
+    The .json member lists them under `key` as ``{"category": 3, "box": [left, top, right, bottom]}``, in shares of the
+    image as it is seen, perhaps with group, occluded, depiction or inside true. Of a picture that EXIF turns the json
+    also has to have the `width` and `height` that the boxes were drawn on. Each becomes three tokens: its class
+    (category + num_classes times the sum of those flags' 1, 2, 4, 8) and the places of its corners on a square grid of
+    floor(sqrt(vocabulary)) a side; two last tokens say where the crop lies. The first max_objects are taken, in random
+    order where the view is random; of them those without an area inside the crop are left out.
+    """
+
+    lies_on_picture = True
+    yields = "int64 [B, N]"
+    FLAGS = ("group", "occluded", "depiction", "inside")
+
+    def __init__(
+        self,
+        num_classes: int,
+        key: str = "objects",
+        extension: str = "json",
+        vocabulary: int = 8192,
+        max_objects: int = 30,
+    ):
+        self.side = math.isqrt(vocabulary)
+        if not 1 <= num_classes * 2 ** len(self.FLAGS) < vocabulary:
+            raise ValueError(f"num_classes={num_classes}: 16 times as many class tokens must fit below {vocabulary}")
+        self.num_classes = num_classes
+        self.key = key
+        self.extension = extension
+        self.none = vocabulary - 1
+        self.max_objects = max_objects
+
+    def read(self, content: bytes, picture: Picture) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Class tokens [K], boxes [K, 4] and the resized image's size."""
+        entries = read_entries(content)
+        objects = entry(entries, self.key, "missing objects")
+        try:
+            classes = np.array([self._class_token(found) for found in objects], dtype=np.int64)
+            boxes = np.array([_box(found["box"]) for found in objects], dtype=np.float64).reshape(-1, 4)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise BadSample("broken objects", f"{self.key}: {type(error).__name__} {error}") from None
+        if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, :2] > boxes[:, 2:]).any():
+            raise BadSample("broken objects", f"{self.key}: a box is left, top, right, bottom in shares of the image")
+        raster = entries.get("width"), entries.get("height")
+        return classes, picture.lay_boxes(boxes, raster) if len(boxes) else boxes, picture.size
+
+    def _class_token(self, found: Mapping[str, Any]) -> int:
+        category = found["category"]
+        if type(category) is not int or not 0 <= category < self.num_classes:
+            raise ValueError(f"category {category!r} is not in 0..{self.num_classes - 1}")
+        flags = [found.get(name) or False for name in self.FLAGS]
+        if not all(flag in (0, 1) for flag in flags):  # "false" would count as true
+            raise ValueError(f"{', '.join(self.FLAGS)} are true or false")
+        return category + self.num_classes * sum(2**place for place, flag in enumerate(flags) if flag)
+
+    def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:
+        """One row of tokens for each sample."""
+        return torch.stack([self._tokens(*v, view, image_size) for v, view in zip(values, views, strict=True)])
+
+    def _tokens(
+        self, classes: np.ndarray, boxes: np.ndarray, size: tuple[int, int], view: View, image_size: int
+    ) -> torch.Tensor:
+        width, height = size
+        left, top = view.corner(height, width, image_size)
+        side = view.side(height, width, image_size)
+        crop = np.array([left / width, top / height, (left + side) / width, (top + side) / height])
+        classes, boxes = classes[: self.max_objects], boxes[: self.max_objects]
+        seen = (np.minimum(boxes[:, 2:], crop[2:]) > np.maximum(boxes[:, :2], crop[:2])).all(1)
+        order = np.random.Generator(np.random.Philox(int(view.choice * 2**53))).permutation(len(boxes))
+        if view.choice == 0:
+            order = np.arange(len(boxes))
+        chosen = order[seen[order]]
+        tokens = np.full((self.max_objects, 3), self.none)
+        tokens[: len(chosen), 0] = classes[chosen]
+        tokens[: len(chosen), 1:] = self._places(boxes[chosen], view.flip)
+        return torch.from_numpy(np.append(tokens, self._places(crop[None], view.flip)))
+
+    def _places(self, boxes: np.ndarray, flip: bool) -> np.ndarray:
+        """Tokens [K, 2] of the top left and bottom right corners of boxes [K, 4], mirrored or not."""
+        left, top, right, bottom = boxes.T
+        if flip:
+            left, right = 1 - right, 1 - left
+        columns, rows = (np.stack(pair, 1) * (self.side - 1) for pair in ((left, right), (top, bottom)))
+        return (np.rint(rows) * self.side + np.rint(columns)).astype(np.int64)
+
+
+def _box(values: Any) -> list[float]:
+    if len(values) != 4 or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"a box is four numbers, not {str(values)[:40]}")
+    return values

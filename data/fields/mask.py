@@ -1,0 +1,34 @@
+"""Masks of the foreground, or of a hole."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data.fields.field import Field
+from data.label_images import decode_mask
+from data.rasters import Picture
+from data.transforms import View
+
+
+class Mask(Field):
+    """A foreground mask, float32 [B, 1, H, W] of 0 and 1, cut from its image member like the image itself.
+
+    The foreground is white, 1 where there are only 0 and 1, opaque, or the one colour beside black.
+    """
+
+    lies_on_picture = True
+    yields = "float32 [B, 1, H, W]"
+
+    def __init__(self, extension: str = "mask.png"):
+        self.extension = extension
+
+    def read(self, content: bytes, picture: Picture) -> np.ndarray:
+        """uint8 [H, W] of 0 and 1, resized with the nearest pixel."""
+        values, orientation = decode_mask(content)
+        return picture.lay(values, orientation, "mask")
+
+    def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:
+        """Cropped and flipped with the image."""
+        windows = [view.crop(value, image_size) for value, view in zip(values, views, strict=True)]
+        return torch.from_numpy(np.stack(windows)).float()[:, None]
