@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Condition
 from ldm.diffusion.precond import Precond
 
 # A denoiser with its condition bound, `(x [B, ...], sigma [B]) -> x0`: what samplers and guidance work on.
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # With the condition yet to be given, `(x, sigma [B], cond) -> x0`: what `Denoiser` is.
-ConditionalDenoise = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
+ConditionalDenoise = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def expand(value: Tensor, x: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ class Denoiser(nn.Module):
         """Height and width of x must be multiples of it."""
         return self.network.factor
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """x [B, ...] = x0 + sigma noise, sigma [B] > 0, cond: the network's keywords -> estimate of x0 [B, ...]."""
         x, sigma = x.float(), sigma.float()
         c_skip, c_out, c_in, c_noise = self.precond(sigma)
