@@ -77,7 +77,7 @@ def generate(
     spec = first_stage.spec
     height, width = (size, size) if isinstance(size, int) else size
     check_size(height, width, spec.f)
-    shape = (spec.channels, height // spec.f, width // spec.f)
+    shape = spec.shape((height // spec.f, width // spec.f))
     given = bind(sampling.tiling(denoiser) if sampling.tiling else denoiser, conditioner, batch, len(numbers), negative)
     check_guidance(sampling.guidance, conditioner, negative or ())
     names = conditioner.guidable(negative or ())

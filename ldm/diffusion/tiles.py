@@ -51,6 +51,8 @@ class Tiling:
         """`denoiser` for maps of any size; conditions that are maps are cut like x, the others hold in every window."""
 
         def tiled(x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+            if x.ndim != 4:
+                raise ValueError(f"tiling: cuts maps [B, C, H, W], and these latents are {list(x.shape)}; leave it out")
             rows, columns = self.starts(x.shape[-2]), self.starts(x.shape[-1])
             if len(rows) == len(columns) == 1:
                 return denoiser(x, sigma, cond)
