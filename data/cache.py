@@ -224,7 +224,7 @@ class CachedSamples:
         self.samples = samples
         self.framing = samples.framing
         self.cache = cache
-        self.images = images
+        self.images = images and samples.images
 
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together; a BadSample stands for one that cannot be used."""

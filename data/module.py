@@ -43,8 +43,8 @@ class ShardData(pl.LightningDataModule):
     `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
     weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
     `shuffle_block` keeps the order local (see Plan). `decoder=fast` needs an extra and gives other last bits. `cache`
-    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. More than ten arguments: each
-    is a key of the YAML.
+    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. `with_images=false`: the
+    samples have none, only fields. More than ten arguments: each is a key of the YAML.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class ShardData(pl.LightningDataModule):
         decoder: Literal["pil", "fast"] = "pil",
         crop_size: CropSize = None,
         derived: Mapping[str, Field | Derived] | None = None,
+        with_images: bool = True,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -98,6 +99,9 @@ class ShardData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.keys = FieldSet(fields or {}, derived or {}, RESERVED)
         self.fields = self.keys.read
+        if not with_images and self.keys.of_image != {"image"}:
+            made = min(self.keys.of_image - {"image"})
+            raise ValueError(f"data.with_images=false: {made!r} is made of images; leave it out, or read them")
         self.accumulation = accumulation
         self.seed = seed
         self.num_workers = num_workers
@@ -111,6 +115,7 @@ class ShardData(pl.LightningDataModule):
         self.shuffle_block = shuffle_block
         self.decoder = DECODERS[decoder]()
         self.start_number = 0
+        self.with_images = with_images
         self.images = False  # whether batches need them where the cache is read
         self._caches: dict[Samples, Cache] = {}
 
@@ -135,8 +140,9 @@ class ShardData(pl.LightningDataModule):
 
     def _samples(self, shards: ShardSet, source: Callable[[int], str] | None = None) -> Samples:
         return Samples(
-            shards, self.framing, self.fields, self.memo_samples, self.decoder, source, derived=self.keys.derived
-        )
+            shards, self.framing, self.fields, self.memo_samples, self.decoder, source, self.keys.derived,
+            self.with_images,
+        )  # fmt: skip
 
     @cached_property
     def _train_samples(self) -> Samples:
@@ -227,7 +233,8 @@ class ShardData(pl.LightningDataModule):
     def batch_spec(self) -> dict[str, str]:
         """What a batch holds, by key, in words."""
         size = self.framing.window
-        own = {"image": f"float32 [B, 3, {size}, {size}]", "key": "list[str]", "number": "int64 [B]"}
+        image = {"image": f"float32 [B, 3, {size}, {size}]"} if self.with_images else {}
+        own = {**image, "key": "list[str]", "number": "int64 [B]"}
         if self.training_set.mixture:
             own["source"] = "list[str], in training"
         return {**own, "index": "int64 [B]", **self.keys.yields}

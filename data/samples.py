@@ -33,10 +33,8 @@ class Samples:
     """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads.
 
     `derived` fields are made of the windows of a batch. `source` names the data set that a sample is from, where
-    several are mixed.
+    several are mixed. Without `images` no sample needs one, and their batches have none.
     """
-
-    images = True  # they have theirs
 
     def __init__(
         self,
@@ -47,6 +45,7 @@ class Samples:
         decoder: Decoder,
         source: Callable[[int], str] | None = None,
         derived: Mapping[str, Derived] | None = None,
+        images: bool = True,
     ):
         self.shards = shards
         self.framing = framing
@@ -55,6 +54,7 @@ class Samples:
         self.memo_samples = memo_samples
         self.decoder = decoder
         self.source = source
+        self.images = images
         self._imageless = {name: field for name, field in self.fields.items() if field.extension is not None}
         self._extensions = frozenset(field.extension for field in self._imageless.values())
         self._reader = MemberReader()
@@ -63,7 +63,7 @@ class Samples:
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together, which remote shards need; a BadSample stands for one that cannot be used."""
         unread = [index for index in dict.fromkeys(indices) if index not in self._memo]
-        found = dict(zip(unread, self._read_all(unread, images=True), strict=True))
+        found = dict(zip(unread, self._read_all(unread, self.images), strict=True))
         for index, sample in found.items():
             if isinstance(sample, Sample) and len(self._memo) < self.memo_samples:
                 self._memo[index] = sample
