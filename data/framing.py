@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.transforms import View
+from data.user_error import UserError
 
 CropSize = int | Sequence[float] | None
 
@@ -34,12 +35,12 @@ def framing(image_size: int, crop_size: CropSize) -> Framing:
         return Framing(image_size, image_size)
     if isinstance(crop_size, int):
         if not 1 <= crop_size <= image_size:
-            raise ValueError(
+            raise UserError(
                 f"crop_size={crop_size}: a window of that many px is cut from images of image_size={image_size} px; "
                 "make it smaller, or draw a share of the short side with crop_size=[0.5,1]"
             )
         return Framing(image_size, crop_size)
     if len(crop_size) != 2 or not 0 < crop_size[0] <= crop_size[1] <= 1:
-        raise ValueError(f"crop_size={list(crop_size)}: two shares of the short side, from the smaller, as [0.5,1]")
+        raise UserError(f"crop_size={list(crop_size)}: two shares of the short side, from the smaller, as [0.5,1]")
     lo, hi = map(float, crop_size)
     return Framing(math.ceil(image_size / lo), image_size, (lo, hi))

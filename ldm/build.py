@@ -19,6 +19,7 @@ from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.loss import Loss, squared
+from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.generate import Sampling
 from ldm.networks.bounded import check_described
@@ -75,7 +76,7 @@ def window_size(tree: dict[str, Any]) -> int:
 def _first_stage(parts: Parts) -> Any:
     path = parts.tree.get("first_stage")
     if not path and parts.tree.get("autoencoder"):
-        raise ValueError("first_stage: has to be given, a run of the autoencoder that this experiment names")
+        raise UserError("first_stage: has to be given, a run of the autoencoder that this experiment names")
     return load_first_stage(Path(path)) if path else Identity()
 
 
@@ -100,9 +101,7 @@ def load_first_stage(path: Path) -> FirstStage:
     """
     parts, found = load_autoencoder(path)
     if "latent" not in found.metadata:
-        raise ValueError(
-            f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)"
-        )
+        raise UserError(f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)")
     mean, std = (torch.tensor(found.metadata["latent"][name]) for name in ("mean", "std"))
     return FirstStage(parts["autoencoder"], parts["regularizer"], mean, std, found.digest)
 
@@ -127,7 +126,7 @@ def load_autoencoder(path: Path, ema: str = "ema") -> tuple[Parts, weights.Weigh
     found = posthoc_ema.load(path, ema)
     parts = Parts(load_tree(found.run / "config.yaml"))
     if not is_first_stage(parts.tree):
-        raise ValueError(f"first_stage={path}: not an autoencoder's run")
+        raise UserError(f"first_stage={path}: not an autoencoder's run")
     check_model(lambda: first_stage_model(Parts(parts.tree)), found)
     model = first_stage_model(parts)
     weights.load_strict(model, found.state, str(found.path))
@@ -153,7 +152,7 @@ def _sampling(parts: Parts) -> Sampling:
 
 
 def _weak_model(parts: Parts) -> Any:
-    raise ValueError(
+    raise UserError(
         "guidance=autoguidance: compares with a second, worse network; sample.py and scripts/evaluate.py take it as "
         "weak_model=runs/NAME"
     )
@@ -171,7 +170,7 @@ def _loss(parts: Parts) -> Loss:
 
 def _classifier(parts: Parts) -> NoisyClassifier:
     if not is_classifier(parts.tree):
-        raise ValueError(
+        raise UserError(
             "loss_guidance=[classifier]: goes by a classifier of noisy latents; sample.py and scripts/evaluate.py take "
             "it as classifier=runs/NAME, and experiment=quickstart/classifier trains one"
         )

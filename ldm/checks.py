@@ -16,6 +16,7 @@ from ldm.build import Parts, is_classifier, is_first_stage
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
 from ldm.config import groups
+from ldm.errors import UserError
 from ldm.generate import check_size
 from ldm.training.task import Task
 
@@ -46,7 +47,7 @@ def _size_key(parts: Parts) -> str:
 def _check_modelled(key: str, data: ShardData) -> None:
     """A batch, or the cache that stands for it, will have what is modelled."""
     if data.cache is None and key not in data.batch_spec:
-        raise ValueError(
+        raise UserError(
             f"data.with_images={str(data.with_images).lower()}: what is modelled is {key!r}, and a batch has "
             f"{', '.join(data.batch_spec)}; give data.fields one of that name, or images"
         )
@@ -57,13 +58,13 @@ def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
     check_size(side, side, f, parts["denoiser"].factor, key=_size_key(parts))
     for name, part in conditioner.parts.items():
         if part.reduces not in (None, f):
-            raise ValueError(
+            raise UserError(
                 f"conditioner.{name}.factor={part.reduces}: stands beside latents that are {f} times smaller than the "
                 f"image; set it to {f}"
             )
         made = data.keys.derived[part.key].reduces if part.key in data.keys.derived else None
         if made not in (None, part.reduces):
-            raise ValueError(
+            raise UserError(
                 f"derived.{part.key}: makes pictures {made} times smaller than the image, and conditioner.{name} takes "
                 f"them {part.reduces} times smaller; set derived.{part.key}.factor={part.reduces}"
             )
@@ -79,7 +80,7 @@ def check_fields(conditioner: Conditioners, data: ShardData) -> None:
     for name, part in conditioner.parts.items():
         for field in sorted(part.fields):
             if field not in data.batch_spec:
-                raise ValueError(
+                raise UserError(
                     f"conditioner.{name} reads {field!r}, which data.fields does not give ({', '.join(data.fields)}); "
                     f"choose the data= that has it, what makes it of images with derived=[...] "
                     f"({', '.join(groups()['derived'])}), or another conditioner="
@@ -93,10 +94,10 @@ def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classe
         return
     names = class_names(tree["data"]["train"])
     if num_classes < len(names) and not data.chooses:
-        raise ValueError(f"{key}: the data has {len(names)} classes ({', '.join(names[:5])}, ...); set it to that")
+        raise UserError(f"{key}: the data has {len(names)} classes ({', '.join(names[:5])}, ...); set it to that")
     for place, label in data.peek("label", PEEKED):
         if label >= num_classes:
-            raise ValueError(f"{place}: label {label}: {key} asks for 0..{num_classes - 1}")
+            raise UserError(f"{place}: label {label}: {key} asks for 0..{num_classes - 1}")
 
 
 def _check_losses(reconstruction: Any, side: int) -> None:
@@ -105,18 +106,18 @@ def _check_losses(reconstruction: Any, side: int) -> None:
     try:
         discriminator(torch.empty(2, 3, side, side, device="meta"))
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"image_size={side}: too small for the discriminator; lower discriminator.num_layers"
         ) from error
     smallest = reconstruction.min_size
     if side < smallest:
-        raise ValueError(f"image_size={side}: too small for LPIPS, which needs {smallest} px")
+        raise UserError(f"image_size={side}: too small for LPIPS, which needs {smallest} px")
 
 
 def _check_best(tree: dict[str, Any], data: ShardData) -> None:
     checkpoint = (tree["callback"] or {}).get("checkpoint") or {}
     if checkpoint.get("best") and not (data.num_validation and "validation" in tree["callback"]):
-        raise ValueError(
+        raise UserError(
             f"callback.checkpoint.best={checkpoint['best']}: there is no held-out value to go by; give data.validation "
             "and callback.validation, or leave it out"
         )

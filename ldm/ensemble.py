@@ -20,6 +20,7 @@ from ldm.compatibility import check_members, names_of
 from ldm.conditioners.base import Conditioners
 from ldm.config import dump, load_plain, load_tree
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
+from ldm.errors import UserError
 from ldm.files import read_json, write_text
 from ldm.first_stage.spec import LatentSpec
 from ldm.model import Model, load_model
@@ -31,15 +32,15 @@ WHOLE: list[Interval] = [(0.0, math.inf)]
 def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
     """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit."""
     if not runs:
-        raise ValueError("members: name at least one run")
+        raise UserError("members: name at least one run")
     if path.suffix != ".yaml" or path.is_dir():
-        raise ValueError(f"out={path}: a manifest is a file that ends in .yaml")
+        raise UserError(f"out={path}: a manifest is a file that ends in .yaml")
     if path.exists() and "members" not in load_plain(path, "an ensemble's manifest"):
-        raise ValueError(f"out={path}: something else than an ensemble's manifest is there; give another name")
+        raise UserError(f"out={path}: something else than an ensemble's manifest is there; give another name")
     weights = [load_weights(run) for run in runs]
     for member in weights:
         if "intervals" not in member.metadata:
-            raise ValueError(f"members: {member.run} has not finished training, or is not a diffusion run")
+            raise UserError(f"members: {member.run} has not finished training, or is not a diffusion run")
     trained = [[tuple(interval) for interval in member.metadata["intervals"]] for member in weights]
     names, latents = names_of(member.run for member in weights), [member.metadata["latent"] for member in weights]
     _check_first_stages(names, [LatentSpec.from_dict(latent) for latent in latents])
@@ -109,7 +110,7 @@ def read_members(path: Path) -> list[Member]:
             for m in manifest["members"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
+        raise UserError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     check_seal(sealed_part, path)
     return members
 
@@ -119,10 +120,10 @@ def check_member(member: Member, found: Weights, path: Path) -> None:
     the noise it gives them.
     """
     if found.digest != member.digest:
-        raise ValueError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
+        raise UserError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
     trained = found.metadata.get("intervals") or []
     if not all(any(a <= low and high <= b for a, b in trained) for low, high in member.intervals):
-        raise ValueError(
+        raise UserError(
             f"{path}: gives {found.run.name} the noise {member.intervals}, but it was trained for {trained}; "
             "write the manifest anew (scripts/ensemble.py)"
         )
@@ -137,7 +138,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
         check_member(member, model.weights[0], path)
         models.append(model)
     if not models:
-        raise ValueError(f"{path}: names no members")
+        raise UserError(f"{path}: names no members")
     first = models[0]
     names, trees = names_of(model.weights[0].run for model in models), [model.parts.tree for model in models]
     check_members(names, trees, [model.schedule for model in models])
@@ -145,7 +146,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
     _check_encoders(names, [model.conditioner for model in models])
     for model in models[1:]:
         if not _same(first.conditioner.state_dict(), model.conditioner.state_dict()):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
                 "condition once, so its members need a conditioner that is frozen"
             )
@@ -165,7 +166,7 @@ def _check_first_stages(names: Sequence[str], specs: Sequence[LatentSpec]) -> No
         try:
             specs[0].check(spec)
         except ValueError as error:
-            raise ValueError(f"members: {names[0]} and {name} have different first stages; {error}") from error
+            raise UserError(f"members: {names[0]} and {name} have different first stages; {error}") from error
 
 
 def _check_encoders(names: Sequence[str], conditioners: Sequence[Conditioners]) -> None:
@@ -174,7 +175,7 @@ def _check_encoders(names: Sequence[str], conditioners: Sequence[Conditioners]) 
     for member, conditioner in zip(names[1:], conditioners[1:], strict=True):
         for name, encoder in conditioner.encoders().items():
             if encoder is not first[name] and encoder.digest != first[name].digest:
-                raise ValueError(f"members: conditioner.{name} of {names[0]} and {member} are different encoders")
+                raise UserError(f"members: conditioner.{name} of {names[0]} and {member} are different encoders")
 
 
 def _check_encoders_of(names: Sequence[str], trees: Sequence[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from ldm.diffusion.guidance import Bound, FieldGuidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.sigmas import init_noise
 from ldm.diffusion.tiles import Tiling
+from ldm.errors import UserError
 
 # Of an image, px: its side, or (height, width).
 Size = int | tuple[int, int]
@@ -50,7 +51,7 @@ class Sampling:
         return replace(self, guidance=self.guidance.with_scale(scale))
 
 
-class NotFinite(ValueError):
+class NotFinite(UserError):
     """Some of the `images` [B, 3, H, W] that were made are not finite (`finite` [B]); these are NaN throughout."""
 
     def __init__(self, message: str, images: Tensor, finite: Tensor):
@@ -131,7 +132,7 @@ def check_guidance(
         fixed = [name for name in conditioner.used(use) if name not in guidable]
         keys = ", ".join(f"conditioner.{name}.drop_prob=0" for name in fixed)
         way = f"{{{','.join(f'{name}:3' for name in guidable)}}}"
-        raise ValueError(
+        raise UserError(
             f"{str(error).partition(':')[0]}: the training never left out {' or '.join(fixed)} ({keys}), so there is "
             f"no null to guide by; sample with guidance.{f'scales={way}' if guidable else 'scale=1'}"
         ) from error
@@ -147,15 +148,15 @@ def check_size(
     """
     named = f"{key}={height}" if height == width else f"height={height}, width={width}"
     if height % f or width % f:
-        raise ValueError(f"{named}: must be a multiple of the first stage's f = {f}")
+        raise UserError(f"{named}: must be a multiple of the first stage's f = {f}")
     for side in (height // f, width // f):
         windows = 1 if tiling is None else len(tiling.starts(side))
         if windows == 1 and side % factor:
-            raise ValueError(
+            raise UserError(
                 f"{named}: must be a multiple of {f * factor}, the first stage's f = {f} times the network's {factor}"
             )
         if windows > 1 and tiling.size % factor:
-            raise ValueError(f"tiling.size={tiling.size}: must be a multiple of the network's {factor}")
+            raise UserError(f"tiling.size={tiling.size}: must be a multiple of the network's {factor}")
 
 
 def bind(

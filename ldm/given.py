@@ -20,6 +20,7 @@ from data.errors import BadSample
 from data.fields import Derived, Field
 from data.making.files import refuse_special
 from data.transforms import View, to_tensor
+from ldm.errors import UserError
 from ldm.generate import Sampling, Size, check_guidance
 from ldm.model import Model
 
@@ -58,11 +59,11 @@ def files_of(tree: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     files: dict[str, tuple[str, str]] = {}
     for key, (name, path) in found.items():
         if name in files:
-            raise ValueError(f"{key}: {files[name][0]} gives {name!r} too; give it once")
+            raise UserError(f"{key}: {files[name][0]} gives {name!r} too; give it once")
         files[name] = (key, path)
     for key, name in VALUES.items():
         if name in files and tree[key] is not None and key != "negative_prompt":
-            raise ValueError(f"{key}: {files[name][0]} gives {name!r} too; give it once")
+            raise UserError(f"{key}: {files[name][0]} gives {name!r} too; give it once")
     return files
 
 
@@ -82,14 +83,14 @@ def check_given(tree: Mapping[str, Any], model: Model, sampling: Sampling, capti
         if name not in fields and not (name == "image" and made):
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
             without = f" with use_conditions=[{','.join(use)}]" if name in conditioner.fields else ""
-            raise ValueError(f"{key}: this model{without} reads no {name}; {given}")
+            raise UserError(f"{key}: this model{without} reads no {name}; {given}")
     present = {*asked.values(), *files, *made, *(["caption"] if captioned and "caption" not in files else [])}
     for name, needed in conditioner.missing(dict.fromkeys(present), use).items():
-        raise ValueError(f"conditioner {name} needs {needed!r}: give {WAYS.get(needed, f'given.{needed}=FILE')}")
+        raise UserError(f"conditioner {name} needs {needed!r}: give {WAYS.get(needed, f'given.{needed}=FILE')}")
     negative = negatives(tree)
     left = check_guidance(sampling.guidance, conditioner, negative, use)
     if negative and not left & {name for name, part in used.items() if part.key == "caption"}:
-        raise ValueError(
+        raise UserError(
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
         )
@@ -115,7 +116,7 @@ def class_number(label: int | str, data: Mapping[str, Any]) -> int:
     known = f"one of {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else (
         "of which there are none: no manifest.json beside the shards of the run tells them"
     )  # fmt: skip
-    raise ValueError(f"label={label!r}: expected int, or the name of a class, {known}")
+    raise UserError(f"label={label!r}: expected int, or the name of a class, {known}")
 
 
 def read_given(tree: Mapping[str, Any], model: Model) -> Given:
@@ -133,7 +134,7 @@ def read_given(tree: Mapping[str, Any], model: Model) -> Given:
     keys = model.parts["data"].keys
     for name, (key, _) in files.items():
         if keys.reader(name) is None:
-            raise ValueError(f"{key}: nothing in the data of this run reads {name!r}; it has {', '.join(keys.yields)}")
+            raise UserError(f"{key}: nothing in the data of this run reads {name!r}; it has {', '.join(keys.yields)}")
     made = _made_of_image(model, files) if "image" in files else []
     again = {name: files["image"] for name in made if name in keys.read}
     image = _named(*files["image"], lambda content: read_picture(content, side)) if "image" in files else None
@@ -162,7 +163,7 @@ def _named(key: str, path: str, decode: Any) -> Any:
         refuse_special(os.stat(path))  # reading a pipe, or a device, has no end
         return decode(Path(path).read_bytes())
     except BadSample as error:
-        raise ValueError(f"{key}={path}: {error.kind} ({error})") from error
+        raise UserError(f"{key}={path}: {error.kind} ({error})") from error
 
 
 def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
@@ -171,7 +172,7 @@ def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
     size = (tree["height"] or side, tree["width"] or side)
     beside = [key for key, _ in files_of(tree).values()]
     if beside and model.conditioner.widths()["concat_channels"] and size != (side, side):
-        raise ValueError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
+        raise UserError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
     return size
 
 

@@ -26,6 +26,7 @@ from chaoses.outcome import Outcome
 from options import parse
 
 from ldm.config import guarded
+from ldm.errors import UserError
 
 CASES = (
     "bad_inputs",
@@ -65,10 +66,10 @@ def main(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> dict:
     options = parse(arguments, KEYS)
     if options["runs"] < 0:
-        raise ValueError(f"runs={options['runs']}: must be at least 1, or 0 for each case's own number")
+        raise UserError(f"runs={options['runs']}: must be at least 1, or 0 for each case's own number")
     for name in options["case"].split(","):
         if name not in (*CASES, "all"):
-            raise ValueError(f"case={name}: there are {', '.join(CASES)}, all")
+            raise UserError(f"case={name}: there are {', '.join(CASES)}, all")
     return options
 
 

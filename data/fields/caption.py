@@ -9,6 +9,7 @@ from data.fields.field import Field
 from data.members import entry, is_unicode, read_entries, read_text, says_something
 from data.rasters import Picture
 from data.transforms import View
+from data.user_error import UserError
 
 PLACE = re.compile(r"\{(\w+)\}")  # of an entry of the json, in a suffix
 
@@ -32,9 +33,9 @@ class Caption(Field):
     ):
         for name, texts in (("prefixes", prefixes), ("suffixes", suffixes)):
             if not texts:
-                raise ValueError(f"{name} must hold at least one text; '' means none")
+                raise UserError(f"{name} must hold at least one text; '' means none")
         if key is None and any(PLACE.search(suffix) for suffix in suffixes):
-            raise ValueError("suffixes with {...} name entries of a json: captions that are whole members have none")
+            raise UserError("suffixes with {...} name entries of a json: captions that are whole members have none")
         self.key = key
         self.extension = extension
         self.prefixes = tuple(prefixes)

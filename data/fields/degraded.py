@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from data.draws import uniform
 from data.fields.derived import Derived
 from data.fields.picture import Picture
+from data.user_error import UserError
 
 REACH = 3  # standard deviations of a blur that are kept
 
@@ -24,7 +25,7 @@ class Degraded(Derived):
 
     def __init__(self, seed: int, factor: int = 4, max_blur: float = 2.0, max_noise: float = 0.1):
         if max_blur < 0 or max_noise < 0:
-            raise ValueError(f"Degraded: max_blur={max_blur} and max_noise={max_noise} have to be at least 0")
+            raise UserError(f"Degraded: max_blur={max_blur} and max_noise={max_noise} have to be at least 0")
         self.given = Picture(factor=factor)
         self.reduces = factor
         self.seed = seed

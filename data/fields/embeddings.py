@@ -10,6 +10,7 @@ from data.fields.field import Field
 from data.members import read_floats
 from data.rasters import Picture
 from data.transforms import View
+from data.user_error import UserError
 
 
 class Embeddings(Field):
@@ -36,5 +37,5 @@ class Embeddings(Field):
         """Stacked; views do not change an embedding."""
         widths = sorted({value.shape[1] for value in values})
         if len(widths) > 1:
-            raise ValueError(f"embeddings (.{self.extension}) of different widths in one data set: {widths}")
+            raise UserError(f"embeddings (.{self.extension}) of different widths in one data set: {widths}")
         return torch.from_numpy(np.stack(values))

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from data.fields.derived import Derived
 from data.fields.field import Field
 from data.fields.picture import Picture
+from data.user_error import UserError
 
 
 class FieldSet:
@@ -15,10 +16,10 @@ class FieldSet:
     ):
         twice = fields.keys() & made.keys()
         if twice:
-            raise ValueError(f"derived.{min(twice)}: data.fields gives it already; choose one of them")
+            raise UserError(f"derived.{min(twice)}: data.fields gives it already; choose one of them")
         for name, where in {**dict.fromkeys(fields, "data.fields"), **dict.fromkeys(made, "derived")}.items():
             if name in reserved:
-                raise ValueError(f"{where} may not have {name!r}: every batch has it already")
+                raise UserError(f"{where} may not have {name!r}: every batch has it already")
         self.derived = {name: field for name, field in made.items() if isinstance(field, Derived)}
         self.read = {**fields, **{name: field for name, field in made.items() if isinstance(field, Field)}}
 

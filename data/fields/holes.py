@@ -6,6 +6,7 @@ import torch
 from data.draws import uniform
 from data.fields.derived import Derived
 from data.fields.mask import Mask
+from data.user_error import UserError
 
 
 class Holes(Derived):
@@ -17,7 +18,7 @@ class Holes(Derived):
 
     def __init__(self, seed: int, max_boxes: int = 4):
         if max_boxes < 1:
-            raise ValueError(f"Holes: max_boxes={max_boxes} has to be at least 1")
+            raise UserError(f"Holes: max_boxes={max_boxes} has to be at least 1")
         self.seed = seed
         self.max_boxes = max_boxes
 

@@ -12,6 +12,7 @@ from data.fields.field import Field
 from data.members import entry, read_entries
 from data.rasters import Picture
 from data.transforms import View
+from data.user_error import UserError
 
 
 class Layout(Field):
@@ -39,7 +40,7 @@ class Layout(Field):
     ):
         self.side = math.isqrt(vocabulary)
         if not 1 <= num_classes * 2 ** len(self.FLAGS) < vocabulary:
-            raise ValueError(f"num_classes={num_classes}: 16 times as many class tokens must fit below {vocabulary}")
+            raise UserError(f"num_classes={num_classes}: 16 times as many class tokens must fit below {vocabulary}")
         self.num_classes = num_classes
         self.key = key
         self.extension = extension
@@ -63,10 +64,10 @@ class Layout(Field):
     def _class_token(self, found: Mapping[str, Any]) -> int:
         category = found["category"]
         if type(category) is not int or not 0 <= category < self.num_classes:
-            raise ValueError(f"category {category!r} is not in 0..{self.num_classes - 1}")
+            raise UserError(f"category {category!r} is not in 0..{self.num_classes - 1}")
         flags = [found.get(name) or False for name in self.FLAGS]
         if not all(flag in (0, 1) for flag in flags):  # "false" would count as true
-            raise ValueError(f"{', '.join(self.FLAGS)} are true or false")
+            raise UserError(f"{', '.join(self.FLAGS)} are true or false")
         return category + self.num_classes * sum(2**place for place, flag in enumerate(flags) if flag)
 
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:
@@ -102,5 +103,5 @@ class Layout(Field):
 
 def _box(values: Any) -> list[float]:
     if len(values) != 4 or not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"a box is four numbers, not {str(values)[:40]}")
+        raise UserError(f"a box is four numbers, not {str(values)[:40]}")
     return values

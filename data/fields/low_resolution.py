@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from data.fields.derived import Derived
 from data.fields.picture import Picture
+from data.user_error import UserError
 
 
 class LowResolution(Derived):
@@ -20,7 +21,7 @@ class LowResolution(Derived):
         """Raises ValueError for windows whose sides are not multiples of `factor`."""
         height, width = windows.shape[2:]
         if height % self.reduces or width % self.reduces:
-            raise ValueError(
+            raise UserError(
                 f"image {height}x{width}: its sides must be multiples of derived.low_resolution.factor={self.reduces}"
             )
         size = (height // self.reduces, width // self.reduces)

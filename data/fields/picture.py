@@ -10,6 +10,7 @@ from data import rasters
 from data.decoding import PilDecoder
 from data.fields.field import Field
 from data.transforms import View, to_tensor
+from data.user_error import UserError
 
 
 class Picture(Field):
@@ -24,9 +25,9 @@ class Picture(Field):
 
     def __init__(self, size: int | None = None, factor: int = 1, extension: str | None = None):
         if size is not None and (size < 1 or factor != 1):
-            raise ValueError(f"Picture: size={size} has to be at least 1, and factor={factor} goes without a size")
+            raise UserError(f"Picture: size={size} has to be at least 1, and factor={factor} goes without a size")
         if factor < 1:
-            raise ValueError(f"Picture: factor={factor} has to be at least 1")
+            raise UserError(f"Picture: factor={factor} has to be at least 1")
         self.size = size
         self.factor = factor
         self.extension = extension

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.diffusion.draws import uniform
+from ldm.errors import UserError
 
 SLOTS = ("vector", "tokens", "concat")
 
@@ -35,9 +36,9 @@ class Conditioner(nn.Module, ABC):
     def __init__(self, widths: Mapping[str, int], drop_prob: float, num_tokens: int = 0):
         super().__init__()
         if not widths or not set(widths) <= set(SLOTS):
-            raise ValueError(f"conditioner slots {', '.join(widths) or 'none'}: must be of {', '.join(SLOTS)}")
+            raise UserError(f"conditioner slots {', '.join(widths) or 'none'}: must be of {', '.join(SLOTS)}")
         if not 0 <= drop_prob <= 1:
-            raise ValueError(f"conditioner drop_prob={drop_prob}: must lie in [0, 1]")
+            raise UserError(f"conditioner drop_prob={drop_prob}: must lie in [0, 1]")
         assert ("tokens" in widths) == (num_tokens > 0)
         self.widths = dict(widths)
         self.drop_prob = drop_prob
@@ -111,7 +112,7 @@ class Conditioners(nn.Module):
         """
         unknown = [name for name in use or () if name not in self.parts]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"use_conditions: no condition {', '.join(unknown)}; the conditions of this model: "
                 f"{', '.join(self.parts) or 'none'}"
             )
@@ -195,7 +196,7 @@ def _check_widths(parts: Mapping[str, Conditioner]) -> None:
     width = min(fixed or [part.widths["tokens"] for part in parts.values()])
     ways = [f"conditioner.{name}.width={width}" for name, part in parts.items() if part.widths["tokens"] != width]
     named = ", ".join(f"{name} has {part.widths['tokens']}" for name, part in parts.items())
-    raise ValueError(
+    raise UserError(
         f"conditioner: tokens are joined along their length and must be of equal width; {named}: set {' '.join(ways)}"
     )
 
@@ -207,7 +208,7 @@ def _all_real(tokens: Tensor) -> Tensor:
 def field(batch: Batch, key: str, asked_by: str) -> Any:
     """A field of the batch. Raises ValueError naming the conditioner that asks for a missing one."""
     if key not in batch:
-        raise ValueError(f"conditioner {asked_by} needs {key!r} in every sample; the batch has {', '.join(batch)}")
+        raise UserError(f"conditioner {asked_by} needs {key!r} in every sample; the batch has {', '.join(batch)}")
     return batch[key]
 
 
@@ -218,7 +219,7 @@ def check_network(network: nn.Module, conditioners: Conditioners) -> None:
         needed = [*conditioner.widths, *(["tokens_mask"] if "tokens" in conditioner.widths else [])]
         missing = [key for key in needed if key not in declared]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"conditioner.{name} gives {' and '.join(missing)}, which network {type(network).__name__} "
                 "does not take: leave the conditioner out or choose another network"
             )

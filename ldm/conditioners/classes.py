@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from ldm.errors import UserError
 
-class OutOfRange(ValueError):
+
+class OutOfRange(UserError):
     """A value of a batch that its conditioner has no place for; `place` is the sample's in the batch."""
 
     def __init__(self, message: str, place: int):

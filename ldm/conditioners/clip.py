@@ -11,6 +11,7 @@ from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.caption_encoder import CaptionEncoder
 from ldm.conditioners.projection import projection
 from ldm.conditioners.text import TextEncoder
+from ldm.errors import UserError
 
 MAX_TOKENS = 77
 # The text encoder of CLIP ViT-L/14.
@@ -67,7 +68,7 @@ class ClipText(Conditioner):
 
     def published_state(self) -> dict[str, Tensor]:
         if self.state_dict():
-            raise ValueError("conditioner.clip_text.width: published models have no projection of tokens")
+            raise UserError("conditioner.clip_text.width: published models have no projection of tokens")
         if self.frozen is None:
             return layout()
         state = self.frozen.encoder.module.model.state_dict()

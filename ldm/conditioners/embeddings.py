@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
 from ldm.conditioners.projection import projection
+from ldm.errors import UserError
 
 
 class Embeddings(Conditioner):
@@ -29,7 +30,7 @@ class Embeddings(Conditioner):
             return {"tokens": self.project(tokens)}
         tokens = field(batch, "embeddings", "embeddings").to(drop.device)
         if tokens.shape[-1] != self.embedding_width:
-            raise ValueError(
+            raise UserError(
                 f"embeddings {list(tokens.shape)}: this model takes them {self.embedding_width} wide; "
                 f"conditioner.embeddings.embedding_width={tokens.shape[-1]} trains one for these"
             )

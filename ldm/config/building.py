@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm.config.registry import groups, parameters, resolve_target
 from ldm.config.validation import accepts
+from ldm.errors import UserError
 
 
 def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
@@ -32,7 +33,7 @@ def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
         given = name in built and (built[name] is not None or accepts(parameter.annotation, None))
         if not given and parameter.default is inspect.Parameter.empty:
             hint = f"choose one with {name}=..." if name in groups() else f"set {where}.{name}"
-            raise ValueError(f"{where} ({target.__name__}) needs {name}: {hint}")
+            raise UserError(f"{where} ({target.__name__}) needs {name}: {hint}")
     return partial(target, **built) if node.get("_partial_") else target(**built)
 
 

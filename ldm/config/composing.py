@@ -17,6 +17,7 @@ from ldm.config.overrides import parse
 from ldm.config.registry import CONF, groups, is_part, keys_of, parameters, resolve_target, root
 from ldm.config.validation import check_root_key, nearest, nested, validate
 from ldm.config.words import check_once, meant, split_literal
+from ldm.errors import UserError
 
 NEEDED = ("trainer",)  # groups that no command can do without, where they are
 
@@ -39,7 +40,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     parsed = parse(overrides)
     for override in parsed:
         if override.is_delete() and override.key_or_group.startswith(tuple(f"{group}." for group in NEEDED)):
-            raise ValueError(f"{override.key_or_group}: cannot be left out; set it to what is meant")
+            raise UserError(f"{override.key_or_group}: cannot be left out; set it to what is meant")
     left_out = {o.key_or_group for o in parsed if o.key_or_group in groups() and (o.is_delete() or not o.value())}
     parsed = [override for override in parsed if override.key_or_group not in left_out]
     tree = _resolved(config_name, parsed, complete)
@@ -81,7 +82,7 @@ def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 added = None if last else _with_plus(config_name, parsed)
                 if not added:
-                    raise ValueError(_explain(error, config_name, parsed)) from error
+                    raise UserError(_explain(error, config_name, parsed)) from error
                 overrides = added
     raise AssertionError("composed or refused")
 
@@ -151,20 +152,20 @@ def _check_root(tree: dict[str, Any], config_name: str) -> None:
     choices = {group: chosen for group, chosen in choices.items() if group != "experiment"}
     for key in tree:
         if key not in keys and key not in choices:
-            raise ValueError(f"{key}: no such key{nearest(key, [*keys, *choices])}")
+            raise UserError(f"{key}: no such key{nearest(key, [*keys, *choices])}")
     for key, default in keys.items():
         if key not in tree:
-            raise ValueError(f"{key}: cannot be left out")
+            raise UserError(f"{key}: cannot be left out")
         check_root_key(key, root_type(config_name, key, default), tree[key])
     for group, chosen in choices.items():
         node = tree.setdefault(group, None)
         if node is None and group in NEEDED:
-            raise ValueError(f"{group}: cannot be left out; {group} is one of {', '.join(groups()[group])}")
+            raise UserError(f"{group}: cannot be left out; {group} is one of {', '.join(groups()[group])}")
         several = isinstance(chosen, list) and isinstance(node, dict)  # each option nests under its own name
         for where, option in [(f"{group}.{k}", v) for k, v in node.items()] if several else [(group, node)]:
             chosen_or_empty = option is None or (isinstance(option, dict) and "_target_" in option)
             if not chosen_or_empty and group not in keys:
-                raise ValueError(
+                raise UserError(
                     f"{where}: its keys are set but it is not chosen; {group} is one of {', '.join(groups()[group])}"
                 )
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from ldm.errors import UserError
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
 OURS = ("ldm.", "data.")
@@ -86,11 +88,11 @@ def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
 def resolve_target(name: str, where: str) -> Callable:
     """The class or function a ``_target_`` names. Raises ValueError unless it is in the registry and ours."""
     if not isinstance(name, str) or name not in registry():
-        raise ValueError(f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built")
+        raise UserError(f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built")
     module, _, attribute = name.rpartition(".")
     target = getattr(importlib.import_module(module), attribute, None)
     if target is None or not f"{target.__module__}.".startswith(ROOTS):
-        raise ValueError(f"{where}._target_={name}: names nothing that may be built")
+        raise UserError(f"{where}._target_={name}: names nothing that may be built")
     return target
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 Condition = dict[str, Tensor]  # {keyword: [B, ...]}
 Area = tuple[slice, slice]  # rows and columns of the latent
 
@@ -40,4 +42,4 @@ def check_maps(cond: Condition, x: Tensor) -> None:
     for name in MAPS:
         if name in cond and cond[name].shape[-2:] != x.shape[-2:]:
             given, needed = (tuple(value.shape[-2:]) for value in (cond[name], x))
-            raise ValueError(f"{name} condition of {given}: must have the latent's height and width, {needed}")
+            raise UserError(f"{name} condition of {given}: must have the latent's height and width, {needed}")

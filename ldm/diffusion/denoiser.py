@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.cond import Condition
 from ldm.diffusion.precond import Precond
+from ldm.errors import UserError
 
 # A denoiser with its condition bound, `(x [B, ...], sigma [B]) -> x0`: what samplers and guidance work on.
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +47,7 @@ class Denoiser(nn.Module):
         output = self.network(expand(c_in, x) * x, c_noise, **cond).float()
         channels = x.shape[1]
         if output.shape[1] not in (channels, 2 * channels):
-            raise ValueError(
+            raise UserError(
                 f"network.out_channels={output.shape[1]}: must be {channels}, as the latents have, or {2 * channels} "
                 "with a variance beside them"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.diffusion.cond import Condition, check_maps, cut, cut_cond
 from ldm.diffusion.denoiser import ConditionalDenoise
+from ldm.errors import UserError
 
 
 class Tiling:
@@ -33,9 +34,9 @@ class Tiling:
         num_parallel: int = 4,
     ):
         if not 1 <= stride <= size:
-            raise ValueError(f"tiling.size, tiling.stride: need 1 <= stride <= size, got {size} and {stride}")
+            raise UserError(f"tiling.size, tiling.stride: need 1 <= stride <= size, got {size} and {stride}")
         if num_parallel < 1:
-            raise ValueError(f"tiling.num_parallel={num_parallel}: must be at least 1")
+            raise UserError(f"tiling.num_parallel={num_parallel}: must be at least 1")
         self.size = size
         self.stride = stride
         self.places = places
@@ -52,7 +53,7 @@ class Tiling:
 
         def tiled(x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
             if x.ndim != 4:
-                raise ValueError(f"tiling: cuts maps [B, C, H, W], and these latents are {list(x.shape)}; leave it out")
+                raise UserError(f"tiling: cuts maps [B, C, H, W], and these latents are {list(x.shape)}; leave it out")
             rows, columns = self.starts(x.shape[-2]), self.starts(x.shape[-1])
             if len(rows) == len(columns) == 1:
                 return denoiser(x, sigma, cond)
@@ -97,7 +98,7 @@ def every_stride(length: int, size: int, stride: int) -> list[int]:
     """0, stride, 2 stride, ... Raises ValueError if the last window does not end at `length`."""
     left = (length - size) % stride
     if left:
-        raise ValueError(
+        raise UserError(
             f"tiling.size={size}, tiling.stride={stride}: leave the last {left} of {length} positions uncovered; "
             "choose a size plus a multiple of the stride, or tiling=blended"
         )

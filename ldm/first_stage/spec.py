@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from ldm.errors import UserError
+
 # What `from_dict` takes, by name.
 KINDS = {"f": int, "channels": int, "kind": str, "discrete": bool, "mean": tuple, "std": tuple, "fingerprint": str,
          "length": int, "groups": tuple}  # fmt: skip
@@ -37,11 +39,11 @@ class LatentSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in NUM_DIMENSIONS:
-            raise ValueError(f"latent spec: kind {self.kind!r}, must be one of {', '.join(NUM_DIMENSIONS)}")
+            raise UserError(f"latent spec: kind {self.kind!r}, must be one of {', '.join(NUM_DIMENSIONS)}")
         if (self.length > 0) != (self.kind == "sequence"):
-            raise ValueError(f"latent spec: a {self.kind} of length {self.length}; only a sequence has one")
+            raise UserError(f"latent spec: a {self.kind} of length {self.length}; only a sequence has one")
         if self.groups and sum(height * width for height, width in self.groups) != self.length:
-            raise ValueError(f"latent spec: groups {self.groups} do not add up to length {self.length}")
+            raise UserError(f"latent spec: groups {self.groups} do not add up to length {self.length}")
 
     def shape(self, sides: Sequence[int]) -> tuple[int, ...]:
         """Of one latent; `sides` [h, w] are those of a grid, the others have their own."""
@@ -63,7 +65,7 @@ class LatentSpec:
             if getattr(self, field.name) != getattr(other, field.name)
         ]
         if differing:
-            raise ValueError("first_stage: not the latent space this was made with: " + "; ".join(differing))
+            raise UserError("first_stage: not the latent space this was made with: " + "; ".join(differing))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, as JSON stores them; `from_dict` is the inverse, exactly."""
@@ -75,16 +77,16 @@ class LatentSpec:
         """The spec written by `to_dict`, with or without lengths. Raises ValueError for missing or unknown names."""
         names = {field.name for field in fields(cls)}
         if not isinstance(plain, Mapping) or not names - {"length", "groups"} <= set(plain) <= names:
-            raise ValueError(f"latent spec: expected the keys {sorted(names)}, got {plain!r:.300}")
+            raise UserError(f"latent spec: expected the keys {sorted(names)}, got {plain!r:.300}")
         values = {name: _tuples(value) for name, value in plain.items()}
         for name, kind in KINDS.items():
             if name in values and type(values[name]) is not kind:
-                raise ValueError(f"latent spec: {name} is {values[name]!r}, expected {kind.__name__}")
+                raise UserError(f"latent spec: {name} is {values[name]!r}, expected {kind.__name__}")
         if not all(type(number) in (int, float) for number in (*values["mean"], *values["std"])):
-            raise ValueError("latent spec: mean and std are not all numbers")
+            raise UserError("latent spec: mean and std are not all numbers")
         for sides in values.get("groups", ()):
             if type(sides) is not tuple or len(sides) != 2 or not all(type(side) is int for side in sides):
-                raise ValueError(f"latent spec: groups {values['groups']!r} are not all [h, w]")
+                raise UserError(f"latent spec: groups {values['groups']!r} are not all [h, w]")
         return cls(**values)
 
 

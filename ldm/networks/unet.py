@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.attention import AttentionBlock, Cond, SpatialTransformer
 from ldm.networks.context import Context
 from ldm.networks.inputs import check_inputs
@@ -77,7 +78,7 @@ class UNet(nn.Module):
 
         self.time_embed = blocks.embedding(channels)
         if not project_vector and vector_width != blocks.emb_width:
-            raise ValueError(
+            raise UserError(
                 f"network.project_vector=false: the vector is added to an embedding of width {blocks.emb_width} = "
                 f"4 network.channels, and it is {vector_width} wide; set conditioner.label.width={blocks.emb_width}"
             )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.attention import Cond
 from ldm.networks.layers import conv3x3, zeroed
 from ldm.networks.norm_silu import norm_silu
@@ -110,7 +111,7 @@ class AtFactors:
 
     def __post_init__(self) -> None:
         if (self.num_heads is None) == (self.head_channels is None):
-            raise ValueError("network.num_heads or network.head_channels: set exactly one of the two, the other null")
+            raise UserError("network.num_heads or network.head_channels: set exactly one of the two, the other null")
 
     def __call__(self, width: int, factor: int | None) -> list[nn.Module]:
         return [self.make(width, self.heads(width))] if factor is None or factor in self.factors else []
@@ -120,7 +121,7 @@ class AtFactors:
         heads = self.num_heads or width // self.head_channels
         if width % heads or (self.head_channels and width % self.head_channels):
             key = "num_heads" if self.num_heads else "head_channels"
-            raise ValueError(f"network.{key}: does not divide {width} channels")
+            raise UserError(f"network.{key}: does not divide {width} channels")
         return heads
 
 
@@ -139,7 +140,7 @@ class Blocks:
 
     def __post_init__(self) -> None:
         if self.channels % self.norm_groups:
-            raise ValueError(
+            raise UserError(
                 f"network.channels={self.channels} must be a multiple of network.norm_groups={self.norm_groups}"
             )
 
