@@ -93,7 +93,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
         warn_of_shared_store()
     tree = run.tree
-    make = instantiate({**tree["trainer"], "_partial_": True}, {}.__getitem__, "trainer")
+    make = instantiate({**tree["trainer"], "_partial_": True}, {}, "trainer")
     check_trainer(tree["trainer"], make)
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])

@@ -77,6 +77,17 @@ OWNED = {
     "trainer.reload_dataloaders_every_n_epochs": "data",
     "trainer.barebones": "callback",
 }
+# How to give what no group chooses and no key of a part says.
+WAYS = {
+    "weak_model": "it compares with a second, worse network; sample.py and scripts/evaluate.py take it as "
+    "weak_model=runs/NAME",
+    "classifier": "it goes by a classifier of noisy latents; sample.py and scripts/evaluate.py take it as "
+    "classifier=runs/NAME, and experiment=quickstart/classifier trains one",
+    "first_stage": "has to be given, a run of the autoencoder that this experiment names",
+    "moment_channels": "choose regularizer=kl or regularizer=vq",
+    "latent_channels": "choose regularizer=kl or regularizer=vq",
+    "denoiser": "choose one with network=...",
+}
 # Keys that hold several of what their constructor takes one of, to be done one after the other.
 SWEPT = {"evaluate": ("guidance.scale",)}
 
