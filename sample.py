@@ -19,6 +19,7 @@ from typing import Any
 from data.errors import BadSample
 from data.members import read_text
 from ldm.config import compose, guarded, help_text
+from ldm.errors import UserError
 
 MAX_PROMPT_BYTES = 1 << 24  # of a file of prompts
 MAX_SHOWN = 1000  # images in the grid
@@ -113,9 +114,9 @@ def write_images(
 def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
     """What to draw, one dict per row of the grid. Raises ValueError if nothing is asked for, or two things at once."""
     if tree["prompt"] is not None and tree["prompts"] is not None:
-        raise ValueError("prompt and prompts exclude each other")
+        raise UserError("prompt and prompts exclude each other")
     if tree["num_images"] < 1 or tree["batch_size"] < 1:
-        raise ValueError("num_images and batch_size must be at least 1")
+        raise UserError("num_images and batch_size must be at least 1")
     if tree["prompts"] is not None:
         found = [{"caption": line} for line in read_prompts(tree["prompts"])]
     elif tree["prompt"] is not None or tree["label"] is None:
@@ -130,18 +131,18 @@ def read_prompts(path: str) -> list[str]:
     """The lines of a file that are not blank. Raises ValueError naming it if it is no text, endless or without any."""
     place = Path(path).expanduser()
     if place.exists() and not place.is_file():
-        raise ValueError(f"prompts={path}: not a file")
+        raise UserError(f"prompts={path}: not a file")
     with place.open("rb") as file:
         content = file.read(MAX_PROMPT_BYTES + 1)
     if len(content) > MAX_PROMPT_BYTES:
-        raise ValueError(f"prompts={path}: larger than {MAX_PROMPT_BYTES >> 20} MiB; sample it in parts")
+        raise UserError(f"prompts={path}: larger than {MAX_PROMPT_BYTES >> 20} MiB; sample it in parts")
     try:
         lines = [line.strip() for line in read_text(content).splitlines()]
     except BadSample as error:
-        raise ValueError(f"prompts={path}: {error.kind} ({error})") from error
+        raise UserError(f"prompts={path}: {error.kind} ({error})") from error
     found = [line for line in lines if line]
     if not found:
-        raise ValueError(f"prompts={path}: no prompt in it")
+        raise UserError(f"prompts={path}: no prompt in it")
     return found
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from ldm.config import compose, expand_sweep, guarded, help_text, run_name
+from ldm.errors import UserError
 
 EXAMPLES = __doc__.split("\n\n")[1]
 
@@ -39,7 +40,7 @@ def sweep(arguments: list[str]) -> int:
     names = [name for _, name in jobs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two jobs of this sweep would share the folder {twice}; sweep other values")
+        raise UserError(f"two jobs of this sweep would share the folder {twice}; sweep other values")
     for number, (job, name) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {name}", flush=True)
         words = [word for word in job if not word.startswith("run=")]

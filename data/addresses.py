@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
+from data.user_error import UserError
+
 HIDDEN = "***"
 SHORTEST_PASSWORD, SHORTEST_VALUE = 6, 8  # characters; shorter ones may be words
 # A password may hold a slash or an @ that should have been escaped: the last @ counts, but a port is no password.
@@ -45,7 +47,7 @@ def check_complete(place: str, key: str) -> None:
     Whoever goes on from a saved configuration has to give it again.
     """
     if HIDDEN in place:
-        raise ValueError(
+        raise UserError(
             f"{key}: {place} was written down without its password or signature (***): give the whole of it again, "
             f"as {key}=..."
         )

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from data.user_error import UserError
+
 MAX_PARTS = 1 << 22  # commas, lists and objects; a manifest of 64 MiB has half as many
 
 
@@ -10,5 +12,5 @@ def load_json(content: bytes) -> Any:
     """What the text says. Raises ValueError if it is none, or of too many parts, RecursionError if too deep."""
     parts = sum(map(content.count, (b",", b"[", b"{")))
     if parts > MAX_PARTS:
-        raise ValueError(f"JSON of {parts} parts, {MAX_PARTS} allowed")
+        raise UserError(f"JSON of {parts} parts, {MAX_PARTS} allowed")
     return json.loads(content)

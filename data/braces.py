@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from braceexpand import braceexpand
 
+from data.user_error import UserError
+
 MAX_NAMES = 1 << 20
 MAX_CHARS = 1 << 28  # of all names together, roughly
 MAX_TEXT_CHARS = 1 << 18
@@ -24,12 +26,12 @@ def expand_braces(text: str) -> Iterator[str]:
         if depth < 0:
             break
     if depth:
-        raise ValueError("its braces do not match")
+        raise UserError("its braces do not match")
     if deepest > MAX_DEPTH or len(text) > MAX_TEXT_CHARS:
-        raise ValueError(f"braces in braces, {MAX_DEPTH} deep at most, and {MAX_TEXT_CHARS} characters")
+        raise UserError(f"braces in braces, {MAX_DEPTH} deep at most, and {MAX_TEXT_CHARS} characters")
     names = _count(text)
     if names > MAX_NAMES or names * len(text) > MAX_CHARS:
-        raise ValueError(f"it stands for {names} names, {MAX_NAMES} at most")
+        raise UserError(f"it stands for {names} names, {MAX_NAMES} at most")
     return braceexpand(text, escape=False)
 
 

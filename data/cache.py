@@ -20,6 +20,7 @@ from data.samples import Sample, Samples
 from data.seals import SEAL, check_seal
 from data.shards import ShardSet
 from data.transforms import View
+from data.user_error import UserError
 
 MANIFEST = "cache.json"
 CROP = "centre"
@@ -46,20 +47,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What the cache was made with. Raises ValueError if it is none."""
     path = folder / MANIFEST
     if not path.exists():
-        raise ValueError(f"data.cache={folder}: no cache there; scripts/encode.py out={folder} writes one")
+        raise UserError(f"data.cache={folder}: no cache there; scripts/encode.py out={folder} writes one")
     try:
         with path.open("rb") as file:
             made = json.loads(file.read(MAX_MANIFEST_BYTES))
         check_seal(made, path)
         for name, kind in KINDS.items():
             if not isinstance(made[name], kind):
-                raise ValueError(f"{name} is not {kind.__name__}")
+                raise UserError(f"{name} is not {kind.__name__}")
         if not all(isinstance(facts, dict) and isinstance(facts["digest"], str) for facts in made["encoders"].values()):
-            raise ValueError("encoders are not described")
+            raise UserError("encoders are not described")
         return made
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         said = error.args[0] if error.args else type(error).__name__
-        raise ValueError(f"data.cache={folder}: {path} is damaged ({said}); encode again") from None
+        raise UserError(f"data.cache={folder}: {path} is damaged ({said}); encode again") from None
 
 
 def check(
@@ -73,13 +74,13 @@ def check(
     asked = {"image_size": image_size, "crop": CROP, "decoder": decoder, "first_stage": first_stage}
     for name, value in asked.items():
         if made[name] != value:
-            raise ValueError(f"data.cache={folder}: made with {name}={made[name]}, this run has {name}={value}")
+            raise UserError(f"data.cache={folder}: made with {name}={made[name]}, this run has {name}={value}")
     for name in encoders.keys() & made["encoders"].keys():
         there, here = made["encoders"][name], encoders[name]
         facts = sorted(here.keys() - {"digest"})
         differing = [f"{k} is {there.get(k)} there and {here[k]} here" for k in facts if there.get(k) != here[k]]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"data.cache={folder}: made with another encoder for conditioner.{name}: {', '.join(differing)}"
             )
     return made
@@ -132,17 +133,17 @@ class CacheFile:
     def _check_shapes(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError unless everything has as many rows as samples or texts."""
         if self.size.ndim != 2 or self.size.shape[1] != 2 or self.size.dtype.kind != "i":
-            raise ValueError(f"{SIZE} has the shape {self.size.shape}")
+            raise UserError(f"{SIZE} has the shape {self.size.shape}")
         num_texts = len(self.size)
         if self.choices is not None:
             steps = np.diff(self.choices)
             if self.choices.shape != (num_texts + 1,) or self.choices.dtype.kind != "i" or (steps < 0).any():
-                raise ValueError(f"{CHOICES} does not say where texts begin")
+                raise UserError(f"{CHOICES} does not say where texts begin")
             num_texts = int(self.choices[-1])
         for name, array in arrays.items():
             expected = (len(self.size) if name.startswith(OF_IMAGE) else num_texts,)
             if array.shape[:1] != expected or self._sums.get(name, array).shape[:1] != expected:
-                raise ValueError(f"{name} has {array.shape[:1]} rows, there are {expected}")
+                raise UserError(f"{name} has {array.shape[:1]} rows, there are {expected}")
 
 
 class Cache:
@@ -157,7 +158,7 @@ class Cache:
             if not path.exists():
                 others = list(folder.glob(f"{escape(path.name[:-29])}-*.safetensors"))
                 what = "another content of" if others else "nothing of"
-                raise ValueError(
+                raise UserError(
                     f"data.cache={folder}: has {what} the shard {shard.path.name} (no {path.name}); "
                     f"scripts/encode.py out={folder} adds what is missing"
                 )

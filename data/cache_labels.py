@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from data.errors import ShardError
+from data.user_error import UserError
 
 LABEL = "label"  # JSON as an array of bytes: two entries of metadata would be written in any order
 SUMS = "sums."  # begins the name of the sums of what bears the rest of it
@@ -69,7 +70,7 @@ def read_label(array: np.ndarray | None) -> dict[str, Any]:
     """The label in a file's array of it, an empty one if it has none. Raises ValueError if it is none."""
     label = {} if array is None else json.loads(array.tobytes())
     if not isinstance(label, dict):
-        raise ValueError("its label cannot be read")
+        raise UserError("its label cannot be read")
     return label
 
 

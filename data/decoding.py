@@ -23,6 +23,7 @@ from data.errors import BadSample
 from data.image_bytes import bits_of_bmp, check_parts, check_scans, format_name, says_late_how_it_lies
 from data.rasters import ORIENTATION, Picture, orientation, picture, said_orientation, upright
 from data.transforms import fitted, kept, resize
+from data.user_error import UserError
 
 HAS_AVIF, HAS_HEIF = (find_spec(name) is not None for name in ("PIL.AvifImagePlugin", "pillow_heif"))
 # an allow-list of what is worth its risk; where a sample has several images the first in this order is its image, so
@@ -107,7 +108,7 @@ class FastDecoder(Decoder):
 
     def __init__(self, max_pixels: int = MAX_PIXELS):
         if find_spec("simplejpeg") is None:
-            raise ValueError("data.decoder=fast needs simplejpeg: pip install 'ldm[fast]', or data.decoder=pil")
+            raise UserError("data.decoder=fast needs simplejpeg: pip install 'ldm[fast]', or data.decoder=pil")
         super().__init__(max_pixels)
 
     def __call__(self, content: bytes, image_size: int) -> np.ndarray:

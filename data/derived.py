@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from data.user_error import UserError
+
 MAGIC = b"ldm derived data 1\n"
 TRAILER_BYTES = 4 + 32 + len(MAGIC)  # the head's length, its SHA-256, the magic
 MAX_HEAD_BYTES = 1 << 20
@@ -25,7 +27,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
     except RuntimeError as error:
-        raise ValueError(f"no folder for a cache ({error}): set LDM_CACHE, or HOME") from error
+        raise UserError(f"no folder for a cache ({error}): set LDM_CACHE, or HOME") from error
 
 
 def write(path: Path, head: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
@@ -43,7 +45,7 @@ def write(path: Path, head: dict[str, Any], chunks: Iterable[bytes | memoryview]
         os.replace(partial, path)
     except OSError as error:
         reason = f"{path.parent}: cannot be written ({error.strerror}); set LDM_CACHE to a folder that can"
-        raise ValueError(reason) from error
+        raise UserError(reason) from error
 
 
 def read_head(path: Path) -> dict[str, Any] | None:

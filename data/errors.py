@@ -4,11 +4,12 @@ from math import ceil
 from typing import Any
 
 from data.addresses import without_secrets
+from data.user_error import UserError
 
 MAX_TOLD_CHARS = 4000
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A shard that is missing, cut, damaged or ambiguous; the message names the file and the reason.
 
     Names come from elsewhere: what would move a terminal's cursor is escaped, and passwords and signatures in addresses
@@ -19,7 +20,7 @@ class ShardError(ValueError):
         super().__init__("\n".join(map(printable, without_secrets(message).split("\n"))))
 
 
-class BadSample(ValueError):
+class BadSample(UserError):
     """A sample that cannot be used. `kind` is a short constant phrase to count by; the message says what was seen."""
 
     def __init__(self, kind: str, detail: str = ""):
@@ -27,7 +28,7 @@ class BadSample(ValueError):
         self.kind = kind
 
 
-class TooManyBadSamples(ValueError):
+class TooManyBadSamples(UserError):
     """More of the data is unusable than `data.max_bad_fraction` allows."""
 
 

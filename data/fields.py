@@ -17,6 +17,7 @@ from data.label_images import decode_labels, decode_mask
 from data.members import entry, is_unicode, read_entries, read_entry, read_floats, read_text, says_something
 from data.rasters import Picture
 from data.transforms import View
+from data.user_error import UserError
 
 
 class Field(ABC):
@@ -64,9 +65,9 @@ class Caption(Field):
     ):
         for name, texts in (("prefixes", prefixes), ("suffixes", suffixes)):
             if not texts:
-                raise ValueError(f"{name} must hold at least one text; '' means none")
+                raise UserError(f"{name} must hold at least one text; '' means none")
         if key is None and any(PLACE.search(suffix) for suffix in suffixes):
-            raise ValueError("suffixes with {...} name entries of a json: captions that are whole members have none")
+            raise UserError("suffixes with {...} name entries of a json: captions that are whole members have none")
         self.key = key
         self.extension = extension
         self.prefixes = tuple(prefixes)
@@ -204,7 +205,7 @@ class Embeddings(Field):
         """Stacked; views do not change an embedding."""
         widths = sorted({value.shape[1] for value in values})
         if len(widths) > 1:
-            raise ValueError(f"embeddings (.{self.extension}) of different widths in one data set: {widths}")
+            raise UserError(f"embeddings (.{self.extension}) of different widths in one data set: {widths}")
         return torch.from_numpy(np.stack(values))
 
 
@@ -233,7 +234,7 @@ class Layout(Field):
     ):
         self.side = math.isqrt(vocabulary)
         if not 1 <= num_classes * 2 ** len(self.FLAGS) < vocabulary:
-            raise ValueError(f"num_classes={num_classes}: 16 times as many class tokens must fit below {vocabulary}")
+            raise UserError(f"num_classes={num_classes}: 16 times as many class tokens must fit below {vocabulary}")
         self.num_classes = num_classes
         self.key = key
         self.extension = extension
@@ -257,10 +258,10 @@ class Layout(Field):
     def _class_token(self, found: Mapping[str, Any]) -> int:
         category = found["category"]
         if type(category) is not int or not 0 <= category < self.num_classes:
-            raise ValueError(f"category {category!r} is not in 0..{self.num_classes - 1}")
+            raise UserError(f"category {category!r} is not in 0..{self.num_classes - 1}")
         flags = [found.get(name) or False for name in self.FLAGS]
         if not all(flag in (0, 1) for flag in flags):  # "false" would count as true
-            raise ValueError(f"{', '.join(self.FLAGS)} are true or false")
+            raise UserError(f"{', '.join(self.FLAGS)} are true or false")
         return category + self.num_classes * sum(2**place for place, flag in enumerate(flags) if flag)
 
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:
@@ -295,5 +296,5 @@ class Layout(Field):
 
 def _box(values: Any) -> list[float]:
     if len(values) != 4 or not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"a box is four numbers, not {str(values)[:40]}")
+        raise UserError(f"a box is four numbers, not {str(values)[:40]}")
     return values

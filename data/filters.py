@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 from data.decoding import IMAGE_EXTENSIONS, read_picture
 from data.errors import BadSample
 from data.members import read_entries, read_text
+from data.user_error import UserError
 
 HEX = frozenset("0123456789abcdef")
 
@@ -47,7 +48,7 @@ class Filters:
         exclude: str | None = None,
     ):
         if min_size is not None and not _is_number(min_size):
-            raise ValueError(f"data.filters.min_size={min_size!r} is not a number of pixels")
+            raise UserError(f"data.filters.min_size={min_size!r} is not a number of pixels")
         self.min_size = min_size
         self.aspect = None if aspect is None else _range("aspect", aspect)
         self.ranges = {name: _range(f"ranges.{name}", bounds) for name, bounds in _mapping("ranges", ranges).items()}
@@ -122,7 +123,7 @@ def read_filters(filters: FilterRules | None) -> Filters:
     names = FilterRules.__annotations__
     for name in filters or {}:
         if name not in names:
-            raise ValueError(f"data.filters.{name}: no such key (there are {', '.join(names)})")
+            raise UserError(f"data.filters.{name}: no such key (there are {', '.join(names)})")
     return Filters(**(filters or {}))
 
 
@@ -143,7 +144,7 @@ def _facts(content: bytes | None) -> Mapping[str, Any]:
 
 def _mapping(name: str, rules: Any) -> Mapping[str, Any]:
     if rules is not None and not isinstance(rules, Mapping):
-        raise ValueError(f"data.filters.{name}={rules!r}: expected fields of the json and what is allowed of each")
+        raise UserError(f"data.filters.{name}={rules!r}: expected fields of the json and what is allowed of each")
     return rules or {}
 
 
@@ -154,16 +155,16 @@ def _is_number(value: Any) -> bool:
 def _range(name: str, bounds: Sequence[float | None]) -> tuple[float, float]:
     is_pair = isinstance(bounds, Sequence) and len(bounds) == 2
     if not is_pair or not all(bound is None or _is_number(bound) for bound in bounds):
-        raise ValueError(f"data.filters.{name}={bounds!r}: expected [from, to], null for an open side")
+        raise UserError(f"data.filters.{name}={bounds!r}: expected [from, to], null for an open side")
     low, high = -inf if bounds[0] is None else bounds[0], inf if bounds[1] is None else bounds[1]
     if not low <= high:
-        raise ValueError(f"data.filters.{name}={bounds!r}: nothing lies between")
+        raise UserError(f"data.filters.{name}={bounds!r}: nothing lies between")
     return low, high
 
 
 def _choices(name: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
     if not isinstance(allowed, list | tuple) or not allowed:
-        raise ValueError(f"data.filters.{name}={allowed!r}: expected a list of what is allowed")
+        raise UserError(f"data.filters.{name}={allowed!r}: expected a list of what is allowed")
     return tuple(allowed)
 
 
@@ -171,5 +172,5 @@ def _lines(path: Path) -> frozenset[str]:
     try:
         lines = {line.strip() for line in read_text(path.read_bytes(), max_bytes=None).splitlines()}
     except (OSError, BadSample) as error:
-        raise ValueError(f"data.filters.exclude={path}: cannot be read ({error})") from None
+        raise UserError(f"data.filters.exclude={path}: cannot be read ({error})") from None
     return frozenset(lines - {""})

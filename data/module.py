@@ -26,6 +26,7 @@ from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
 from data.training_set import Source, TrainingSet, read_mixture
 from data.transforms import Augmentation
+from data.user_error import UserError
 from data.workers import check_shared_memory
 
 # Keys that a batch has whatever its fields are.
@@ -70,25 +71,25 @@ class ShardData(pl.LightningDataModule):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
             if value < 1:
-                raise ValueError(f"data.{name}={value} must be at least 1")
+                raise UserError(f"data.{name}={value} must be at least 1")
         if not 0 <= horizontal_flip_prob <= 1:
-            raise ValueError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
+            raise UserError(f"data.horizontal_flip_prob={horizontal_flip_prob} is not a probability")
         if not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
+            raise UserError(f"data.max_bad_fraction={max_bad_fraction} is not between 0 and 1")
         if timeout_seconds <= 0:
-            raise ValueError(f"data.timeout_seconds={timeout_seconds} must be positive")
+            raise UserError(f"data.timeout_seconds={timeout_seconds} must be positive")
         for name, value in {"shuffle_block": shuffle_block, "max_samples": max_samples}.items():
             if value is not None and value < 1:
-                raise ValueError(f"data.{name}={value} must be at least 1, or null")
+                raise UserError(f"data.{name}={value} must be at least 1, or null")
         if (train is None) != bool(mixture):
-            raise ValueError("data.train=null goes with data.mixture, which then names the shards, and only with it")
+            raise UserError("data.train=null goes with data.mixture, which then names the shards, and only with it")
         if mixture and max_samples is not None:
-            raise ValueError(
+            raise UserError(
                 "data.max_samples: keeps the first samples of data.train; in data.mixture name fewer shards"
             )
         reserved = set(RESERVED) & set(fields or {})
         if reserved:
-            raise ValueError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
+            raise UserError(f"data.fields may not be called {sorted(reserved)}: every batch has these already")
         self.training_set = TrainingSet(train, read_mixture(mixture), read_filters(filters), num_workers)
         self.validation = validation
         self.image_size = image_size
@@ -138,7 +139,7 @@ class ShardData(pl.LightningDataModule):
     @cached_property
     def _validation_samples(self) -> Samples:
         if self.validation is None:
-            raise ValueError("data.validation names no shards; give some, or switch validation off")
+            raise UserError("data.validation names no shards; give some, or switch validation off")
         shards = ShardSet.open(expand(self.validation, "data.validation"))
         return Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder)
 
@@ -154,10 +155,10 @@ class ShardData(pl.LightningDataModule):
         folder = Path(self.cache).expanduser()
         made = check(folder, self.image_size, self.decoder.name, first_stage, encoders)
         if self.augmentation.random_crop:
-            raise ValueError("data.random_crop=true: data.cache has one crop of each image; switch one of them off")
+            raise UserError("data.random_crop=true: data.cache has one crop of each image; switch one of them off")
         flip_prob = self.augmentation.horizontal_flip_prob
         if flip_prob > 0 and not made["flips"]:
-            raise ValueError(
+            raise UserError(
                 f"data.horizontal_flip_prob={flip_prob}: data.cache={folder} has no mirrored "
                 "latents; set it to 0, or encode again with flips=true"
             )

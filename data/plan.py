@@ -8,6 +8,8 @@ import hashlib
 
 import numpy as np
 
+from data.user_error import UserError
+
 ROUNDS = 8
 WINDOW_BLOCKS = 16
 
@@ -103,7 +105,7 @@ class BatchPlan:
         parts = world_size * accumulation
         if batch_size % parts:
             below, above = batch_size // parts * parts or parts, -(-batch_size // parts) * parts
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={batch_size} is not divisible by {world_size} ranks x accumulation={accumulation} "
                 f"= {parts}; the nearest that are: {below} and {above}"
             )

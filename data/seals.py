@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.user_error import UserError
+
 SEAL = "seal"
 
 
@@ -29,4 +31,4 @@ def check_seal(content: Mapping[str, Any], path: Path) -> None:
     A file from before there were seals has none and is taken as it is.
     """
     if SEAL in content and content[SEAL] != seal_of(content):
-        raise ValueError(f"{path}: edited or damaged since it was written (its seal is another); put it back as it was")
+        raise UserError(f"{path}: edited or damaged since it was written (its seal is another); put it back as it was")

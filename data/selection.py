@@ -20,6 +20,7 @@ from data.filters import Filters
 from data.index_cache import Entry
 from data.progress import watched
 from data.shards import Kept, MemberReader, ShardSet
+from data.user_error import UserError
 
 KIND = "filtered samples 1"
 READ_SAMPLES = 64
@@ -35,7 +36,7 @@ def select(shards: ShardSet, filters: Filters, num_workers: int) -> tuple[Kept, 
             _join(path, files, filters.names)
     head, _ = _read(path, check=False)
     if head["kept"] == 0:
-        raise ValueError(f"data.filters leave none of {len(shards)} samples; removed: {describe(head['removed'])}")
+        raise UserError(f"data.filters leave none of {len(shards)} samples; removed: {describe(head['removed'])}")
     return Kept(path, head["kept"], head["body_sha256"]), head["removed"]
 
 

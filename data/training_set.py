@@ -13,6 +13,7 @@ from data.paths import expand
 from data.plan import Plan
 from data.selection import select
 from data.shards import ShardSet
+from data.user_error import UserError
 
 
 class Source(TypedDict):
@@ -27,12 +28,12 @@ def read_mixture(mixture: Mapping[str, Source] | None) -> dict[str, Source]:
     mixture = mixture or {}
     for name, entry in mixture.items():
         if not isinstance(entry, Mapping) or set(entry) != {"shards", "weight"}:
-            raise ValueError(f"data.mixture.{name}: expected {{shards: ..., weight: ...}}")
+            raise UserError(f"data.mixture.{name}: expected {{shards: ..., weight: ...}}")
         weight = entry["weight"]
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise ValueError(f"data.mixture.{name}.weight={weight!r} is not a number above 0")
+            raise UserError(f"data.mixture.{name}.weight={weight!r} is not a number above 0")
         if not isinstance(entry["shards"], str | list | tuple):
-            raise ValueError(f"data.mixture.{name}.shards={entry['shards']!r}: expected paths of shards")
+            raise UserError(f"data.mixture.{name}.shards={entry['shards']!r}: expected paths of shards")
     return dict(mixture)
 
 
@@ -88,7 +89,7 @@ class TrainingSet:
                 reason = (
                     "data.filters leave none of its samples" if self.filters.names else "its shards hold no samples"
                 )
-                raise ValueError(f"data.mixture.{name}: {reason}")
+                raise UserError(f"data.mixture.{name}: {reason}")
         return starts
 
     def source(self, index: int) -> str:

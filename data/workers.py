@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.user_error import UserError
+
 TOO_MANY = ": raise the limit with ulimit -n 4096, or lower data.num_workers"
 SHARED = "/dev/shm"
 PREFETCHED = 2  # batches that each worker makes ahead: the default of torch's loader
@@ -17,7 +19,7 @@ AGAIN = (
 )
 
 
-class WorkerError(ValueError):
+class WorkerError(UserError):
     """A data worker hangs or was killed; the message names it and the way out."""
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import webdataset as wds
 
+from data.user_error import UserError
+
 MANIFEST = "manifest.json"
 
 
@@ -36,7 +38,7 @@ def write_shard(
     row = {"name": path.name, "samples": count, "bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
     if expected is not None and (count, row["sha256"] if count else None) != _found(expected):
         partial.unlink()
-        raise ValueError(
+        raise UserError(
             f"{path} is finished, and its images, or what is known about them, have changed since; choose another "
             "folder, or delete it"
         )

@@ -15,6 +15,7 @@ from data.module import ShardData
 from ldm.build import Parts, is_classifier, is_first_stage
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
+from ldm.errors import UserError
 from ldm.generate import check_size
 from ldm.training.task import Task
 
@@ -41,7 +42,7 @@ def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
     check_size(side, side, f, parts["denoiser"].factor)
     for name, part in conditioner.parts.items():
         if part.reduces not in (None, f):
-            raise ValueError(
+            raise UserError(
                 f"conditioner.{name}.factor={part.reduces}: stands beside latents that are {f} times smaller than the "
                 f"image; set it to {f}"
             )
@@ -56,7 +57,7 @@ def _check_fields(conditioner: Conditioners, data: ShardData) -> None:
     """A conditioner reads what a batch will have."""
     for name, part in conditioner.parts.items():
         if {part.key, part.instead}.isdisjoint(data.batch_spec):
-            raise ValueError(
+            raise UserError(
                 f"conditioner.{name} reads {part.key!r}, which data.fields does not give ({', '.join(data.fields)}); "
                 "choose the data= that has it, or another conditioner="
             )
@@ -69,10 +70,10 @@ def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classe
         return
     names = class_names(tree["data"]["train"])
     if num_classes < len(names) and not data.chooses:
-        raise ValueError(f"{key}: the data has {len(names)} classes ({', '.join(names[:5])}, ...); set it to that")
+        raise UserError(f"{key}: the data has {len(names)} classes ({', '.join(names[:5])}, ...); set it to that")
     for place, label in data.peek("label", PEEKED):
         if label >= num_classes:
-            raise ValueError(f"{place}: label {label}: {key} asks for 0..{num_classes - 1}")
+            raise UserError(f"{place}: label {label}: {key} asks for 0..{num_classes - 1}")
 
 
 def _check_losses(reconstruction: Any, side: int) -> None:
@@ -81,18 +82,18 @@ def _check_losses(reconstruction: Any, side: int) -> None:
     try:
         discriminator(torch.empty(2, 3, side, side, device="meta"))
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"image_size={side}: too small for the discriminator; lower discriminator.num_layers"
         ) from error
     smallest = reconstruction.min_size
     if side < smallest:
-        raise ValueError(f"image_size={side}: too small for LPIPS, which needs {smallest} px")
+        raise UserError(f"image_size={side}: too small for LPIPS, which needs {smallest} px")
 
 
 def _check_best(tree: dict[str, Any], data: ShardData) -> None:
     checkpoint = (tree["callback"] or {}).get("checkpoint") or {}
     if checkpoint.get("best") and not (data.num_validation and "validation" in tree["callback"]):
-        raise ValueError(
+        raise UserError(
             f"callback.checkpoint.best={checkpoint['best']}: there is no held-out value to go by; give data.validation "
             "and callback.validation, or leave it out"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm.config import resolve_target
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import UserError
 
 Tree = Mapping[str, Any]
 
@@ -63,12 +64,12 @@ def check_branch(tree: Tree, parent: Tree, branch: str) -> None:
     with others, may not, and divides the parent's noise. What ``branch_changes`` names may differ.
     """
     if (tree["task"] or {}).get("_target_") != (parent["task"] or {}).get("_target_"):
-        raise ValueError(f"branch={branch}: another kind of run, {_kind(parent)} where this one is {_kind(tree)}")
+        raise UserError(f"branch={branch}: another kind of run, {_kind(parent)} where this one is {_kind(tree)}")
     expert, allowed = is_part(tree), tree["branch_changes"] or []
     groups = [*MEANING, *(["noise"] if expert else [])] if tree["network"] else ["autoencoder"]
     unknown = [name for name in allowed if name not in groups]
     if unknown:
-        raise ValueError(f"branch_changes={unknown[0]}: there are {', '.join(groups)}")
+        raise UserError(f"branch_changes={unknown[0]}: there are {', '.join(groups)}")
     found = differences(tree, parent, [group for group in groups if group not in allowed])
     if expert and tree["image_size"] != parent["image_size"]:
         found["image_size"] = (tree["image_size"], parent["image_size"])
@@ -78,7 +79,7 @@ def check_branch(tree: Tree, parent: Tree, branch: str) -> None:
     for key, (here, there) in found.items():
         group = key.partition(".")[0]
         way = f", or say branch_changes=[{group}] if that is meant" if group in groups else ""
-        raise ValueError(
+        raise UserError(
             f"branch={branch}: {key} is {here!r} and in the parent {there!r}, for which its weights mean something "
             f"else; take the parent's{way}"
         )
@@ -111,7 +112,7 @@ def check_members(names: Sequence[str], trees: Sequence[Tree], schedules: Sequen
         if schedule.scale(1.0) != schedules[0].scale(1.0):
             found["schedule"] = (type(schedules[0]).__name__, type(schedule).__name__)
         for key, (one, other) in found.items():
-            raise ValueError(f"members: {key} is {one!r} in {names[0]} and {other!r} in {name}; they have to agree")
+            raise UserError(f"members: {key} is {one!r} in {names[0]} and {other!r} in {name}; they have to agree")
 
 
 def names_of(runs: Iterable[Path]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from data.cache import read_manifest
 from data.layout import Stopped, layout, repaired, stopped_by
 from data.module import ShardData
+from ldm.errors import UserError
 
 # Keys that only say where data lies -> the entry of the lineage that says what it is. A run that has no such entry yet,
 # because it was begun by older code, may not change the key.
@@ -56,7 +57,7 @@ def check_data(lineage: dict[str, Any], folder: Path, data: ShardData) -> list[s
             continue
         names = _repairs(data, entry, lineage[entry], stopped)
         if names is None:
-            raise ValueError(
+            raise UserError(
                 f"{KEYS[entry]}: {_difference(entry)} than when the run in {folder} began, so it cannot be gone on "
                 "with exactly: put the old ones back, go on with the new ones under branch= and another run=, or start "
                 "anew with overwrite=true"

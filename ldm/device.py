@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from ldm.errors import UserError
+
 
 def choose(name: str = "auto") -> torch.device:
     """`auto` is a GPU (the first, or under torchrun each process's own) or else the CPU.
@@ -18,11 +20,11 @@ def choose(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device={name}: not a device; choose auto, cpu or cuda") from error
+        raise UserError(f"device={name}: not a device; choose auto, cpu or cuda") from error
     if device.type == "meta":
-        raise ValueError(f"device={name}: computes nothing; choose auto, cpu or cuda")
+        raise UserError(f"device={name}: computes nothing; choose auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: no GPU is available here")
+        raise UserError(f"device={name}: no GPU is available here")
     return device
 
 

@@ -39,6 +39,7 @@ from ldm.build import Parts
 from ldm.conditioners.base import Conditioners, FrozenEncoder
 from ldm.config import load_tree
 from ldm.device import choose
+from ldm.errors import UserError
 from ldm.files import sweep, write_bytes, write_json
 from ldm.holding import held
 from ldm.training.distributed import broadcast, gather_objects, process_group, together
@@ -63,17 +64,17 @@ class Job(NamedTuple):
 def encode(tree: dict[str, Any]) -> None:
     """Write what the cache of `tree` (conf/encode.yaml) lacks; under torchrun the shards are dealt to the processes."""
     if tree["data"] is None:
-        raise ValueError("data: has to be chosen, such as data=shards data.train=/path/to/shards/train-*.tar")
+        raise UserError("data: has to be chosen, such as data=shards data.train=/path/to/shards/train-*.tar")
     parts = Parts({**tree, "image_size": tree["image_size"] or _trained_size(Path(tree["first_stage"]))})
     data, out = parts["data"], Path(tree["out"])
     if data.augmentation.random_crop:
-        raise ValueError("data.random_crop=true: a cache has one crop of each image; set it to false")
+        raise UserError("data.random_crop=true: a cache has one crop of each image; set it to false")
     flips = data.augmentation.horizontal_flip_prob > 0 if tree["flips"] is None else tree["flips"]
     device = choose(tree["device"])
     first_stage = parts["first_stage"].to(device)
     encoders = _encoders(parts["conditioner"])
     if tree["codes"] and not first_stage.num_codes:
-        raise ValueError(f"codes=true: {tree['first_stage']} has no codes; only a first stage with regularizer=vq has")
+        raise UserError(f"codes=true: {tree['first_stage']} has no codes; only a first stage with regularizer=vq has")
     manifest = {
         "image_size": data.image_size,
         "crop": CROP,
@@ -105,14 +106,14 @@ def encode(tree: dict[str, Any]) -> None:
 def _trained_size(first_stage: Path) -> int:
     run = first_stage.parent.parent if first_stage.suffix == ".safetensors" else first_stage
     if not (run / "config.yaml").exists():
-        raise ValueError(f"first_stage={first_stage}: no run there")
+        raise UserError(f"first_stage={first_stage}: no run there")
     return load_tree(run / "config.yaml")["image_size"]
 
 
 def _encoders(conditioner: Conditioners) -> dict[str, FrozenEncoder]:
     encoders = conditioner.encoders()
     for name in conditioner.parts.keys() - encoders.keys():
-        raise ValueError(f"conditioner={name}: has no frozen encoder, so nothing of it can be made beforehand")
+        raise UserError(f"conditioner={name}: has no frozen encoder, so nothing of it can be made beforehand")
     return encoders
 
 
@@ -127,7 +128,7 @@ def _refuse_another(out: Path, manifest: dict[str, Any]) -> None:
     there = read_manifest(out)
     for key, value in manifest.items():
         if there.get(key) != value:
-            raise ValueError(
+            raise UserError(
                 f"out={out}: holds a cache made with {key}={there.get(key)}, this one is with {key}={value}; "
                 "choose another folder"
             )
@@ -172,7 +173,7 @@ class Rows:
         if not self.codes:
             return {MOMENTS: moments}
         if not moments.isfinite().all():  # the nearest code to what is no number is some code
-            raise ValueError("first_stage: its features of an image are not finite; look at its weights")
+            raise UserError("first_stage: its features of an image are not finite; look at its weights")
         narrow = self.first_stage.num_codes <= 1 << 15
         return {CODES: self.first_stage.regularizer.indices(moments).to(torch.int16 if narrow else torch.int32)}
 
@@ -181,7 +182,7 @@ class Rows:
         if value.is_floating_point():
             array = array.astype(PRECISIONS[self.precision])
             if not np.isfinite(array).all():
-                raise ValueError(f"{name}: a value is not finite as {self.precision}; precision=fp32 has more room")
+                raise UserError(f"{name}: a value is not finite as {self.precision}; precision=fp32 has more room")
         return array
 
 

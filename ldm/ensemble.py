@@ -18,6 +18,7 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.compatibility import check_members, names_of
 from ldm.config import dump, load_plain, load_tree
 from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
+from ldm.errors import UserError
 from ldm.files import read_json, write_text
 from ldm.model import Model, load_model
 from ldm.places import found, relative
@@ -28,19 +29,19 @@ WHOLE: list[Interval] = [(0.0, math.inf)]
 def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
     """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit."""
     if not runs:
-        raise ValueError("members: name at least one run")
+        raise UserError("members: name at least one run")
     if path.suffix != ".yaml" or path.is_dir():
-        raise ValueError(f"out={path}: a manifest is a file that ends in .yaml")
+        raise UserError(f"out={path}: a manifest is a file that ends in .yaml")
     if path.exists() and "members" not in load_plain(path, "an ensemble's manifest"):
-        raise ValueError(f"out={path}: something else than an ensemble's manifest is there; give another name")
+        raise UserError(f"out={path}: something else than an ensemble's manifest is there; give another name")
     weights = [load_weights(run) for run in runs]
     for member in weights:
         if "intervals" not in member.metadata:
-            raise ValueError(f"members: {member.run} has not finished training, or is not a diffusion run")
+            raise UserError(f"members: {member.run} has not finished training, or is not a diffusion run")
     trained = [[tuple(interval) for interval in member.metadata["intervals"]] for member in weights]
     latents = [member.metadata["latent"]["fingerprint"] for member in weights]
     if len(set(latents)) > 1:
-        raise ValueError(f"members: their first stages differ ({', '.join(sorted(set(latents)))})")
+        raise UserError(f"members: their first stages differ ({', '.join(sorted(set(latents)))})")
     trees = [load_tree(member.run / "config.yaml") for member in weights]
     check_members(names_of(member.run for member in weights), trees, [Parts(tree)["schedule"] for tree in trees])
     served = share(trained)
@@ -105,7 +106,7 @@ def read_members(path: Path) -> list[Member]:
             for m in manifest["members"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
+        raise UserError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     check_seal(sealed_part, path)
     return members
 
@@ -115,10 +116,10 @@ def check_member(member: Member, found: Weights, path: Path) -> None:
     the noise it gives them.
     """
     if found.digest != member.digest:
-        raise ValueError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
+        raise UserError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
     trained = found.metadata.get("intervals") or []
     if not all(any(a <= low and high <= b for a, b in trained) for low, high in member.intervals):
-        raise ValueError(
+        raise UserError(
             f"{path}: gives {found.run.name} the noise {member.intervals}, but it was trained for {trained}; "
             "write the manifest anew (scripts/ensemble.py)"
         )
@@ -133,7 +134,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
         check_member(member, model.weights[0], path)
         models.append(model)
     if not models:
-        raise ValueError(f"{path}: names no members")
+        raise UserError(f"{path}: names no members")
     first = models[0]
     trees = [model.parts.tree for model in models]
     check_members(names_of(model.weights[0].run for model in models), trees, [model.schedule for model in models])
@@ -141,7 +142,7 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
         model.first_stage.spec.check(first.first_stage.spec)
         _check_encoders(first, model)
         if not _same(first.conditioner.state_dict(), model.conditioner.state_dict()):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
                 "condition once, so its members need a conditioner that is frozen"
             )
@@ -161,7 +162,7 @@ def _check_encoders(first: Model, model: Model) -> None:
     for name, encoder in first.conditioner.encoders().items():
         other = encoders[name]
         if encoder is not other and encoder.digest != other.digest:
-            raise ValueError(f"members: conditioner.{name} of {first.name} and {model.name} are different encoders")
+            raise UserError(f"members: conditioner.{name} of {first.name} and {model.name} are different encoders")
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ldm.errors import UserError
+
 TEMPORARY = ".writing-"
 MAX_JSON_BYTES = 1 << 24
 # What a disk can refuse, and what helps.
@@ -104,11 +106,11 @@ def read_text(path: Path, max_bytes: int) -> str:
     with path.open("rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(f"{path}: larger than {max_bytes} bytes, so not what its name says")
+        raise UserError(f"{path}: larger than {max_bytes} bytes, so not what its name says")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file") from error
+        raise UserError(f"{path}: not a text file") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -116,9 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON") from error
+        raise UserError(f"{path}: cannot be read as JSON") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object")
+        raise UserError(f"{path}: not a JSON object")
     return content
 
 

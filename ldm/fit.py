@@ -21,6 +21,7 @@ from ldm.checks import check_parent, check_parts, doubts
 from ldm.config import instantiate, load_tree
 from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
+from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.holding import Hold, check_launch, held
 from ldm.lineage import begun_from
@@ -56,10 +57,10 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     another process trains it.
     """
     if not 0 <= tree["seed"] < 1 << 32:
-        raise ValueError(f"seed={tree['seed']}: must be between 0 and {(1 << 32) - 1}")
+        raise UserError(f"seed={tree['seed']}: must be between 0 and {(1 << 32) - 1}")
     for key in ("task", "data"):
         if tree[key] is None:
-            raise ValueError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
+            raise UserError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
     check_ranks(tree["trainer"])
     tree = settle_precision(inherit(tree, name), name)
     run = open_run(tree, name)
@@ -131,7 +132,7 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
     tree, csv = run.tree, CSVLog(run.folder / "metrics.csv")
     saving = [callback for callback in parts.callbacks if isinstance(callback, Checkpoint)]
     if not saving:
-        raise ValueError("callback: without checkpoint nothing of the run would be saved; put it into callback=[...]")
+        raise UserError("callback: without checkpoint nothing of the run would be saved; put it into callback=[...]")
     restore = Restore(
         run.folder, csv, begun_from(run.lineage, run.folder), keep_optimizer=tree["branch_optimizer"] == "keep",
         begin=run.begin, anew=run.anew, read=run.lineage.get("first_stage"),
@@ -144,7 +145,7 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
         forget(loggers)
     trainer = make_trainer(tree["trainer"], make, callbacks=[Group(callbacks)], logger=loggers)
     if trainer.is_global_zero != is_rank_zero():
-        raise ValueError(f"trainer: rank {trainer.global_rank} of {trainer.world_size} by its keys; {way_out()}")
+        raise UserError(f"trainer: rank {trainer.global_rank} of {trainer.world_size} by its keys; {way_out()}")
     BatchPlan(parts["data"].batch_size, 0, trainer.world_size, tree["accumulation"], 0)  # whether it is whole
     parts["data"].check_room(trainer.world_size, trainer.num_devices)
     if trainer.strategy.root_device.type == "cpu":
@@ -157,7 +158,7 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
 def _read_cache(parts: Parts) -> None:
     """Let the run's latents and embeddings come from data.cache. Raises ValueError if they are not its own."""
     if is_first_stage(parts.tree):
-        raise ValueError("data.cache: a first stage trains on images, not on latents; leave it out")
+        raise UserError("data.cache: a first stage trains on images, not on latents; leave it out")
     conditioner, fingerprint = parts["conditioner"], parts["first_stage"].spec.fingerprint
     encoders = {name: encoder.describe() for name, encoder in conditioner.encoders().items()}
     images = [name for name, part in conditioner.parts.items() if part.key == "image"]

@@ -18,6 +18,7 @@ from ldm.diffusion.guidance import Bound, FieldGuidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.sigmas import init_noise
 from ldm.diffusion.tiles import Tiling
+from ldm.errors import UserError
 
 # Of an image, px: its side, or (height, width).
 Size = int | tuple[int, int]
@@ -48,7 +49,7 @@ class Sampling:
         return replace(self, guidance=self.guidance.with_scale(scale))
 
 
-class NotFinite(ValueError):
+class NotFinite(UserError):
     """Some of the `images` [B, 3, H, W] that were made are not finite (`finite` [B]); these are NaN throughout."""
 
     def __init__(self, message: str, images: Tensor, finite: Tensor):
@@ -120,7 +121,7 @@ def check_guidance(guidance: ScaledGuidance, conditioner: Conditioners, negative
         fixed = [name for name in conditioner.names if name not in guidable]
         keys = ", ".join(f"conditioner.{name}.drop_prob=0" for name in fixed)
         way = f"{{{','.join(f'{name}:3' for name in guidable)}}}"
-        raise ValueError(
+        raise UserError(
             f"{str(error).partition(':')[0]}: the training never left out {' or '.join(fixed)} ({keys}), so there is "
             f"no null to guide by; sample with guidance.{f'scales={way}' if guidable else 'scale=1'}"
         ) from error
@@ -132,16 +133,16 @@ def check_size(height: int, width: int, f: int, factor: int = 1, tiling: Tiling 
     What the network must find divisible by its `factor` are the windows of a `tiling`, where there are several.
     """
     if height % f or width % f:
-        raise ValueError(f"{_named(height, width)}: must be a multiple of the first stage's f = {f}")
+        raise UserError(f"{_named(height, width)}: must be a multiple of the first stage's f = {f}")
     for side in (height // f, width // f):
         windows = 1 if tiling is None else len(tiling.starts(side))
         if windows == 1 and side % factor:
-            raise ValueError(
+            raise UserError(
                 f"{_named(height, width)}: must be a multiple of {f * factor}, the first stage's f = {f} times the "
                 f"network's {factor}"
             )
         if windows > 1 and tiling.size % factor:
-            raise ValueError(f"tiling.size={tiling.size}: must be a multiple of the network's {factor}")
+            raise UserError(f"tiling.size={tiling.size}: must be a multiple of the network's {factor}")
 
 
 def _named(height: int, width: int) -> str:

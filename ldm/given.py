@@ -17,6 +17,7 @@ from data.fields import Mask, SemanticMap
 from data.making.files import refuse_special
 from data.transforms import View, to_tensor
 from ldm.conditioners.base import Conditioners
+from ldm.errors import UserError
 from ldm.generate import Sampling, Size, check_guidance
 from ldm.model import Model
 
@@ -39,7 +40,7 @@ def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sa
     for key, field in FIELDS.items():
         if tree[key] not in (None, "") and field not in fields:
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
-            raise ValueError(f"{key}: this model reads no {field}; {given}")
+            raise UserError(f"{key}: this model reads no {field}; {given}")
     present = {field for key, field in FIELDS.items() if tree[key] not in (None, "")}
     present |= {"caption"} if captioned else set()
     without_hole = tree["mask"] is None
@@ -49,11 +50,11 @@ def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sa
         way = WAYS.get(
             field, f"a batch with {field!r} given to ldm.run.load(...).generate, since there is no key for it"
         )
-        raise ValueError(f"conditioner {name} needs {field!r}: give {way}")
+        raise UserError(f"conditioner {name} needs {field!r}: give {way}")
     negative = negatives(tree)
     left = check_guidance(sampling.guidance, conditioner, negative)
     if negative and not left & _reading("caption", conditioner):
-        raise ValueError(
+        raise UserError(
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
         )
@@ -78,7 +79,7 @@ def class_number(label: int | str, data: Mapping[str, Any]) -> int:
     known = f"one of {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else (
         "of which there are none: no manifest.json beside the shards of the run tells them"
     )  # fmt: skip
-    raise ValueError(f"label={label!r}: expected int, or the name of a class, {known}")
+    raise UserError(f"label={label!r}: expected int, or the name of a class, {known}")
 
 
 def read_pictures(tree: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
@@ -110,7 +111,7 @@ def _read(key: str, tree: Mapping[str, Any], decode: Any) -> Any:
         refuse_special(os.stat(tree[key]))  # reading a pipe, or a device, has no end
         return decode(Path(tree[key]).read_bytes())
     except BadSample as error:
-        raise ValueError(f"{key}={tree[key]}: {error.kind} ({error})") from error
+        raise UserError(f"{key}={tree[key]}: {error.kind} ({error})") from error
 
 
 def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
@@ -119,7 +120,7 @@ def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
     size = (tree["height"] or side, tree["width"] or side)
     beside = [key for key in ("image", "mask", "map") if tree[key] is not None]
     if beside and model.conditioner.widths()["concat_channels"] and size != (side, side):
-        raise ValueError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
+        raise UserError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
     return size
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from ldm.errors import UserError
 from ldm.files import read_text
 from ldm.ranks import launch
 
@@ -48,9 +49,9 @@ class Holder:
             words = (holder.token, holder.host, holder.doing)
             sound = all(isinstance(word, str) and re.fullmatch(r"[\w .-]+", word) for word in words)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path}: names no process") from error
+            raise UserError(f"{path}: names no process") from error
         if not (sound and isinstance(holder.pid, int) and 0 < holder.pid < 1 << 31):
-            raise ValueError(f"{path}: names no process")
+            raise UserError(f"{path}: names no process")
         return holder
 
     @property

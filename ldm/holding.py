@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from ldm.errors import UserError
 from ldm.files import refusals_named
 from ldm.holder import STALE_SECONDS, Holder
 from ldm.ranks import launch
@@ -23,11 +24,11 @@ TEMPORARY = ".holding-"  # not what `files.sweep` removes: another process may b
 BEAT_SECONDS = 10.0
 
 
-class FolderHeld(ValueError):
+class FolderHeld(UserError):
     """Another process writes into the folder."""
 
 
-class FolderLost(ValueError):
+class FolderLost(UserError):
     """The folder is another process's by now; nothing more may be written."""
 
 
@@ -96,7 +97,7 @@ def held(folder: Path, doing: str) -> Iterator[Hold]:
     """
     made = not folder.exists()
     if made and folder.is_symlink():
-        raise ValueError(f"{folder}: a link that leads nowhere, to {folder.readlink()} (a disk that is not mounted?)")
+        raise UserError(f"{folder}: a link that leads nowhere, to {folder.readlink()} (a disk that is not mounted?)")
     with refusals_named(folder / NAME):
         folder.mkdir(parents=True, exist_ok=True)
     hold, owner = Hold(folder, doing), os.getpid()
@@ -134,7 +135,7 @@ def _take(path: Path, me: Holder, folder: Path, depth: int = 0) -> None:
             status = path.stat()
         except FileNotFoundError as error:
             if path.is_symlink():  # which is there, and whose file never will be
-                raise ValueError(f"{path}: a link that leads nowhere; delete it") from error
+                raise UserError(f"{path}: a link that leads nowhere; delete it") from error
             continue
         silent = now - status.st_mtime
         if not (found.gone(folder, silent) if found else silent > STALE_SECONDS):

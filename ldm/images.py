@@ -11,6 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.files import write_bytes
 
 
@@ -22,7 +23,7 @@ def to_uint8(images: Tensor) -> Tensor:
 def enlarge(images: Tensor, factor: int) -> Tensor:
     """[..., H, W] -> [..., factor H, factor W], each pixel a square: shows what the model made and nothing more."""
     if factor < 1:
-        raise ValueError(f"factor must be at least 1, got {factor}")
+        raise UserError(f"factor must be at least 1, got {factor}")
     return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
@@ -32,9 +33,9 @@ def grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0
     Missing images of the last row are `background`, in [-1, 1]; `columns` is the width even if there are fewer images.
     """
     if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"grid takes images [B, C, H, W] with B >= 1, got {list(images.shape)}")
+        raise UserError(f"grid takes images [B, C, H, W] with B >= 1, got {list(images.shape)}")
     if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+        raise UserError(f"columns must be at least 1, got {columns}")
     num_images, channels, height, width = images.shape
     rows = -(-num_images // columns)
     sheet = images.new_full(
@@ -54,11 +55,11 @@ def save_image(path: Path | str, image: Tensor, *, factor: int = 1, text: Mappin
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"images are saved as PNG: give {path.name!r} the ending .png")
+        raise UserError(f"images are saved as PNG: give {path.name!r} the ending .png")
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"save_image takes one image [3, H, W] or [1, H, W], got {list(image.shape)}")
+        raise UserError(f"save_image takes one image [3, H, W] or [1, H, W], got {list(image.shape)}")
     if not image.isfinite().all():
-        raise ValueError(f"{path}: not written, the image is not finite")
+        raise UserError(f"{path}: not written, the image is not finite")
     pixels = enlarge(to_uint8(image), factor).permute(1, 2, 0).contiguous().cpu().numpy()
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     chunks = PngImagePlugin.PngInfo()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import identity, resume
+from ldm.errors import UserError
 from ldm.files import read_json, sha256
 from ldm.places import digests, fingerprint, found, relative
 
@@ -26,7 +27,7 @@ def read_lineage(folder: Path, wandb_id: str) -> dict[str, Any]:
         and isinstance((parent or {}).get("samples_seen_total", 0), int)
     )
     if not sound:
-        raise ValueError(f"{path}: not the lineage of a run; overwrite=true starts anew")
+        raise UserError(f"{path}: not the lineage of a run; overwrite=true starts anew")
     return lineage
 
 
@@ -38,11 +39,11 @@ def branch_point(branch: str | None) -> Path | None:
     if path.suffix == ".ckpt":
         problem = resume.damage(path)
         if problem:
-            raise ValueError(f"branch={branch}: {problem}")
+            raise UserError(f"branch={branch}: {problem}")
         return path
     newest = resume.newest(path / "checkpoints") if path.is_dir() else None
     if newest is None:
-        raise ValueError(f"branch={branch}: no checkpoint there; name a run's folder or one of its checkpoints/*.ckpt")
+        raise UserError(f"branch={branch}: no checkpoint there; name a run's folder or one of its checkpoints/*.ckpt")
     return newest
 
 
@@ -53,7 +54,7 @@ def parent_of(branch: str, folder: Path) -> dict[str, Any]:
     grand = read_lineage(run_folder, "none") if (run_folder / NAME).exists() else {}
     samples_seen = read_json(checkpoint / "state.json").get("samples_seen")
     if type(samples_seen) is not int:
-        raise ValueError(f"{checkpoint / 'state.json'}: does not say how many samples were seen (samples_seen)")
+        raise UserError(f"{checkpoint / 'state.json'}: does not say how many samples were seen (samples_seen)")
     before = (grand.get("parent") or {}).get("samples_seen_total", 0)
     return {
         "run": run_folder.absolute().name,

@@ -22,6 +22,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.guidance import Bound
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.tiles import Tiling
+from ldm.errors import UserError
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Sampling, Size, bind, check_size, generate
 from ldm.networks.layers import tuned
@@ -59,11 +60,11 @@ class Model:
         given["tiling"] = Parts({**self.parts.tree, **chosen}, **given)["tiling"]
         if tree.get("weak_model"):
             if not chosen["guidance"] or not takes(chosen["guidance"], "weak_model"):
-                raise ValueError(f"weak_model={tree['weak_model']}: only guidance=autoguidance takes it")
+                raise UserError(f"weak_model={tree['weak_model']}: only guidance=autoguidance takes it")
             given["weak_model"] = self._weaker(Path(tree["weak_model"]), tree.get("first_stage"), given["tiling"])
         if tree.get("classifier"):
             if not any(takes(node, "classifier") for node in (tree.get("loss_guidance") or {}).values()):
-                raise ValueError(f"classifier={tree['classifier']}: only loss_guidance=[classifier] takes it")
+                raise UserError(f"classifier={tree['classifier']}: only loss_guidance=[classifier] takes it")
             device = next(self.denoiser.parameters()).device
             given["classifier"] = load_classifier(Path(tree["classifier"]), self.first_stage).to(device)
         return Parts({**self.parts.tree, **chosen}, **given)["sampling"]
@@ -74,7 +75,7 @@ class Model:
             weak = load_model(path, first_stage)
             self.first_stage.spec.check(weak.first_stage.spec)
         except ValueError as error:
-            raise ValueError(f"weak_model={path}: {error}") from error
+            raise UserError(f"weak_model={path}: {error}") from error
         weak.to(next(self.denoiser.parameters()).device)
         denoiser = tiling(weak.denoiser) if tiling else weak.denoiser
         conditioner = weak.conditioner
@@ -119,9 +120,9 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
     weights = posthoc_ema.load(path, ema)
     tree = load_tree(weights.run / "config.yaml")
     if not tree.get("network"):
-        raise ValueError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")
+        raise UserError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")
     if is_classifier(tree):
-        raise ValueError(f"{path}: a classifier, not a diffusion model; it guides one, given as classifier={path}")
+        raise UserError(f"{path}: a classifier, not a diffusion model; it guides one, given as classifier={path}")
     tree = {**tree, "conditioner": paths_of(tree.get("conditioner"), weights.run)}
     if first_stage or tree.get("first_stage"):
         tree = {**tree, "first_stage": first_stage or _own_first_stage(weights.run, path)}
@@ -146,7 +147,7 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
 def _own_first_stage(run: Path, asked: Path) -> str:
     found = first_stage_of(run)
     if not Path(found).exists():
-        raise ValueError(f"{asked}: its first stage, {found}, is not there; first_stage= says where it is now")
+        raise UserError(f"{asked}: its first stage, {found}, is not there; first_stage= says where it is now")
     return found
 
 
@@ -158,11 +159,11 @@ def load_classifier(path: Path, first_stage: nn.Module) -> NoisyClassifier:
     weights = posthoc_ema.load(path)
     tree = load_tree(weights.run / "config.yaml")
     if not is_classifier(tree):
-        raise ValueError(f"classifier={path}: not a classifier's run; experiment=quickstart/classifier trains one")
+        raise UserError(f"classifier={path}: not a classifier's run; experiment=quickstart/classifier trains one")
     try:
         LatentSpec.from_dict(weights.metadata["latent"]).check(first_stage.spec)
     except ValueError as error:
-        raise ValueError(f"classifier={path}: made for other latents than the model's; {error}") from error
+        raise UserError(f"classifier={path}: made for other latents than the model's; {error}") from error
     counted = Parts(tree, first_stage=first_stage)
     check_model(lambda: nn.ModuleDict({"network": counted["network"]}), weights)
     classifier = Parts(tree, first_stage=first_stage)["classifier"]

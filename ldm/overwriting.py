@@ -10,6 +10,7 @@ from typing import Any
 
 from data.paths import expand
 from ldm.config import load_plain
+from ldm.errors import UserError
 from ldm.files import TEMPORARY, read_json
 from ldm.holding import NAME as HELD
 from ldm.holding import TEMPORARY as HOLDING
@@ -43,10 +44,10 @@ def check_overwrite(folder: Path, tree: dict[str, Any]) -> None:
     if not folder.exists():
         return
     if not is_run(folder):
-        raise ValueError(f"overwrite=true: {folder} is not a run's folder; choose another run=, or delete it yourself")
+        raise UserError(f"overwrite=true: {folder} is not a run's folder; choose another run=, or delete it yourself")
     for key, text in _texts(tree):
         if any(_inside(place, folder) for place in _places(key, text)):
-            raise ValueError(f"{key}={text} is in {folder}, which overwrite=true would delete; give run= another name")
+            raise UserError(f"{key}={text} is in {folder}, which overwrite=true would delete; give run= another name")
 
 
 def clear(folder: Path) -> list[str]:

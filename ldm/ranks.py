@@ -5,6 +5,8 @@ be: variables that an earlier launch left behind would let one process train a h
 import os
 from typing import Any
 
+from ldm.errors import UserError
+
 # What says which one a process is -> what says how many there are.
 TORCHRUN = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "GROUP_RANK": "WORLD_SIZE", "NODE_RANK": "WORLD_SIZE"}
 SLURM = {"SLURM_PROCID": "SLURM_NTASKS", "SLURM_LOCALID": "SLURM_NTASKS", "SLURM_NODEID": "SLURM_NTASKS"}
@@ -45,15 +47,15 @@ def check_ranks(trainer: dict[str, Any]) -> None:
         if name in SLURM and by_torchrun:  # one task of each node starts torchrun, which counts for itself
             continue
         if value >= world:
-            raise ValueError(f"{name}={value} in the environment: there is no such rank; {way_out(name)}")
+            raise UserError(f"{name}={value} in the environment: there is no such rank; {way_out(name)}")
         if asked == 1:
-            raise ValueError(
+            raise UserError(
                 f"{name}={value} in the environment, but trainer.devices=1 trains in one process: "
                 f"{way_out(name)}, or set trainer.devices= and trainer.num_nodes= to what was launched"
             )
     world = numbers.get("WORLD_SIZE")
     if by_torchrun and world and asked and world != asked:
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={devices}, trainer.num_nodes={nodes}: torchrun started {world} processes, so that they "
             f"have to be {world} together"
         )
@@ -62,12 +64,12 @@ def check_ranks(trainer: dict[str, Any]) -> None:
 def _check_slurm(numbers: dict[str, int], devices: int | None, nodes: int, asked: int | None) -> None:
     tasks = numbers["SLURM_NTASKS"]
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-        raise ValueError(
+        raise UserError(
             f"SLURM started {tasks} tasks (--ntasks={tasks}): start them with --ntasks-per-node=N, and set "
             "trainer.devices=N to as many, trainer.num_nodes= to the nodes"
         )
     if asked and tasks != asked:
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={devices}, trainer.num_nodes={nodes}: SLURM started {tasks} tasks; let "
             f"--ntasks-per-node={devices} --nodes={nodes} and these agree"
         )
@@ -84,4 +86,4 @@ def _number(name: str) -> int:
     try:
         return int(os.environ[name])
     except ValueError:
-        raise ValueError(f"{name}={os.environ[name]} in the environment: not a number; env -u {name}") from None
+        raise UserError(f"{name}={os.environ[name]} in the environment: not a number; env -u {name}") from None

@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+from ldm.errors import UserError
+
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,11 +37,11 @@ def main(arguments: list[str]) -> int:
         return 0
     options = parse(arguments, KEYS)
     if options["suite"] not in SUITES:
-        raise ValueError(f"suite={options['suite']}: there are {', '.join(SUITES)}")
+        raise UserError(f"suite={options['suite']}: there are {', '.join(SUITES)}")
     if options["precision"] not in ("both", "fp32", "bf16"):
-        raise ValueError(f"precision={options['precision']}: there are both, fp32, bf16")
+        raise UserError(f"precision={options['precision']}: there are both, fp32, bf16")
     if options["repeats"] < 1:
-        raise ValueError(f"repeats={options['repeats']}: must be at least 1")
+        raise UserError(f"repeats={options['repeats']}: must be at least 1")
     importlib.import_module(f"benchmarks.{options['suite']}").run(options)
     return 0
 

@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ldm.errors import UserError
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the toys that the tests train
@@ -65,10 +67,10 @@ def main(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> dict:
     options = parse(arguments, KEYS)
     if options["runs"] < 0:
-        raise ValueError(f"runs={options['runs']}: must be at least 1, or 0 for each case's own number")
+        raise UserError(f"runs={options['runs']}: must be at least 1, or 0 for each case's own number")
     for name in options["case"].split(","):
         if name not in (*CASES, "all"):
-            raise ValueError(f"case={name}: there are {', '.join(CASES)}, all")
+            raise UserError(f"case={name}: there are {', '.join(CASES)}, all")
     return options
 
 

@@ -13,6 +13,7 @@ that is given. format is safetensors, published or diffusers.
 from pathlib import Path
 
 from ldm.config import check_once, compose, guarded, help_text, meant
+from ldm.errors import UserError
 
 KEYS = {
     "layout": (),
@@ -31,17 +32,17 @@ def main(arguments: list[str]) -> int:
         return 0
     job, *rest = arguments
     if job not in KEYS:
-        raise ValueError(f"{job}: say what to do first, one of {', '.join(KEYS)}")
+        raise UserError(f"{job}: say what to do first, one of {', '.join(KEYS)}")
     check_once(rest)
     given = dict(word.partition("=")[::2] for word in rest)
     own = {key: meant(key, given[key]) for key in KEYS[job] if given.get(key)}
     for key in KEYS[job]:
         if not own.get(key) and key not in OPTIONAL:
-            raise ValueError(f"{key}: has to be given, {key}=...")
+            raise UserError(f"{key}: has to be given, {key}=...")
     overrides = [word for word in rest if word.partition("=")[0] not in KEYS[job]]
     if job == "export":
         if overrides:
-            raise ValueError(f"{overrides[0].partition('=')[0]}: no such key; export takes {', '.join(KEYS[job])}")
+            raise UserError(f"{overrides[0].partition('=')[0]}: no such key; export takes {', '.join(KEYS[job])}")
         from ldm.convert import export_model
 
         for path in export_model(Path(own["model"]), own["format"], Path(own["out"])):
@@ -62,7 +63,7 @@ def _number(text: str | None) -> float | None:
     try:
         return None if text is None else float(text)
     except ValueError:
-        raise ValueError(f"scale_factor={text}: expected a number") from None
+        raise UserError(f"scale_factor={text}: expected a number") from None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ Exit status 0 if nothing failed, 1 if something did.
 import sys
 from pathlib import Path
 
+from ldm.errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import compose, guarded, help_text, run_name
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> int:
     places = [word.partition("=")[2] for word in arguments if word.startswith("verify=")]
     if places:
         if len(arguments) > 1 or not places[0]:
-            raise ValueError("verify=: takes one folder, .yaml or set of shards and no other key")
+            raise UserError("verify=: takes one folder, .yaml or set of shards and no other key")
         from ldm.doctor.verify import report
 
         return report(places[0])

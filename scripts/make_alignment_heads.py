@@ -23,6 +23,8 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
 
+from ldm.errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.metrics.alignment_score import HEADS, AlignmentHeads, AlignmentScore, sentence_encoder
@@ -43,7 +45,7 @@ def read_split(folder: Path, split: str) -> tuple[Samples, str]:
     """All samples of a split, and the sha256 over its shards' sha256."""
     shards = sorted(folder.glob(f"{split}-*.tar"))
     if not shards:
-        raise ValueError(f"no {split}-*.tar in {folder}: scripts/make_quickstart_data.py makes them")
+        raise UserError(f"no {split}-*.tar in {folder}: scripts/make_quickstart_data.py makes them")
     fingerprint, images, facts = hashlib.sha256(), [], []
     for shard in shards:
         data = shard.read_bytes()

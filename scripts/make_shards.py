@@ -24,6 +24,8 @@ from typing import Any
 
 from rich.console import Console
 
+from ldm.errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import printable, told
@@ -60,15 +62,15 @@ def parse(arguments: list[str]) -> Settings:
         if key not in kinds or not equals:
             near = difflib.get_close_matches(key, kinds, n=1)
             hint = f"; did you mean {near[0]}=?" if near else ""
-            raise ValueError(f"{word!r} is none of {', '.join(f'{name}=' for name in kinds)}{hint}")
+            raise UserError(f"{word!r} is none of {', '.join(f'{name}=' for name in kinds)}{hint}")
         if key in values:
-            raise ValueError(f"{key}= is given twice: {values[key]} and {text}")
+            raise UserError(f"{key}= is given twice: {values[key]} and {text}")
         if kinds[key] is Path and not text:
-            raise ValueError(f"{key}= is empty; name a place")
+            raise UserError(f"{key}= is empty; name a place")
         values[key] = place(key, text) if kinds[key] is Path else _value(key, text, kinds[key])
     for field in fields(Settings):
         if field.default is field.default_factory is MISSING and field.name not in values:
-            raise ValueError(f"{field.name}= is missing; see --help")
+            raise UserError(f"{field.name}= is missing; see --help")
     return Settings(**values)
 
 
@@ -76,7 +78,7 @@ def _value(key: str, text: str, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{key}={text!r} is not a number") from None
+        raise UserError(f"{key}={text!r} is not a number") from None
 
 
 if __name__ == "__main__":

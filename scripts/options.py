@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ldm.errors import UserError
+
 
 def parse(words: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     """`defaults` with what the words say, in each default's type. Raises ValueError naming a wrong word."""
@@ -9,12 +11,12 @@ def parse(words: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     for word in words:
         key, _, text = word.partition("=")
         if key not in defaults:
-            raise ValueError(f"{key}: no such key; there are {', '.join(defaults)}")
+            raise UserError(f"{key}: no such key; there are {', '.join(defaults)}")
         kind = type(defaults[key])
         if kind is bool and text not in ("true", "false"):
-            raise ValueError(f"{key}={text}: expected true or false")
+            raise UserError(f"{key}={text}: expected true or false")
         try:
             options[key] = text == "true" if kind is bool else kind(text)
         except ValueError as error:
-            raise ValueError(f"{key}={text}: expected a whole number") from error
+            raise UserError(f"{key}={text}: expected a whole number") from error
     return options

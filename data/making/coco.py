@@ -19,6 +19,7 @@ from data.making.files import reason_of
 from data.making.inside import Folder
 from data.making.sources import LeftOut, Problem, Source, Sources
 from data.members import is_unicode, says_something
+from data.user_error import UserError
 
 BROKEN = "broken annotation"
 
@@ -49,7 +50,7 @@ def read_annotations(folder: Path, files: list[Path]) -> Sources:
     found = _Files()
     twice = [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]
     if twice:
-        raise ValueError(f"annotations= names {twice[0]} twice")
+        raise UserError(f"annotations= names {twice[0]} twice")
     contents = [(file, _load(file)) for file in files]
     for file, content in contents:
         _read_images(found, file, content["images"])
@@ -57,7 +58,7 @@ def read_annotations(folder: Path, files: list[Path]) -> Sources:
     for file, content in contents:
         _read_notes(found, file, content["annotations"])
     if not found.images:
-        raise ValueError(f"annotations={files[0]} lists no images")
+        raise UserError(f"annotations={files[0]} lists no images")
     numbers = {category: number for number, category in enumerate(sorted(found.categories))}
     sources = _sources(found, Folder(folder), numbers)
     class_names = [found.categories[category] for category in numbers]
@@ -71,12 +72,12 @@ def _load(file: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise ValueError(f"annotations={file}: {reason_of(error)}") from None
+        raise UserError(f"annotations={file}: {reason_of(error)}") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"annotations={file}: {error}") from None
+        raise UserError(f"annotations={file}: {error}") from None
     for key in ("images", "annotations"):
         if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
-            raise ValueError(f"annotations={file}: not of COCO's form (no list of {key})")
+            raise UserError(f"annotations={file}: not of COCO's form (no list of {key})")
     return content
 
 
@@ -102,16 +103,16 @@ def _read_images(found: _Files, file: Path, entries: list[Any]) -> None:
 
 def _read_categories(found: _Files, file: Path, entries: Any) -> None:
     if entries is not None and not isinstance(entries, list):
-        raise ValueError(f"annotations={file}: not of COCO's form (categories is no list)")
+        raise UserError(f"annotations={file}: not of COCO's form (categories is no list)")
     for place, entry in enumerate(entries or []):
         try:
             identity, name = entry["id"], entry["name"]
             if type(identity) is not int or not isinstance(name, str):
                 raise TypeError(f"id {identity!r} is no number, or name {name!r} no text")
         except (KeyError, TypeError) as error:
-            raise ValueError(f"annotations={file}: category at place {place}: {error!r}") from None
+            raise UserError(f"annotations={file}: category at place {place}: {error!r}") from None
         if found.categories.setdefault(identity, name) != name:
-            raise ValueError(f"annotations={file}: category {identity} is {name!r} here, and another elsewhere")
+            raise UserError(f"annotations={file}: category {identity} is {name!r} here, and another elsewhere")
 
 
 def _read_notes(found: _Files, file: Path, entries: list[Any]) -> None:

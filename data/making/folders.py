@@ -17,6 +17,7 @@ from data.making.files import MAX_TEXT_BYTES, read_file
 from data.making.sources import LeftOut, Problem, Source, Sources
 from data.making.walk import Walk, unused_texts, walk
 from data.members import is_unicode, read_text, says_something
+from data.user_error import UserError
 
 
 @dataclass
@@ -60,10 +61,10 @@ class _Seen:
 def scan(folder: Path) -> Sources:
     """All images below a folder with what their names and neighbours say."""
     if not folder.is_dir():
-        raise ValueError(f"source={folder} is neither a folder nor a table")
+        raise UserError(f"source={folder} is neither a folder nor a table")
     found = walk(folder)
     if not found.pictures:
-        raise ValueError(f"source={folder} holds no images ({', '.join(IMAGE_EXTENSIONS)}){_instead(found.left_out)}")
+        raise UserError(f"source={folder} holds no images ({', '.join(IMAGE_EXTENSIONS)}){_instead(found.left_out)}")
     class_names = sorted({name for name in map(class_of, found.pictures) if name is not None})
     beside = {name: text for name in found.pictures if (text := found.text_of(name)) is not None}
     seen = _Seen(found, {name: number for number, name in enumerate(class_names)}, beside)

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from data.errors import BadSample
 from data.making.files import read_start, reason_of
 from data.members import read_text
+from data.user_error import UserError
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]  # where it stands in the file, and what it says
@@ -73,15 +74,15 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
         names = next((cells for cells in reader if cells), [])
         read_text(_written(names))
     except csv.Error as error:
-        raise ValueError(f"{path}, line 1: {error}") from None
+        raise UserError(f"{path}, line 1: {error}") from None
     except BadSample as error:
-        raise ValueError(f"{path}, line 1: {error.kind}: {error}") from None
+        raise UserError(f"{path}, line 1: {error.kind}: {error}") from None
     if len(names) in (1, 2) and names[0].lower() in ("sep=;", "sep=", "sep=|", "sep=\t"):
-        raise ValueError(
+        raise UserError(
             f"{path}: its first line is {names[0]!r}, a word for Excel; take it away, and separate by commas"
         )
     if len(names) == 1 and ";" in names[0]:
-        raise ValueError(f"{path}: its columns are separated by semicolons; save it with commas, or with tabs as .tsv")
+        raise UserError(f"{path}: its columns are separated by semicolons; save it with commas, or with tabs as .tsv")
     _refuse_twins(path, names)
     return names
 
@@ -159,7 +160,7 @@ def read_parquet(path: Path, tell: Told) -> Iterator[Placed]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"source={path}: parquet needs pyarrow: pip install 'ldm[parquet]'") from None
+        raise UserError(f"source={path}: parquet needs pyarrow: pip install 'ldm[parquet]'") from None
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             _refuse_twins(path, file.schema_arrow.names)
@@ -174,7 +175,7 @@ def read_parquet(path: Path, tell: Told) -> Iterator[Placed]:
     except GeneratorExit:
         raise
     except Exception as error:  # on damaged bytes its readers raise nearly anything
-        raise ValueError(f"{path}: not to be read as parquet: {_one_line(error)}") from None
+        raise UserError(f"{path}: not to be read as parquet: {_one_line(error)}") from None
 
 
 def _rows(batch: Any) -> Iterator[Row | Exception]:
@@ -204,15 +205,15 @@ def _refuse_other_encodings(path: Path) -> None:
         if start.startswith(WIDE_MARKS):
             read_text(start)  # names the encoding
     except BadSample as error:
-        raise ValueError(f"{path}: {error.kind}: {error}; save the table as UTF-8") from None
+        raise UserError(f"{path}: {error.kind}: {error}; save the table as UTF-8") from None
     if b"\0" in start.partition(b"\n")[0]:
-        raise ValueError(f"{path}: not utf-8: NUL bytes in its first line; save the table as UTF-8 text")
+        raise UserError(f"{path}: not utf-8: NUL bytes in its first line; save the table as UTF-8 text")
 
 
 def _refuse_twins(path: Path, names: list[str]) -> None:
     twins = [name for name, count in Counter(names).items() if count > 1 and name]
     if twins:
-        raise ValueError(f"{path}: several columns are called {twins[0]!r}; rename all but one")
+        raise UserError(f"{path}: several columns are called {twins[0]!r}; rename all but one")
 
 
 TABLES: dict[str, Callable[[Path, Told], Iterator[Placed]]] = {

@@ -25,6 +25,7 @@ from data.making.report import progress
 from data.making.settings import Settings
 from data.making.sources import LeftOut, Source, Sources
 from data.making.tables import read_table
+from data.user_error import UserError
 from data.writing import MANIFEST, write_manifest
 
 JOURNAL = "progress.jsonl"
@@ -67,7 +68,7 @@ def find(settings: Settings) -> Sources:
     if settings.annotations:
         return read_annotations(source, settings.annotation_files)
     if source.is_file() and source.suffix.lower() not in TABLES:
-        raise ValueError(f"source={source}: a table is one of {', '.join(TABLES)}")
+        raise UserError(f"source={source}: a table is one of {', '.join(TABLES)}")
     return read_table(settings) if source.is_file() else scan(source)
 
 
@@ -97,22 +98,22 @@ def _journal(
     out = settings.out
     shards = sorted(path.name for path in out.glob("*.tar"))
     if shards and not (out / JOURNAL).exists() and not (out / MANIFEST).exists():
-        raise ValueError(
+        raise UserError(
             f"out={out} already holds {shards[0]}, which is not of this run; delete it or choose another folder"
         )
     with (out / JOURNAL).open("a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"out={out}: another process is writing there") from None
+            raise UserError(f"out={out}: another process is writing there") from None
         file.seek(0)
         notes = list(_read_notes(file))
         if not all("inputs" in note or note.keys() <= {"source", "images"} for note in notes):
-            raise ValueError(f"out={out} holds a {JOURNAL} of another kind; choose another folder")
+            raise UserError(f"out={out} holds a {JOURNAL} of another kind; choose another folder")
         place = {"source": str(settings.source.resolve()), "images": names_digest(found.sources)}
         before = next((note for note in notes if "source" in note), place)
         if shards and all(before.get(key) != value for key, value in place.items()):
-            raise ValueError(
+            raise UserError(
                 f"out={out} holds the unfinished shards of {before['source']}; choose another folder, or delete it"
             )
         file.write("\n")  # ends a line that was cut short

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.making.settings import Settings
 from data.making.sources import LeftOut, Source, Sources
+from data.user_error import UserError
 from data.writing import MANIFEST
 
 SPLITS = ("train", "validation")
@@ -52,7 +53,7 @@ def nothing_usable(left_out: list[LeftOut], settings: Settings) -> ValueError:
     """The error for a source of which no image goes into a shard, with the first reasons."""
     first = "; ".join(f"{row.name}: {row.reason} ({row.kind})" for row in left_out[:NUM_REASONS])
     more = f"; and {len(left_out) - NUM_REASONS} more" if len(left_out) > NUM_REASONS else ""
-    return ValueError(f"source={settings.source}: none of the {len(left_out)} images can be used: {first}{more}")
+    return UserError(f"source={settings.source}: none of the {len(left_out)} images can be used: {first}{more}")
 
 
 # -- the folder ----------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def read_finished(settings: Settings, plan: dict[str, list[Source]], sources: li
     out = settings.out
     strangers = sorted(path.name for path in out.glob("*.tar") if path.name not in plan)
     if strangers:
-        raise ValueError(
+        raise UserError(
             f"out={out} already holds {strangers[0]}, which is not of this run; delete it or choose another"
         )
     if not (out / MANIFEST).exists():
@@ -77,10 +78,10 @@ def read_finished(settings: Settings, plan: dict[str, list[Source]], sources: li
         rows = {row["name"]: {"samples": row["samples"], "sha256": row["sha256"]} for row in listed}
         stated = dict(there.get("made_with", {}))
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"out={out} holds a {MANIFEST} that is none of shards; choose another folder") from None
+        raise UserError(f"out={out} holds a {MANIFEST} that is none of shards; choose another folder") from None
     for key, value in made_with(settings, sources).items():
         before = stated.get(key, value)  # manifests used not to say it; the bytes decide then
         if before != value:
             what = "of other images" if key == "images" else f"made with {key}={before}, this run has {key}={value}"
-            raise ValueError(f"out={out} holds finished shards {what}; choose another folder, or delete it")
+            raise UserError(f"out={out} holds finished shards {what}; choose another folder, or delete it")
     return {name: rows.get(name, {"samples": 0}) for name in plan}

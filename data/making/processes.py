@@ -13,6 +13,7 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 from data.making.encode import Job, make_shard
+from data.user_error import UserError
 
 POLL_SECONDS = 0.2
 
@@ -58,7 +59,7 @@ def finish(jobs: list[Job], workers: int, advance: Callable[[int], None]) -> Ite
                 yield future.result()
     except BrokenProcessPool:
         shared.stop.set()
-        raise ValueError(
+        raise UserError(
             "a process that reads images ended without a word, perhaps for want of memory; the same command goes on, "
             "fewer workers= need less"
         ) from None

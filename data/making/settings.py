@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.user_error import UserError
+
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -14,7 +16,7 @@ def place(key: str, text: str) -> Path:
     try:
         return Path(text).expanduser() if text.startswith("~") else Path(text)  # which makes ~ of ./~
     except RuntimeError as error:  # no such user, or no home
-        raise ValueError(f"{key}={text}: {error}") from None
+        raise UserError(f"{key}={text}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
-            raise ValueError(f"validation={self.validation} must be at least 0 and below 1")
+            raise UserError(f"validation={self.validation} must be at least 0 and below 1")
         if self.size < 0 or self.shard_samples < 1 or not 1 <= self.quality <= 100 or self.workers < 1:
-            raise ValueError(
+            raise UserError(
                 "size= must be at least 0, shard_samples= and workers= at least 1, quality= between 1 and 100"
             )
         if self.annotations and self.source.is_file():
-            raise ValueError(f"annotations= belongs to a folder of images, and source={self.source} is a file")
+            raise UserError(f"annotations= belongs to a folder of images, and source={self.source} is a file")
         if self.images and self.source.is_dir():
-            raise ValueError(f"images= belongs to a table, and source={self.source} is a folder")
+            raise UserError(f"images= belongs to a table, and source={self.source} is a folder")
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out={self.out} is a file; name a folder for the shards")
+            raise UserError(f"out={self.out} is a file; name a folder for the shards")
 
     @property
     def annotation_files(self) -> list[Path]:

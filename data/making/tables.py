@@ -21,6 +21,7 @@ from data.making.inside import Folder
 from data.making.settings import Settings, place
 from data.making.sources import LeftOut, Problem, Source, Sources
 from data.members import is_unicode, says_something
+from data.user_error import UserError
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d{1,3})?")
 NAME = "name"  # of the .json: the place of the image in its source
@@ -46,7 +47,7 @@ def read_table(settings: Settings) -> Sources:
     path = settings.source
     folder = Folder(place("images", settings.images) if settings.images else path.parent)
     if not folder.path.is_dir():
-        raise ValueError(f"images={settings.images} is not a folder")
+        raise UserError(f"images={settings.images} is not a folder")
     images: dict[str, _Image] = {}
     left_out: list[LeftOut] = []
 
@@ -58,7 +59,7 @@ def read_table(settings: Settings) -> Sources:
     if head:
         _check_columns([row for _, row in head], settings)
     elif not left_out:
-        raise ValueError(f"source={path} has no rows")
+        raise UserError(f"source={path} has no rows")
     for where, row in chain(head, rows):
         try:
             _add(images, row, settings, folder)
@@ -171,17 +172,17 @@ def _check_columns(head: list[Row], settings: Settings) -> None:
         near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
         hint = f"; did you mean {key}={near[0]}?" if near else ""
         none = f" ({key}= for none)" if key == "caption_column" else ""
-        raise ValueError(f"{key}={column}: {settings.source} has the columns {', '.join(columns)}{hint}{none}")
+        raise UserError(f"{key}={column}: {settings.source} has the columns {', '.join(columns)}{hint}{none}")
     names = [row[settings.image_column] for row in head if row.get(settings.image_column) is not None]
     if names and not any(isinstance(name, str) for name in names):
         kind = type(names[0]).__name__
-        raise ValueError(f"{settings.source}: image_column={settings.image_column} holds {kind}, not file names")
+        raise UserError(f"{settings.source}: image_column={settings.image_column} holds {kind}, not file names")
     for column in columns:
         faults = [_fault(row[column], column) for row in head if row.get(column) is not None]
         if faults and all(faults):
-            raise ValueError(f"{settings.source}: {faults[0]}")
+            raise UserError(f"{settings.source}: {faults[0]}")
     if settings.caption_column not in ("", "caption") and "caption" in columns:
-        raise ValueError(
+        raise UserError(
             f"caption_column={settings.caption_column}: {settings.source} also has a column caption, which it would "
             f"hide; leave the key out and train with data.fields.caption.key={settings.caption_column}"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.checkpoint.foreign import State
 from ldm.checkpoint.weights import NAMED
+from ldm.errors import UserError
 
 VERSION = "0.42.1"  # of diffusers, whose source and results these folders are made for and tested with
 
@@ -65,18 +66,18 @@ def config(network: Mapping[str, Any], in_channels: int, widths: Mapping[str, in
     Raises ValueError naming the key that no U-Net of diffusers can hold.
     """
     if network["patch_size"] != 1:
-        raise ValueError("network.patch_size: diffusers' U-Nets have no patches; train with patch_size=1 to export")
+        raise UserError("network.patch_size: diffusers' U-Nets have no patches; train with patch_size=1 to export")
     if not network.get("project_vector", True):
-        raise ValueError("network.project_vector: diffusers' U-Nets project a vector; export format=safetensors")
+        raise UserError("network.project_vector: diffusers' U-Nets project a vector; export format=safetensors")
     by_tokens, by_vector, updown = widths["tokens_width"], widths["vector_width"], network["resblock_updown"]
     attends = [2**level in network["attention_factors"] for level in range(len(network["multipliers"]))]
     if by_vector and not by_tokens:
-        raise ValueError(
+        raise UserError(
             "conditioner: no U-Net of diffusers takes a vector and attends to itself only; export "
             "format=safetensors, or train with tokens instead, as conditioner.label.slot=tokens"
         )
     if by_tokens and updown and any(attends) and len(attends) > 1:
-        raise ValueError(
+        raise UserError(
             "network.resblock_updown: diffusers has no levels that attend to tokens and are halved or doubled in a "
             "residual block; export format=safetensors, or train with resblock_updown=false"
         )
@@ -137,7 +138,7 @@ def names(state: Mapping[str, Tensor], network: Mapping[str, Any], by_tokens: bo
         else:
             renamed[f"{place}.{layer}"] = tensor
     if strange:
-        raise ValueError(f"network: {', '.join(strange[:NAMED])} is in no U-Net of diffusers")
+        raise UserError(f"network: {', '.join(strange[:NAMED])} is in no U-Net of diffusers")
     return renamed
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoint.foreign import State, average_name
+from ldm.errors import UserError
 from ldm.files import replace, write_json
 
 
@@ -98,7 +99,7 @@ def one_factor(state: State, latent: Mapping[str, Any], first_stage: object) -> 
     if not any(mean) and len(set(std)) == 1:
         return state, 1 / std[0]
     if "quantize.embedding.weight" in state:
-        raise ValueError(
+        raise UserError(
             f"first_stage={first_stage}: this VQ model whitens each channel by its own mean and std, and other formats "
             "take one scale factor; train it with task.single_factor=true, or import it with scale_factor="
         )
@@ -125,7 +126,7 @@ def write_diffusers_autoencoder(
     codebook = state.get("quantize.embedding.weight")
     z_channels, num_channels = state["post_quant_conv.weight"].shape[:2]
     if codebook is None and z_channels != num_channels:
-        raise ValueError(
+        raise UserError(
             f"autoencoder.z_channels={z_channels}: diffusers' AutoencoderKL has as many as the latent, {num_channels}; "
             "export format=safetensors"
         )

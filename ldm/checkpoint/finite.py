@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import shards
+from ldm.errors import UserError
 
 
 def not_finite(state: Any, name: str = "") -> str | None:
@@ -22,7 +23,7 @@ def check_finite(state: Any, source: str | Path) -> None:
     """Raises ValueError naming the `source`, as a file, and its first tensor with a NaN or an infinity."""
     name = not_finite(state)
     if name is not None:
-        raise ValueError(f"{source}: {name} holds a NaN or an infinity; take weights from before that")
+        raise UserError(f"{source}: {name} holds a NaN or an infinity; take weights from before that")
 
 
 def _is_finite(tensor: Tensor) -> bool:

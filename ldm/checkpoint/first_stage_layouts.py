@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.checkpoint import kinds
 from ldm.checkpoint.export import diffusers_names
 from ldm.checkpoint.foreign import AVERAGE, LATENT, State, average_name
+from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 ANCHOR = "encoder.conv_in.weight"  # which all of these layouts have
@@ -61,9 +62,7 @@ def _prefix(state: State, source: str) -> str:
         raise kinds.refusal(state, source, "a first stage")
     likely = [prefix for prefix in ("", LATENT) if prefix in prefixes] or sorted(prefixes)
     if len(likely) > 1 and likely[0]:
-        raise ValueError(
-            f"{source}: holds several first stages ({', '.join(likely)}); save the one that is meant alone"
-        )
+        raise UserError(f"{source}: holds several first stages ({', '.join(likely)}); save the one that is meant alone")
     return likely[0]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.checkpoint import restricted
 from ldm.checkpoint.foreign import AVERAGE, State, average_name
+from ldm.errors import UserError
 from ldm.files import read_json
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,11 @@ def read(path: Path) -> tuple[State, int]:
     content = _content(path, shown)
     place, state = _state(content)
     if not state:
-        raise ValueError(f"{shown}: {_without_state(content)}")
+        raise UserError(f"{shown}: {_without_state(content)}")
     state = _plain(state)
     for name, tensor in state.items():
         if strange := _strange(tensor):
-            raise ValueError(f"{shown}: {name} is {strange}; save the weights as plain tensors of fp32, fp16 or bf16")
+            raise UserError(f"{shown}: {name} is {strange}; save the weights as plain tensors of fp32, fp16 or bf16")
     averages = {} if place.split(".")[-1] in AVERAGES else _averages(content, state)
     if place not in ("", "state_dict"):
         beside = ", their average beside them" if averages else ""
@@ -70,14 +71,14 @@ def locate(path: Path) -> Path:
     """
     if path.is_dir():
         if (path / "model_index.json").exists():
-            raise ValueError(f"checkpoint={path}: a pipeline of diffusers; name one of its models, as {path}/vae")
+            raise UserError(f"checkpoint={path}: a pipeline of diffusers; name one of its models, as {path}/vae")
         names = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")
         found = [path / name for name in names if (path / name).exists()]
         if not found:
-            raise ValueError(f"checkpoint={path}: a folder without {' or '.join(names)}; name the file of weights")
+            raise UserError(f"checkpoint={path}: a folder without {' or '.join(names)}; name the file of weights")
         return found[0]
     if not path.is_file():
-        raise ValueError(f"checkpoint={path}: no such file")
+        raise UserError(f"checkpoint={path}: no such file")
     return path
 
 
@@ -89,7 +90,7 @@ def factor_beside(path: Path) -> float | None:
     try:
         factor = read_json(config).get("scaling_factor")
     except ValueError as error:
-        raise ValueError(f"{config}: not the description of a first stage; scale_factor= gives its factor") from error
+        raise UserError(f"{config}: not the description of a first stage; scale_factor= gives its factor") from error
     known = isinstance(factor, int | float) and 0 < factor < float("inf")
     if known:
         log.warning("scale_factor=%s is taken from %s", factor, config)
@@ -102,18 +103,18 @@ def _content(path: Path, shown: str) -> object:
         start = file.read(64)
     for beginning, words in MISTAKEN:
         if start.lstrip().lower().startswith(beginning.lower()):
-            raise ValueError(f"{shown}: {words}")
+            raise UserError(f"{shown}: {words}")
     if path.name.endswith(".json"):
-        raise ValueError(f"{shown}: names the parts of a model in several files; join them into one safetensors file")
+        raise UserError(f"{shown}: names the parts of a model in several files; join them into one safetensors file")
     zipped, headed = start.startswith(b"PK"), start[8:9] == b"{"  # as torch and safetensors begin
     if zipped and path.suffix == ".safetensors":
-        raise ValueError(f"{shown}: torch's format under the name of safetensors; rename it to {path.stem}.ckpt")
+        raise UserError(f"{shown}: torch's format under the name of safetensors; rename it to {path.stem}.ckpt")
     if zipped or not (headed or path.suffix == ".safetensors"):
         return _unpickle(path, shown)
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{shown}: damaged, or not a file that can be read without running code") from error
+        raise UserError(f"{shown}: damaged, or not a file that can be read without running code") from error
 
 
 def _state(content: object, depth: int = 0) -> tuple[str, State]:
@@ -181,7 +182,7 @@ def _unpickle(path: Path, shown: str) -> object:
     strange = restricted.classes(path, shown)
     refused = [name for name in strange if not name.startswith(INERT)]
     if refused:
-        raise ValueError(f"{shown}: would have to run {refused[0]}; save its state dict as safetensors instead")
+        raise UserError(f"{shown}: would have to run {refused[0]}; save its state dict as safetensors instead")
     # Hyper-parameters of Lightning are a dictionary of its own, which only a dictionary can stand for.
     inert = [(OrderedDict if name.endswith(".AttributeDict") else _Inert, name) for name in strange]
     with torch.serialization.safe_globals(inert):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.seals import check_seal
+from ldm.errors import UserError
 from ldm.files import read_json, sha256
 
 UNKNOWN = {"run": None, "config": None}
@@ -31,7 +32,7 @@ def read_lineage(run: Path) -> dict[str, Any]:
     check_seal(lineage, path)
     configs = lineage.get("configs", [])
     if not isinstance(lineage.get("id", ""), str) or not isinstance(configs, list):
-        raise ValueError(f"{path}: not the lineage of a run")
+        raise UserError(f"{path}: not the lineage of a run")
     return lineage
 
 
@@ -66,12 +67,12 @@ def check_config(run: Path) -> None:
     """Raises ValueError if a run's config.yaml is gone though it has checkpoints, or was edited."""
     if not (run / "config.yaml").exists():
         if any(run.glob("checkpoints/step_*.ckpt")):
-            raise ValueError(
+            raise UserError(
                 f"{run / 'config.yaml'} is missing, so nobody can tell whether its checkpoints were trained like this: "
                 "put it back, start from one of them with branch= and another run=, or start anew with overwrite=true"
             )
     elif problem := edited_config(run):
-        raise ValueError(
+        raise UserError(
             f"{problem}: put it back as it was and change keys on the command line, start from one of its checkpoints "
             "with branch= and another run=, or start anew with overwrite=true"
         )
@@ -82,7 +83,7 @@ def check_finished(run: Path, step: Any) -> None:
     named = (re.match(r"step_(\d{8,})\.", part.name) for part in run.glob("*/step_*"))
     found = [int(name[1]) for name in named if name]
     if step is not None and not any(own >= step for own in found):
-        raise ValueError(
+        raise UserError(
             f"{run / 'lineage.json'} says that the run finished at step {step}, but its folder has nothing of it "
             f"(the last is of {max(found, default=0)}): put it back, or start anew with overwrite=true"
         )

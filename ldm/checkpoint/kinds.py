@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -87,5 +89,5 @@ def refusal(state: Mapping[str, Tensor], source: str, wanted: str) -> ValueError
     kind = recognise(state)
     if kind is None:
         some = ", ".join(list(state)[:3])
-        return ValueError(f"{source}: not {wanted}, nor anything known here; its {len(state)} names begin with {some}")
-    return ValueError(f"{source}: looks like {kind.words}, not {wanted}; {kind.advice}")
+        return UserError(f"{source}: not {wanted}, nor anything known here; its {len(state)} names begin with {some}")
+    return UserError(f"{source}: looks like {kind.words}, not {wanted}; {kind.advice}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.checkpoint import weights
 from ldm.checkpoint.weights import Weights
+from ldm.errors import UserError
 from ldm.files import read_json
 
 LONGEST = 12**-0.5  # the relative length of the plain mean, gamma = 0
@@ -23,7 +24,7 @@ Profile = tuple[float, int]  # relative length, number of updates
 def exponent(sigma_rel: float) -> float:
     """gamma >= 0 of a relative length: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
     if not 0 < sigma_rel <= LONGEST:
-        raise ValueError(
+        raise UserError(
             f"ema: a relative length lies above 0 and below {LONGEST:.3f} (the plain mean), got {sigma_rel:g}"
         )
     low, high = 0.0, 1 / sigma_rel
@@ -73,13 +74,13 @@ def load(path: Path, ema: str = "ema") -> Weights:
     try:
         sigma_rel = float(ema)
     except ValueError:
-        raise ValueError(f"ema={ema}: choose ema, raw, or a relative length such as 0.05") from None
+        raise UserError(f"ema={ema}: choose ema, raw, or a relative length such as 0.05") from None
     if path.suffix == ".safetensors":
-        raise ValueError(f"ema={ema}: {path} is one file of weights; name its run to choose another average")
+        raise UserError(f"ema={ema}: {path} is one file of weights; name its run to choose another average")
     base = weights.load(path)
     profiles = base.metadata.get("ema_profiles")
     if not profiles:
-        raise ValueError(f"ema={ema}: {base.run} has no averages of relative lengths; train with ema=power for them")
+        raise UserError(f"ema={ema}: {base.run} has no averages of relative lengths; train with ema=power for them")
     num_updates = profiles["num_updates"]
     wanted = (sigma_rel, num_updates)
     exponent(sigma_rel)
@@ -94,7 +95,7 @@ def load(path: Path, ema: str = "ema") -> Weights:
         for kind, length in own["sigma_rels"].items():
             sources[length, own["num_updates"]] = description.with_suffix(f".{kind}.safetensors")
     if len(sources) == len(profiles["sigma_rels"]):
-        raise ValueError(
+        raise UserError(
             f"ema={ema}: {base.run} has no snapshots yet (ema.snapshot_every_steps) to make it from; it tracks "
             f"{', '.join(f'{length:g}' for length in profiles['sigma_rels'].values())}"
         )

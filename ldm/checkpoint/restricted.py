@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ldm.errors import UserError
+
 DAMAGE = (
     UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, AttributeError, TypeError, MemoryError,
 )  # fmt: skip
@@ -37,9 +39,9 @@ def _readable(path: Path, shown: str) -> Iterator[None]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                    raise ValueError(f"{shown}: compressed, as torch writes none; a few bytes may stand for gigabytes")
+                    raise UserError(f"{shown}: compressed, as torch writes none; a few bytes may stand for gigabytes")
         yield
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # it is not about what is in the file
             raise
-        raise ValueError(f"{shown}: damaged, or not a file that can be read without running code") from error
+        raise UserError(f"{shown}: damaged, or not a file that can be read without running code") from error

@@ -17,6 +17,7 @@ import torch
 
 from ldm.checkpoint import identity, restricted, shards
 from ldm.checkpoint.finite import check_finite, not_finite
+from ldm.errors import UserError
 from ldm.files import TEMPORARY, discard, read_text, refusals_named, replace, sha256, sweep, sync, write_text
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def save(
         rows = {ROWS.format(rank): digest for rank, digest in enumerate(row_digests)}
         missing = [name for name in rows if not (temporary / name).exists()]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{target}: {missing[0]} was written, but is not there: runs_dir must be on a disk that all nodes share"
             )
         files = {name: sha256(temporary / name) for name in ("state.json", "state.pt")} | rows
@@ -95,7 +96,7 @@ def check(checkpoint: Path) -> None:
     """Raises ValueError saying what is wrong with a checkpoint folder."""
     problem = damage(checkpoint)
     if problem:
-        raise ValueError(f"{checkpoint}: {problem}")
+        raise UserError(f"{checkpoint}: {problem}")
 
 
 def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
     try:
         return shards.joined(state, rows, lazy) if rows else state
     except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
+        raise UserError(f"{checkpoint}: {error}") from error
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -142,7 +143,7 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
     text = read_text(checkpoint / "manifest.json", MAX_MANIFEST_BYTES)
     manifest = upgraded(json.loads(text))
     if text != _text(json.loads(text)):
-        raise ValueError("not the text that was written")
+        raise UserError("not the text that was written")
     return manifest
 
 
@@ -174,10 +175,10 @@ def newest(folder: Path) -> Path | None:
         if problem is None:
             return checkpoint
         if problem == foreign(checkpoint):
-            raise ValueError(f"{checkpoint}: {problem}; move it elsewhere, or start from it with branch= and run=")
+            raise UserError(f"{checkpoint}: {problem}; move it elsewhere, or start from it with branch= and run=")
         log.warning("%s: %s; using the one before it", checkpoint, problem)
     if found:
-        raise ValueError(f"{folder}: none of its {len(found)} checkpoints is whole; overwrite=true starts anew")
+        raise UserError(f"{folder}: none of its {len(found)} checkpoints is whole; overwrite=true starts anew")
     return None
 
 

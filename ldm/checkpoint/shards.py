@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 MARK = "sharded"
 
 
@@ -70,10 +72,10 @@ def joined(state: Any, pieces: Sequence[Mapping[str, Tensor]], lazy: bool = Fals
         if not (isinstance(mark, dict) and mark.keys() == {MARK}):
             return mark
         if any(path not in own for own in pieces):
-            raise ValueError(f"the rows of {path} are missing")
+            raise UserError(f"the rows of {path} are missing")
         rows = Rows(torch.Size(mark[MARK]), [own[path] for own in pieces])
         if sum(map(len, rows.pieces)) != rows.shape[0] or any(p.shape[1:] != rows.shape[1:] for p in rows.pieces):
-            raise ValueError(f"the rows of {path} are not those of a tensor of {tuple(rows.shape)}")
+            raise UserError(f"the rows of {path} are not those of a tensor of {tuple(rows.shape)}")
         return rows if lazy else rows.whole()
 
     return mapped(state, join)

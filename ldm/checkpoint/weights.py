@@ -22,6 +22,7 @@ from data.seals import check_seal, sealed
 from ldm.checkpoint import identity
 from ldm.checkpoint.finite import check_finite
 from ldm.checkpoint.shards import placed
+from ldm.errors import UserError
 from ldm.files import discard, read_json, replace, sha256, sweep, write_json
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def load(path: Path, kind: str = "ema") -> Weights:
     if not found:
         began = (path / "config.yaml").exists()
         hint = "it has not finished a checkpoint yet" if began else "it is not a run's folder"
-        raise ValueError(f"{path}: no weights found; {hint}")
+        raise UserError(f"{path}: no weights found; {hint}")
     for place, description in enumerate(found):
         file = description.with_suffix(f".{kind}.safetensors")
         try:
@@ -118,12 +119,12 @@ def read(file: Path) -> Weights:
     """One file of a set, held to the hash that the JSON beside it records. Raises ValueError if it is not that."""
     description = file.with_name(f"{file.name.split('.')[0]}.json")
     if not file.exists() or not description.exists():
-        raise ValueError(f"{file}: no such weights, or no {description.name} beside them")
+        raise UserError(f"{file}: no such weights, or no {description.name} beside them")
     metadata = describe(description)
     recorded = metadata["sha256"].get(file.name.removeprefix(f"{description.stem}.").removesuffix(file.suffix))
     digest = sha256(file)
     if recorded != digest:
-        raise ValueError(f"{file}: damaged (its hash is not the one {description.name} records)")
+        raise UserError(f"{file}: damaged (its hash is not the one {description.name} records)")
     state = read_tensors(file)
     check_finite(state, file)
     return Weights(file.parent.parent, file, state, digest, metadata)
@@ -134,21 +135,21 @@ def describe(description: Path) -> dict[str, Any]:
     try:
         metadata = read_json(description)
     except ValueError as error:
-        raise ValueError(f"{description}: cannot be read as the description of weights") from error
+        raise UserError(f"{description}: cannot be read as the description of weights") from error
     check_seal(metadata, description)
     if not isinstance(metadata.get("sha256"), dict) or type(metadata.get("step")) is not int:
-        raise ValueError(f"{description}: cannot be read as the description of weights")
+        raise UserError(f"{description}: cannot be read as the description of weights")
     for name, kind in KINDS.items():
         if metadata.get(name) is not None and type(metadata[name]) is not kind:
-            raise ValueError(f"{description}: {name} is no {kind.__name__}, as it is in the description of weights")
+            raise UserError(f"{description}: {name} is no {kind.__name__}, as it is in the description of weights")
     if not all(_is_interval(interval) for interval in metadata.get("intervals") or ()):
-        raise ValueError(f"{description}: intervals are not pairs of numbers")
+        raise UserError(f"{description}: intervals are not pairs of numbers")
     if PATTERN.fullmatch(description.name) and metadata["step"] != _step(description):
-        raise ValueError(f"{description}: renamed, it says that it is of step {metadata['step']}")
+        raise UserError(f"{description}: renamed, it says that it is of step {metadata['step']}")
     run = description.absolute().parent.parent
     problem = identity.foreign(metadata, run)
     if problem:
-        raise ValueError(f"{description}: {problem}")
+        raise UserError(f"{description}: {problem}")
     if edited := identity.edited_config(run):
         log.warning("%s; what its keys say now is used", edited)
     return metadata
@@ -170,7 +171,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
+        raise UserError(f"{file}: not a whole safetensors file ({error})") from error
 
 
 def load_strict(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
@@ -192,7 +193,7 @@ def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
         if names
     ]
     if problems:
-        raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
+        raise UserError(f"{source} does not fit this model: {'; '.join(problems)}")
 
 
 def newest(run: Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.draws import uniform
+from ldm.errors import UserError
 
 Batch = Mapping[str, Any]
 SLOTS = ("vector", "tokens", "concat")
@@ -67,9 +68,9 @@ class Conditioner(nn.Module, ABC):
     def __init__(self, slot: str, width: int, drop_prob: float, drop_with: str | None = None):
         super().__init__()
         if slot not in SLOTS:
-            raise ValueError(f"conditioner slot {slot!r}: must be one of {', '.join(SLOTS)}")
+            raise UserError(f"conditioner slot {slot!r}: must be one of {', '.join(SLOTS)}")
         if not 0 <= drop_prob <= 1:
-            raise ValueError(f"conditioner drop_prob={drop_prob}: must lie in [0, 1]")
+            raise UserError(f"conditioner drop_prob={drop_prob}: must lie in [0, 1]")
         self.slot = slot
         self.width = width
         self.drop_prob = drop_prob
@@ -202,7 +203,7 @@ def _check_widths(parts: Mapping[str, Conditioner]) -> None:
     free = [name for name, part in parts.items() if part.frozen is None and part.width != width]
     way_out = " ".join(f"conditioner.{name}.width={width}" for name in free) or "encoders of one width"
     named = ", ".join(f"{name} has {part.width}" for name, part in parts.items())
-    raise ValueError(
+    raise UserError(
         f"conditioner: tokens are joined along their length and must be of equal width; {named}: choose {way_out}"
     )
 
@@ -214,11 +215,11 @@ def _all_real(tokens: Tensor) -> Tensor:
 def field(batch: Batch, key: str, asked_by: str) -> Any:
     """A field of the batch. Raises ValueError naming the conditioner that asks for a missing one."""
     if key not in batch:
-        raise ValueError(f"conditioner {asked_by} needs {key!r} in every sample; the batch has {', '.join(batch)}")
+        raise UserError(f"conditioner {asked_by} needs {key!r} in every sample; the batch has {', '.join(batch)}")
     return batch[key]
 
 
-class OutOfRange(ValueError):
+class OutOfRange(UserError):
     """A value of a batch that its conditioner has no place for; `place` is the sample's in the batch."""
 
     def __init__(self, message: str, place: int):
@@ -244,7 +245,7 @@ def check_network(network: nn.Module, conditioners: Conditioners) -> None:
         needed = [conditioner.slot, *(["tokens_mask"] if conditioner.slot == "tokens" else [])]
         missing = [key for key in needed if key not in declared]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"conditioner.{name} gives {' and '.join(missing)}, which network {type(network).__name__} "
                 "does not take: leave the conditioner out or choose another network"
             )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
+from ldm.errors import UserError
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model
 from ldm.networks.layers import Frozen
@@ -63,7 +64,7 @@ class ClipImage(Conditioner):
     def __init__(self, encoder: ImageEncoder, slot: str = "vector", drop_prob: float = 0.9):
         shapes = {"vector": (encoder.width,), "tokens": (1, encoder.width)}
         if slot not in shapes:
-            raise ValueError(f"conditioner.clip_image.slot={slot!r}: must be one of {', '.join(shapes)}")
+            raise UserError(f"conditioner.clip_image.slot={slot!r}: must be one of {', '.join(shapes)}")
         super().__init__(slot, encoder.width, drop_prob)
         self.shape = shapes[slot]
         self.frozen = encoder

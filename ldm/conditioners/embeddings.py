@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.errors import UserError
 
 
 class Embeddings(Conditioner):
@@ -23,5 +24,5 @@ class Embeddings(Conditioner):
             return {"tokens": torch.zeros(len(drop), self.num_tokens, self.width, device=drop.device)}
         tokens = field(batch, "embeddings", "embeddings").to(drop.device)
         if tokens.shape[-1] != self.width:
-            raise ValueError(f"embeddings {list(tokens.shape)}: conditioner.embeddings.width={self.width} is needed")
+            raise UserError(f"embeddings {list(tokens.shape)}: conditioner.embeddings.width={self.width} is needed")
         return {"tokens": tokens.masked_fill(drop[:, None, None], 0.0)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, check_classes, field
 from ldm.diffusion.draws import uniform
+from ldm.errors import UserError
 
 
 class LowResolution(Conditioner):
@@ -27,7 +28,7 @@ class LowResolution(Conditioner):
     def __init__(self, factor: int = 4, drop_prob: float = 0.0):
         super().__init__("concat", 3, drop_prob)
         if factor < 1:
-            raise ValueError(f"conditioner.low_resolution.factor={factor}: must be at least 1")
+            raise UserError(f"conditioner.low_resolution.factor={factor}: must be at least 1")
         self.factor = self.reduces = factor
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
@@ -36,7 +37,7 @@ class LowResolution(Conditioner):
         else:
             image = field(batch, "image", "low_resolution").to(drop.device).float()
             if any(side % self.factor for side in image.shape[2:]):
-                raise ValueError(
+                raise UserError(
                     f"image {list(image.shape[2:])}: its sides must be multiples of "
                     f"conditioner.low_resolution.factor={self.factor}"
                 )
@@ -105,7 +106,7 @@ class SemanticMap(Conditioner):
         self.reduces = factor
         self.halvings = round(math.log2(factor)) if factor > 0 else 0
         if 2**self.halvings != factor:
-            raise ValueError(f"conditioner.semantic_map.factor={factor}: must be a power of 2")
+            raise UserError(f"conditioner.semantic_map.factor={factor}: must be a power of 2")
         self.num_classes = num_classes
         self.channel_mapper = nn.Conv2d(num_classes, channels, 1, bias=False)
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, check_classes, field
+from ldm.errors import UserError
 
 
 class Label(Conditioner):
@@ -19,18 +20,18 @@ class Label(Conditioner):
     ):
         super().__init__(slot, width, drop_prob)
         if drop_prob and not has_null:
-            raise ValueError(f"conditioner.label.drop_prob={drop_prob}: without has_null no label can be dropped")
+            raise UserError(f"conditioner.label.drop_prob={drop_prob}: without has_null no label can be dropped")
         self.has_null = has_null
         shapes = {"vector": (width,), "tokens": (1, width)}
         if slot not in shapes:
-            raise ValueError(f"conditioner.label.slot={slot!r}: must be one of {', '.join(shapes)}")
+            raise UserError(f"conditioner.label.slot={slot!r}: must be one of {', '.join(shapes)}")
         self.num_classes = num_classes
         self.shape = shapes[slot]
         self.embedding = nn.Embedding(num_classes + has_null, width)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         if not self.has_null and drop.any():
-            raise ValueError("conditioner.label has no null (has_null=false): sample with guidance.scale=1")
+            raise UserError("conditioner.label has no null (has_null=false): sample with guidance.scale=1")
         label = drop.long() * self.num_classes
         if not drop.all():
             given = field(batch, self.key, "label").to(drop.device)

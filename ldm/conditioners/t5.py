@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.text import CaptionEncoder, Memo, TextEncoder
 from ldm.conditioners.unread import Described, Source, find
+from ldm.errors import UserError
 from ldm.networks.huggingface import load_model, load_tokenizer
 
 LONGEST = 512  # tokens that T5 was trained on; its positions are relative, so its weights set no bound
@@ -57,7 +58,7 @@ def t5_tokens(
 def _find(folder: Path, max_tokens: int, dtype: str) -> tuple[Described, Memo]:
     """The encoder, read or known, and its memo; one of each per process, however many models use them."""
     if not 2 <= max_tokens <= LONGEST:
-        raise ValueError(f"conditioner.t5.max_tokens={max_tokens}: must lie in 2 to {LONGEST}")
+        raise UserError(f"conditioner.t5.max_tokens={max_tokens}: must lie in 2 to {LONGEST}")
     load = partial(_load, folder, max_tokens, DTYPES[dtype])
     return find(Source(folder, {"max_tokens": max_tokens, "dtype": dtype}, load)), {}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, FrozenEncoder, field
 from ldm.conditioners.unread import Described
+from ldm.errors import UserError
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model, load_tokenizer
 from ldm.networks.layers import Frozen
@@ -62,7 +63,7 @@ class TextEncoder(nn.Module):
         model = load_model(KINDS, folder, key, refusal=REFUSAL)
         limit = model.config.max_position_embeddings
         if not 2 < max_tokens <= limit:
-            raise ValueError(f"conditioner.{name}.max_tokens={max_tokens}: this encoder takes 3 to {limit}")
+            raise UserError(f"conditioner.{name}.max_tokens={max_tokens}: this encoder takes 3 to {limit}")
         return cls(model, load_tokenizer(folder, key), max_tokens, see_padding, name)
 
     @cached_property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.errors import UserError
 from ldm.networks.huggingface import load_tokenizer
 from ldm.networks.pretrained import locate
 from ldm.networks.text_transformer import TextTransformer
@@ -44,7 +45,7 @@ class CaptionTransformer(Conditioner):
             folder = locate(self.tokenizer_at)
         found = load_tokenizer(folder, "conditioner.caption_transformer.tokenizer")
         if len(found) > self.transformer.token_emb.num_embeddings:
-            raise ValueError(
+            raise UserError(
                 f"conditioner.caption_transformer.vocabulary={self.transformer.token_emb.num_embeddings}: "
                 f"the tokenizer in {folder} has {len(found)} words"
             )
@@ -78,7 +79,7 @@ class LayoutTransformer(Conditioner):
         if not drop.all():
             given = field(batch, "layout", "layout_transformer").to(drop.device)
             if given.shape[1] != self.num_tokens or given.min() < 0 or given.max() > none:
-                raise ValueError(
+                raise UserError(
                     f"layout {list(given.shape)} of numbers up to {given.max().item()}: conditioner.layout_transformer "
                     f"takes num_tokens={self.num_tokens} numbers in 0..{none}"
                 )

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ldm.errors import UserError
 from ldm.files import read_json, write_json
 from ldm.networks.pretrained import cache_folder
 
@@ -89,7 +90,7 @@ class Unread:
         before = self._source.files()
         encoder = self._source.load() if before == self._files else None
         if encoder is None or self._source.files() != self._files:
-            raise ValueError(
+            raise UserError(
                 f"conditioner.{self.name}.path={self._source.folder}: its files were changed after the run began; put "
                 "back those that it began with, or start again"
             )

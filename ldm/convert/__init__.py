@@ -12,6 +12,7 @@ from ldm.checkpoint import foreign, foreign_file, weights
 from ldm.checkpoint.finite import check_finite
 from ldm.config import load_tree
 from ldm.convert import diffusion, first_stage
+from ldm.errors import UserError
 from ldm.files import sha256
 from ldm.holding import held
 from ldm.overwriting import FIRST, LAST
@@ -39,9 +40,9 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
     finite, or a factor that nobody knows.
     """
     if any((out / name).exists() for name in (*FIRST, LAST)):
-        raise ValueError(f"out={out}: there is a run already, or a part of one; give another folder")
+        raise UserError(f"out={out}: there is a run already, or a part of one; give another folder")
     if scale_factor is not None and not 0 < scale_factor < float("inf"):
-        raise ValueError(f"scale_factor={scale_factor}: must be positive")
+        raise UserError(f"scale_factor={scale_factor}: must be positive")
     checkpoint = foreign_file.locate(checkpoint)
     state, step = foreign_file.read(checkpoint)
     used = {
@@ -65,7 +66,7 @@ def export_model(path: Path, form: str, out: Path) -> list[Path]:
     its header; ``diffusers``: a folder for from_pretrained, with the averaged weights and the measured statistics.
     """
     if form not in FORMATS:
-        raise ValueError(f"format={form}: there are {', '.join(FORMATS)}")
+        raise UserError(f"format={form}: there are {', '.join(FORMATS)}")
     found = weights.load(path)
     tree = load_tree(found.run / "config.yaml")
     tree["first_stage"] = first_stage_of(found.run)

@@ -20,6 +20,7 @@ from ldm.conditioners.label import Label
 from ldm.conditioners.text import TextTokens
 from ldm.conditioners.transformer import CaptionTransformer, LayoutTransformer
 from ldm.convert.sample_script import Script
+from ldm.errors import UserError
 from ldm.files import write_json
 from ldm.networks.text_transformer import HEAD_WIDTH, NUM_HEADS, TextTransformer
 
@@ -63,13 +64,13 @@ def write(conditioners: Mapping[str, Conditioner], targets: Mapping[str, str], l
     if not conditioners:
         return Written(pipeline="LDMPipeline")
     if len(conditioners) > 1:
-        raise ValueError(
+        raise UserError(
             f"conditioner: {', '.join(conditioners)} together have no form in diffusers, which takes one at a time; "
             "sample with sample.py, or export format=safetensors"
         )
     [(name, part)] = conditioners.items()
     if targets[name] not in WRITERS:
-        raise ValueError(
+        raise UserError(
             f"conditioner.{name}: has no form in diffusers; sample with sample.py, or export format=safetensors"
         )
     return WRITERS[targets[name]](part, latent, out)
@@ -113,7 +114,7 @@ def _eighths(files: list[Path], components: dict[str, list[Any]], latent: Latent
     """
     size, rest = divmod(8 * latent.side, latent.f)
     if rest:
-        raise ValueError(
+        raise UserError(
             f"image_size: LDMTextToImagePipeline makes no latents of {latent.side} x {latent.side} at f = {latent.f}; "
             "train with a multiple of f * f / 8, or export format=safetensors"
         )

@@ -23,6 +23,7 @@ from ldm.conditioners.base import Conditioners
 from ldm.convert import first_stage as first_stages
 from ldm.convert import pipelines
 from ldm.convert.schedule_buffers import buffers, compare_schedule, discrete, with_schedule
+from ldm.errors import UserError
 from ldm.files import replace
 from ldm.run import Run, code_version
 
@@ -35,7 +36,7 @@ TEXT_ENCODER = "text_encoder"
 def published(tree: dict[str, Any]) -> foreign.State:
     """The published state of a tree's whole latent diffusion model, on the meta device."""
     if not tree.get("network") or not tree.get("autoencoder"):
-        raise ValueError("experiment: only first stages and latent diffusion models are published")
+        raise UserError("experiment: only first stages and latent diffusion models are published")
     parts = Parts({**tree, "first_stage": None})  # described by the tree, whether it is there or not
     length = len(discrete(parts).sigmas)
     with torch.device("meta"):
@@ -88,7 +89,7 @@ def _condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State
             continue
         own = dict(first_stage) if part.shares_first_stage else part.published_state()
         if own and held:
-            raise ValueError("conditioner: the published layout holds one conditioner with weights, not several")
+            raise UserError("conditioner: the published layout holds one conditioner with weights, not several")
         held = held or own
     return held
 
@@ -188,7 +189,7 @@ def _without_repeated(state: foreign.State, source: str) -> foreign.State:
         weights.check_fit(first_stage, repeated, f"{source}, {foreign.CONDITIONER}*,")
         differing = [name for name, value in repeated.items() if not torch.equal(value, first_stage[name])]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{source}: {foreign.CONDITIONER}{differing[0]} differs from {foreign.LATENT}{differing[0]}; the "
                 "conditioner of this model is its own first stage"
             )
@@ -200,7 +201,7 @@ def _check_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], 
     name = f"{foreign.NETWORK}{foreign.CLASSES}"
     if name in state and name not in expected:
         rows, width = state[name].shape
-        raise ValueError(
+        raise UserError(
             f"{source}: a model of num_classes, whose classes are added to the noise embedding; import it with "
             "network.project_vector=false conditioner=[label] conditioner.label.slot=vector "
             f"conditioner.label.num_classes={rows} conditioner.label.width={width} conditioner.label.has_null=false "
@@ -233,7 +234,7 @@ def _all_trained(conditioner: Conditioners, own: foreign.State, ema: foreign.Sta
 def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
     """See convert.export_model; `raw` are the weights that `found` average, or the same."""
     if not tree.get("first_stage"):
-        raise ValueError(
+        raise UserError(
             f"format={form}: a model in pixel space has no published layout, from which exports are made; its weights "
             f"are safetensors already, {found.path}"
         )
@@ -245,7 +246,7 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     if form == "diffusers":
         return pipelines.export(tree, found, first_stage, factor, out)
     if tree["network"].get("patch_size", 1) != 1:
-        raise ValueError(f"format={form}: the published layout has no patches; network.patch_size is not 1")
+        raise UserError(f"format={form}: the published layout has no patches; network.patch_size is not 1")
     kept = weights.read_tensors(found.run / KEPT) if (found.run / KEPT).exists() else None
     state = buffers(discrete(Parts(tree))) if kept is None else kept
     average = found.state if raw.path != found.path else {}

@@ -12,6 +12,7 @@ from ldm.build import Parts, first_stage_model
 from ldm.checkpoint import export as exports
 from ldm.checkpoint import first_stage_layouts, foreign, resume, weights
 from ldm.diffusion.draws import normal
+from ldm.errors import UserError
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.run import Run, code_version
 
@@ -32,7 +33,7 @@ def import_state(
     if scale_factor is None and foreign.SCALE_FACTOR in state:  # of the whole model that it is a part of
         scale_factor = float(state[foreign.SCALE_FACTOR])
     if scale_factor is not None and not 0 < scale_factor < float("inf"):
-        raise ValueError(f"{source}: its scale_factor is {scale_factor:g}, no scale; scale_factor= gives another")
+        raise UserError(f"{source}: its scale_factor is {scale_factor:g}, no scale; scale_factor= gives another")
     state = first_stage_layouts.in_published(state, expected, len(tree["autoencoder"]["multipliers"]), source)
     state, average = foreign.split_average(state)
     parts = Parts(tree)
@@ -61,7 +62,7 @@ def _check_fit(expected: foreign.State, theirs: foreign.State, source: str) -> N
     try:
         weights.check_fit(expected, theirs, source)
     except ValueError as error:
-        raise ValueError(f"{error}{first_stage_layouts.facts(theirs)}") from None
+        raise UserError(f"{error}{first_stage_layouts.facts(theirs)}") from None
 
 
 def save_branch_point(
@@ -114,7 +115,7 @@ def known_factor(parts: Parts) -> float:
             ", as 0.13025 for a first stage of Stable Diffusion XL, whose keys are the same" if f == 8 else "",
         )  # fmt: skip
     else:
-        raise ValueError(
+        raise UserError(
             "scale_factor: a KL first stage needs the factor it was published with, scale_factor=0.18215 for "
             "example, or data.train=... to measure the statistics of its latents"
         )
@@ -125,7 +126,7 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     """See convert.export_model; `raw` are the weights that `found` average, or the same."""
     latent = found.metadata.get("latent")
     if form != "published" and latent is None:
-        raise ValueError(f"model={found.run}: has no latent statistics yet; let it finish (its own command resumes it)")
+        raise UserError(f"model={found.run}: has no latent statistics yet; let it finish (its own command resumes it)")
     state = in_order(tree, found.state)
     if form == "published":
         average = state if raw.path != found.path else {}

@@ -21,6 +21,7 @@ from ldm.checkpoint.foreign import State
 from ldm.convert import conditions, sample_script
 from ldm.convert.conditions import Latent
 from ldm.diffusion.schedule import Discrete
+from ldm.errors import UserError
 from ldm.files import write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,10 @@ def export(tree: Mapping[str, Any], found: weights.Weights, first_stage: State, 
     ValueError naming what diffusers cannot hold.
     """
     if tree["network"]["_target_"] != UNET:
-        raise ValueError(f"network: diffusers is known to hold network=unet only; {INSTEAD}")
+        raise UserError(f"network: diffusers is known to hold network=unet only; {INSTEAD}")
     intervals = found.metadata.get("intervals")
     if intervals and [tuple(pair) for pair in intervals] != [(0.0, math.inf)]:
-        raise ValueError(f"expert: one expert of several is no model for all of the noise; {INSTEAD}")
+        raise UserError(f"expert: one expert of several is no model for all of the noise; {INSTEAD}")
     parts = Parts({**tree, "first_stage": None})  # described by the tree
     scheduler = scheduler_config(tree, parts)
     conditioner, network = parts["conditioner"], tree["network"]
@@ -116,7 +117,7 @@ def _latent(tree: Mapping[str, Any], parts: Parts, first_stage: State) -> Latent
     with torch.device("meta"):
         f = parts["autoencoder"].f
     if tree["image_size"] % f:
-        raise ValueError(f"image_size={tree['image_size']}: must be a multiple of the first stage's f = {f}")
+        raise UserError(f"image_size={tree['image_size']}: must be a multiple of the first stage's f = {f}")
     is_vq = "quantize.embedding.weight" in first_stage
     return Latent(parts["regularizer"].latent_channels, tree["image_size"] // f, f, is_vq)
 
@@ -142,9 +143,9 @@ def scheduler_config(tree: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
     schedule, target = parts["schedule"], tree["schedule"]["_target_"]
     prediction = PREDICTIONS.get(tree["precond"]["_target_"])
     if not isinstance(schedule, Discrete):
-        raise ValueError(f"schedule: the pipelines of diffusers take a chain of steps, as scaled_linear is; {INSTEAD}")
+        raise UserError(f"schedule: the pipelines of diffusers take a chain of steps, as scaled_linear is; {INSTEAD}")
     if prediction is None:
-        raise ValueError(f"precond: diffusers' DDIM knows eps, v and x0, not this model's; {INSTEAD}")
+        raise UserError(f"precond: diffusers' DDIM knows eps, v and x0, not this model's; {INSTEAD}")
     trailing = (tree["sigmas"] or {}).get("_target_") == TRAILING
     return {
         "_class_name": "DDIMScheduler",

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.build import Parts
 from ldm.checkpoint import foreign
 from ldm.diffusion.schedule import Discrete, cosine_betas
+from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ def discrete(parts: Parts) -> Discrete:
     """The chain of steps of a tree. Raises ValueError if it has another process."""
     schedule = parts["schedule"]
     if not isinstance(schedule, Discrete):
-        raise ValueError("schedule: the published layout has the buffers of a chain of steps, as scaled_linear is")
+        raise UserError("schedule: the published layout has the buffers of a chain of steps, as scaled_linear is")
     return schedule
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.noise import NoiseDistribution, Restricted
+from ldm.errors import UserError
 
 Interval = tuple[float, float]
 
 
 def _check_node(*node: int) -> None:
     if len(node) != 2 or node[0] < 0 or not 0 <= node[1] < 2 ** node[0]:
-        raise ValueError(
+        raise UserError(
             "expert.node, expert.exclude: a node is [level, index] with level >= 0 and 0 <= index < 2^level, "
             f"got {list(node)}"
         )
@@ -28,7 +29,7 @@ def parent(level: int, index: int) -> tuple[int, int]:
     """The node whose weights a node starts from."""
     _check_node(level, index)
     if level == 0:
-        raise ValueError("expert.node: [0, 0] is the root, the whole of the noise; it has no parent")
+        raise UserError("expert.node: [0, 0] is the root, the whole of the noise; it has no parent")
     return level - 1, index >> 1
 
 
@@ -53,7 +54,7 @@ def node_interval(noise: NoiseDistribution, level: int, index: int) -> Interval:
 
     sigma_lo, sigma_hi = cut(index), cut(index + 1)
     if not sigma_lo < sigma_hi:
-        raise ValueError(f"expert.node: [{level}, {index}] is empty in this training noise; choose a lower level")
+        raise UserError(f"expert.node: [{level}, {index}] is empty in this training noise; choose a lower level")
     return sigma_lo, sigma_hi
 
 
@@ -85,7 +86,7 @@ class Expert:
         for hole in self.exclude:
             intervals = subtract(intervals, node_interval(noise, *hole))
         if not intervals:
-            raise ValueError(f"expert.exclude: {list(self.exclude)} leaves nothing of node {list(self.node)}")
+            raise UserError(f"expert.exclude: {list(self.exclude)} leaves nothing of node {list(self.node)}")
         return intervals
 
     def restrict(self, noise: NoiseDistribution) -> NoiseDistribution:
@@ -102,15 +103,15 @@ def check_cover(interval_sets: Sequence[Sequence[Interval]]) -> None:
     end, before = 0.0, None
     for lo, hi, member in pieces:
         if not _seen(lo) < _seen(hi):
-            raise ValueError(f"members: member {member} has an empty interval, sigma [{lo:.9g}, {hi:.9g})")
+            raise UserError(f"members: member {member} has an empty interval, sigma [{lo:.9g}, {hi:.9g})")
         if _seen(lo) > _seen(end):
-            raise ValueError(f"members: gap, no member is for sigma in [{end:.9g}, {lo:.9g})")
+            raise UserError(f"members: gap, no member is for sigma in [{end:.9g}, {lo:.9g})")
         if _seen(lo) < _seen(end):
             overlap = f"sigma in [{lo:.9g}, {min(hi, end):.9g})"
-            raise ValueError(f"members: overlap, members {before} and {member} are both for {overlap}")
+            raise UserError(f"members: overlap, members {before} and {member} are both for {overlap}")
         end, before = hi, member
     if end < math.inf:
-        raise ValueError(f"members: gap, no member is for sigma in [{end:.9g}, inf)")
+        raise UserError(f"members: gap, no member is for sigma in [{end:.9g}, inf)")
 
 
 class ExpertDenoiser(nn.Module):
@@ -119,7 +120,7 @@ class ExpertDenoiser(nn.Module):
     def __init__(self, members: Sequence[nn.Module], interval_sets: Sequence[Sequence[Interval]]):
         super().__init__()
         if len(members) != len(interval_sets):
-            raise ValueError(f"members: {len(members)} denoisers but {len(interval_sets)} sets of intervals")
+            raise UserError(f"members: {len(members)} denoisers but {len(interval_sets)} sets of intervals")
         check_cover(interval_sets)
         self.members = nn.ModuleList(members)
         pieces = sorted((lo, member) for member, intervals in enumerate(interval_sets) for lo, _ in intervals)

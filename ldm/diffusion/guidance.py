@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise, expand
+from ldm.errors import UserError
 
 MAX_SCALE = 1e38
 
@@ -81,13 +82,13 @@ class Limits:
         channels: Sequence[int] | None = None,
     ):
         if not 0 <= sigma_lo < sigma_hi:
-            raise ValueError(f"sigma_lo, sigma_hi: need 0 <= sigma_lo < sigma_hi, got {sigma_lo:g} and {sigma_hi:g}")
+            raise UserError(f"sigma_lo, sigma_hi: need 0 <= sigma_lo < sigma_hi, got {sigma_lo:g} and {sigma_hi:g}")
         if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale: must lie in [0, 1], got {rescale:g}")
+            raise UserError(f"rescale: must lie in [0, 1], got {rescale:g}")
         if profile is not None:
             _check_profile(profile)
         if channels is not None and (not channels or min(channels) < 0 or len(set(channels)) < len(channels)):
-            raise ValueError(f"channels: must name channels of the latent from 0, each once, got {list(channels)}")
+            raise UserError(f"channels: must name channels of the latent from 0, each once, got {list(channels)}")
         self.sigma_lo = sigma_lo
         self.sigma_hi = sigma_hi
         self.rescale = rescale
@@ -141,7 +142,7 @@ class Limits:
 
     def _guided_channels(self, x: Tensor) -> Tensor:
         if max(self.channels) >= x.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"guidance.channels={list(self.channels)}: the latents of this model have channels 0..{x.shape[1] - 1}"
             )
         mask = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
@@ -176,7 +177,7 @@ class ClassifierFree:
         if self.scale == 1:
             return frozenset()
         if not conditions:
-            raise ValueError(
+            raise UserError(
                 f"guidance.scale={self.scale:g}: this model has no conditions to guide by; sample with guidance.scale=1"
             )
         return frozenset(conditions)
@@ -211,7 +212,7 @@ class PerCondition:
         channels: Sequence[int] | None = None,
     ):
         if not scales:
-            raise ValueError("guidance.scales: names no condition, guidance.scales={text:3,label:1.5} names two")
+            raise UserError("guidance.scales: names no condition, guidance.scales={text:3,label:1.5} names two")
         self.scales = {name: finite(scale, f"guidance.scales.{name}") for name, scale in scales.items()}
         self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
 
@@ -220,7 +221,7 @@ class PerCondition:
         unknown = [name for name in self.scales if name not in conditions]
         if unknown:
             known = ", ".join(conditions) or "none"
-            raise ValueError(
+            raise UserError(
                 f"guidance.scales: no condition {', '.join(unknown)}; the conditions of this model: {known}"
             )
         lacking = [list(self.scales)[k:] for k, factor in enumerate(self._factors()) if factor != 0]
@@ -302,7 +303,7 @@ def _compare(denoise: Denoise, reference: Denoise, scale: float, limits: Limits)
 def finite(scale: float, name: str) -> float:
     """`scale` itself. Raises ValueError naming it if it, or the difference of two such, is not finite in fp32."""
     if not abs(scale) <= MAX_SCALE:
-        raise ValueError(f"{name}: must be finite and below {MAX_SCALE:g}, got {scale:g}")
+        raise UserError(f"{name}: must be finite and below {MAX_SCALE:g}, got {scale:g}")
     return scale
 
 
@@ -311,7 +312,7 @@ def _check_profile(profile: Sequence[Sequence[float]]) -> None:
     levels = [point[0] for point in profile] if pairs else []
     rising = pairs and all(low < high for low, high in pairwise([0.0, *levels]))
     if not rising or not all(math.isfinite(sigma) and 0 <= share < math.inf for sigma, share in profile):
-        raise ValueError(
+        raise UserError(
             "profile: needs at least two points [sigma, share], sigma above 0 and rising, share not below 0; "
             f"got {[list(point) for point in profile]}"
         )

@@ -9,13 +9,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
+
 
 class LogVariance(nn.Module):
     """`(sigma [B]) -> u [B]`, fp32: `channels` Fourier features of ln(sigma) / 4 with learned weights, 0 at first."""
 
     def __init__(self, channels: int = 128):
         if channels < 1:
-            raise ValueError(f"log_variance.channels={channels}: must be at least 1")
+            raise UserError(f"log_variance.channels={channels}: must be at least 1")
         super().__init__()
         place = torch.arange(channels, dtype=torch.float64)
         # Frequencies are the quantiles of N(0, 1), phases a golden-ratio sequence: no draw, the same in every run.

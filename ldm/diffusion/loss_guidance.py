@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoise, expand
 from ldm.diffusion.guidance import Bound, Limits, finite
+from ldm.errors import UserError
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,7 +45,7 @@ class ClassifierGuidance:
         label = _field(bound.batch, "label", "classifier")
         count = self.classifier.network.num_classes
         if label.min() < 0 or label.max() >= count:
-            raise ValueError(f"label={label.max().item()}: the classifier tells {count} classes apart, 0..{count - 1}")
+            raise UserError(f"label={label.max().item()}: the classifier tells {count} classes apart, 0..{count - 1}")
         if self.scale == 0:
             return bound.denoise
 
@@ -155,7 +156,7 @@ def _steered(denoise: Denoise, log_prob: Callable[[Tensor], Tensor], scale: floa
 
 def _field(batch: Mapping[str, Any], name: str, asked_by: str) -> Any:
     if name not in batch:
-        raise ValueError(f"loss_guidance={asked_by} needs {name!r}; give {'prompt' if name == 'caption' else name}=...")
+        raise UserError(f"loss_guidance={asked_by} needs {name!r}; give {'prompt' if name == 'caption' else name}=...")
     return batch[name]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion import schedule as schedules
+from ldm.errors import UserError
 
 # An expert on less than a millionth of the draws would never be trained by them: refuse it as near-empty.
 MIN_MASS = 1e-6
@@ -47,7 +48,7 @@ def stratify(u: Tensor, numbers: Tensor, num_strata: int) -> Tensor:
     Depends on the sample number alone, so neither ranks nor accumulation change a sample's noise.
     """
     if num_strata < 1:
-        raise ValueError(f"num_strata: must be at least 1, got {num_strata}")
+        raise UserError(f"num_strata: must be at least 1, got {num_strata}")
     return ((numbers % num_strata + u.double()) / num_strata).clamp(max=_LAST_UNIFORM)
 
 
@@ -56,7 +57,7 @@ class LogNormal(NoiseDistribution):
 
     def __init__(self, mean: float, std: float):
         if not std > 0:
-            raise ValueError(f"std: must be positive, got {std:g}")
+            raise UserError(f"std: must be positive, got {std:g}")
         self.mean = mean
         self.std = std
 
@@ -70,7 +71,7 @@ class LogNormal(NoiseDistribution):
 def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> LogNormal:
     """Flow time t = sigmoid(N(mean, std^2)), shifted by `shift`: since sigma = t / (1 - t), a log-normal sigma."""
     if not shift > 0:
-        raise ValueError(f"shift: must be positive, got {shift:g}")
+        raise UserError(f"shift: must be positive, got {shift:g}")
     return LogNormal(mean + math.log(shift), std)
 
 
@@ -79,7 +80,7 @@ class LogUniform(NoiseDistribution):
 
     def __init__(self, sigma_min: float, sigma_max: float):
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"sigma_min, sigma_max: need 0 < sigma_min < sigma_max, got {sigma_min:g} and {sigma_max:g}"
             )
         self.sigma_min = sigma_min
@@ -102,7 +103,7 @@ class SamplerMatched(NoiseDistribution):
     def __init__(self, sigmas: Tensor):
         self.levels = sigmas[sigmas > 0].flip(0).double()  # [K + 1], increasing
         if len(self.levels) < 2:
-            raise ValueError("noise=sampler_matched: needs a ladder with two levels above 0; raise num_steps")
+            raise UserError("noise=sampler_matched: needs a ladder with two levels above 0; raise num_steps")
         self.cumulative = torch.linspace(0, 1, len(self.levels), dtype=torch.float64)
 
     def cdf(self, sigma: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ class Restricted(NoiseDistribution):
     def __init__(self, noise: NoiseDistribution, intervals: Sequence[tuple[float, float]]):
         edges = torch.tensor(intervals, dtype=torch.float64).reshape(-1, 2)  # [K, 2]
         if not bool((edges[:, 0] < edges[:, 1]).all() and (edges[:-1, 1] <= edges[1:, 0]).all()):
-            raise ValueError(f"intervals: must be non-empty, ascending and disjoint in sigma, got {list(intervals)}")
+            raise UserError(f"intervals: must be non-empty, ascending and disjoint in sigma, got {list(intervals)}")
         u = noise.below(edges)
         edges, u = edges[u[:, 0] < u[:, 1]], u[u[:, 0] < u[:, 1]]
         self.noise = noise
@@ -156,7 +157,7 @@ class Restricted(NoiseDistribution):
         self.cumulative = torch.cat([u.new_zeros(1), (self.upper - self.lower).cumsum(0)])
         self.mass = self.cumulative[-1].item()
         if self.mass < MIN_MASS:
-            raise ValueError(
+            raise UserError(
                 f"expert: sigma in {list(intervals)} holds {self.mass:.2g} of the training noise, which is "
                 f"{'empty' if self.mass == 0 else 'near-empty'}; choose a lower level, or another noise distribution"
             )

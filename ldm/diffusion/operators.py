@@ -6,6 +6,8 @@ The transformations T of arXiv:2112.10752, appendix D.6; any other function of i
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 def identity(image: Tensor) -> Tensor:
     """The image itself: its denoising, or variations on it."""
@@ -18,7 +20,7 @@ def bicubic(image: Tensor, factor: int) -> Tensor:
     Raises ValueError if `factor` does not divide the sides.
     """
     if factor < 1 or any(side % factor for side in image.shape[-2:]):
-        raise ValueError(f"operator.factor={factor}: must divide the sides of the image, {tuple(image.shape[-2:])}")
+        raise UserError(f"operator.factor={factor}: must divide the sides of the image, {tuple(image.shape[-2:])}")
     size = [side // factor for side in image.shape[-2:]]
     return F.interpolate(image, size, mode="bicubic", antialias=True)
 
@@ -38,6 +40,6 @@ def box(image: Tensor, top: float, left: float, height: float, width: float) -> 
     edges = [(round(a * side), round((a + b) * side)) for a, b, side in zip((top, left), (height, width), sides,
                                                                             strict=True)]  # fmt: skip
     if any(not 0 <= start < end <= side for (start, end), side in zip(edges, sides, strict=True)):
-        raise ValueError(f"operator=box: {top=:g}, {left=:g}, {height=:g}, {width=:g} is no box inside the image")
+        raise UserError(f"operator=box: {top=:g}, {left=:g}, {height=:g}, {width=:g} is no box inside the image")
     (first, last), (begin, end) = edges
     return image[..., first:last, begin:end]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
+from ldm.errors import UserError
 
 Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -31,7 +32,7 @@ class Eps(Precond):
 
     def __init__(self, schedule: Schedule):
         if schedule.is_pure_noise:
-            raise ValueError(
+            raise UserError(
                 "precond: eps-prediction says nothing of x0 where the schedule ends in pure noise; "
                 "choose precond=v, x0 or flow, or a schedule without zero terminal SNR"
             )
@@ -78,7 +79,7 @@ class EDM(Precond):
 
     def __init__(self, schedule: Schedule, sigma_data: float):
         if not sigma_data > 0:
-            raise ValueError(f"sigma_data: must be positive, got {sigma_data:g}; whitened latents have 1")
+            raise UserError(f"sigma_data: must be positive, got {sigma_data:g}; whitened latents have 1")
         self.schedule = schedule
         self.sigma_data = sigma_data
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
+
 
 class LossHistory(nn.Module):
     """The last `history` mean squared losses of `num_bins` equal bins of quantiles, and the draws they suggest.
@@ -20,9 +22,9 @@ class LossHistory(nn.Module):
     def __init__(self, num_bins: int = 32, history: int = 10, uniform_prob: float = 0.001):
         for name, value in (("num_bins", num_bins), ("history", history)):
             if value < 1:
-                raise ValueError(f"resampler.{name}={value}: must be at least 1")
+                raise UserError(f"resampler.{name}={value}: must be at least 1")
         if not 0 < uniform_prob <= 1:
-            raise ValueError(f"resampler.uniform_prob={uniform_prob:g}: must lie in (0, 1]")
+            raise UserError(f"resampler.uniform_prob={uniform_prob:g}: must lie in (0, 1]")
         super().__init__()
         self.uniform_prob = uniform_prob
         self.register_buffer("squares", torch.zeros(num_bins, history, dtype=torch.float64))  # newest first

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoise
+from ldm.errors import UserError
 
 Noise = Callable[[int], Tensor]
 
@@ -22,7 +23,7 @@ def _steps(sigmas: Tensor) -> Iterator[tuple[float, float]]:
     levels = sigmas.tolist()
     falls = all(high > low for high, low in itertools.pairwise(levels))
     if len(levels) < 2 or not falls or levels[-1] < 0 or math.isinf(levels[0]):
-        raise ValueError(
+        raise UserError(
             f"sigmas: a ladder has at least two finite levels, strictly decreasing, none below 0; got {levels}"
         )
     return itertools.pairwise(levels)
@@ -49,9 +50,9 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = 
 def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0) -> Tensor:
     """DDIM (arXiv:2010.02502, equations 12 and 16), in sigma: eta 0 is Euler's method, eta 1 the posterior of DDPM."""
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta: must lie in [0, 1], got {eta:g}")
+        raise UserError(f"eta: must lie in [0, 1], got {eta:g}")
     if eta > 0 and noise is None:
-        raise ValueError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
+        raise UserError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
     for step, (sigma, sigma_next) in enumerate(_steps(sigmas)):
         kept, added = _ancestral(sigma, sigma_next, eta)
         x = _move(_estimate(denoise, x, sigma), x, kept / sigma)
@@ -151,7 +152,7 @@ def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
     whole to order 2 in the end; one into 0 is Euler's. `order` is 1 to 4.
     """
     if not 1 <= order <= 4:
-        raise ValueError(f"order: DEIS has the orders 1 to 4, got {order}")
+        raise UserError(f"order: DEIS has the orders 1 to 4, got {order}")
     slopes: list[Tensor] = []  # newest first
     levels: list[float] = []  # their logarithms
     for sigma, sigma_next in _steps(sigmas):
@@ -192,9 +193,9 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | Non
     The noise of the half step and of the whole step are increments of one Brownian motion in sigma.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta: must lie in [0, 1], got {eta:g}")
+        raise UserError(f"eta: must lie in [0, 1], got {eta:g}")
     if eta > 0 and noise is None:
-        raise ValueError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
+        raise UserError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
     for step, (sigma, sigma_next) in enumerate(_steps(sigmas)):
         x0 = _estimate(denoise, x, sigma)
         if sigma_next == 0:

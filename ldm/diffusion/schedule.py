@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 # Stands for an infinite sigma (flow at t = 1, zero terminal SNR): x is noise to 1 part in 10^4, and fp32 still copes.
 MAX_SIGMA = 1e4
 # From here on a level of a chain counts as infinite: fp32 keeps nothing of x0 there. Cosine chains end at 2e4 to 2e5.
@@ -49,7 +51,7 @@ class Schedule(ABC):
 
 
 def _no_chain(name: str) -> ValueError:
-    return ValueError(
+    return UserError(
         f"schedule={name}: has no steps; sigmas=ddim, sigmas=trailing and noise=discrete need a chain of them, "
         "as schedule=scaled_linear is"
     )
@@ -58,14 +60,14 @@ def _no_chain(name: str) -> ValueError:
 def _check_t(t: Tensor) -> Tensor:
     t = t.double()
     if not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError(f"t: schedule time lies in [0, 1], got {t.min().item():g} to {t.max().item():g}")
+        raise UserError(f"t: schedule time lies in [0, 1], got {t.min().item():g} to {t.max().item():g}")
     return t
 
 
 def _check_sigma(sigma: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
     sigma = sigma.double()
     if not bool(((sigma >= sigma_min) & (sigma <= sigma_max)).all()):
-        raise ValueError(
+        raise UserError(
             f"sigma: this schedule spans {sigma_min:g} to {sigma_max:g}, got {sigma.min().item():g} to "
             f"{sigma.max().item():g}; choose sigma_min and sigma_max inside the span, or another schedule"
         )
@@ -83,7 +85,7 @@ class Discrete(Schedule):
         self.is_pure_noise = bool(sigmas[-1] >= PURE_NOISE)
         self.sigmas = sigmas.where(sigmas < PURE_NOISE, MAX_SIGMA)
         if len(sigmas) < 2 or not bool((self.sigmas.float().diff() > 0).all() and self.sigmas[0] > 0):
-            raise ValueError(
+            raise UserError(
                 "schedule: needs at least two steps whose noise strictly increases from above 0; check betas"
             )
         self.num_timesteps = len(sigmas)
@@ -133,7 +135,7 @@ class Discrete(Schedule):
 
 def _discrete(betas: Tensor, zero_terminal_snr: bool) -> Discrete:
     if not bool(((betas > 0) & (betas < 1)).all()):
-        raise ValueError("beta_start, beta_end, max_beta, betas: every beta must lie between 0 and 1, ends excluded")
+        raise UserError("beta_start, beta_end, max_beta, betas: every beta must lie between 0 and 1, ends excluded")
     root = (1 - betas).cumprod(0).sqrt()
     if zero_terminal_snr:  # arXiv:2305.08891, Algorithm 1
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
@@ -188,7 +190,7 @@ class VE(Schedule):
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, c_noise_scale: float = 0.25):
         if not 0 < sigma_min < sigma_max:
-            raise ValueError(
+            raise UserError(
                 f"sigma_min, sigma_max: need 0 < sigma_min < sigma_max, got {sigma_min:g} and {sigma_max:g}"
             )
         self.sigma_min = sigma_min

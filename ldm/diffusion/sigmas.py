@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import MAX_SIGMA, Schedule
+from ldm.errors import UserError
 
 
 def _check(num_steps: int, sigma_min: float, sigma_max: float) -> None:
     _check_num_steps(num_steps)
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(f"sigma_min, sigma_max: need 0 < sigma_min < sigma_max, got {sigma_min:g} and {sigma_max:g}")
+        raise UserError(f"sigma_min, sigma_max: need 0 < sigma_min < sigma_max, got {sigma_min:g} and {sigma_max:g}")
 
 
 def _check_num_steps(num_steps: int, limit: float = math.inf) -> None:
     if not 1 <= num_steps <= limit:
-        raise ValueError(f"num_steps: must lie in [1, {limit:g}], got {num_steps}")
+        raise UserError(f"num_steps: must lie in [1, {limit:g}], got {num_steps}")
 
 
 def _between(first: float, inner: Tensor, last: float) -> Tensor:
@@ -35,7 +36,7 @@ def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0)
     """Levels evenly spaced in sigma^(1/rho) (EDM, equation 5); eDiff-I: rho 6 (base) and 3 (super-resolution)."""
     _check(num_steps, sigma_min, sigma_max)
     if not rho > 0:
-        raise ValueError(f"rho: must be positive, got {rho:g}")
+        raise UserError(f"rho: must be positive, got {rho:g}")
     roots = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps, dtype=torch.float64)
     return _between(sigma_max, roots**rho, sigma_min)
 
@@ -51,7 +52,7 @@ def polynomial(num_steps: int, sigma_min: float, sigma_max: float, power: float 
     """ln(sigma) falls as a power of the step: 1 is `exponential`, above 1 dwells at low noise, below 1 at high."""
     _check(num_steps, sigma_min, sigma_max)
     if not power > 0:
-        raise ValueError(f"power: must be positive, got {power:g}")
+        raise UserError(f"power: must be positive, got {power:g}")
     left = torch.linspace(1, 0, num_steps, dtype=torch.float64) ** power
     logs = left * (math.log(sigma_max) - math.log(sigma_min)) + math.log(sigma_min)
     return _between(sigma_max, logs.exp(), sigma_min)
@@ -61,7 +62,7 @@ def given(levels: Sequence[float]) -> Tensor:
     """The levels of a list, finite, strictly decreasing, none below 0; num_steps is their number less one."""
     sigmas = torch.tensor(list(levels), dtype=torch.float64)
     if len(sigmas) < 2 or not bool(sigmas.isfinite().all() and (sigmas.diff() < 0).all() and sigmas[-1] >= 0):
-        raise ValueError(f"sigmas.levels: two or more finite levels, strictly decreasing, none below 0; got {levels}")
+        raise UserError(f"sigmas.levels: two or more finite levels, strictly decreasing, none below 0; got {levels}")
     return sigmas
 
 
@@ -89,7 +90,7 @@ def flow(num_steps: int, shift: float = 1.0) -> Tensor:
     """Flow time even from 1 to 0, shifted: sigma = shift t / (1 - t) (arXiv:2403.03206, equation 23)."""
     _check_num_steps(num_steps)
     if not (shift > 0 and shift * (num_steps - 1) < MAX_SIGMA):
-        raise ValueError(f"shift: must be positive and below {MAX_SIGMA:g} / (num_steps - 1), got {shift:g}")
+        raise UserError(f"shift: must be positive and below {MAX_SIGMA:g} / (num_steps - 1), got {shift:g}")
     t = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return (shift * t / (1 - t)).clamp(max=MAX_SIGMA)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import ConditionalDenoise
+from ldm.errors import UserError
 
 
 class Tiling:
@@ -32,9 +33,9 @@ class Tiling:
         num_parallel: int = 4,
     ):
         if not 1 <= stride <= size:
-            raise ValueError(f"tiling.size, tiling.stride: need 1 <= stride <= size, got {size} and {stride}")
+            raise UserError(f"tiling.size, tiling.stride: need 1 <= stride <= size, got {size} and {stride}")
         if num_parallel < 1:
-            raise ValueError(f"tiling.num_parallel={num_parallel}: must be at least 1")
+            raise UserError(f"tiling.num_parallel={num_parallel}: must be at least 1")
         self.size = size
         self.stride = stride
         self.places = places
@@ -84,7 +85,7 @@ def _cut_cond(cond: dict[str, Tensor], areas: list[tuple]) -> dict[str, Tensor]:
 def _check_concat(x: Tensor, cond: dict[str, Tensor]) -> None:
     if "concat" in cond and cond["concat"].shape[-2:] != x.shape[-2:]:
         given, needed = (tuple(value.shape[-2:]) for value in (cond["concat"], x))
-        raise ValueError(f"concat condition of {given}: must have the latent's height and width, {needed}")
+        raise UserError(f"concat condition of {given}: must have the latent's height and width, {needed}")
 
 
 def published(size: int = 128, stride: int = 64, tie_breaker: bool = False, num_parallel: int = 4) -> Tiling:
@@ -111,7 +112,7 @@ def every_stride(length: int, size: int, stride: int) -> list[int]:
     """0, stride, 2 stride, ... Raises ValueError if the last window does not end at `length`."""
     left = (length - size) % stride
     if left:
-        raise ValueError(
+        raise UserError(
             f"tiling.size={size}, tiling.stride={stride}: leave the last {left} of {length} positions uncovered; "
             "choose a size plus a multiple of the stride, or tiling=blended"
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.diffusion.noise import Discrete, NoiseDistribution
 from ldm.diffusion.precond import Precond
+from ldm.errors import UserError
 
 
 class Weighting(ABC):
@@ -40,7 +41,7 @@ class EDM(Weighting):
 
     def __init__(self, sigma_data: float):
         if not sigma_data > 0:
-            raise ValueError(f"sigma_data: must be positive, got {sigma_data:g}; whitened latents have 1")
+            raise UserError(f"sigma_data: must be positive, got {sigma_data:g}; whitened latents have 1")
         self.sigma_data = sigma_data
 
     def __call__(self, sigma: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class SoftMinSNR(Weighting):
 
     def __init__(self, gamma: float = 4.0):
         if not gamma > 0:
-            raise ValueError(f"gamma: must be positive, got {gamma:g}")
+            raise UserError(f"gamma: must be positive, got {gamma:g}")
         self.gamma = gamma
 
     def __call__(self, sigma: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class ELBO(Weighting):
 
     def __init__(self, noise: NoiseDistribution):
         if isinstance(noise, Discrete):
-            raise ValueError("weighting=elbo: needs a noise with a density; noise=discrete has steps")
+            raise UserError("weighting=elbo: needs a noise with a density; noise=discrete has steps")
         self.noise = noise
 
     def __call__(self, sigma: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class MinSNR(Weighting):
 
     def __init__(self, gamma: float = 5.0):
         if not gamma > 0:
-            raise ValueError(f"gamma: must be positive, got {gamma:g}")
+            raise UserError(f"gamma: must be positive, got {gamma:g}")
         self.gamma = gamma
 
     def __call__(self, sigma: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from data.seals import SEAL
 from ldm.checkpoint import identity, resume, weights
 from ldm.config import load_tree
 from ldm.ensemble import check_member, read_members
+from ldm.errors import UserError
 from ldm.files import read_json, sha256
 from ldm.lineage import begun_from, read_lineage
 from ldm.redaction import redacted
@@ -81,12 +82,12 @@ def _run(run: Path) -> Iterator[Verdict]:
 def _lineage(run: Path) -> str | None:
     path = run / "lineage.json"
     if not path.exists():
-        raise ValueError("missing: nothing else can be known to be of this run")
+        raise UserError("missing: nothing else can be known to be of this run")
     lineage = identity.read_lineage(run)
     checkpoint = begun_from(read_lineage(run, "none"), run)
     manifest = checkpoint / "manifest.json" if checkpoint else None
     if manifest and manifest.is_file() and sha256(manifest) != lineage["parent"].get("sha256"):
-        raise ValueError(f"it began from {checkpoint}, which is another checkpoint now")
+        raise UserError(f"it began from {checkpoint}, which is another checkpoint now")
     identity.check_finished(run, lineage.get("finished_step"))
     return None if SEAL in lineage else "from before there were seals"
 
@@ -95,7 +96,7 @@ def _config(run: Path) -> str | None:
     load_tree(run / "config.yaml")
     problem = identity.edited_config(run)
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     return None if "configs" in identity.read_lineage(run) else "its lineage does not say what it was"
 
 
@@ -104,7 +105,7 @@ def _checkpoint(checkpoint: Path) -> str | None:
     manifest = read_json(checkpoint / "manifest.json")
     extra = {file.name for file in checkpoint.iterdir()} - {"manifest.json", *manifest["files"]}
     if extra:
-        raise ValueError(f"its manifest does not name {', '.join(sorted(extra))}")
+        raise UserError(f"its manifest does not name {', '.join(sorted(extra))}")
     return _stamped(manifest, checkpoint.absolute().parent.parent)
 
 
@@ -112,7 +113,7 @@ def _description(path: Path) -> str | None:
     metadata = weights.describe(path)
     for kind in metadata["sha256"]:
         if not path.with_suffix(f".{kind}.safetensors").exists():
-            raise ValueError(f"describes {path.stem}.{kind}.safetensors, which is missing")
+            raise UserError(f"describes {path.stem}.{kind}.safetensors, which is missing")
     return _stamped(metadata, path.absolute().parent.parent)
 
 

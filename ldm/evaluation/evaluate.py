@@ -14,6 +14,7 @@ from ldm.build import is_first_stage
 from ldm.checkpoint.weights import load as load_weights
 from ldm.config import accepts, load_tree
 from ldm.device import choose
+from ldm.errors import UserError
 from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure
 from ldm.evaluation.report.plots import trade_off
@@ -41,10 +42,10 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     given = tree["guidance"]["scale"]
     scales = given if isinstance(given, list) else [given]
     if not all(accepts(float, scale) for scale in scales):
-        raise ValueError(f"guidance.scale={given}: expected a number, or a list of numbers")
+        raise UserError(f"guidance.scale={given}: expected a number, or a list of numbers")
     scales = [float(scale) for scale in scales]
     if not scales or tree["num_samples"] < FEWEST:
-        raise ValueError(f"guidance.scale needs at least one scale, num_samples at least {FEWEST}")
+        raise UserError(f"guidance.scale needs at least one scale, num_samples at least {FEWEST}")
     device = choose(tree["device"])
     path = Path(tree["model"])
     model = load(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
@@ -88,17 +89,17 @@ def _check_data(model: Model) -> None:
     """Raises ValueError unless the training data give what a model is evaluated by and conditioned on."""
     given = model.parts["data"].fields
     if "caption" not in given:
-        raise ValueError(
+        raise UserError(
             "evaluate compares images with captions (alignment=), and the data of this run has none in data.fields"
         )
     for name, field in model.conditioner.missing({key: None for key in ("caption", "label") if key in given}).items():
-        raise ValueError(
+        raise UserError(
             f"conditioner.{name} reads {field!r}: evaluate draws for the captions and labels of the training data "
             "only, so that this model cannot be evaluated yet"
         )
     model.parts["data"].setup()
     if model.parts["data"].num_train < FEWEST:
-        raise ValueError(f"data.train: at least {FEWEST} training images are needed to compare with")
+        raise UserError(f"data.train: at least {FEWEST} training images are needed to compare with")
 
 
 def _measure(
@@ -145,5 +146,5 @@ def _points_of(kept: Path, identity: str) -> dict[str, Point]:
         return {}
     content = read_json(kept)
     if not isinstance(content.get("points"), dict):
-        raise ValueError(f"{kept}: not the points of a curve; delete it to measure anew")
+        raise UserError(f"{kept}: not the points of a curve; delete it to measure anew")
     return content["points"] if content.get("identity") == identity else {}

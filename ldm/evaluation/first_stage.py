@@ -16,6 +16,7 @@ from data.module import ShardData
 from ldm.build import Parts, load_autoencoder
 from ldm.config import instantiate
 from ldm.device import choose
+from ldm.errors import UserError
 from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.first_stage.first_stage import reconstruct
@@ -89,7 +90,7 @@ def validation_of(parts: Parts, tree: dict[str, Any], path: Path) -> tuple[Shard
     data.setup()
     count = min(tree["num_samples"], data.num_validation)
     if count < 2:
-        raise ValueError(
+        raise UserError(
             f"model={path}: {count} validation images are measured; name more with validation=, num_samples="
         )
     return data, count
@@ -98,7 +99,7 @@ def validation_of(parts: Parts, tree: dict[str, Any], path: Path) -> tuple[Shard
 def _check_finite(output: Tensor, keys: list[str], run: Path) -> None:
     finite = output.isfinite().flatten(1).all(1).tolist()
     for key in [key for key, whole in zip(keys, finite, strict=True) if not whole]:
-        raise ValueError(f"model={run}: its reconstruction of {printable(key)} is not finite; look at its weights")
+        raise UserError(f"model={run}: its reconstruction of {printable(key)} is not finite; look at its weights")
 
 
 def _sets(real: Tensor, fake: Tensor, backbone: Features, seed: int) -> list[Row]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.build import Parts
 from ldm.config import compose, groups
+from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.report.plots import loss_curves
 from ldm.evaluation.table import write_csv
@@ -29,9 +30,9 @@ def sampler_table(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     samplers = list(tree["samplers"] or known)
     for name in samplers:
         if name not in known:
-            raise ValueError(f"samplers: no sampler {name}; there are {', '.join(known)}")
+            raise UserError(f"samplers: no sampler {name}; there are {', '.join(known)}")
     if not tree["steps"] or min(tree["steps"]) < 1:
-        raise ValueError(f"steps={tree['steps']}: needs at least one number of steps, none below 1")
+        raise UserError(f"steps={tree['steps']}: needs at least one number of steps, none below 1")
     path = Path(tree["model"])
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"samplers-{path.stem}"
     with held(folder, "evaluating into"):

@@ -11,6 +11,7 @@ import torch
 
 from ldm.config import compose, overriding
 from ldm.device import choose, mixed_precision
+from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.report.plots import loss_curves, quality_over_speed
 from ldm.evaluation.table import write_csv
@@ -27,7 +28,7 @@ def sweep_f(tree: dict[str, Any]) -> Path | None:
     """Run the sweep of `tree` (conf/sweep_f.yaml). Returns its folder, None if a training was stopped and saved."""
     factors = list(tree["f"])
     if not factors or any(f not in (1, 2, 4, 8, 16, 32) for f in factors) or len(set(factors)) < len(factors):
-        raise ValueError(f"f={factors}: a list of different powers of two from 1 to 32")
+        raise UserError(f"f={factors}: a list of different powers of two from 1 to 32")
     folder = Path(tree["runs_dir"]) / tree["family"]
     with held(folder, "sweeping into"):
         return _swept(tree, folder, factors)
@@ -68,7 +69,7 @@ def _train(tree: dict[str, Any], f: int) -> Path | None:
         if status == 3:
             return None
         if status:
-            raise ValueError(f"f={f}: train.py {' '.join(job)} ended with status {status}; its message is above")
+            raise UserError(f"f={f}: train.py {' '.join(job)} ended with status {status}; its message is above")
     return base
 
 

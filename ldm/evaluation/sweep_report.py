@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.build import load_autoencoder
 from ldm.device import choose
+from ldm.errors import UserError
 from ldm.evaluation.codecs import Point, at_bits, bicubic_point, codec_curve
 from ldm.evaluation.first_stage import evaluate_first_stage, validation_of
 from ldm.evaluation.report.page import Figure, Section, Table, Text, write_report
@@ -54,7 +55,7 @@ def _finished(tree: dict[str, Any]) -> list[Path]:
         if "finished_step" in read_json(path)
     ]
     if not found:
-        raise ValueError(f"runs: no finished run in {tree['runs_dir']} has a name that begins with {tree['prefix']}")
+        raise UserError(f"runs: no finished run in {tree['runs_dir']} has a name that begins with {tree['prefix']}")
     return found
 
 
@@ -64,18 +65,18 @@ def _check(runs: list[Path], tree: dict[str, Any]) -> None:
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"runs: two are called {name}, and the report keeps each one's files under its name")
+            raise UserError(f"runs: two are called {name}, and the report keeps each one's files under its name")
     sizes = {}
     for run in runs:
         parts, found = load_autoencoder(run)
         data, count = validation_of(parts, tree, run)
         if "latent" not in found.metadata or "finished_step" not in _lineage(run):
-            raise ValueError(f"runs: {run} has not finished; its own command resumes it")
+            raise UserError(f"runs: {run} has not finished; its own command resumes it")
         held_out = data.parts()[-1].shards.fingerprint()[:8]
         sizes[run.name] = f"{count} validation images of {data.image_size} px, {held_out}"
     for name, size in sizes.items():
         if size != sizes[names[0]]:
-            raise ValueError(f"runs: {name} has {size}, and {names[0]} {sizes[names[0]]}; they have to be the same")
+            raise UserError(f"runs: {name} has {size}, and {names[0]} {sizes[names[0]]}; they have to be the same")
 
 
 def _lineage(run: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.first_stage.spec import LatentSpec
 from ldm.first_stage.tiling import tiled
 
@@ -48,7 +49,7 @@ class FirstStage(nn.Module):
             return self.autoencoder.encode(image).float()
         f = self.spec.f
         if any(side % f for side in image.shape[-2:]):
-            raise ValueError(f"image of {tuple(image.shape[-2:])}: height and width must be multiples of f = {f}")
+            raise UserError(f"image of {tuple(image.shape[-2:])}: height and width must be multiples of f = {f}")
         return tiled(self.autoencoder.encode, image, self.tile, self.tile // 4, Fraction(1, f)).float()
 
     def sample(self, h: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -65,7 +66,7 @@ class FirstStage(nn.Module):
         if self.tile is None:
             return self.autoencoder.decode(z).float()
         if self.tile % (4 * self.spec.f):
-            raise ValueError(f"tile={self.tile}: must be a multiple of 4 f = {4 * self.spec.f}")
+            raise UserError(f"tile={self.tile}: must be a multiple of 4 f = {4 * self.spec.f}")
         tile = self.tile // self.spec.f
         return tiled(self.autoencoder.decode, z, tile, tile // 4, Fraction(self.spec.f)).float()
 
@@ -86,7 +87,7 @@ class Identity(nn.Module):
     def moments(self, image: Tensor) -> Tensor:
         """The image [B, C, H, W] itself."""
         if image.shape[1] != self.spec.channels:
-            raise ValueError(f"image has {image.shape[1]} channels, the first stage takes {self.spec.channels}")
+            raise UserError(f"image has {image.shape[1]} channels, the first stage takes {self.spec.channels}")
         return image
 
     def sample(self, h: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -113,9 +114,9 @@ def _spec(
 ) -> LatentSpec:
     mean, std = (tuple(torch.as_tensor(values, dtype=torch.float64, device="cpu").tolist()) for values in (mean, std))
     if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"latent mean and std: {len(mean)} and {len(std)} values for {channels} channels")
+        raise UserError(f"latent mean and std: {len(mean)} and {len(std)} values for {channels} channels")
     if not all(0 < value < float("inf") for value in std):
-        raise ValueError(f"latent std {std}: must be positive and finite; a constant channel cannot be whitened")
+        raise UserError(f"latent std {std}: must be positive and finite; a constant channel cannot be whitened")
     return LatentSpec(f, channels, "grid", False, mean, std, fingerprint)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from ldm.errors import UserError
+
 
 @dataclass(frozen=True)
 class LatentSpec:
@@ -29,7 +31,7 @@ class LatentSpec:
             if getattr(self, field.name) != getattr(other, field.name)
         ]
         if differing:
-            raise ValueError("first_stage: not the latent space this was made with: " + "; ".join(differing))
+            raise UserError("first_stage: not the latent space this was made with: " + "; ".join(differing))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, as JSON stores them; `from_dict` is the inverse, exactly."""
@@ -40,12 +42,12 @@ class LatentSpec:
         """The spec written by `to_dict`. Raises ValueError for missing or unknown names."""
         names = {field.name for field in fields(cls)}
         if not isinstance(plain, Mapping) or set(plain) != names:
-            raise ValueError(f"latent spec: expected the keys {sorted(names)}, got {plain!r:.300}")
+            raise UserError(f"latent spec: expected the keys {sorted(names)}, got {plain!r:.300}")
         spec = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
         kinds = {"f": int, "channels": int, "kind": str, "discrete": bool, "mean": tuple, "std": tuple}
         for name, kind in kinds.items():
             if type(getattr(spec, name)) is not kind:
-                raise ValueError(f"latent spec: {name} is {getattr(spec, name)!r}, expected {kind.__name__}")
+                raise UserError(f"latent spec: {name} is {getattr(spec, name)!r}, expected {kind.__name__}")
         if not all(type(number) in (int, float) for number in (*spec.mean, *spec.std)):
-            raise ValueError("latent spec: mean and std are not all numbers")
+            raise UserError("latent spec: mean and std are not all numbers")
         return spec

@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 class LatentStatistics:
     """Count, mean and sum of squared deviations of each channel of what `update` was given."""
@@ -21,9 +23,9 @@ class LatentStatistics:
         """Add z [B, C, ...]. Raises ValueError for values that are not finite."""
         values = z.detach().double().transpose(0, 1).flatten(1).cpu()  # [C, values]
         if values.shape[0] != len(self._mean):
-            raise ValueError(f"latent has {values.shape[0]} channels, the statistics are for {len(self._mean)}")
+            raise UserError(f"latent has {values.shape[0]} channels, the statistics are for {len(self._mean)}")
         if not values.isfinite().all():
-            raise ValueError("latent: a value is not finite, so there are no statistics of it")
+            raise UserError("latent: a value is not finite, so there are no statistics of it")
         if values.shape[1]:
             mean = values.mean(1)
             self._add(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
@@ -49,7 +51,7 @@ class LatentStatistics:
     def std(self) -> Tensor:
         """Standard deviation [C] of the values seen (divided by their number), float64."""
         if not self.count:
-            raise ValueError("latent statistics: nothing was seen")
+            raise UserError("latent statistics: nothing was seen")
         return (self._squares / self.count).sqrt()
 
     def summary(self, single_factor: bool = False) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """First positions of tiles of `tile` that cover `length`, neighbours sharing at least `overlap`; one if it fits."""
@@ -34,9 +36,9 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: i
     overlap <= tile / 2 and both, scaled, are whole.
     """
     if not 0 < overlap <= tile // 2:
-        raise ValueError(f"tile={tile}, overlap={overlap}: the overlap must be above 0 and at most half the tile")
+        raise UserError(f"tile={tile}, overlap={overlap}: the overlap must be above 0 and at most half the tile")
     if any((value * scale).denominator != 1 for value in (tile, overlap)):
-        raise ValueError(f"tile={tile}, overlap={overlap}: both must be multiples of {scale.denominator}")
+        raise UserError(f"tile={tile}, overlap={overlap}: both must be multiples of {scale.denominator}")
     height, width = x.shape[-2:]
     rows, columns = starts(height, tile, overlap), starts(width, tile, overlap)
     if len(rows) == len(columns) == 1:

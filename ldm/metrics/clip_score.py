@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ldm.errors import UserError
+
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # the last four are read as torch's, without code
 NO_WEIGHTS = (UnpicklingError, SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, StopIteration)
 
@@ -60,14 +62,14 @@ def open_clip_score(model: str, weights: str) -> ClipScore:
     own = open_clip.list_models()
     if model not in own:  # exactly: with local-dir: or hf-hub: before it, open_clip reads what is written elsewhere
         near = ", ".join(difflib.get_close_matches(model, own, n=3)) or "ViT-B-32, ViT-L-14, ..."
-        raise ValueError(
+        raise UserError(
             f"model={model!r} is none of open_clip's own architectures ({near}); folders and repositories are not "
             "read, because they can have code run"
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
     file = Path(weights).expanduser()
     if weights not in tags and (not file.is_file() or file.suffix not in SUFFIXES):
-        raise ValueError(
+        raise UserError(
             f"weights={weights!r} is neither a file ({', '.join(SUFFIXES)}) nor a tag of model={model!r}; open_clip "
             f"has {', '.join(tags) or 'no tags'}"
         )
@@ -75,7 +77,7 @@ def open_clip_score(model: str, weights: str) -> ClipScore:
         network = open_clip.create_model(model, weights if weights in tags else str(file.resolve()), weights_only=True)
     except NO_WEIGHTS as error:
         said = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights={weights!r}: no weights of {model}, or not without running code ({said})") from error
+        raise UserError(f"weights={weights!r}: no weights of {model}, or not without running code ({said})") from error
     text = open_clip.get_model_config(model)["text_cfg"]
     plain = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     name = f"{model}:{weights if weights in tags else file.stem}"

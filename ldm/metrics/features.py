@@ -18,6 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from ldm.errors import UserError
 from ldm.networks.efficientnet import EfficientNetLite0, pretrained_efficientnet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -96,7 +97,7 @@ def inception_features(path: str | Path) -> InceptionFeatures:
     """FID's Inception from a local copy of weights-inception-2015-12-05-6726825d.pth (or its safetensors)."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"no Inception weights at {path}: FID needs weights-inception-2015-12-05-6726825d.pth of "
             "torch-fidelity's release v0.2.0; download it and give its path, or use efficientnet_features"
         )
@@ -107,7 +108,7 @@ def inception_features(path: str | Path) -> InceptionFeatures:
         copy.seek(0)
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], copy)
     except (UnpicklingError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as weights of Inception: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as weights of Inception: {str(error).splitlines()[0]}") from error
     return InceptionFeatures(network)
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 class Moments(NamedTuple):
     """Mean [D] and covariance [D, D], both float64, of `count` feature vectors."""
@@ -21,7 +23,7 @@ class Moments(NamedTuple):
 def moments(features: Tensor) -> Moments:
     """Moments of features [N, D], N >= 2, with the unbiased covariance."""
     if len(features) < 2:
-        raise ValueError(f"a covariance needs at least 2 samples, got {len(features)}")
+        raise UserError(f"a covariance needs at least 2 samples, got {len(features)}")
     features = features.double()
     mean = features.mean(0)
     centred = features - mean

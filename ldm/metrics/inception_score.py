@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]:
     """Mean and standard deviation over splits of exp(E KL(p(y|x) || p(y))), for logits [N, classes].
@@ -12,7 +14,7 @@ def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]
     Samples are split in the order given. Between 1 and the number of classes.
     """
     if len(logits) < num_splits:
-        raise ValueError(f"num_splits={num_splits} needs as many samples, got {len(logits)}")
+        raise UserError(f"num_splits={num_splits} needs as many samples, got {len(logits)}")
     scores = []
     for part in logits.double().log_softmax(1).chunk(num_splits):
         marginal = part.logsumexp(0) - math.log(len(part))

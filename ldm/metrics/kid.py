@@ -6,6 +6,8 @@ It is called KID only on Inception features; elsewhere the backbone's name stand
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 def polynomial_mmd(x: Tensor, y: Tensor) -> Tensor:
     """Unbiased squared MMD (may be negative) of x [M, D] and y [N, D] with the kernel (x.y / D + 1)^3."""
@@ -29,7 +31,7 @@ def kernel_distance(
     """
     size = min(subset_size, len(real), len(fake))
     if size < 2:
-        raise ValueError(f"the kernel distance needs at least 2 samples a side, got {len(real)} and {len(fake)}")
+        raise UserError(f"the kernel distance needs at least 2 samples a side, got {len(real)} and {len(fake)}")
     whole = size == len(real) == len(fake)
     real, fake = real.double(), fake.double()
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk_samples: int = 4096) -> tuple[float, float]:
     """Precision: share of fake [N, D] inside the manifold of real [M, D]; recall: the reverse; both in [0, 1].
@@ -11,7 +13,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk_samples: int 
     Distances are taken in float64, `chunk_samples` rows at a time.
     """
     if min(len(real), len(fake)) <= k:
-        raise ValueError(f"k={k} neighbours need more than {k} samples a side, got {len(real)} and {len(fake)}")
+        raise UserError(f"k={k} neighbours need more than {k} samples a side, got {len(real)} and {len(fake)}")
     real, fake = real.double(), fake.double()
     precision = _inside(fake, real, _radii(real, k, chunk_samples), chunk_samples)
     recall = _inside(real, fake, _radii(fake, k, chunk_samples), chunk_samples)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.layers import attention, pointwise, through, to_grid, to_tokens
 from ldm.networks.norm_silu import norm_silu
 
@@ -213,14 +214,14 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         if z_channels is not None and z_channels < 1:
-            raise ValueError(f"autoencoder.z_channels={z_channels}: must be at least 1, or null for the latent's own")
+            raise UserError(f"autoencoder.z_channels={z_channels}: must be at least 1, or null for the latent's own")
         if len(multipliers) < 2:
-            raise ValueError(
+            raise UserError(
                 "autoencoder.multipliers: one level is f = 1, pixel space, where there is nothing to train; train the "
                 "diffusion model with first_stage=null"
             )
         if channels % norm_groups:
-            raise ValueError(f"autoencoder.channels={channels} must be a multiple of norm_groups={norm_groups}")
+            raise UserError(f"autoencoder.channels={channels} must be a multiple of norm_groups={norm_groups}")
         self.f = 2 ** (len(multipliers) - 1)
         self.image_channels = image_channels
         self.latent_channels = latent_channels
@@ -243,13 +244,13 @@ class Autoencoder(nn.Module):
         """Image [B, image_channels, H, W] in [-1, 1] -> h [B, moment_channels, H / f, W / f]."""
         _, channels, height, width = image.shape
         if channels != self.image_channels:
-            raise ValueError(f"image has {channels} channels, the autoencoder takes {self.image_channels}")
+            raise UserError(f"image has {channels} channels, the autoencoder takes {self.image_channels}")
         if height % self.f or width % self.f:
-            raise ValueError(f"image of {height} x {width}: height and width must be multiples of f = {self.f}")
+            raise UserError(f"image of {height} x {width}: height and width must be multiples of f = {self.f}")
         return self.quant_conv(self.encoder(image))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent z [B, latent_channels, h, w] -> image [B, image_channels, h * f, w * f]."""
         if z.shape[1] != self.latent_channels:
-            raise ValueError(f"latent has {z.shape[1]} channels, the autoencoder takes {self.latent_channels}")
+            raise UserError(f"latent has {z.shape[1]} channels, the autoencoder takes {self.latent_channels}")
         return self.decoder(self.post_quant_conv(z))

@@ -12,15 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from ldm.errors import UserError
+
 SLACK_TENSORS = 64  # and twice as many as the file has: parts may share or leave out some
 SLACK_ELEMENTS = 1 << 26  # tables that no file holds, such as those of positions
 MODULES_PER_TENSOR = 32
-NONSENSE = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, RecursionError, MemoryError)
+NONSENSE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    RecursionError,
+    MemoryError,
+)
 
 Shapes = Mapping[str, Sequence[int]]
 
 
-class TooLarge(ValueError):
+class TooLarge(UserError):
     """What is being built has outgrown the file that describes its weights."""
 
 
@@ -79,9 +90,11 @@ def check_described(build: Callable[[], nn.Module], shapes: Shapes, source: str)
         with torch.device("meta"):
             return build().state_dict()
     except TooLarge as error:
-        raise ValueError(f"{source}: describes {error}") from error
+        raise UserError(f"{source}: describes {error}") from error
+    except UserError:
+        raise
     except NONSENSE as error:
-        raise ValueError(f"{source}: describes nothing that can be built ({line(error)})") from error
+        raise UserError(f"{source}: describes nothing that can be built ({line(error)})") from error
     finally:
         for handle in handles:
             handle.remove()

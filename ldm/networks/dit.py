@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.attention import Attention
 from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import attention, join_heads, sinusoid, through, to_tokens, zeroed
@@ -112,10 +113,10 @@ class DiT(nn.Module):
     ):
         super().__init__()
         if width % 4 or width % num_heads:
-            raise ValueError(f"network.width={width}: must be a multiple of 4 and of network.num_heads={num_heads}")
+            raise UserError(f"network.width={width}: must be a multiple of 4 and of network.num_heads={num_heads}")
         for key, value in {"patch_size": patch_size, "cross_attention_every": cross_attention_every}.items():
             if value < 1:
-                raise ValueError(f"network.{key}={value}: must be at least 1")
+                raise UserError(f"network.{key}={value}: must be at least 1")
         self.in_channels = in_channels
         self.concat_channels = concat_channels
         self.tokens_width = tokens_width

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.attention import Cond
 from ldm.networks.layers import attention, join_heads, pointwise, sinusoid, split_heads, through, zeroed
 from ldm.networks.unet import Blocks, apply
@@ -58,9 +59,9 @@ class EncoderUNet(nn.Module):
         super().__init__()
         factor = 2 ** (len(multipliers) - 1)
         if num_classes < 2:
-            raise ValueError(f"network.num_classes={num_classes}: needs at least two classes to tell apart")
+            raise UserError(f"network.num_classes={num_classes}: needs at least two classes to tell apart")
         if latent_size % factor:
-            raise ValueError(
+            raise UserError(
                 f"network.multipliers: {len(multipliers)} levels halve {len(multipliers) - 1} times, but the latents "
                 f"are {latent_size} wide; take fewer levels or another image_size"
             )
@@ -86,7 +87,7 @@ class EncoderUNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """x [B, in_channels, latent_size, latent_size] and c_noise [B] -> logits [B, num_classes]."""
         if x.shape[1:] != self.shape:
-            raise ValueError(f"the classifier was built for latents {self.shape} and got {tuple(x.shape[1:])}")
+            raise UserError(f"the classifier was built for latents {self.shape} and got {tuple(x.shape[1:])}")
         cond = Cond(self.time_embed(sinusoid(c_noise, self.channels)), None, None)
         h = self.input_blocks[0](x)
         for block in self.input_blocks[1:]:

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.bounded import check_described, line, uncounted
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what transformers raises for files of no sense
@@ -68,7 +69,7 @@ def load_model(
     try:
         named = asked.get("model_type")
         if named not in kinds:
-            raise ValueError(f"its model_type {str(named)[:60]} {refusal or 'is none of ' + ', '.join(kinds)}")
+            raise UserError(f"its model_type {str(named)[:60]} {refusal or 'is none of ' + ', '.join(kinds)}")
         kind, config = _described(asked, getattr(transformers, kinds[named]))
         shapes, state = _read(files)
         check_described(lambda: kind(config), shapes, f"{key}={folder}")
@@ -79,11 +80,11 @@ def load_model(
             )  # fmt: skip
     except (*BROKEN, RuntimeError, SafetensorError, StrictDataclassError) as error:
         said = line(error)
-        raise ValueError(said if said.startswith(f"{key}=") else f"{key}={folder}: {said}") from error
+        raise UserError(said if said.startswith(f"{key}=") else f"{key}={folder}: {said}") from error
     lost = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}  # and filled at random
     lost = sorted(name for name in lost if not name.startswith(UNUSED))
     if lost:
-        raise ValueError(
+        raise UserError(
             f"{key}={folder}: not the weights of a {type(model).__name__}: {len(lost)} are missing or of another "
             f"shape, such as {lost[0]}"
         )
@@ -103,26 +104,26 @@ def load_tokenizer(folder: Path, key: str) -> Any:
     named = str(named or "PreTrainedTokenizerFast").removesuffix("Fast")
     named = "PreTrainedTokenizerFast" if named == "PreTrainedTokenizer" else named
     if named not in TOKENIZERS:
-        raise ValueError(
+        raise UserError(
             f"{key}={folder}: no tokenizer that can be read there; its class {named[:60]!r} is none of "
             f"{', '.join(sorted(TOKENIZERS))}"
         )
     try:
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-            raise ValueError(f"none of {', '.join(TOKENIZER_FILES)}")
+            raise UserError(f"none of {', '.join(TOKENIZER_FILES)}")
         return getattr(transformers, named).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (*BROKEN, ImportError, RuntimeError) as error:
-        raise ValueError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
+        raise UserError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
     except Exception as error:
         if type(error) is not Exception:  # as which the Rust of tokenizers says what a file lacks
             raise
-        raise ValueError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
+        raise UserError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
 
 
 def _config(folder: Path, key: str) -> dict[str, Any]:
     """config.json of a folder, without a word that has code run."""
     if not (folder / "config.json").exists():
-        raise ValueError(f"{key}={folder}: no encoder there (a folder with config.json and weights)")
+        raise UserError(f"{key}={folder}: no encoder there (a folder with config.json and weights)")
     return _json(folder / "config.json", key)
 
 
@@ -132,15 +133,15 @@ def _json(path: Path, key: str, default: dict[str, Any] | None = None) -> dict[s
         return default
     try:
         if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"no regular file, or larger than {MAX_JSON_BYTES} bytes")
+            raise UserError(f"no regular file, or larger than {MAX_JSON_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise UserError("no JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{key}={path.parent}: {path.name} cannot be read ({line(error)})") from error
+        raise UserError(f"{key}={path.parent}: {path.name} cannot be read ({line(error)})") from error
     for name, value in _entries(content):
         if (name in CODE and value not in (None, {}, [], False)) or (name in ATTENTION and value not in OWN_ATTENTION):
-            raise ValueError(
+            raise UserError(
                 f"{key}={path.parent}: {path.name} asks for {name}={str(value)[:80]!r}, which may run code that is not "
                 "transformers' own; such encoders are not read"
             )
@@ -170,7 +171,7 @@ def _described(asked: dict[str, Any], kind: Any) -> tuple[Any, Any]:
 def _weights(folder: Path, key: str) -> list[Path]:
     """The files with a folder's weights."""
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(
+        raise UserError(
             f"{key}={folder}: no weights in safetensors there, and pickles (.bin, .pt) are not read, because they can "
             "run code; save the model anew with a current transformers"
         )
@@ -180,10 +181,10 @@ def _weights(folder: Path, key: str) -> list[Path]:
         parts = _json(index, key).get("weight_map")
         names = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
     if not names or not all(re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in names):
-        raise ValueError(f"{key}={folder}: {index.name} names no safetensors of this folder")
+        raise UserError(f"{key}={folder}: {index.name} names no safetensors of this folder")
     lost = [name for name in names if not (folder / name).is_file()]
     if lost:
-        raise ValueError(f"{key}={folder}: no file named {lost[0]} there")
+        raise UserError(f"{key}={folder}: no file named {lost[0]} there")
     return [folder / name for name in names]
 
 

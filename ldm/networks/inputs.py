@@ -4,6 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 class Built(Protocol):
     """Widths that a network takes, 0 for none, and what height and width of its input must be multiples of."""
@@ -27,6 +29,6 @@ def check_inputs(
     }
     for name, (built_for, given) in expected.items():
         if given != built_for:
-            raise ValueError(f"{name}: the network was built for width {built_for} and got {given} (0: none)")
+            raise UserError(f"{name}: the network was built for width {built_for} and got {given} (0: none)")
     if x.shape[-2] % network.factor or x.shape[-1] % network.factor:
-        raise ValueError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {network.factor}")
+        raise UserError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {network.factor}")

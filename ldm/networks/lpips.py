@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.pretrained import load_strict, locate
 
 
@@ -53,7 +54,7 @@ class LPIPS(nn.Module):
     def __init__(self, net: str) -> None:
         super().__init__()
         if net not in TRUNKS:
-            raise ValueError(f"net={net!r}: LPIPS has the trunks {' and '.join(TRUNKS)}")
+            raise UserError(f"net={net!r}: LPIPS has the trunks {' and '.join(TRUNKS)}")
         trunk, self.taps, channels, self.min_size = TRUNKS[net]
         self.name = f"lpips_{net}"
         self.features = trunk()
@@ -65,7 +66,7 @@ class LPIPS(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance [B] >= 0 of images a and b [B, 3, H, W] in [-1, 1] (their eq. 1)."""
         if a.shape != b.shape or min(a.shape[-2:]) < self.min_size:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} compares images of one shape, {self.min_size} px or more a side; "
                 f"got {tuple(a.shape)} and {tuple(b.shape)}"
             )

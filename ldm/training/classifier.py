@@ -18,6 +18,7 @@ from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import expand
 from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.noise import NoiseDistribution, stratify
+from ldm.errors import UserError
 from ldm.first_stage.first_stage import moments_of
 from ldm.first_stage.spec import LatentSpec
 from ldm.images import grid
@@ -44,7 +45,7 @@ class ClassifierTask(Task):
         guard: partial | None = None,
     ):
         if "label" not in data.fields:
-            raise ValueError(
+            raise UserError(
                 "data: a classifier learns from labels, and data.fields has none; choose data=labelled_shards"
             )
         model = nn.ModuleDict({"network": classifier.network})
@@ -128,7 +129,7 @@ class ClassifierTask(Task):
     def accept(self, description: dict[str, Any]) -> None:
         """A classifier of the same latent space."""
         if "latent" not in description or "intervals" in description:
-            raise ValueError("branch: not a classifier's run; a classifier starts from nothing or from another one")
+            raise UserError("branch: not a classifier's run; a classifier starts from nothing or from another one")
         LatentSpec.from_dict(description["latent"]).check(self.first_stage.spec)
 
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ldm.diffusion.log_variance import LogVariance, uncertain
 from ldm.diffusion.loss import Loss, diffusion_loss, stratified_losses
 from ldm.diffusion.noise import NoiseDistribution, stratify
 from ldm.diffusion.resampling import LossHistory
+from ldm.errors import UserError
 from ldm.first_stage.first_stage import moments_of
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import NotFinite, Sampling, check_guidance, generate
@@ -65,17 +66,17 @@ class DiffusionTask(Task):
     ):
         spec = first_stage.spec
         if single_factor and (any(spec.mean) or len(set(spec.std)) > 1):
-            raise ValueError(
+            raise UserError(
                 "task.single_factor: this model is for latents whitened by one factor, and the first stage whitens "
                 "each channel by its own mean and std: train it with task.single_factor=true too, or set it false here"
             )
         if keep_latents and data.augments:
-            raise ValueError(
+            raise UserError(
                 "task.keep_latents keeps one latent per image, but data.horizontal_flip_prob or data.random_crop "
                 "changes images: set task.keep_latents=false or switch the augmentation off"
             )
         if keep_latents and data.cache is not None:
-            raise ValueError(
+            raise UserError(
                 "task.keep_latents keeps in memory what data.cache has on disk already: set task.keep_latents=false"
             )
         model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})

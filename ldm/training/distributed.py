@@ -10,13 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ldm.errors import UserError
+
 Item = TypeVar("Item")
 # In what gloo and NCCL raise: the other end of a connection is gone. A peer that is only late, or in another
 # collective, is something else.
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
 
-class LostRank(ValueError):
+class LostRank(UserError):
     """Another rank ended while this one waited for it; that one, or who started it, says why."""
 
 

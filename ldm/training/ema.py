@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.posthoc_ema import exponent
 from ldm.checkpoint.shards import is_sharded, local, placed
+from ldm.errors import UserError
 
 ALIGNMENT = 16  # values at whose multiples tensors begin in a buffer: 64 bytes of fp32
 
@@ -143,9 +144,9 @@ class Averages(ABC):
         """Go on from the averages of the same kinds. Raises ValueError for those of others, or of other parameters."""
         stored = [state["averages"], *state.get("further", {}).values()]
         if list(state.get("further", {})) != list(self.kinds[1:]):
-            raise ValueError("the checkpoint's EMA has other profiles than this run's")
+            raise UserError("the checkpoint's EMA has other profiles than this run's")
         if any(sorted(own) != sorted(self._names) for own in stored):
-            raise ValueError("the checkpoint's EMA is of other parameters than this model's")
+            raise UserError("the checkpoint's EMA is of other parameters than this model's")
         self.num_updates = state["num_updates"]
         self._averages = [
             [placed(own[name], p).clone().float() for name, p in zip(self._names, self._parameters, strict=True)]
@@ -170,7 +171,7 @@ class EMA(Averages):
     def __init__(self, module: nn.Module, decay: float | list[float] = 0.9999):
         self.decay = list(decay) if isinstance(decay, Sequence) else [decay]
         if not self.decay or not all(0 <= own < 1 for own in self.decay) or len(set(self.decay)) < len(self.decay):
-            raise ValueError(f"ema.decay={decay}: must be in [0, 1), or a list of different such numbers")
+            raise UserError(f"ema.decay={decay}: must be in [0, 1), or a list of different such numbers")
         super().__init__(module, ["ema", *[f"ema_{own:g}" for own in self.decay[1:]]])
 
     def decays(self, num_updates: int) -> Sequence[float]:
@@ -191,9 +192,9 @@ class PowerEMA(Averages):
         self, module: nn.Module, sigma_rels: list[float] = (0.05, 0.10), snapshot_every_steps: int | None = 1000
     ):
         if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
-            raise ValueError(f"ema.sigma_rels={list(sigma_rels)}: one or more different relative lengths")
+            raise UserError(f"ema.sigma_rels={list(sigma_rels)}: one or more different relative lengths")
         if snapshot_every_steps is not None and snapshot_every_steps < 1:
-            raise ValueError(f"ema.snapshot_every_steps={snapshot_every_steps}: must be at least 1, or null for none")
+            raise UserError(f"ema.snapshot_every_steps={snapshot_every_steps}: must be at least 1, or null for none")
         self.sigma_rels = list(sigma_rels)
         self.snapshot_every_steps = snapshot_every_steps
         self._exponents = [exponent(sigma_rel) for sigma_rel in sigma_rels]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
+
 
 class Guard:
     """Lets an optimizer step only with sound gradients, and keeps what the forward left in buffers (batch norm).
@@ -14,9 +16,9 @@ class Guard:
 
     def __init__(self, module: nn.Module, spike_ratio: float | None = None, spike_window: int = 100):
         if spike_ratio is not None and spike_ratio <= 1:
-            raise ValueError(f"guard.spike_ratio={spike_ratio}: must exceed 1, or every other step would be skipped")
+            raise UserError(f"guard.spike_ratio={spike_ratio}: must exceed 1, or every other step would be skipped")
         if spike_window < 1:
-            raise ValueError(f"guard.spike_window={spike_window}: must be at least 1")
+            raise UserError(f"guard.spike_window={spike_window}: must be at least 1")
         self.spike_ratio = spike_ratio
         self._module = module
         self._buffers: list[Tensor] | None = None  # looked up at the first step, when they are where they stay

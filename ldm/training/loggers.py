@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ldm.errors import UserError
 from ldm.files import refusals_named, sync, write_text
 from ldm.redaction import hide_on_terminal, redacted
 
@@ -137,7 +138,7 @@ def _client() -> Any:
     try:
         import wandb as client
     except ImportError as error:
-        raise ValueError(f"logger: W&B cannot be imported ({error}); pip install wandb, or logger=null") from error
+        raise UserError(f"logger: W&B cannot be imported ({error}); pip install wandb, or logger=null") from error
     return client
 
 
@@ -149,7 +150,7 @@ def _begun(**settings: Any) -> Any:
         run = client.init(**settings, settings=client.Settings(**_checkout()))
     except client.Error as error:
         said = redacted(" ".join(str(error).split())[:300])
-        raise ValueError(
+        raise UserError(
             f"logger: W&B refuses ({said}); `wandb login` or set WANDB_API_KEY, or go on with logger.mode=offline and "
             "`wandb sync` later"
         ) from error
@@ -177,7 +178,7 @@ def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: 
     `mode`: offline (files in the run's folder, sent later with ``wandb sync``), online or disabled.
     """
     if mode not in ("offline", "online", "disabled"):
-        raise ValueError(f"logger.mode={mode}: choose offline, online or disabled")
+        raise UserError(f"logger.mode={mode}: choose offline, online or disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
     _client()  # not there is said now, not when the first number comes
     settings = {"name": run_name, "id": run_id, "project": project, "dir": str(folder), "resume": "allow", "mode": mode}

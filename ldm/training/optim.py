@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ldm.checkpoint.shards import Rows, placed
+from ldm.errors import UserError
 
 Schedule = Callable[[int], float]
 
@@ -21,7 +22,7 @@ def _warmup(steps: int, start_factor: float | None) -> Schedule:
     if start_factor is None:
         return lambda step: min(1.0, (step + 1) / (steps + 1))
     if not 0 <= start_factor <= 1:
-        raise ValueError(f"lr.start_factor={start_factor:g}: must lie in [0, 1]")
+        raise UserError(f"lr.start_factor={start_factor:g}: must lie in [0, 1]")
     return lambda step: 1.0 if step >= steps else start_factor + (1 - start_factor) * step / steps
 
 
@@ -30,7 +31,7 @@ def cosine(
 ) -> Schedule:
     """Half a cosine from 1 at the end of the warm-up (see `constant`) to `final_factor` at `max_steps`, then that."""
     if max_steps <= warmup_steps:
-        raise ValueError(f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}")
+        raise UserError(f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}")
     warmup = _warmup(warmup_steps, start_factor)
 
     def factor(step: int) -> float:
@@ -55,7 +56,7 @@ def adamw(
     """
     _check_betas(betas)
     if weight_decay < 0:
-        raise ValueError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
+        raise UserError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
 
     def build(module: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -100,4 +101,4 @@ def adam(lr: float, betas: list[float] = (0.5, 0.9), eps: float = 1e-8, fused: b
 
 def _check_betas(betas: list[float]) -> None:
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"optimizer.betas={list(betas)}: must be two numbers in [0, 1)")
+        raise UserError(f"optimizer.betas={list(betas)}: must be two numbers in [0, 1)")

@@ -15,6 +15,8 @@ from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from ldm.errors import UserError
+
 
 class FullySharded(DDPStrategy):
     """Lightning's DDP strategy; the step at which it would wrap the task cuts its weights instead."""
@@ -40,9 +42,9 @@ class FullySharded(DDPStrategy):
 def check_shardable(model: nn.ModuleDict, precision: str) -> None:
     """Raises ValueError if a `model` is not to be trained so, or not in this precision."""
     if "network" not in model:
-        raise ValueError("trainer.strategy=fsdp: a first stage is trained whole on each device; take ddp")
+        raise UserError("trainer.strategy=fsdp: a first stage is trained whole on each device; take ddp")
     if precision == "16-mixed":
-        raise ValueError("trainer.precision=16-mixed with trainer.strategy=fsdp: take bf16-mixed")
+        raise UserError("trainer.precision=16-mixed with trainer.strategy=fsdp: take bf16-mixed")
 
 
 def shard(trained: nn.ModuleDict, device: torch.device, gathered: torch.dtype | None = None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ldm.charts import Curve
 from ldm.checkpoint.weights import load_strict
 from ldm.conditioners.base import OutOfRange
+from ldm.errors import UserError
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import Schedule, load_state
@@ -105,7 +106,7 @@ class Task(pl.LightningModule):
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ValueError(f"trainer.strategy={type(strategy).__name__}: take ddp, or fsdp to shard the weights")
+            raise UserError(f"trainer.strategy={type(strategy).__name__}: take ddp, or fsdp to shard the weights")
         if self.sharded:
             check_shardable(self.model, self.trainer.precision)
 
@@ -121,7 +122,7 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.guard.spike_ratio and self.trainer.precision == "16-mixed":
-            raise ValueError("guard=spikes with trainer.precision=16-mixed: its gradients are scaled; take bf16-mixed")
+            raise UserError("guard=spikes with trainer.precision=16-mixed: its gradients are scaled; take bf16-mixed")
         optimizer = self.make_optimizer(self.trained)
         self._moved = list(self.trained.parameters())  # walking through the modules takes a millisecond a step
         for group in optimizer.param_groups:
@@ -144,7 +145,7 @@ class Task(pl.LightningModule):
         """
         scaled = self.trainer.precision == "16-mixed" and optimizer.defaults["fused"]  # the kernel itself unscales
         if scaled and gradient_clip_val:
-            raise ValueError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
+            raise UserError("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false")
         if scaled:
             return
         parameters = [parameter for parameter in self._moved if parameter.grad is not None]
@@ -198,7 +199,7 @@ class Task(pl.LightningModule):
             yield
         except OutOfRange as error:
             where = self.trainer.datamodule.place(int(batch["index"][error.place]), held_out)
-            raise ValueError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
 
     # State
 
@@ -237,7 +238,7 @@ class Task(pl.LightningModule):
         """Continue from `state`. Raises ValueError naming what does not fit."""
         self.accept(state["about"])
         if state["optimizer"] is None:
-            raise ValueError(f"{source}: imported, it cannot be resumed; start a run from it with branch=")
+            raise UserError(f"{source}: imported, it cannot be resumed; start a run from it with branch=")
         load_strict(self.trained, state["trained"], source)
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -261,11 +262,11 @@ class Task(pl.LightningModule):
             self.ema.start_from(state["ema"])
         if keep_optimizer:
             if state["optimizer"] is None:
-                raise ValueError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")
+                raise UserError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")
             try:
                 load_state(self.trainer.optimizers[0], state["optimizer"])
             except ValueError as error:
-                raise ValueError(f"branch_optimizer=keep: {source} trained other parameters; use fresh") from error
+                raise UserError(f"branch_optimizer=keep: {source} trained other parameters; use fresh") from error
 
 
 def _part(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from ldm.errors import UserError
 from ldm.training.sharded import FullySharded
 
 # Values of trainer.strategy that are not Lightning's.
@@ -29,24 +30,24 @@ def make_trainer(node: Mapping[str, Any], make: Callable[..., pl.Trainer], **giv
     """
     devices = node["devices"]
     if devices == [] or devices == 0 or (isinstance(devices, int) and devices < -1):
-        raise ValueError(f"trainer.devices={devices}: must be 1 or more, a list of numbers, -1 for all, or auto")
+        raise UserError(f"trainer.devices={devices}: must be 1 or more, a list of numbers, -1 for all, or auto")
     if isinstance(devices, list) and (len(set(devices)) < len(devices) or min(devices) < 0):
-        raise ValueError(f"trainer.devices={devices}: the numbers of different devices, from 0")
+        raise UserError(f"trainer.devices={devices}: the numbers of different devices, from 0")
     if node["num_nodes"] < 1:
-        raise ValueError(f"trainer.num_nodes={node['num_nodes']}: must be at least 1")
+        raise UserError(f"trainer.num_nodes={node['num_nodes']}: must be at least 1")
     if (node["gradient_clip_val"] or 0) < 0:
-        raise ValueError(f"trainer.gradient_clip_val={node['gradient_clip_val']}: must be at least 0")
+        raise UserError(f"trainer.gradient_clip_val={node['gradient_clip_val']}: must be at least 0")
     if node["strategy"] in OWN_PROCESSES:
-        raise ValueError(f"trainer.strategy={node['strategy']}: begins processes that a run cannot go on in; take ddp")
+        raise UserError(f"trainer.strategy={node['strategy']}: begins processes that a run cannot go on in; take ddp")
     own = STRATEGIES.get(node["strategy"])
     try:
         trainer = make(**({"strategy": own()} if own else {}), **given)
     except REFUSALS as error:
         said = " ".join(str(error).split())[:400] or type(error).__name__
         asked = ", ".join(f"{key}={node[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
-        raise ValueError(f"trainer: {said} (asked for with {asked})") from error
+        raise UserError(f"trainer: {said} (asked for with {asked})") from error
     if trainer.precision not in PRECISIONS:  # the losses, averages and latents are in fp32
-        raise ValueError(f"trainer.precision={node['precision']}: a run's weights are in fp32; {', '.join(PRECISIONS)}")
+        raise UserError(f"trainer.precision={node['precision']}: a run's weights are in fp32; {', '.join(PRECISIONS)}")
     return trainer
 
 

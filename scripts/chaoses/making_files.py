@@ -12,6 +12,7 @@ import make_shards
 from chaoses import bad_pictures as bad
 from chaoses import mutations as spoil
 from chaoses.file_kinds import Kind, without_address
+from ldm.errors import UserError
 
 TABLE = 'image,caption,n\na.png,a red heart,1\nb.png,"two, words",2\n'
 
@@ -23,7 +24,7 @@ def _made(folder: Path, words: list[str]) -> list[str]:
         with redirect_stdout(quiet), redirect_stderr(quiet):
             make_shards.main([*words, f"out={folder}/out", "workers=1", "validation=0"])
     except SystemExit as stop:
-        raise ValueError(str(stop)) from None
+        raise UserError(str(stop)) from None
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
     return without_address([row["reason"] for row in manifest["skipped"]])
 

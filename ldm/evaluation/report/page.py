@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
+from ldm.errors import UserError
 from ldm.evaluation.report.canvas import dark_path, narrow_path
 from ldm.evaluation.report.theme import DARK, FONTS, LIGHT
 from ldm.files import write_bytes
@@ -45,12 +46,12 @@ class Assets:
         """The link to an image and its size in its own pixels; a missing or unreadable one is a ValueError."""
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"report: image {path} does not exist; save it before write_report is called")
+            raise UserError(f"report: image {path} does not exist; save it before write_report is called")
         try:
             with Image.open(path) as image:
                 width, height = image.size
         except UnidentifiedImageError:
-            raise ValueError(f"report: {path} is not an image that can be read") from None
+            raise UserError(f"report: {path} is not an image that can be read") from None
         place = path.resolve()
         if place.is_relative_to(self.folder):
             name = place.relative_to(self.folder).as_posix()
@@ -92,7 +93,7 @@ class Table(Item):
     def html(self, assets: Assets) -> Markup:
         for place, row in enumerate(self.rows):
             if len(row) != len(self.headers):
-                raise ValueError(
+                raise UserError(
                     f"table {self.caption!r}: row {place} has {len(row)} cells for {len(self.headers)} headers"
                 )
         return _macro("table", self)
@@ -138,7 +139,7 @@ class ImageGrid(Item):
     def html(self, assets: Assets) -> Markup:
         for place, row in enumerate(self.rows):
             if self.headers and len(row) != len(self.headers):
-                raise ValueError(
+                raise UserError(
                     f"grid {self.caption!r}: row {place} has {len(row)} cells for {len(self.headers)} headers"
                 )
         rows = [

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ldm.errors import UserError
 from ldm.evaluation.report.canvas import WIDTH, css_width, draw, label, legend, rows
 from ldm.evaluation.report.point_labels import label_points
 from ldm.evaluation.report.theme import Theme
@@ -33,7 +34,7 @@ def duration(seconds: float) -> str:
 def smooth(values: Sequence[float], smoothing: float) -> np.ndarray:
     """Exponential moving average over the points, free of start-up bias; values that are not finite do not enter."""
     if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+        raise UserError(f"smoothing must be in [0, 1), got {smoothing}")
     averages, total, weight = np.full(len(values), np.nan), 0.0, 0.0
     for place, value in enumerate(values):
         if math.isfinite(value):
@@ -54,13 +55,13 @@ def loss_curves(
 ) -> Path:
     """Curves {name: (steps, values)} smoothed, raw values faint behind them, the last smoothed value in the legend."""
     if not curves:
-        raise ValueError("loss_curves needs at least one curve")
+        raise UserError("loss_curves needs at least one curve")
     for name, (steps, values) in curves.items():
         if len(steps) != len(values):
-            raise ValueError(f"curve {name!r}: {len(steps)} steps for {len(values)} values")
+            raise UserError(f"curve {name!r}: {len(steps)} steps for {len(values)} values")
         usable = [v for v in values if math.isfinite(v) and (v > 0 or not log_y)]
         if not usable:
-            raise ValueError(f"curve {name!r} has no {'positive, ' if log_y else ''}finite value to draw")
+            raise UserError(f"curve {name!r} has no {'positive, ' if log_y else ''}finite value to draw")
 
     def paint(axes: Axes, theme: Theme) -> None:
         lows, highs, entries = [], [], {}
@@ -100,10 +101,10 @@ def trade_off(
     The labels carry the backbone's name ("KID, EfficientNet-lite0 features"); the scale stands at each point.
     """
     if not models:
-        raise ValueError("trade_off needs at least one model")
+        raise UserError("trade_off needs at least one model")
     for name, points in models.items():
         if not points or not all(math.isfinite(value) for point in points for value in point):
-            raise ValueError(
+            raise UserError(
                 f"model {name!r}: needs points (scale, quality, alignment) of finite numbers, got {list(points)}"
             )
 
@@ -144,7 +145,7 @@ def rate_distortion(
 ) -> Path:
     """Codecs {name: [(bits per pixel, distortion)]} as lines and models {name: [(..., ..., label)]} as points."""
     if not models:
-        raise ValueError("rate_distortion needs at least one model")
+        raise UserError("rate_distortion needs at least one model")
 
     def paint(axes: Axes, theme: Theme) -> None:
         entries = {}
@@ -171,7 +172,7 @@ def quality_over_speed(
 ) -> Path:
     """Curves {model: [(samples per second, quality, label)]}: speed across, logarithmic; lower quality is better."""
     if not models:
-        raise ValueError("quality_over_speed needs at least one model")
+        raise UserError("quality_over_speed needs at least one model")
 
     def paint(axes: Axes, theme: Theme) -> None:
         entries = {}
@@ -198,10 +199,10 @@ def interval_bars(path: Path | str, losses: Mapping[str, tuple[float, float, flo
     way, so that a difference of no account looks like one.
     """
     if not losses:
-        raise ValueError("interval_bars needs at least one interval")
+        raise UserError("interval_bars needs at least one interval")
     for name, (other, loss, half) in losses.items():
         if not (all(map(math.isfinite, (other, loss, half))) and other > 0 and half >= 0):
-            raise ValueError(
+            raise UserError(
                 f"interval {name!r}: losses and half intervals must be finite, the loss compared with positive, got "
                 f"{(other, loss, half)}"
             )
@@ -242,7 +243,7 @@ def stage_times(path: Path | str, stages: Mapping[str, float]) -> Path:
     """Stages {name: seconds} as bars one after the other, the first on top, each with its time and share."""
     total = sum(stages.values())
     if not total > 0:
-        raise ValueError(f"stage_times needs stages that took time, got {dict(stages)}")
+        raise UserError(f"stage_times needs stages that took time, got {dict(stages)}")
 
     def paint(axes: Axes, theme: Theme) -> None:
         start, unit = 0.0, 3600 if total >= 7200 else 60 if total >= 120 else 1

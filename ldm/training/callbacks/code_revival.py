@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.draws import uniform
+from ldm.errors import UserError
 from ldm.training.distributed import all_reduce_sum, gather
 from ldm.training.task import Task
 
@@ -20,7 +21,7 @@ class CodeRevival(pl.Callback):
 
     def __init__(self, every_steps: int = 500, min_hits: int = 1):
         if every_steps < 1 or min_hits < 1:
-            raise ValueError("callback.code_revival: every_steps and min_hits must be at least 1")
+            raise UserError("callback.code_revival: every_steps and min_hits must be at least 1")
         self.every_steps = every_steps
         self.min_hits = min_hits
         self._hits: Tensor | None = None  # of before a resume
@@ -29,7 +30,7 @@ class CodeRevival(pl.Callback):
     def check(self, task: Task) -> None:
         """Raises ValueError if a task has no codes."""
         if not hasattr(getattr(task, "regularizer", None), "embedding"):
-            raise ValueError("callback.code_revival: only a VQ first stage has codes to revive (regularizer=vq)")
+            raise UserError("callback.code_revival: only a VQ first stage has codes to revive (regularizer=vq)")
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         self.check(task)

@@ -22,6 +22,7 @@ from ldm.diffusion.samplers import dpmpp_2m
 from ldm.diffusion.schedule import VE
 from ldm.diffusion.sigmas import init_noise, karras
 from ldm.diffusion.weighting import Native
+from ldm.errors import UserError
 from ldm.images import grid, save_image
 from ldm.metrics.features import Features
 from ldm.metrics.quality import sample_quality
@@ -61,7 +62,7 @@ class LatentProbe(pl.Callback):
         lr: float = 1e-3,
     ):
         if min(num_images, num_samples) < 2:
-            raise ValueError("callback.latent_probe: num_images and num_samples must be at least 2")
+            raise UserError("callback.latent_probe: num_images and num_samples must be at least 2")
         self.metric = metric
         self.data = data
         self.folder = folder
@@ -79,7 +80,7 @@ class LatentProbe(pl.Callback):
     def check(self, task: Task) -> None:
         """Raises ValueError if a task has no latents of its own."""
         if not hasattr(task, "autoencoder"):
-            raise ValueError("callback.latent_probe: only a first stage's latents can be probed (task=autoencoder)")
+            raise UserError("callback.latent_probe: only a first stage's latents can be probed (task=autoencoder)")
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if task.stepped and (task.step % self.every_steps == 0 or task.step == task.max_steps):

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.training.distributed import all_reduce_sum, gather, share
 from ldm.training.task import Task
 
@@ -76,7 +77,7 @@ class Metrics(pl.Callback):
                 "step %d: %d steps so far were skipped, their gradients %s", task.step, skipped, task.guard.reason
             )
         if in_row >= self.max_skipped_steps:
-            raise ValueError(
+            raise UserError(
                 f"step {task.step}: the gradients of {in_row} steps in a row were {task.guard.reason}; "
                 "those steps changed nothing and the last checkpoint is intact. Lower optimizer.lr, set "
                 "trainer.gradient_clip_val, or look at the data"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.errors import UserError
 from ldm.files import write_text
 from ldm.training.distributed import max_over_ranks
 from ldm.training.task import Task
@@ -31,7 +32,7 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self, folder: Path, agree_every_steps: int = 10, requeue: bool = True):
         if agree_every_steps < 1:
-            raise ValueError(f"callback.signals.agree_every_steps={agree_every_steps}: must be at least 1")
+            raise UserError(f"callback.signals.agree_every_steps={agree_every_steps}: must be at least 1")
         self.folder = folder
         self.agree_every_steps = agree_every_steps
         self.requeue = requeue

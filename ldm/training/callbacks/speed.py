@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from ldm.errors import UserError
 from ldm.training import flops
 from ldm.training.distributed import mean_over_ranks
 from ldm.training.task import PHASES, Task
@@ -23,7 +24,7 @@ class Speed(pl.Callback):
 
     def __init__(self, every_steps: int = 50):
         if every_steps < 1:
-            raise ValueError(f"callback.speed.every_steps={every_steps}: must be at least 1")
+            raise UserError(f"callback.speed.every_steps={every_steps}: must be at least 1")
         self.every_steps = every_steps
         self._micro_batch_flop: int | None = None
         self._peak: float | None = None

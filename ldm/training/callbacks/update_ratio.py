@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.shards import local
+from ldm.errors import UserError
 from ldm.training.distributed import all_reduce_sum
 from ldm.training.task import Task
 
@@ -21,7 +22,7 @@ class UpdateRatio(pl.Callback):
 
     def __init__(self, every_steps: int = 50):
         if every_steps < 1:
-            raise ValueError(f"callback.update_ratio.every_steps={every_steps}: must be at least 1")
+            raise UserError(f"callback.update_ratio.every_steps={every_steps}: must be at least 1")
         self.every_steps = every_steps
         self._before: list[Tensor] | None = None
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.errors import UserError
 from ldm.training.task import Task
 
 EXIT_STATUS = 4
@@ -35,7 +36,7 @@ class Watchdog(pl.Callback):
 
     def __init__(self, folder: Path, timeout_seconds: float = 1800.0):
         if timeout_seconds <= 0:
-            raise ValueError(f"callback.watchdog.timeout_seconds={timeout_seconds}: must be positive")
+            raise UserError(f"callback.watchdog.timeout_seconds={timeout_seconds}: must be positive")
         self.folder = folder / "ranks"
         self.timeout_seconds = timeout_seconds
         self._done = threading.Event()
