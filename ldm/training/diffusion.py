@@ -172,6 +172,10 @@ class DiffusionTask(Task):
         )
         return {"loss": losses}
 
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return ("loss",)
+
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Samples for the captions or labels of held-out images, below the images themselves."""
         image = batch["image"]

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 
 from ldm.checkpoint import resume, shards, weights
 from ldm.checkpoint.finite import not_finite
+from ldm.errors import UserError
 from ldm.training.background import Writer, copied
 from ldm.training.callbacks.group import members
 from ldm.training.distributed import broadcast, gather_objects, together
@@ -31,6 +32,8 @@ class Checkpoint(pl.Callback):
     raised at the next checkpoint. Snapshots, and the rows of a sharded run's ranks, are written at once.
     """
 
+    comes_last = True  # after all callbacks whose state and whose words in the log a checkpoint stands for
+
     def __init__(
         self,
         folder: Path,
@@ -46,7 +49,7 @@ class Checkpoint(pl.Callback):
         given |= {"keep_every_steps": keep_every_steps, "keep_weights_every_steps": keep_weights_every_steps}
         for name, value in given.items():
             if value is not None and value < 1:
-                raise ValueError(f"callback.checkpoint.{name}={value}: must be at least 1")
+                raise UserError(f"callback.checkpoint.{name}={value}: must be at least 1")
         self.folder = folder
         self.every_steps = every_steps
         self.keep = keep
@@ -58,6 +61,11 @@ class Checkpoint(pl.Callback):
         self.saved_step = -1
         self.before_writing: Callable[[], None] = nothing  # may raise a ValueError: then nothing is written
         self._writer = Writer()
+
+    def check(self, task: Task) -> None:
+        """Raises UserError if a task has no held-out value of the name of `best`."""
+        if self.best and self.best not in task.held_out:
+            raise UserError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.held_out)}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if not task.stepped:
@@ -107,8 +115,6 @@ class Checkpoint(pl.Callback):
         """Rank zero's part: all but the other ranks' rows."""
         counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
         facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
-        if self.best and task.validated_step == task.step and self.best not in task.validated:
-            raise ValueError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.validated)}")
         facts["validation"] = task.validated if task.validated_step == task.step else {}
         background = task.device.type == "cuda" if self.background is None else self.background
         if background:
@@ -146,7 +152,7 @@ def check_finite(state: dict[str, Any], step: int) -> None:
     """Raises ValueError naming the first tensor with a NaN or infinity."""
     name = not_finite(state)
     if name is not None:
-        raise ValueError(
+        raise UserError(
             f"step {step}: {name} is not finite; the checkpoints before it are intact (lower optimizer.lr?)"
         )
 
@@ -182,7 +188,7 @@ class Restore(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, task: Task) -> None:
         if len(set(gather_objects(self.read))) > 1:
-            raise ValueError("first_stage: its weights changed while the ranks started; start the same command again")
+            raise UserError("first_stage: its weights changed while the ranks started; start the same command again")
         found = None
         with together():
             if trainer.is_global_zero and not self.anew:
