@@ -19,6 +19,7 @@ from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.loss import Loss, squared
+from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.generate import Sampling
 from ldm.networks.bounded import check_described
@@ -51,7 +52,7 @@ class Parts:
     def __getitem__(self, name: str) -> Any:
         """The part or fact called `name`. Raises KeyError for a name that is neither, and what its constructor does."""
         if name in self._asked:
-            raise ValueError(f"{name}: is asked for while it is built ({' -> '.join([*self._asked, name])})")
+            raise UserError(f"{name}: is asked for while it is built ({' -> '.join([*self._asked, name])})")
         if name not in self._built:
             self._asked.append(name)
             try:
@@ -69,8 +70,9 @@ class Parts:
 
     @cached_property
     def callbacks(self) -> list[Any]:
-        """The callbacks of the tree, in its order."""
-        return list(instantiate(self.tree["callback"] or {}, self, "callback").values())
+        """The callbacks of the tree, in its order; one that declares that it comes last does."""
+        found = instantiate(self.tree["callback"] or {}, self, "callback").values()
+        return sorted(found, key=lambda callback: getattr(callback, "comes_last", False))
 
 
 def _conditioner(parts: Parts) -> Conditioners:
@@ -80,7 +82,7 @@ def _conditioner(parts: Parts) -> Conditioners:
 def _first_stage(parts: Parts) -> Any:
     path = parts.tree.get("first_stage")
     if not _has_latents(parts.tree):
-        raise ValueError("first_stage: has to be given, a run of the autoencoder that this experiment names")
+        raise UserError("first_stage: has to be given, a run of the autoencoder that this experiment names")
     return load_first_stage(Path(path)) if path else Identity()
 
 
@@ -105,9 +107,7 @@ def load_first_stage(path: Path) -> FirstStage:
     """
     parts, found = load_autoencoder(path)
     if "latent" not in found.metadata:
-        raise ValueError(
-            f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)"
-        )
+        raise UserError(f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)")
     mean, std = (torch.tensor(found.metadata["latent"][name]) for name in ("mean", "std"))
     return FirstStage(parts["autoencoder"], parts["regularizer"], mean, std, found.digest)
 
@@ -132,7 +132,7 @@ def load_autoencoder(path: Path, ema: str = "ema") -> tuple[Parts, weights.Weigh
     found = posthoc_ema.load(path, ema)
     parts = Parts(load_tree(found.run / "config.yaml"))
     if not is_first_stage(parts.tree):
-        raise ValueError(f"first_stage={path}: not an autoencoder's run")
+        raise UserError(f"first_stage={path}: not an autoencoder's run")
     check_model(lambda: first_stage_model(Parts(parts.tree)), found)
     model = first_stage_model(parts)
     weights.load_strict(model, found.state, str(found.path))

@@ -18,6 +18,7 @@ from ldm.config import completed, dump, load_tree
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
 from ldm.ensemble import load_ensemble
+from ldm.errors import UserError
 from ldm.files import sweep, write_json, write_text
 from ldm.lineage import (
     RUN_NAME,
@@ -38,7 +39,7 @@ FREE = (
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
     "runs_dir data.num_workers data.timeout_seconds data.memo_samples data.max_bad_fraction "
     "task.keep_latents task.compile network.checkpoint_activations autoencoder.checkpoint_activations "
-    "num_steps sampler sigmas guidance run"
+    "num_steps sampler sigmas guidance run plugins callback_add"
 ).split()
 
 
@@ -102,7 +103,7 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
     what overwrite=true would delete that it must not.
     """
     if not RUN_NAME.fullmatch(name):
-        raise ValueError(f"run={name}: a run's name is made of letters, digits, '-', '_' and '.'")
+        raise UserError(f"run={name}: a run's name is made of letters, digits, '-', '_' and '.'")
     folder = Path(tree["runs_dir"]).expanduser() / name
     _check_place(folder)
     wandb_id = f"{name}-{secrets.token_hex(4)}"
@@ -135,7 +136,7 @@ def _tree_of(checkpoint: Path, branch: str) -> dict[str, Any]:
     """What a checkpoint was trained as. Raises ValueError if nothing tells."""
     config = checkpoint.parent.parent / "config.yaml"
     if not config.exists():
-        raise ValueError(f"branch={branch}: no config.yaml beside its checkpoints, so nothing tells what they are")
+        raise UserError(f"branch={branch}: no config.yaml beside its checkpoints, so nothing tells what they are")
     return load_tree(config)
 
 
@@ -143,9 +144,9 @@ def _check_place(folder: Path) -> None:
     """Raises ValueError for a link that leads nowhere, or a file in the place of a folder."""
     for place in (folder, *folder.parents, folder / "checkpoints", folder / "weights"):
         if place.is_symlink() and not place.exists():
-            raise ValueError(f"{place}: a link that leads nowhere, to {place.readlink()} (a disk that is not mounted?)")
+            raise UserError(f"{place}: a link that leads nowhere, to {place.readlink()} (a disk that is not mounted?)")
         if place.exists() and not place.is_dir():
-            raise ValueError(f"{place}: a file, where a run needs a folder; choose another run= or runs_dir=")
+            raise UserError(f"{place}: a file, where a run needs a folder; choose another run= or runs_dir=")
 
 
 def _respelled(
@@ -192,7 +193,7 @@ def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -
         is_free = any(key == free or key.startswith(f"{free}.") for free in FREE)
         if not is_free and not agrees(before.get(key), now.get(key)):
             length = f"{key}={before.get(key)} keeps the schedule, " if key.endswith(".max_steps") else ""
-            raise ValueError(
+            raise UserError(
                 f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: {length}"
                 "give the new one its own folder with run=NAME, start from this one with branch=, or overwrite=true"
             )
@@ -225,11 +226,11 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> 
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise ValueError(f"model={path}: no such run or manifest")
+        raise UserError(f"model={path}: no such run or manifest")
     if path.suffix != ".yaml":
         return load_model(path, first_stage, ema)
     if ema != "ema":
-        raise ValueError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
+        raise UserError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
     return load_ensemble(path, first_stage)
 
 

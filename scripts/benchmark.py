@@ -13,14 +13,13 @@ import os
 import sys
 from pathlib import Path
 
-from ldm.errors import UserError
-
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from options import parse
 
 from ldm.config import guarded
+from ldm.errors import UserError
 
 SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "overhead", "cache", "loader")
 # precision: both, fp32 or bf16. compile: torch.compile too, minutes the first time. memory_of: for the processes that

@@ -18,8 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from ldm.errors import UserError
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the toys that the tests train
@@ -28,6 +26,7 @@ from chaoses.outcome import Outcome
 from options import parse
 
 from ldm.config import guarded
+from ldm.errors import UserError
 
 CASES = (
     "bad_inputs",

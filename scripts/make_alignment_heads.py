@@ -23,10 +23,9 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
 
-from ldm.errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm.errors import UserError
 from ldm.metrics.alignment_score import HEADS, AlignmentHeads, AlignmentScore, sentence_encoder
 from ldm.metrics.features import Features, efficientnet_features
 

@@ -24,14 +24,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ldm.errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import printable, told
 from data.making.make import make_shards
 from data.making.report import report
 from data.making.settings import Settings, place
+from ldm.errors import UserError
 from ldm.redaction import hide_on_terminal
 
 

@@ -19,6 +19,7 @@ from ldm.config import (
     dump,
     expand_sweep,
     groups,
+    guarded,
     help_text,
     instantiate,
     load_tree,
@@ -29,6 +30,7 @@ from ldm.config import (
     split_literal,
     validate,
 )  # fmt: skip
+from ldm.errors import UserError
 from ldm.training.ema import EMA
 
 LEAVES = [f"{group}/{name}" for group, names in groups().items() for name in names if group != "experiment"]
@@ -228,6 +230,24 @@ def test_options_not_chosen_take_what_the_experiment_sets_in_them_along():
     assert list(tree["conditioner"]) == ["label"] and list(tree["callback"]) == ["metrics"]
     with pytest.raises(ValueError, match=r"conditioner\.text: its keys are set but it is not chosen"):
         compose("config", [*words, "conditioner.text.memo_captions=3"])
+
+
+def test_callback_add_is_beside_those_that_are_there():
+    own = list(compose("config", [DIFFUSION])["callback"])
+    tree = compose("config", [DIFFUSION, "callback_add=[latent_probe]", "callback.latent_probe.fit_steps=7"])
+    assert list(tree["callback"]) == [*own, "latent_probe"] and tree["callback"]["latent_probe"]["fit_steps"] == 7
+    assert list(compose("config", [DIFFUSION, "callback=[speed]", "callback_add=[metrics]"])["callback"]) == [
+        "speed", "metrics",
+    ]  # fmt: skip
+    assert list(compose("config", [DIFFUSION, "callback=null", "callback_add=[metrics]"])["callback"]) == ["metrics"]
+    for word, said in {
+        "callback_add=[latent_prob]": "callback_add=latent_prob: no such option; did you mean 'latent_probe'",
+        "callback_add=speed": r"callback_add=speed: no such option; several are callback_add=\[speed,",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            compose("config", [DIFFUSION, word])
+    with pytest.raises(UserError, match="callback_add=speed: is in callback"):
+        compose("config", [DIFFUSION, "callback=[speed]", "callback_add=[speed]"])
 
 
 def test_a_part_that_is_not_there_is_left_out_without_complaint():
@@ -575,6 +595,22 @@ def test_a_tree_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match="not a run's configuration"):
         load_tree(tmp_path / "config.yaml")
+
+
+def test_an_entry_point_tells_mistakes_of_users_in_a_line_and_shows_where_others_come_from(monkeypatch, capsys):
+    def ended_by(error: Exception) -> None:
+        def main(arguments: list[str]) -> int:
+            raise error
+
+        guarded(main)
+
+    monkeypatch.delenv("LDM_TRACEBACK", raising=False)
+    for error in (UserError("a.b=3: no"), FileNotFoundError("c")):
+        with pytest.raises(SystemExit) as caught:
+            ended_by(error)
+        assert caught.value.code == 2 and capsys.readouterr().err.startswith(f"error: {error} (")
+    with pytest.raises(ValueError, match="torch's own"):
+        ended_by(ValueError("torch's own"))
 
 
 def test_help_shows_keys_groups_and_examples():

@@ -23,7 +23,7 @@ def instantiate(node: Any, offered: Offered, where: str) -> Any:
 
     It is taken where the parameter's annotation accepts it, else the default is; without annotation, only where there
     is no default. Raises UserError for a required parameter that neither the tree nor `offered` gives, and for a part
-    of another class than the one asked for. What a constructor raises is not covered.
+    of another class than the one asked for. Of what a constructor raises only a ValueError becomes a UserError.
     """
     if isinstance(node, list):
         return [instantiate(item, offered, f"{where}[{position}]") for position, item in enumerate(node)]
@@ -38,12 +38,15 @@ def instantiate(node: Any, offered: Offered, where: str) -> Any:
     for name, parameter in parameters(target).items():
         if name not in built:
             built |= _found(name, parameter, offered, f"{where} ({target.__name__})", where)
-    return target(**built)
+    try:
+        return target(**built)
+    except UserError:
+        raise
+    except ValueError as error:  # torch's too: numbers that do not go together
+        raise UserError(f"{where} ({target.__name__}): {error}") from error
 
 
-def _found(
-    name: str, parameter: inspect.Parameter, offered: Offered, who: str, where: str
-) -> dict[str, Any]:
+def _found(name: str, parameter: inspect.Parameter, offered: Offered, who: str, where: str) -> dict[str, Any]:
     """{name: what is offered under it} if the parameter takes that, {} if it keeps its default."""
     annotation, required = parameter.annotation, parameter.default is inspect.Parameter.empty
     asked = required or annotation is not inspect.Parameter.empty

@@ -7,8 +7,10 @@ import yaml
 
 from ldm.config.composing import first_line
 from ldm.config.keys import root_type
+from ldm.config.plugins import check_needed
 from ldm.config.registry import root
 from ldm.config.validation import check_root_key, validate
+from ldm.errors import UserError
 from ldm.files import read_text
 
 MAX_TREE_DEPTH = 50
@@ -43,9 +45,9 @@ def load_plain(path: Path, what: str) -> dict[str, Any]:
     try:
         tree = yaml.load(read_text(path, MAX_TREE_BYTES), _PlainLoader)
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not {what} ({first_line(error)})") from error
+        raise UserError(f"{path}: not {what} ({first_line(error)})") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: not {what}")
+        raise UserError(f"{path}: not {what}")
     return tree
 
 
@@ -55,6 +57,7 @@ def load_tree(path: Path) -> dict[str, Any]:
     Only what a training run has may be built of it. Raises ValueError naming the file and the key.
     """
     tree = load_plain(path, "a run's configuration")
+    check_needed(tree, str(path))
     keys, choices = root("config")
     try:
         for key, default in keys.items():
@@ -64,7 +67,7 @@ def load_tree(path: Path) -> dict[str, Any]:
             _check_group(group, tree[group], several=isinstance(choices[group], list))
         validate(tree, among=choices)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     return tree
 
 
@@ -72,4 +75,4 @@ def _check_group(group: str, node: Any, several: bool) -> None:
     """Raises ValueError for what is neither nothing nor a part, or with `several` parts under their names."""
     parts = list(node.values()) if several and isinstance(node, dict) else [node]
     if node and not all(isinstance(part, dict) and "_target_" in part for part in parts):
-        raise ValueError(f"{group}={repr(node)[:80]}: no part that can be built")
+        raise UserError(f"{group}={repr(node)[:80]}: no part that can be built")

@@ -20,7 +20,7 @@ from ldm.config.registry import (
     parameters,
     resolve_target,
 )
-
+from ldm.errors import UserError
 
 # What a tree can write down, and what may hold several of it.
 _PLAIN = (bool, int, float, str, Path, None, type(None))
@@ -62,12 +62,12 @@ def _validate(node: Any, where: str, swept: Collection[str], stands: Any) -> Non
     target = node["_target_"]
     known = parameters(resolve_target(target, where))
     if not stands(target):
-        raise ValueError(f"{where}._target_={target}: not allowed here; it is no part of this kind")
+        raise UserError(f"{where}._target_={target}: not allowed here; it is no part of this kind")
     for key, value in node.items():
         if key == "_target_" or (key == "_partial_" and value is True and may_wait(target)):
             continue
         if key not in known:
-            raise ValueError(f"{where}.{key}: no such key{nearest(key, known)} (takes {', '.join(known)})")
+            raise UserError(f"{where}.{key}: no such key{nearest(key, known)} (takes {', '.join(known)})")
         _check_argument(f"{where}.{key}", known[key].annotation, value, swept)
         inner = partial(belongs_to_argument, parent=target, argument=key, annotation=known[key].annotation)
         _validate(value, f"{where}.{key}", swept, inner)
@@ -77,7 +77,7 @@ def _check_argument(where: str, annotation: Any, value: Any, swept: Collection[s
     annotation = TRAINER_TYPES.get(where, annotation)
     values = value if where in swept and isinstance(value, list) else [value]
     if not all(accepts(annotation, item) for item in values):
-        raise ValueError(f"{where}={repr(value)[:200]}: expected {readable(annotation)}")
+        raise UserError(f"{where}={repr(value)[:200]}: expected {readable(annotation)}")
     for item in values:
         check_range(where, annotation, item)
         _check_entries(where, annotation, item)
@@ -86,11 +86,11 @@ def _check_argument(where: str, annotation: Any, value: Any, swept: Collection[s
 def check_root_key(key: str, annotation: Any, value: Any) -> None:
     """Raises ValueError for a value of a key of the root that is not of its type, or not in its range."""
     if not accepts(annotation, value):
-        raise ValueError(f"{key}={repr(value)[:200]}: expected {readable(annotation)}")
+        raise UserError(f"{key}={repr(value)[:200]}: expected {readable(annotation)}")
     if key in POSITIVE and value is not None and value < 1:
-        raise ValueError(f"{key}={value}: must be at least 1")
+        raise UserError(f"{key}={value}: must be at least 1")
     if isinstance(value, int) and value > AT_MOST.get(key, math.inf):
-        raise ValueError(f"{key}={value}: must be at most {AT_MOST[key]}")
+        raise UserError(f"{key}={value}: must be at most {AT_MOST[key]}")
 
 
 def check_range(where: str, annotation: Any, value: Any) -> None:
@@ -102,18 +102,18 @@ def check_range(where: str, annotation: Any, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if math.isnan(value):
-        raise ValueError(f"{where}={value}: must be a number")
+        raise UserError(f"{where}={value}: must be a number")
     if where.startswith("trainer."):
         return
     if key.endswith(("_prob", "_fraction")) and not 0 <= value <= 1:
-        raise ValueError(f"{where}={value}: must be between 0 and 1")
+        raise UserError(f"{where}={value}: must be between 0 and 1")
     whole = annotation is int or int in typing.get_args(annotation)
     if whole and (key in POSITIVE or key.endswith("every_steps")) and value < 1:
-        raise ValueError(f"{where}={value}: must be at least 1")
+        raise UserError(f"{where}={value}: must be at least 1")
     if whole and value < 0 and key != "seed":
-        raise ValueError(f"{where}={value}: must be at least 0")
+        raise UserError(f"{where}={value}: must be at least 0")
     if whole and value > AT_MOST.get(key, math.inf):
-        raise ValueError(f"{where}={value}: must be at most {AT_MOST[key]}")
+        raise UserError(f"{where}={value}: must be at most {AT_MOST[key]}")
 
 
 def _check_entries(where: str, annotation: Any, value: Any) -> None:
@@ -124,9 +124,9 @@ def _check_entries(where: str, annotation: Any, value: Any) -> None:
             kinds = typing.get_type_hints(option)
             for name, item in value.items():
                 if name not in kinds:
-                    raise ValueError(f"{where}.{name}: no such key{nearest(name, kinds)} (takes {', '.join(kinds)})")
+                    raise UserError(f"{where}.{name}: no such key{nearest(name, kinds)} (takes {', '.join(kinds)})")
                 if not accepts(kinds[name], item):
-                    raise ValueError(f"{where}.{name}={item!r}: expected {readable(kinds[name])}")
+                    raise UserError(f"{where}.{name}={item!r}: expected {readable(kinds[name])}")
                 check_range(f"{where}.{name}", kinds[name], item)
         elif typing.get_origin(option) is Mapping and "_target_" not in value:
             for name, item in value.items():

@@ -9,7 +9,8 @@ from typing import Any
 
 from ldm.config.keys import LISTS, NEVER_EMPTY, PATHS, SHARDS, bare, is_literal, is_path
 from ldm.config.overrides import parse
-from ldm.config.registry import CONF
+from ldm.config.plugins import CONF, use_plugins
+from ldm.errors import UserError
 
 MAX_BRACES = 20  # within each other
 # Of these a sweep takes several runs, `first_stage=runs/a,runs/b`; in other paths a comma is a comma.
@@ -28,13 +29,33 @@ def split_literal(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return literal, overrides
 
 
+def take_plugins(arguments: list[str], known: bool = True) -> list[str]:
+    """The words without ``plugins=[a,b]``: parts of these packages, and of no others, may be built from here on.
+
+    Raises UserError for a package that is none, and for the key where it is not `known`.
+    """
+    names: list[str] = []
+    rest = []
+    for argument in arguments:
+        key, _, text = argument.partition("=")
+        if bare(argument) != "plugins":
+            rest.append(argument)
+        elif key != "plugins" or not known:
+            raise UserError(f"{argument}: no such key{'; write plugins=[package]' if known else ''}")
+        elif text not in ("", "null"):
+            given = meant(key, text)
+            names += given if isinstance(given, list) else [given]
+    use_plugins(names)
+    return rest
+
+
 def check_once(arguments: list[str]) -> None:
     """Raises ValueError for a key that is given more than once: which was meant, nobody can tell."""
     counts = Counter(bare(argument) for argument in arguments)
     for key, count in counts.items():
         if key and count > 1:
             braces = f"; the shell expands braces that are not quoted: '{key}=a-{{0..5}}.tar'" if is_path(key) else ""
-            raise ValueError(f"{key} is given {count} times{braces}; give it once")
+            raise UserError(f"{key} is given {count} times{braces}; give it once")
 
 
 def overriding(words: Iterable[str]) -> list[str]:
@@ -52,20 +73,20 @@ def meant(key: str, text: str, several: bool = False) -> Any:
         items = [_unquoted(item.strip()) for item in _split(text[1:-1])]
         return [meant(key, item) for item in items if item]
     if not text and key in NEVER_EMPTY:
-        raise ValueError(f"{key}=: nothing is given after it (a variable that is not set?); {key}=null leaves it out")
+        raise UserError(f"{key}=: nothing is given after it (a variable that is not set?); {key}=null leaves it out")
     if not is_path(key) or (several and key not in LISTS):
         return text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and not _exists(text):
         more = "; several are [a.tar,b.tar] or '{a,b}.tar'" if key in SHARDS else ""
-        raise ValueError(f"{key}={text[:200]}: text after {key}= is literal, so leave the inner quotes out{more}")
+        raise UserError(f"{key}={text[:200]}: text after {key}= is literal, so leave the inner quotes out{more}")
     if _depth(text) > MAX_BRACES:
-        raise ValueError(f"{key}={text[:80]}...: braces within more than {MAX_BRACES} others")
+        raise UserError(f"{key}={text[:80]}...: braces within more than {MAX_BRACES} others")
     if not text.startswith("~"):
         return text
     try:
         found = str(Path(text).expanduser())
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"{key}={text[:200]}: {str(error).rstrip('.').lower()}; a file whose name begins with ~ is ./{text[:80]}"
         ) from error
     return found if key in PATHS else text
