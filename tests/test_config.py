@@ -398,7 +398,7 @@ def test_a_path_that_is_empty_is_a_variable_that_is_not_set():
 def test_members_and_validation_are_lists_of_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     tree = compose("ensemble", ["out=~/e.yaml", "members=[~/a b, 'runs/c=1',runs/d(2)]"])
-    assert tree == {"out": "/home/me/e.yaml", "members": ["/home/me/a b", "runs/c=1", "runs/d(2)"]}
+    assert tree == {"out": "/home/me/e.yaml", "members": ["/home/me/a b", "runs/c=1", "runs/d(2)"], "plugins": []}
     assert compose("evaluate", ["model=x", "validation=[a.tar,b.tar]"])["validation"] == ["a.tar", "b.tar"]
     with pytest.raises(ValueError, match=r"^members='runs/a': expected list"):
         compose("ensemble", ["out=e.yaml", "members=runs/a"])
@@ -604,6 +604,7 @@ def test_an_entry_point_tells_mistakes_of_users_in_a_line_and_shows_where_others
 
         guarded(main)
 
+    monkeypatch.setattr("ldm.config.entry.hide_on_terminal", lambda: None)
     monkeypatch.delenv("LDM_TRACEBACK", raising=False)
     for error in (UserError("a.b=3: no"), FileNotFoundError("c")):
         with pytest.raises(SystemExit) as caught:

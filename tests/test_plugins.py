@@ -15,10 +15,10 @@ from untrained import LABEL, OVERRIDES
 
 import sample
 from ldm.build import Parts
-from ldm.config import compose, dump, groups, load_tree, overriding, registry, use_plugins, validate
+from ldm.config import compose, dump, groups, load_tree, overriding, registry, use_plugins, validate, versions
 from ldm.errors import UserError
 from ldm.fit import fit
-from ldm.run import load
+from ldm.run import check_unchanged, load
 from scripts import convert, encode, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,6 +236,22 @@ def test_what_is_no_package_with_parts_is_refused_before_it_is_imported(elsewher
         compose("quickstart", [PLUGINS])
 
 
+def test_an_entry_point_names_a_package_of_an_installed_distribution(elsewhere, monkeypatch):
+    info = {
+        "METADATA": "Metadata-Version: 2.1\nName: own\nVersion: 1.2\n",
+        "entry_points.txt": "[ldm.plugins]\nmine = own_parts\n",
+    }
+    write(elsewhere / "own-1.2.dist-info", info)
+    monkeypatch.syspath_prepend(str(elsewhere))
+    tree = compose("config", run_words(elsewhere, "plugins=[mine]"))
+    assert tree["plugins"] == ["own_parts"] and versions(tree) == {"own_parts": "1.2"}
+
+
+def test_a_run_from_before_there_were_plugins_goes_on(tmp_path):
+    tree = compose("config", OVERRIDES)
+    check_unchanged({key: tree[key] for key in tree if key not in ("plugins", "callback_add")}, tree, tmp_path)
+
+
 # Trees of others
 
 
@@ -305,6 +321,7 @@ def test_a_part_is_given_what_its_annotations_accept(elsewhere):
         ("callback=[twisted]", UserError, r"\(Twisted\) takes noise as .*, and the one chosen is a LogNormal"),
         ("resampler=lost", KeyError, "a key of its own"),
         ("resampler=odd", UserError, r"resampler \(odd\): num_bins of 10 divide nothing"),
+        ("optimizer.lr=-1", UserError, r"optimizer\.lr=-1: must be at least 0"),
         ("~optimizer.lr", UserError, r"optimizer \(adamw\) needs lr: set optimizer\.lr"),
     ],
 )

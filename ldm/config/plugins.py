@@ -40,11 +40,6 @@ class Plugin(NamedTuple):
 _named: tuple[Plugin, ...] = ()  # by the command line of this process
 
 
-def named() -> tuple[Plugin, ...]:
-    """The plugins that the command line names, in its order."""
-    return _named
-
-
 def use_plugins(names: Iterable[str]) -> None:
     """Let the parts of these packages be built, and of no others beside ours; their code is imported when they are.
 

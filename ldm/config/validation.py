@@ -167,7 +167,8 @@ def fits(annotation: Any, value: Any) -> bool:
     if annotation in _PLAIN or origin is typing.Literal:
         return (isinstance(value, Path) and annotation is Path) or accepts(annotation, value)
     kind = origin or annotation
-    if not inspect.isclass(kind) or kind is inspect.Parameter.empty or getattr(kind, "_is_protocol", False):
+    untold = kind in (Any, inspect.Parameter.empty) or not inspect.isclass(kind)
+    if untold or typing.is_typeddict(kind) or getattr(kind, "_is_protocol", False):
         return True
     return isinstance(value, kind)
 
