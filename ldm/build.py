@@ -159,6 +159,9 @@ def _sampling(parts: Parts) -> Sampling:
 
 def _denoiser(parts: Parts) -> Denoiser:
     network = parts["network"]
+    if getattr(network, "factor", None) is None:
+        name = type(network).__name__
+        raise UserError(f"network ({name}): says no factor, of which height and width are multiples (factor = 1: any)")
     check_network(network, parts["conditioner"])
     return Denoiser(network, parts["precond"])
 

@@ -329,3 +329,9 @@ def test_a_part_is_never_left_out_in_silence(elsewhere, word, error, said):
     parts = Parts(compose("config", run_words(elsewhere, word)), folder=elsewhere)
     with pytest.raises(error, match=said):
         assert parts["task"] and parts.callbacks
+
+
+def test_a_network_without_a_factor_is_told_so(elsewhere):
+    write(elsewhere / "own_parts", {"network.py": NETWORK.replace("    factor = 1", "    # factor = 1")})
+    with pytest.raises(UserError, match=r"network \(TwoLayers\): says no factor, .*factor = 1"):
+        Parts(compose("config", run_words(elsewhere)))["denoiser"]
