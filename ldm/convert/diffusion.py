@@ -237,7 +237,10 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     if form == "safetensors" and not _has_place(tree):
         return own_layout.export(tree, found, out)
     if not tree.get("first_stage"):
-        raise UserError(f"format={form}: a model in pixel space has no published layout; take format=safetensors")
+        raise UserError(
+            f"format={form}: a model in pixel space has no published layout, from which such exports are made; its "
+            f"weights are safetensors already, {found.path}"
+        )
     parts, stage = load_autoencoder(Path(tree["first_stage"]))
     described = {name: parts.tree[name] for name in ("autoencoder", "regularizer")}
     tree = {**tree, **described}
