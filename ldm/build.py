@@ -7,7 +7,7 @@ widths of the conditions it will see: facts are derived here or stated once at t
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -41,30 +41,42 @@ class Parts:
     def __init__(self, tree: dict[str, Any], **given: Any):
         self.tree = tree
         self._built: dict[str, Any] = dict(given)
+        self._asked: list[str] = []  # what is being built, each for the one before it
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a part or fact called `name`; a group of which nothing is chosen is None."""
+        if name in self._built or name in GROUPS:
+            return True
+        return name in self.tree if name in ROOT_FACTS else name in FACTS and FACTS[name].known(self.tree)
 
     def __getitem__(self, name: str) -> Any:
-        """The part or fact called `name`. Raises KeyError for a name that is neither."""
+        """The part or fact called `name`. Raises KeyError for a name that is neither, and what its constructor does."""
+        if name in self._asked:
+            raise UserError(f"{name}: is asked for while it is built ({' -> '.join([*self._asked, name])})")
         if name not in self._built:
-            self._built[name] = self._build(name)
+            self._asked.append(name)
+            try:
+                self._built[name] = self._build(name)
+            finally:
+                self._asked.pop()
         return self._built[name]
 
     def _build(self, name: str) -> Any:
         if name in GROUPS:
-            return instantiate(self.tree.get(name), self.__getitem__, name)
+            return instantiate(self.tree.get(name), self, name)
         if name in ROOT_FACTS:
             return self.tree[name]
-        if name in FACTS:
-            return FACTS[name](self)
-        raise KeyError(name)
+        return FACTS[name].make(self)
 
     @cached_property
     def callbacks(self) -> list[Any]:
-        """The callbacks of the tree, in its order."""
-        return list(instantiate(self.tree["callback"] or {}, self.__getitem__, "callback").values())
+        """The callbacks of the tree, in its order; one that declares that it comes last does."""
+        found = instantiate(self.tree["callback"] or {}, self, "callback").values()
+        return sorted(found, key=lambda callback: getattr(callback, "comes_last", False))
 
 
 def _conditioner(parts: Parts) -> Conditioners:
-    return Conditioners(instantiate(parts.tree.get("conditioner") or {}, parts.__getitem__, "conditioner"))
+    return Conditioners(instantiate(parts.tree.get("conditioner") or {}, parts, "conditioner"))
 
 
 def window_size(tree: dict[str, Any]) -> int:
@@ -75,7 +87,7 @@ def window_size(tree: dict[str, Any]) -> int:
 
 def _first_stage(parts: Parts) -> Any:
     path = parts.tree.get("first_stage")
-    if not path and parts.tree.get("autoencoder"):
+    if not _has_latents(parts.tree):
         raise UserError("first_stage: has to be given, a run of the autoencoder that this experiment names")
     return load_first_stage(Path(path)) if path else Identity()
 
@@ -146,55 +158,64 @@ def check_model(build: Callable[[], nn.Module], found: weights.Weights) -> None:
 
 def _sampling(parts: Parts) -> Sampling:
     guidance = parts["guidance"] or ClassifierFree(scale=1.0)
-    after = instantiate(parts.tree.get("loss_guidance") or {}, parts.__getitem__, "loss_guidance")
+    after = instantiate(parts.tree.get("loss_guidance") or {}, parts, "loss_guidance")
     after = tuple(after.values())
     return Sampling(parts["sampler"], parts["sigmas"], guidance, parts["schedule"], after, parts["tiling"])
 
 
-def _weak_model(parts: Parts) -> Any:
-    raise UserError(
-        "guidance=autoguidance: compares with a second, worse network; sample.py and scripts/evaluate.py take it as "
-        "weak_model=runs/NAME"
-    )
-
-
 def _denoiser(parts: Parts) -> Denoiser:
     network = parts["network"]
+    if getattr(network, "factor", None) is None:
+        name = type(network).__name__
+        raise UserError(f"network ({name}): says no factor, of which height and width are multiples (factor = 1: any)")
     check_network(network, parts["conditioner"])
     return Denoiser(network, parts["precond"])
 
 
 def _loss(parts: Parts) -> Loss:
-    return instantiate(parts.tree.get("loss"), parts.__getitem__, "loss") or squared
+    return instantiate(parts.tree.get("loss"), parts, "loss") or squared
 
 
 def _classifier(parts: Parts) -> NoisyClassifier:
-    if not is_classifier(parts.tree):
-        raise UserError(
-            "loss_guidance=[classifier]: goes by a classifier of noisy latents; sample.py and scripts/evaluate.py take "
-            "it as classifier=runs/NAME, and experiment=quickstart/classifier trains one"
-        )
     return NoisyClassifier(parts["network"], parts["schedule"])
 
 
+class Fact(NamedTuple):
+    """What is derived of other parts: how, and whether a tree has what that takes (it may be given besides)."""
+
+    make: Callable[[Parts], Any]
+    known: Callable[[dict[str, Any]], bool] = lambda tree: True
+
+
+def _has_latents(tree: dict[str, Any]) -> bool:
+    return not tree.get("autoencoder") or bool(tree.get("first_stage"))
+
+
+def _describes_latents(tree: dict[str, Any]) -> bool:
+    return _has_latents(tree) or bool(tree.get("regularizer"))
+
+
+def _has_regularizer(tree: dict[str, Any]) -> bool:
+    return bool(tree.get("regularizer"))
+
+
 FACTS = {
-    "conditioner": _conditioner,
-    "derived": lambda parts: instantiate(parts.tree.get("derived") or {}, parts.__getitem__, "derived"),
-    "crop_size": lambda parts: parts.tree.get("crop_size"),
-    "window_size": lambda parts: window_size(parts.tree),
-    "first_stage": _first_stage,
-    "denoiser": _denoiser,
-    "sampling": _sampling,
-    "encode_image": lambda parts: lambda image: parts["first_stage"].encode(image),
-    "weak_model": _weak_model,
-    "classifier": _classifier,
-    "loss": _loss,
-    "latent_size": _latent_size,
-    "in_channels": _latent_width,
-    "out_channels": _latent_width,
-    "tokens_width": lambda parts: parts["conditioner"].widths()["tokens_width"],
-    "vector_width": lambda parts: parts["conditioner"].widths()["vector_width"],
-    "concat_channels": lambda parts: parts["conditioner"].widths()["concat_channels"],
-    "moment_channels": lambda parts: parts["regularizer"].moment_channels,
-    "latent_channels": lambda parts: parts["regularizer"].latent_channels,
+    "conditioner": Fact(_conditioner),
+    "derived": Fact(lambda parts: instantiate(parts.tree.get("derived") or {}, parts, "derived")),
+    "crop_size": Fact(lambda parts: parts.tree.get("crop_size")),
+    "window_size": Fact(lambda parts: window_size(parts.tree)),
+    "first_stage": Fact(_first_stage, _has_latents),
+    "denoiser": Fact(_denoiser, lambda tree: bool(tree.get("network"))),
+    "sampling": Fact(_sampling),
+    "encode_image": Fact(lambda parts: lambda image: parts["first_stage"].encode(image)),
+    "classifier": Fact(_classifier, is_classifier),
+    "loss": Fact(_loss),
+    "latent_size": Fact(_latent_size, _describes_latents),
+    "in_channels": Fact(_latent_width, _describes_latents),
+    "out_channels": Fact(_latent_width, _describes_latents),
+    "tokens_width": Fact(lambda parts: parts["conditioner"].widths()["tokens_width"]),
+    "vector_width": Fact(lambda parts: parts["conditioner"].widths()["vector_width"]),
+    "concat_channels": Fact(lambda parts: parts["conditioner"].widths()["concat_channels"]),
+    "moment_channels": Fact(lambda parts: parts["regularizer"].moment_channels, _has_regularizer),
+    "latent_channels": Fact(lambda parts: parts["regularizer"].latent_channels, _has_regularizer),
 }

@@ -24,7 +24,7 @@ from ldm.device import computes_bf16, keep_memory
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.holding import Hold, check_launch, held
-from ldm.lineage import begun_from
+from ldm.lineage import begun_from, note_plugins
 from ldm.places import relative
 from ldm.ranks import check_ranks, is_rank_zero, way_out
 from ldm.redaction import redacted
@@ -61,6 +61,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     for key in ("task", "data"):
         if tree[key] is None:
             raise UserError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
+    if tree["branch_changes"] and not tree["branch"]:
+        raise UserError("branch_changes: says what may be another than the parent's, but no branch= names one")
     check_ranks(tree["trainer"])
     tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)
@@ -94,7 +96,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
         warn_of_shared_store()
     tree = run.tree
-    make = instantiate({**tree["trainer"], "_partial_": True}, {}.__getitem__, "trainer")
+    make = instantiate({**tree["trainer"], "_partial_": True}, {}, "trainer")
     check_trainer(tree["trainer"], make)
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
@@ -107,6 +109,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     _check(run, parts)
     if is_rank_zero():
         _note_decoder(run, data.decoder.libraries)
+        note_plugins(run.lineage, tree)
         if tree["network"] and not tree["first_stage"]:
             print(f"{run.name}: no first_stage=, so it trains on pixels, {tree['image_size']} px, and not on latents")
         if data.removed:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import identity, resume
+from ldm.config import versions
 from ldm.errors import UserError
 from ldm.files import read_json, sha256
 from ldm.places import digests, fingerprint, found, relative
@@ -29,6 +30,16 @@ def read_lineage(folder: Path, wandb_id: str) -> dict[str, Any]:
     if not sound:
         raise UserError(f"{path}: not the lineage of a run; overwrite=true starts anew")
     return lineage
+
+
+def note_plugins(lineage: dict[str, Any], tree: dict[str, Any]) -> None:
+    """Say in the lineage which plugins `tree` needs. Other versions may compute something else, which is said."""
+    now = versions(tree)
+    before = lineage.get("plugins", now)
+    if before != now:
+        print(f"{lineage.get('run')}: was trained with the plugins {before!r}, goes on with {now!r}")
+    if now:
+        lineage["plugins"] = now
 
 
 def branch_point(branch: str | None) -> Path | None:

@@ -39,7 +39,7 @@ FREE = (
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
     "runs_dir data.num_workers data.timeout_seconds data.memo_samples data.max_bad_fraction "
     "task.keep_latents task.compile network.checkpoint_activations autoencoder.checkpoint_activations "
-    "num_steps sampler sigmas guidance run"
+    "num_steps sampler sigmas guidance run plugins callback_add"
 ).split()
 
 

@@ -7,12 +7,12 @@
 
 layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from. The latents'
 scale_factor is the file's own or the published one where it is known; a first stage's is measured over data.train if
-that is given. format is safetensors, published or diffusers.
+that is given. format is safetensors, published or diffusers. plugins=[package] where the model was made of its parts.
 """
 
 from pathlib import Path
 
-from ldm.config import check_once, compose, guarded, help_text, meant
+from ldm.config import check_once, compose, guarded, help_text, meant, take_plugins
 from ldm.errors import UserError
 
 KEYS = {
@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
     if job not in KEYS:
         raise UserError(f"{job}: say what to do first, one of {', '.join(KEYS)}")
     check_once(rest)
+    if job == "export":
+        rest = take_plugins(rest)
     given = dict(word.partition("=")[::2] for word in rest)
     own = {key: meant(key, given[key]) for key in KEYS[job] if given.get(key)}
     for key in KEYS[job]:
@@ -42,7 +44,9 @@ def main(arguments: list[str]) -> int:
     overrides = [word for word in rest if word.partition("=")[0] not in KEYS[job]]
     if job == "export":
         if overrides:
-            raise UserError(f"{overrides[0].partition('=')[0]}: no such key; export takes {', '.join(KEYS[job])}")
+            raise UserError(
+                f"{overrides[0].partition('=')[0]}: no such key; export takes {', '.join(KEYS[job])}, plugins"
+            )
         from ldm.convert import export_model
 
         for path in export_model(Path(own["model"]), own["format"], Path(own["out"])):

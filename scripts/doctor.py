@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, help_text, run_name
+from ldm.config import compose, guarded, help_text, run_name, take_plugins
 from ldm.errors import UserError
 
 
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> int:
         return 0
     places = [word.partition("=")[2] for word in arguments if word.startswith("verify=")]
     if places:
-        if len(arguments) > 1 or not places[0]:
-            raise UserError("verify=: takes one folder, .yaml or set of shards and no other key")
+        if len(take_plugins(arguments)) > 1 or not places[0]:
+            raise UserError("verify=: takes one folder, .yaml or set of shards and no other key but plugins=")
         from ldm.doctor.verify import report
 
         return report(places[0])

@@ -47,6 +47,7 @@ def checked(experiment: str, folder: Path, *words: str) -> Parts:
         (["crop_size=[0.8,0.5]"], r"crop_size=\[0\.8, 0\.5\]: two shares of the short side"),
         (["conditioner.text.drop_prob=0"], r"guidance\.scale=3: .*never left out text"),
         (["conditioner=[]", "guidance=per_condition", "guidance.scales={text:2}"], r"no condition text; .*: none"),
+        (["callback.checkpoint.best=foo"], r"callback\.checkpoint\.best=foo: choose one of "),
         (["callback.checkpoint.best=loss", "data.validation=null"], r"checkpoint\.best=loss: there is no held-out"),
         ([REVIVAL], r"code_revival: only a VQ first stage"),
     ],

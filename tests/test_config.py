@@ -19,6 +19,7 @@ from ldm.config import (
     dump,
     expand_sweep,
     groups,
+    guarded,
     help_text,
     instantiate,
     load_tree,
@@ -29,6 +30,7 @@ from ldm.config import (
     split_literal,
     validate,
 )  # fmt: skip
+from ldm.errors import UserError
 from ldm.training.ema import EMA
 
 LEAVES = [f"{group}/{name}" for group, names in groups().items() for name in names if group != "experiment"]
@@ -230,6 +232,24 @@ def test_options_not_chosen_take_what_the_experiment_sets_in_them_along():
         compose("config", [*words, "conditioner.text.memo_captions=3"])
 
 
+def test_callback_add_is_beside_those_that_are_there():
+    own = list(compose("config", [DIFFUSION])["callback"])
+    tree = compose("config", [DIFFUSION, "callback_add=[latent_probe]", "callback.latent_probe.fit_steps=7"])
+    assert list(tree["callback"]) == [*own, "latent_probe"] and tree["callback"]["latent_probe"]["fit_steps"] == 7
+    assert list(compose("config", [DIFFUSION, "callback=[speed]", "callback_add=[metrics]"])["callback"]) == [
+        "speed", "metrics",
+    ]  # fmt: skip
+    assert list(compose("config", [DIFFUSION, "callback=null", "callback_add=[metrics]"])["callback"]) == ["metrics"]
+    for word, said in {
+        "callback_add=[latent_prob]": "callback_add=latent_prob: no such option; did you mean 'latent_probe'",
+        "callback_add=speed": r"callback_add=speed: no such option; several are callback_add=\[speed,",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            compose("config", [DIFFUSION, word])
+    with pytest.raises(UserError, match="callback_add=speed: is in callback"):
+        compose("config", [DIFFUSION, "callback=[speed]", "callback_add=[speed]"])
+
+
 def test_a_part_that_is_not_there_is_left_out_without_complaint():
     assert compose("config", ["network=null", "~ema"])["network"] is None
     with pytest.raises(ValueError, match="metric: no such key"):
@@ -263,7 +283,7 @@ def test_a_target_that_conf_does_not_name_is_refused(target):
     with pytest.raises(ValueError, match="not allowed"):
         validate({"a": [{"b": {"_target_": target}}]})
     with pytest.raises(ValueError, match="not allowed"):
-        instantiate({"_target_": target}, {}.__getitem__, "a")
+        instantiate({"_target_": target}, {}, "a")
 
 
 def test_a_target_hidden_in_a_new_key_is_refused():
@@ -378,7 +398,7 @@ def test_a_path_that_is_empty_is_a_variable_that_is_not_set():
 def test_members_and_validation_are_lists_of_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     tree = compose("ensemble", ["out=~/e.yaml", "members=[~/a b, 'runs/c=1',runs/d(2)]"])
-    assert tree == {"out": "/home/me/e.yaml", "members": ["/home/me/a b", "runs/c=1", "runs/d(2)"]}
+    assert tree == {"out": "/home/me/e.yaml", "members": ["/home/me/a b", "runs/c=1", "runs/d(2)"], "plugins": []}
     assert compose("evaluate", ["model=x", "validation=[a.tar,b.tar]"])["validation"] == ["a.tar", "b.tar"]
     with pytest.raises(ValueError, match=r"^members='runs/a': expected list"):
         compose("ensemble", ["out=e.yaml", "members=runs/a"])
@@ -490,35 +510,37 @@ def test_evaluation_takes_several_scales_of_any_guidance_and_sampling_one():
 def test_instantiate_takes_from_the_tree_first_and_asks_for_the_rest_by_name():
     asked = []
 
-    def provide(name):
-        asked.append(name)
-        return {"max_steps": 100}[name]
+    class Offered(dict):
+        def __contains__(self, name):
+            asked.append(name)
+            return super().__contains__(name)
 
+    offered = Offered(max_steps=100)
     node = {"_target_": "ldm.training.optim.cosine", "final_factor": 0.5}
-    factor = instantiate(node, provide, "lr")
+    factor = instantiate(node, offered, "lr")
     assert asked == ["max_steps", "warmup_steps", "start_factor"]
     assert factor(100) == 0.5
-    assert instantiate([1, {"a": "b"}, None], provide, "x") == [1, {"a": "b"}, None]
+    assert instantiate([1, {"a": "b"}, None], offered, "x") == [1, {"a": "b"}, None]
 
 
 def test_a_part_that_nobody_gives_is_asked_for():
     node = {"_target_": "ldm.diffusion.precond.Eps"}
     with pytest.raises(ValueError, match=r"precond \(Eps\) needs schedule: choose one with schedule=\.\.\."):
-        instantiate(node, {}.__getitem__, "precond")
+        instantiate(node, {}, "precond")
     with pytest.raises(ValueError, match=r"lr \(cosine\) needs max_steps: set lr\.max_steps"):
-        instantiate({"_target_": "ldm.training.optim.cosine"}, {}.__getitem__, "lr")
+        instantiate({"_target_": "ldm.training.optim.cosine"}, {}, "lr")
 
 
 def test_a_part_may_be_null_only_where_its_annotation_says_so():
     task = {"_target_": "ldm.training.callbacks.checkpoint.Checkpoint"}
     with pytest.raises(ValueError, match="needs folder"):
-        instantiate(task, {"folder": None}.__getitem__, "callback.checkpoint")
+        instantiate(task, {"folder": None}, "callback.checkpoint")
     without = {"_target_": "ldm.diffusion.experts.Expert", "node": None}
-    assert instantiate(without, {}.__getitem__, "expert").node == (0, 0)
+    assert instantiate(without, {}, "expert").node == (0, 0)
 
 
 def test_partial_targets_wait():
-    made = instantiate({"_target_": "ldm.training.ema.EMA", "_partial_": True, "decay": 0.5}, {}.__getitem__, "ema")
+    made = instantiate({"_target_": "ldm.training.ema.EMA", "_partial_": True, "decay": 0.5}, {}, "ema")
     assert isinstance(made, partial) and made.keywords == {"decay": 0.5}
 
 
@@ -573,6 +595,23 @@ def test_a_tree_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match="not a run's configuration"):
         load_tree(tmp_path / "config.yaml")
+
+
+def test_an_entry_point_tells_mistakes_of_users_in_a_line_and_shows_where_others_come_from(monkeypatch, capsys):
+    def ended_by(error: Exception) -> None:
+        def main(arguments: list[str]) -> int:
+            raise error
+
+        guarded(main)
+
+    monkeypatch.setattr("ldm.config.entry.hide_on_terminal", lambda: None)
+    monkeypatch.delenv("LDM_TRACEBACK", raising=False)
+    for error in (UserError("a.b=3: no"), FileNotFoundError("c")):
+        with pytest.raises(SystemExit) as caught:
+            ended_by(error)
+        assert caught.value.code == 2 and capsys.readouterr().err.startswith(f"error: {error} (")
+    with pytest.raises(ValueError, match="torch's own"):
+        ended_by(ValueError("torch's own"))
 
 
 def test_help_shows_keys_groups_and_examples():

@@ -18,6 +18,7 @@ from data.seals import SEAL
 from ldm.checkpoint import resume
 from ldm.config import compose, load_tree
 from ldm.ensemble import load_ensemble, write_manifest
+from ldm.errors import UserError
 from ldm.run import load, open_run
 
 OTHERS = [None, True, -1, 10**30, float("nan"), "x" * 300, [[1], "a"], {"a": [None]}]
@@ -57,7 +58,7 @@ def hold(tree: dict[str, Any], use: Callable[[Any], Any]) -> None:
     for own in changed:
         try:
             use(own)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             assert str(error).strip() and len(str(error)) < 2000, own
 
 

@@ -15,6 +15,7 @@ SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
 # Module or package -> its layer; the longest prefix counts. A module imports its own layer or lower ones.
 LAYERS = {
     "ldm": 0,
+    "ldm.errors": 0,
     "ldm.files": 0,
     "ldm.holder": 0,
     "ldm.holding": 0,
@@ -28,6 +29,7 @@ LAYERS = {
     "data": 0,
     "data.addresses": 0,
     "data.seals": 0,
+    "data.user_error": 0,
     "ldm.conditioners": 1,
     "ldm.first_stage": 1,
     "ldm.metrics": 1,
@@ -55,24 +57,26 @@ LAYERS = {
 }
 # What each part may import from ours; parts that are not named may import all of their layer and below.
 OWN = {
-    "ldm.files": set(),
-    "ldm.holder": {"ldm.files", "ldm.ranks"},
-    "ldm.holding": {"ldm.files", "ldm.holder", "ldm.ranks"},
-    "ldm.ranks": set(),
-    "ldm.device": set(),
-    "ldm.images": {"ldm.files"},
-    "ldm.charts": {"ldm.files"},
-    "ldm.redaction": {"data.addresses"},
-    "ldm.diffusion": {"ldm.diffusion"},
-    "ldm.networks": {"ldm.networks"},
-    "data": {"data", "data.addresses", "data.seals"},
-    "data.addresses": set(),
-    "data.seals": set(),
-    "ldm.conditioners": {"ldm.conditioners", "ldm.diffusion", "ldm.files", "ldm.networks"},
-    "ldm.first_stage": {"ldm.first_stage", "ldm.networks"},
-    "ldm.metrics": {"ldm.metrics", "ldm.networks"},
-    "ldm.checkpoint": {"ldm.checkpoint", "ldm.files", "data.seals"},
-    "ldm.generate": {"ldm.conditioners", "ldm.diffusion", "ldm.first_stage"},
+    "ldm.files": {"ldm.errors"},
+    "ldm.holder": {"ldm.files", "ldm.ranks", "ldm.errors"},
+    "ldm.holding": {"ldm.files", "ldm.holder", "ldm.ranks", "ldm.errors"},
+    "ldm.ranks": {"ldm.errors"},
+    "ldm.device": {"ldm.errors"},
+    "ldm.images": {"ldm.files", "ldm.errors"},
+    "ldm.charts": {"ldm.files", "ldm.errors"},
+    "ldm.redaction": {"data.addresses", "ldm.errors"},
+    "ldm.diffusion": {"ldm.diffusion", "ldm.errors"},
+    "ldm.networks": {"ldm.networks", "ldm.errors"},
+    "data": {"data", "data.addresses", "data.seals", "data.user_error"},
+    "data.addresses": {"data.user_error"},
+    "data.seals": {"data.user_error"},
+    "ldm.conditioners": {"ldm.conditioners", "ldm.diffusion", "ldm.files", "ldm.networks", "ldm.errors"},
+    "ldm.first_stage": {"ldm.first_stage", "ldm.networks", "ldm.errors"},
+    "ldm.metrics": {"ldm.metrics", "ldm.networks", "ldm.errors"},
+    "ldm.checkpoint": {"ldm.checkpoint", "ldm.files", "data.seals", "ldm.errors"},
+    "ldm.generate": {"ldm.conditioners", "ldm.diffusion", "ldm.first_stage", "ldm.errors"},
+    "ldm.errors": {"data.user_error"},
+    "data.user_error": set(),
 }
 
 
@@ -132,6 +136,15 @@ def test_imports_point_downward(path):
 def test_entry_points_and_scripts_are_imported_by_nothing():
     for path in FILES:
         assert not {name.split(".")[0] for name in imports(path)} & {"train", "sample", "scripts"}, path
+
+
+@pytest.mark.parametrize("path", [*FILES, *ROOT.glob("scripts/**/*.py")], ids=module_name)
+def test_own_errors_are_user_errors(path):
+    if path.name == "user_error.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = node.bases if isinstance(node, ast.ClassDef) else [node.func] if isinstance(node, ast.Call) else []
+        assert "ValueError" not in {getattr(name, "id", None) for name in names}, f"{path}:{node.lineno}"
 
 
 def test_diffusion_imports_torch_and_nothing_else():

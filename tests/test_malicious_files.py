@@ -8,6 +8,8 @@ import pytest
 import torch
 from malicious import CASES, STATES
 
+from ldm.errors import UserError
+
 SECONDS = 2.0
 
 
@@ -21,7 +23,7 @@ def test_no_code_runs_and_the_error_is_clear(name, unrestricted, tmp_path: Path,
     if unrestricted:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     began = time.process_time()
-    with pytest.raises((ValueError, OSError)) as error:
+    with pytest.raises((UserError, OSError)) as error:
         load()
     assert time.process_time() - began < SECONDS  # what waits for ever is ended by the timeout
     assert not canary.exists()

@@ -46,6 +46,13 @@ def test_a_trainer_that_lightning_refuses_is_a_value_error(tmp_path):
         fit(tree, "toy")
 
 
+def test_what_may_differ_from_a_parent_needs_one(tmp_path):
+    tree = compose("config", [*OVERRIDES, "branch_changes=[precond]", f"runs_dir={tmp_path}"])
+    with pytest.raises(ValueError, match=r"branch_changes: .* no branch="):
+        fit(tree, "toy")
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_shows_the_groups(capsys):
     assert train.main(["--help"]) == 0
     shown = capsys.readouterr().out

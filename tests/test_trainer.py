@@ -12,7 +12,7 @@ COMMAND = ["experiment=quickstart/autoencoder", "~logger", "trainer.accelerator=
 
 def tried(*words: str) -> None:
     tree = compose("config", overriding([*COMMAND, *words]))
-    check_trainer(tree["trainer"], instantiate({**tree["trainer"], "_partial_": True}, {}.__getitem__, "trainer"))
+    check_trainer(tree["trainer"], instantiate({**tree["trainer"], "_partial_": True}, {}, "trainer"))
 
 
 @pytest.mark.parametrize(

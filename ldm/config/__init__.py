@@ -2,21 +2,24 @@
 
 From here on a tree is a plain resolved ``dict``: nothing below this package has heard of YAML, Hydra or OmegaConf.
 What may be instantiated is exactly what the leaf files in ``conf/`` name, where they name it, and only if it is ours,
-an optimizer, a scheduler or Lightning's Trainer; nothing else, whatever a command line or a checkpoint's tree says.
+an optimizer, a scheduler or Lightning's Trainer, or in a package that this command line names as ``plugins=``; nothing
+else, whatever a checkpoint's tree says.
 """
 
 from ldm.config.building import completed, instantiate, takes
 from ldm.config.composing import compose
 from ldm.config.entry import guarded, help_text
 from ldm.config.keys import SWEPT, is_literal
-from ldm.config.registry import CONF, groups, registry, resolve_target
+from ldm.config.plugins import CONF, use_plugins, versions
+from ldm.config.registry import groups, registry, resolve_target
 from ldm.config.saved import dump, load_plain, load_tree
 from ldm.config.upgrades import with_begun_fields
 from ldm.config.validation import accepts, check_range, validate
-from ldm.config.words import check_once, expand_sweep, meant, overriding, run_name, split_literal
+from ldm.config.words import check_once, expand_sweep, meant, overriding, run_name, split_literal, take_plugins
 
 __all__ = [
     "CONF", "SWEPT", "accepts", "check_once", "check_range", "completed", "compose", "dump", "expand_sweep", "groups",
     "guarded", "help_text", "instantiate", "is_literal", "load_plain", "load_tree", "meant", "overriding", "registry",
-    "resolve_target", "run_name", "split_literal", "takes", "validate", "with_begun_fields",
+    "resolve_target", "run_name", "split_literal", "take_plugins", "takes", "use_plugins", "validate", "versions",
+    "with_begun_fields",
 ]  # fmt: skip

@@ -1,40 +1,70 @@
 """Tree -> objects: nested targets first, what the tree leaves out asked for by name."""
 
-import contextlib
 import inspect
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
+from ldm.config.keys import WAYS
 from ldm.config.registry import groups, parameters, resolve_target
-from ldm.config.validation import accepts
+from ldm.config.validation import fits, readable, takes_objects
 from ldm.errors import UserError
 
 
-def instantiate(node: Any, provide: Callable[[str], Any], where: str) -> Any:
-    """Build `node`: nested targets first, then its own; a parameter the tree leaves out is asked of `provide` by name.
+class Offered(Protocol):
+    """What is there to be asked for by name: ``name in offered`` first, then ``offered[name]``, which may build it."""
 
-    `provide(name)` returns the part or fact of that name, or raises KeyError if there is none (the default is used).
-    Raises ValueError for a required parameter that neither the tree nor `provide` gives.
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> Any: ...
+
+
+def instantiate(node: Any, offered: Offered, where: str) -> Any:
+    """Build `node`: nested targets first, then its own; a parameter the tree leaves out is asked of `offered` by name.
+
+    It is taken where the parameter's annotation accepts it, else the default is; without annotation, only where there
+    is no default. Raises UserError for a required parameter that neither the tree nor `offered` gives, and for a part
+    of another class than the one asked for. Of what a constructor raises only a ValueError becomes a UserError.
     """
     if isinstance(node, list):
-        return [instantiate(item, provide, f"{where}[{position}]") for position, item in enumerate(node)]
+        return [instantiate(item, offered, f"{where}[{position}]") for position, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    built = {k: instantiate(v, provide, f"{where}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
+    built = {k: instantiate(v, offered, f"{where}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
     if "_target_" not in node:
         return built
     target = resolve_target(node["_target_"], where)
+    if node.get("_partial_"):
+        return partial(target, **built)
     for name, parameter in parameters(target).items():
-        if name in built or node.get("_partial_"):
-            continue
-        with contextlib.suppress(KeyError):
-            built[name] = provide(name)
-        given = name in built and (built[name] is not None or accepts(parameter.annotation, None))
-        if not given and parameter.default is inspect.Parameter.empty:
-            hint = f"choose one with {name}=..." if name in groups() else f"set {where}.{name}"
-            raise UserError(f"{where} ({target.__name__}) needs {name}: {hint}")
-    return partial(target, **built) if node.get("_partial_") else target(**built)
+        if name not in built:
+            built |= _found(name, parameter, offered, f"{where} ({target.__name__})", where)
+    try:
+        return target(**built)
+    except UserError:
+        raise
+    except ValueError as error:  # torch's too: numbers that do not go together
+        raise UserError(f"{where} ({target.__name__}): {error}") from error
+
+
+def _found(name: str, parameter: inspect.Parameter, offered: Offered, who: str, where: str) -> dict[str, Any]:
+    """{name: what is offered under it} if the parameter takes that, {} if it keeps its default."""
+    annotation, required = parameter.annotation, parameter.default is inspect.Parameter.empty
+    asked = required or annotation is not inspect.Parameter.empty
+    if asked and name in offered:
+        value = offered[name]
+        if fits(annotation, value):
+            return {name: value}
+        if value is not None and takes_objects(annotation):
+            raise UserError(f"{who} takes {name} as {readable(annotation)}, and the one chosen is a {_kind(value)}")
+    if not required:
+        return {}
+    choice = f"choose one with {name}=..." if name in groups() and takes_objects(annotation) else f"set {where}.{name}"
+    hint = WAYS.get(name, choice)
+    raise UserError(f"{who} needs {name}: {hint}")
+
+
+def _kind(value: Any) -> str:
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def takes(node: dict[str, Any], name: str) -> bool:

@@ -9,14 +9,16 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ldm.config.additions import with_added
 from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
-from ldm.config.registry import CONF, groups, is_part, keys_of, parameters, resolve_target, root
+from ldm.config.plugins import CONF, needed, search_path
+from ldm.config.registry import groups, is_part, keys_of, parameters, resolve_target, root
 from ldm.config.validation import check_root_key, nearest, nested, validate
-from ldm.config.words import check_once, meant, split_literal
+from ldm.config.words import check_once, meant, split_literal, take_plugins
 from ldm.errors import UserError
 
 NEEDED = ("trainer",)  # groups that no command can do without, where they are
@@ -26,10 +28,12 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     """The resolved and validated tree of ``conf/<config_name>.yaml`` under `arguments` (``key=value`` words).
 
     ``group=null`` leaves a part out, with whatever an experiment sets in it, and ``group=[a,b]`` all others of the
-    group. Raises ValueError with the offending key and the nearest valid one, or with a key that has to be given and is
-    not (it stays ``???`` unless `complete`).
+    group. ``plugins=[a,b]`` adds the parts of these packages in this process, until another command line is composed;
+    `plugins` of the tree are those that it needs. Raises UserError with the offending key and the nearest valid one, or
+    with a key that has to be given and is not (it stays ``???`` unless `complete`).
     """
     check_once(arguments)
+    arguments = take_plugins(arguments, known="plugins" in root(config_name)[0])
     facts, arguments = _split_facts(config_name, arguments)
     named, arguments = _split_named(config_name, arguments)
     literal, overrides = split_literal(arguments)
@@ -37,7 +41,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     texts = [meant(key, text, key in several) for key, text in literal.items()]
     held = {f"__literal_{place}__": text for place, text in enumerate(texts)}
     overrides += [f"{key}={name}" for key, name in zip(literal, held, strict=True)]
-    parsed = parse(overrides)
+    parsed = with_added(parse(overrides))
     for override in parsed:
         if override.is_delete() and override.key_or_group.startswith(tuple(f"{group}." for group in NEEDED)):
             raise UserError(f"{override.key_or_group}: cannot be left out; set it to what is meant")
@@ -48,7 +52,10 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     _forget_unchosen(tree, parsed, config_name)
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
-    return tree
+    for key in ("plugins", "callback_add"):
+        if tree.get(key):
+            raise UserError(f"{key}: is for the command line, and no experiment sets it")
+    return {**tree, "plugins": needed(tree)} if "plugins" in tree else tree
 
 
 def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -77,7 +84,7 @@ def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for last in (False, True):
             try:
-                config = hydra_compose(config_name, overrides)
+                config = _composed(config_name, overrides)
                 return OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 added = None if last else _with_plus(config_name, parsed)
@@ -87,11 +94,15 @@ def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[
     raise AssertionError("composed or refused")
 
 
+def _composed(config_name: str, overrides: list[str]) -> DictConfig:
+    return hydra_compose(config_name, [*search_path(), *overrides])
+
+
 def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
     """The overrides, with a + before each that sets a left-out argument of a constructor; None if none does."""
     chosen = [override.input_line for override in parsed if override.key_or_group in groups()]
     try:
-        tree = OmegaConf.to_container(hydra_compose(config_name, chosen))
+        tree = OmegaConf.to_container(_composed(config_name, chosen))
     except (HydraException, OmegaConfBaseException, ValueError):
         return None
     texts = [override.input_line for override in parsed]
@@ -132,7 +143,7 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
     set_here = [own.key_or_group for own in parsed]
     for override in parsed:
         group, chosen, node = override.key_or_group, override.value(), tree.get(override.key_or_group)
-        if group not in choices or not isinstance(node, dict):
+        if group not in choices or not isinstance(node, dict) or override.is_add():
             continue
         if isinstance(choices[group], list) and isinstance(chosen, list):
             unchosen = node.keys() - {key for option in chosen for key in keys_of(group, option)}
@@ -206,7 +217,7 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
                 return f"{key}={option}: no such option{nearest(option, options)} (there are: {', '.join(options)})"
     selections = [override.input_line for override in parsed if override.key_or_group in known_groups]
     with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
-        tree = OmegaConf.to_container(hydra_compose(config_name, selections))
+        tree = OmegaConf.to_container(_composed(config_name, selections))
         names = list(_leaves(tree))
         for override in parsed:
             key = override.key_or_group

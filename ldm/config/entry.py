@@ -10,14 +10,16 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from data.errors import told
-from ldm.config.registry import CONF, groups
+from ldm.config.plugins import CONF, search_path
+from ldm.config.registry import groups
+from ldm.errors import UserError
 from ldm.redaction import hide_on_terminal
 
 
 def help_text(config_name: str, usage: str, examples: str) -> str:
     """What --help prints: usage, examples, the root's shared facts, the groups and their options."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        root = OmegaConf.to_container(hydra_compose(config_name))
+        root = OmegaConf.to_container(hydra_compose(config_name, search_path()))
     defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())["defaults"]
     named = {key for entry in defaults if isinstance(entry, dict) for key in entry}
     facts = [f"  {key}={value}" for key, value in root.items() if not isinstance(value, dict) and key not in named]
@@ -27,11 +29,14 @@ def help_text(config_name: str, usage: str, examples: str) -> str:
 
 
 def guarded(main: Callable[[list[str]], int]) -> None:
-    """Run an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback."""
+    """Run an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback.
+
+    Other ValueErrors, such as torch's, are mistakes of the code, and are shown with the place that they come from.
+    """
     hide_on_terminal()
     try:
         status = main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
         print(f"error: {told(error)} (LDM_TRACEBACK=1 shows where)", file=sys.stderr)

@@ -4,7 +4,9 @@ import re
 from typing import Any, Literal
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
-TEXTS = frozenset("prompt negative_prompt prompts run overrides autoencoder_overrides diffusion_overrides".split())
+TEXTS = frozenset(
+    "prompt negative_prompt prompts run plugins overrides autoencoder_overrides diffusion_overrides".split()
+)
 # Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
 # saved as they were written and expanded by who reads them.
 PATHS = frozenset(
@@ -19,7 +21,7 @@ LITERAL = TEXTS | PATHS | LATER_PATHS
 # Of which an empty text, as of a variable that is not set, would mean something else in silence.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
 SHARDS = frozenset(("data.train", "data.validation", "validation"))  # a list of paths is one of these
-LISTS = SHARDS | {"members"}  # where [a,b] are several
+LISTS = SHARDS | {"members", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16")
@@ -41,6 +43,8 @@ ROOT_TYPES = {
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
     "branch_changes": list[str],
+    "callback_add": list[str],
+    "plugins": list[str],
     "flips": bool,
     "encode.precision": Literal["fp16", "fp32"],
     "quickstart.precision": Literal[PRECISIONS],
@@ -78,6 +82,17 @@ OWNED = {
     "trainer.check_val_every_n_epoch": "callback.validation.every_steps",
     "trainer.reload_dataloaders_every_n_epochs": "data",
     "trainer.barebones": "callback",
+}
+# How to give what no group chooses and no key of a part says.
+WAYS = {
+    "weak_model": "it compares with a second, worse network; sample.py and scripts/evaluate.py take it as "
+    "weak_model=runs/NAME",
+    "classifier": "it goes by a classifier of noisy latents; sample.py and scripts/evaluate.py take it as "
+    "classifier=runs/NAME, and experiment=quickstart/classifier trains one",
+    "first_stage": "has to be given, a run of the autoencoder that this experiment names",
+    "moment_channels": "choose regularizer=kl or regularizer=vq",
+    "latent_channels": "choose regularizer=kl or regularizer=vq",
+    "denoiser": "choose one with network=...",
 }
 # Keys that hold several of what their constructor takes one of, to be done one after the other.
 SWEPT = {"evaluate": ("guidance.scale",)}

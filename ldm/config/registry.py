@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from ldm.config.plugins import CONF, folders, roots
 from ldm.errors import UserError
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
 OURS = ("ldm.", "data.")
 
@@ -27,52 +27,71 @@ def root(config_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return content, {group: chosen for entry in entries for group, chosen in entry.items()}
 
 
-@cache
 def groups() -> dict[str, list[str]]:
-    """Config groups and their options, from the folders of ``conf/``."""
+    """Config groups and their options, from the folders of ``conf/`` and of the plugins' own."""
+    return _groups(folders())
+
+
+@cache
+def _groups(confs: tuple[Path, ...]) -> dict[str, list[str]]:
     options: dict[str, list[str]] = {}
-    for path in sorted(CONF.rglob("*.yaml")):
-        group, *rest = path.relative_to(CONF).with_suffix("").parts
-        if rest:
-            options.setdefault(group, []).append("/".join(rest))
+    for conf in confs:
+        for path in sorted(conf.rglob("*.yaml")):
+            group, *rest = path.relative_to(conf).with_suffix("").parts
+            if rest:
+                options.setdefault(group, []).append("/".join(rest))
     return options
 
 
-@cache
 def keys_of(group: str, option: str) -> list[str]:
     """What an option of a group that takes several fills there: mostly its own name."""
-    return list(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()))
+    paths = (conf / group / f"{option}.yaml" for conf in folders())
+    return list(yaml.safe_load(next(path for path in paths if path.exists()).read_text()))
+
+
+def registry() -> frozenset[str]:
+    """Every target that may be instantiated: exactly those the leaf files of ``conf/`` and of the plugins name."""
+    return _registry(folders())
 
 
 @cache
-def registry() -> frozenset[str]:
-    """Every target that may be instantiated: exactly those the leaf files of ``conf/`` name."""
-    texts = (path.read_text() for path in CONF.rglob("*.yaml"))
+def _registry(confs: tuple[Path, ...]) -> frozenset[str]:
+    texts = (path.read_text() for conf in confs for path in conf.rglob("*.yaml"))
     return frozenset(name for text in texts for name in re.findall(r"^\s*_target_:\s*([\w.]+)\s*$", text, re.MULTILINE))
 
 
+Places = tuple[dict[str, set[str]], dict[tuple[str, str], set[str]], set[str]]
+
+
 @cache
-def _places() -> tuple[dict[str, set[str]], dict[tuple[str, str], set[str]], set[str]]:
+def _places(confs: tuple[Path, ...]) -> Places:
     """Targets by their group; by (target, argument) for parts of parts; and those that wait for further arguments."""
     of_group: dict[str, set[str]] = {}
     of_argument: dict[tuple[str, str], set[str]] = {}
     shared: list[tuple[str, str, str]] = []  # (target, argument, the group that stands there by interpolation)
     waiting: set[str] = set()
-    for group, options in groups().items():
-        for option in options if group != "experiment" else ():
-            leaf = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
-            for node in [leaf] if "_target_" in leaf else leaf.values():
-                of_group.setdefault(group, set()).add(node["_target_"])
-                for part in _parts(node):
-                    waiting |= {part["_target_"]} if "_partial_" in part else set()
-                    for argument, value in part.items():
-                        inner = {below["_target_"] for below in _parts(value, deep=False)}
-                        of_argument.setdefault((part["_target_"], argument), set()).update(inner)
-                        whole = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
-                        shared += [(part["_target_"], argument, whole[1])] if whole else []
+    for group, leaf in _leaves(confs):
+        for node in [leaf] if "_target_" in leaf else leaf.values():
+            of_group.setdefault(group, set()).add(node["_target_"])
+            for part in _parts(node):
+                waiting |= {part["_target_"]} if "_partial_" in part else set()
+                for argument, value in part.items():
+                    inner = {below["_target_"] for below in _parts(value, deep=False)}
+                    of_argument.setdefault((part["_target_"], argument), set()).update(inner)
+                    whole = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
+                    shared += [(part["_target_"], argument, whole[1])] if whole else []
     for target, argument, group in shared:
         of_argument[target, argument] |= of_group.get(group, set())
     return of_group, of_argument, waiting
+
+
+def _leaves(confs: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(group, content) of each leaf file."""
+    for conf in confs:
+        for path in sorted(conf.glob("*/**/*.yaml")):
+            group = path.relative_to(conf).parts[0]
+            if group != "experiment":
+                yield group, yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
@@ -90,8 +109,13 @@ def resolve_target(name: str, where: str) -> Callable:
     if not isinstance(name, str) or name not in registry():
         raise UserError(f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built")
     module, _, attribute = name.rpartition(".")
-    target = getattr(importlib.import_module(module), attribute, None)
-    if target is None or not f"{target.__module__}.".startswith(ROOTS):
+    try:
+        target = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # something that the module asks for
+            raise
+        raise UserError(f"{where}._target_={name}: there is no module {error.name}") from error
+    if not callable(target) or not f"{getattr(target, '__module__', None)}.".startswith((*ROOTS, *roots())):
         raise UserError(f"{where}._target_={name}: names nothing that may be built")
     return target
 
@@ -105,12 +129,12 @@ def parameters(target: Callable) -> dict[str, inspect.Parameter]:
 
 def may_wait(name: str) -> bool:
     """Whether conf/ has a target wait for further arguments (``_partial_``)."""
-    return name in _places()[2]
+    return name in _places(folders())[2]
 
 
 def belongs_to_group(name: str, group: str) -> bool:
     """Whether a target is an option of a group."""
-    return name in _places()[0].get(group, ())
+    return name in _places(folders())[0].get(group, ())
 
 
 def belongs_to_argument(name: str, parent: str, argument: str, annotation: Any) -> bool:
@@ -118,7 +142,7 @@ def belongs_to_argument(name: str, parent: str, argument: str, annotation: Any) 
 
     An argument that takes anything, or anybody's class, takes what conf/ has there and nothing else.
     """
-    if name in _places()[1].get((parent, argument), ()):
+    if name in _places(folders())[1].get((parent, argument), ()):
         return True
     target = resolve_target(name, argument)
     made = target if inspect.isclass(target) else typing.get_type_hints(target).get("return")
@@ -127,7 +151,7 @@ def belongs_to_argument(name: str, parent: str, argument: str, annotation: Any) 
 
 def is_part(annotation: Any) -> bool:
     """Whether an annotation is a class of ours, whose objects a nested target makes."""
-    ours = inspect.isclass(annotation) and f"{annotation.__module__}.".startswith(OURS)
+    ours = inspect.isclass(annotation) and f"{annotation.__module__}.".startswith((*OURS, *roots()))
     return ours and not typing.is_typeddict(annotation)
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from ldm.config.composing import first_line
 from ldm.config.keys import root_type
+from ldm.config.plugins import check_needed
 from ldm.config.registry import root
 from ldm.config.upgrades import upgrade
 from ldm.config.validation import check_root_key, validate
@@ -56,7 +57,9 @@ def load_tree(path: Path) -> dict[str, Any]:
 
     Only what a training run has may be built of it. Raises ValueError naming the file and the key.
     """
-    tree = upgrade(load_plain(path, "a run's configuration"))
+    tree = load_plain(path, "a run's configuration")
+    check_needed(tree, str(path))
+    tree = upgrade(tree)
     keys, choices = root("config")
     try:
         for key, default in keys.items():

@@ -22,6 +22,10 @@ from ldm.config.registry import (
 )
 from ldm.errors import UserError
 
+# What a tree can write down, and what may hold several of it.
+_PLAIN = (bool, int, float, str, Path, None, type(None))
+_CONTAINERS = (Mapping, list, tuple, typing.Sequence)
+
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
     """A guess at what was meant, as the end of a message; empty where nothing is near."""
@@ -153,6 +157,29 @@ def accepts(annotation: Any, value: Any) -> bool:
     if isinstance(container, type) and issubclass(container, (list, tuple, typing.Sequence)):
         return isinstance(value, list) and all(accepts(arguments[0] if arguments else Any, item) for item in value)
     return False  # an object: given by a nested _target_ or injected, never by a bare value
+
+
+def fits(annotation: Any, value: Any) -> bool:
+    """Whether an object fits an annotation, as far as its class tells; what has no annotation takes anything."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(argument, value) for argument in typing.get_args(annotation))
+    if annotation in _PLAIN or origin is typing.Literal:
+        return (isinstance(value, Path) and annotation is Path) or accepts(annotation, value)
+    kind = origin or annotation
+    untold = kind in (Any, inspect.Parameter.empty) or not inspect.isclass(kind)
+    if untold or typing.is_typeddict(kind) or getattr(kind, "_is_protocol", False):
+        return True
+    return isinstance(value, kind)
+
+
+def takes_objects(annotation: Any) -> bool:
+    """Whether an annotation asks for what a tree cannot write down, an object of some class or a function."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(map(takes_objects, typing.get_args(annotation)))
+    kind = typing.get_origin(annotation) or annotation
+    plain = annotation in _PLAIN or kind in (typing.Literal, Any, inspect.Parameter.empty)
+    return not plain and not (inspect.isclass(kind) and issubclass(kind, _CONTAINERS))
 
 
 def readable(annotation: Any) -> str:

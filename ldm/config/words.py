@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.config.keys import LISTS, NEVER_EMPTY, PATHS, SHARDS, bare, is_literal, is_path
 from ldm.config.overrides import parse
-from ldm.config.registry import CONF
+from ldm.config.plugins import CONF, use_plugins
 from ldm.errors import UserError
 
 MAX_BRACES = 20  # within each other
@@ -27,6 +27,26 @@ def split_literal(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         else:
             overrides.append(argument)
     return literal, overrides
+
+
+def take_plugins(arguments: list[str], known: bool = True) -> list[str]:
+    """The words without ``plugins=[a,b]``: parts of these packages, and of no others, may be built from here on.
+
+    Raises UserError for a package that is none, and for the key where it is not `known`.
+    """
+    names: list[str] = []
+    rest = []
+    for argument in arguments:
+        key, _, text = argument.partition("=")
+        if bare(argument) != "plugins":
+            rest.append(argument)
+        elif key != "plugins" or not known:
+            raise UserError(f"{argument}: no such key{'; write plugins=[package]' if known else ''}")
+        elif text not in ("", "null"):
+            given = meant(key, text)
+            names += given if isinstance(given, list) else [given]
+    use_plugins(names)
+    return rest
 
 
 def check_once(arguments: list[str]) -> None:

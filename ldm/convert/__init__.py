@@ -62,8 +62,9 @@ def import_checkpoint(checkpoint: Path, tree: dict[str, Any], out: Path, scale_f
 def export_model(path: Path, form: str, out: Path) -> list[Path]:
     """Write the model of a run (or of one weights file) into the folder `out`; returns the files made.
 
-    ``published``: model.ckpt; ``safetensors``: model.safetensors under the published names, the latent statistics in
-    its header; ``diffusers``: a folder for from_pretrained, with the averaged weights and the measured statistics.
+    ``published``: model.ckpt; ``safetensors``: model.safetensors under the published names, or where these have no
+    place for the model under ours with its config.yaml, the latent statistics in its header; ``diffusers``: a folder
+    for from_pretrained, with the averaged weights and the measured statistics.
     """
     if form not in FORMATS:
         raise UserError(f"format={form}: there are {', '.join(FORMATS)}")

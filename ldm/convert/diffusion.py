@@ -21,8 +21,9 @@ from ldm.checkpoint.clip_encoder import write_encoder
 from ldm.conditioners import clip
 from ldm.conditioners.base import Conditioners
 from ldm.convert import first_stage as first_stages
-from ldm.convert import pipelines
+from ldm.convert import own_layout, pipelines
 from ldm.convert.schedule_buffers import buffers, compare_schedule, discrete, with_schedule
+from ldm.diffusion.schedule import Discrete
 from ldm.errors import UserError
 from ldm.files import replace
 from ldm.run import Run, code_version
@@ -233,10 +234,12 @@ def _all_trained(conditioner: Conditioners, own: foreign.State, ema: foreign.Sta
 
 def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
     """See convert.export_model; `raw` are the weights that `found` average, or the same."""
+    if form == "safetensors" and not _has_place(tree):
+        return own_layout.export(tree, found, out)
     if not tree.get("first_stage"):
         raise UserError(
-            f"format={form}: a model in pixel space has no published layout, from which exports are made; its weights "
-            f"are safetensors already, {found.path}"
+            f"format={form}: a model in pixel space has no published layout, from which such exports are made; its "
+            f"weights are safetensors already, {found.path}"
         )
     parts, stage = load_autoencoder(Path(tree["first_stage"]))
     described = {name: parts.tree[name] for name in ("autoencoder", "regularizer")}
@@ -246,7 +249,9 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     if form == "diffusers":
         return pipelines.export(tree, found, first_stage, factor, out)
     if tree["network"].get("patch_size", 1) != 1:
-        raise UserError(f"format={form}: the published layout has no patches; network.patch_size is not 1")
+        raise UserError(
+            f"format={form}: the published layout has no patches; set network.patch_size=1 or take format=safetensors"
+        )
     kept = weights.read_tensors(found.run / KEPT) if (found.run / KEPT).exists() else None
     state = buffers(discrete(Parts(tree))) if kept is None else kept
     average = found.state if raw.path != found.path else {}
@@ -274,6 +279,12 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
         return [out / "model.safetensors"]
     exports.write_published(out / "model.ckpt", state, {}, found.metadata["step"])
     return [out / "model.ckpt"]
+
+
+def _has_place(tree: Mapping[str, Any]) -> bool:
+    """Whether the published layout can hold a model: of latents, without patches, under a chain of steps."""
+    patches = tree["network"].get("patch_size", 1) != 1
+    return bool(tree.get("first_stage")) and not patches and isinstance(Parts(dict(tree))["schedule"], Discrete)
 
 
 def _theirs(parts: Parts, own: Mapping[str, Tensor]) -> foreign.State:

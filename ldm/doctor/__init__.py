@@ -64,7 +64,7 @@ def num_ranks(trainer: dict[str, Any]) -> int:
 def _devices(tree: dict[str, Any]) -> Finding:
     found = machine.devices(tree)
     if found.status != FAIL:
-        make = instantiate({**tree["trainer"], "_partial_": True}, {}.__getitem__, "trainer")
+        make = instantiate({**tree["trainer"], "_partial_": True}, {}, "trainer")
         check_trainer(tree["trainer"], make)
     return found
 
@@ -142,7 +142,7 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
     check_parts(parts)
     checkpoint = branch_point(tree["branch"])
     parent = (resume.load(checkpoint), str(checkpoint)) if checkpoint else None
-    make_trainer = instantiate({**alone["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
+    make_trainer = instantiate({**alone["trainer"], "_partial_": True}, parts, "trainer")
     return try_steps(make_trainer, parts["task"], parts["data"], parent)
 
 

@@ -1,6 +1,5 @@
 """The quickstart's chain as restartable stages: each looks at what its folder holds and does what is missing."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from ldm.evaluation.chain_report import write_chain_report
 from ldm.evaluation.chain_samples import draw_samples
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.yardsticks import Yardsticks, shared_yardsticks
-from ldm.files import write_json
+from ldm.files import read_json, write_json
 from ldm.fit import fit
 
 INSTALL_SECONDS = Path(__file__).resolve().parents[2] / ".venv" / ".install-seconds"
@@ -131,7 +130,7 @@ class Chain:
     def times(self) -> dict[str, float]:
         """Seconds of each stage so far."""
         path = self.folder / "times.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def install_seconds(self) -> float | None:
         """How long make took to install, if it did."""

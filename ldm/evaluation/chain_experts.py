@@ -6,14 +6,13 @@ The control is the parent, trained on over all of the noise for as many samples 
 learning rate, batch size and a new optimizer.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.weights import load as load_weights
 from ldm.diffusion.experts import Expert
 from ldm.evaluation.interval_loss import NUM_LEVELS, gain, held_out, interval_loss
-from ldm.files import write_json
+from ldm.files import read_json, write_json
 from ldm.run import load
 
 NUM_IMAGES = 192  # held out; 16 levels of them, six times, take two CPU cores 12 s in bf16
@@ -27,7 +26,7 @@ def measure_experts(
     What is there for these weights is returned as it is.
     """
     weights = [load_weights(run).digest for run in (base, *experts, control)]
-    if kept.exists() and (found := json.loads(kept.read_text()))["weights"] == weights:
+    if kept.exists() and (found := read_json(kept))["weights"] == weights:
         return found
     parent, trained_on = load(base), load(control)
     seen = held_out(parent, parent.parts["data"], seed, min(NUM_IMAGES, parent.parts["data"].num_validation))

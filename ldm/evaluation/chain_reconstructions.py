@@ -1,13 +1,12 @@
 """What the quickstart's first stage keeps of the held-out images, against bicubic down and up by the same factor."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.files import write_json
+from ldm.files import read_json, write_json
 from ldm.images import save_image
 from ldm.metrics.reconstruction import bicubic, reconstruction_errors
 from ldm.networks.lpips import pretrained_lpips
@@ -25,7 +24,7 @@ def reconstruct(base: Path, folder: Path) -> dict[str, Any]:
     model = load(base)
     index = folder / "reconstructions.json"
     fingerprint = model.first_stage.spec.fingerprint
-    if index.exists() and (kept := json.loads(index.read_text()))["first_stage"] == fingerprint:
+    if index.exists() and (kept := read_json(index))["first_stage"] == fingerprint:
         return kept
     lpips, f = pretrained_lpips("alex"), model.first_stage.spec.f
     errors: dict[str, dict[str, list[Tensor]]] = {"first stage": {}, "bicubic": {}}

@@ -3,7 +3,6 @@
 All it shows was left in files by the chain's stages; here it is read, drawn and written.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from ldm.config import load_tree
 from ldm.evaluation import chain_numbers, chain_pictures
 from ldm.evaluation.report.page import write_report
 from ldm.evaluation.sample_sheet import write_sheet
+from ldm.files import read_json
 from ldm.training.loggers import curves, log_summary
 
 if TYPE_CHECKING:
@@ -41,11 +41,13 @@ def find(chain: "Chain") -> Found:
     return Found(
         chain=chain,
         folder=chain.folder / "report",
-        reconstructions=_read(chain.folder / "reconstructions" / "reconstructions.json"),
-        samples={name: _read(chain.samples_folder(path) / "samples.json") for name, path in chain.drawn.items()},
-        points={name: _read(chain.curve_folder(path) / "points.json")["points"] for name, path in chain.models.items()},
-        experts=_read(chain.expert_losses) if chain.nodes else None,
-        lineages={run: _read(run / "lineage.json") for run in runs},
+        reconstructions=read_json(chain.folder / "reconstructions" / "reconstructions.json"),
+        samples={name: read_json(chain.samples_folder(path) / "samples.json") for name, path in chain.drawn.items()},
+        points={
+            name: read_json(chain.curve_folder(path) / "points.json")["points"] for name, path in chain.models.items()
+        },
+        experts=read_json(chain.expert_losses) if chain.nodes else None,
+        lineages={run: read_json(run / "lineage.json") for run in runs},
         trees={run: load_tree(run / "config.yaml") for run in runs},
         logs={run: curves(run / "metrics.csv") for run in runs},
     )
@@ -64,10 +66,6 @@ def write_chain_report(chain: "Chain") -> Path:
         f"{size} px. Every image that was drawn is shown."
     )
     return write_report(found.folder, "Quickstart", subtitle, sections)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _log(found: Found) -> None:

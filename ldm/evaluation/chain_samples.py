@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from ldm.checkpoint import weights
 from ldm.evaluation.diversity import mean_distance, of_one_caption
 from ldm.evaluation.yardsticks import Yardsticks
-from ldm.files import write_json
+from ldm.files import read_json, write_json
 from ldm.generate import Sampling
 from ldm.images import save_image
 from ldm.metrics.alignment_score import AlignmentScore
@@ -38,8 +38,8 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any], by: Yardsticks)
     facts["moments"] = [file.name for file in saved.values()]
     identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     index = folder / "samples.json"
-    if index.exists() and json.loads(index.read_text())["identity"] == identity:
-        return json.loads(index.read_text())
+    if index.exists() and read_json(index)["identity"] == identity:
+        return read_json(index)
     prompts, new = list(tree["prompts"]), list(tree["new_prompts"])
     drawn = _draw(model, [*prompts, *new], tree, tree["shown_scale"])  # [seeds, prompts + new, 3, H, W]
     images = drawn[:, : len(prompts)]

@@ -45,7 +45,7 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     data, count = validation_of(parts, tree, path)
     folder = Path(tree["out"]) if tree["out"] else found.run / "evaluation"
     autoencoder, regularizer = parts["autoencoder"].to(device), parts["regularizer"].to(device)
-    backbone = instantiate(tree["metric"], Parts(tree).__getitem__, "metric").to(device)
+    backbone = instantiate(tree["metric"], Parts(tree), "metric").to(device)
     alex, vgg = (pretrained_lpips(net).to(device) for net in ("alex", "vgg"))
     with process_group(device) as (rank, world_size), torch.no_grad():
         bank = FeatureBank().to(device)

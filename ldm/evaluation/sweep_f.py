@@ -1,6 +1,5 @@
 """The sweep over the downsampling factor (arXiv 2112.10752, figures 6 and 7): equal networks, equal budgets, any f."""
 
-import json
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.report.plots import loss_curves, quality_over_speed
 from ldm.evaluation.table import write_csv
-from ldm.files import write_json
+from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.run import load
 from ldm.training.loggers import log_summary
@@ -85,7 +84,7 @@ def _samples_per_second(tree: dict[str, Any], folder: Path, run: Path, num_steps
     """Throughput of one batch, decoded, after one to warm up; measured once and kept, so that a curve stays a curve."""
     kept = folder / "speed.json"
     if kept.exists():
-        return json.loads(kept.read_text())["samples_per_second"]
+        return read_json(kept)["samples_per_second"]
     device = choose(tree["device"])
     model = load(run).to(device)
     sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": num_steps})

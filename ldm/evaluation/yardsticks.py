@@ -36,7 +36,7 @@ class Yardsticks:
 def yardsticks_of(tree: dict[str, Any], device: torch.device) -> Yardsticks:
     """Those that `tree` (conf/evaluate.yaml) names."""
     parts = Parts(tree)
-    backbone, alignment = (instantiate(tree[key], parts.__getitem__, key) for key in ("metric", "alignment"))
+    backbone, alignment = (instantiate(tree[key], parts, key) for key in ("metric", "alignment"))
     return Yardsticks(backbone, alignment, device)
 
 

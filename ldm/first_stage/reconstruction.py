@@ -56,6 +56,8 @@ class ReconstructionLoss(nn.Module):
         """The smallest side of an image, px, that can be judged."""
         return self._lpips.module.min_size
 
+    distance_names = ("l1", "lpips")
+
     def distances(self, image: Tensor, xhat: Tensor) -> dict[str, Tensor]:
         """L1 and LPIPS of each sample: images [B, C, H, W] in [-1, 1] -> {"l1": [B], "lpips": [B]}."""
         l1 = (image - xhat).abs().flatten(1).mean(1)

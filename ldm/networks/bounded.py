@@ -17,7 +17,16 @@ from ldm.errors import UserError
 SLACK_TENSORS = 64  # and twice as many as the file has: parts may share or leave out some
 SLACK_ELEMENTS = 1 << 26  # tables that no file holds, such as those of positions
 MODULES_PER_TENSOR = 32
-NONSENSE = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, RecursionError, MemoryError)
+NONSENSE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    RecursionError,
+    MemoryError,
+)
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -82,6 +91,8 @@ def check_described(build: Callable[[], nn.Module], shapes: Shapes, source: str)
             return build().state_dict()
     except TooLarge as error:
         raise UserError(f"{source}: describes {error}") from error
+    except UserError:
+        raise
     except NONSENSE as error:
         raise UserError(f"{source}: describes nothing that can be built ({line(error)})") from error
     finally:

@@ -77,6 +77,10 @@ class AutoencoderTask(Task):
         squared = (output - image).square().flatten(1).mean(1)
         return {**self.reconstruction.distances(image, output), "psnr": 10 * torch.log10(4 / squared.clamp(min=1e-10))}
 
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return (*self.reconstruction.distance_names, "psnr")
+
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Images and, below them, their reconstructions."""
         image = batch["image"]

@@ -110,6 +110,10 @@ class ClassifierTask(Task):
         by_level = {f"accuracy_noise_{level}": hit for level, hit in enumerate(hits)}
         return {"loss": torch.stack(losses).mean(0), "accuracy": torch.stack(hits).mean(0), **by_level}
 
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", *(f"accuracy_noise_{level}" for level in range(NUM_VALIDATION_LEVELS)))
+
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Held-out images and, below them, what the classifier is shown of them in each stratum, decoded."""
         rows = [batch["image"]]

@@ -174,6 +174,10 @@ class DiffusionTask(Task):
         )
         return {"loss": losses}
 
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return ("loss",)
+
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Samples for the captions or labels of held-out images, below the images themselves; none without images."""
         if "image" not in batch:

@@ -54,7 +54,7 @@ def adamw(
 
     Vectors are biases and norms, which the published latent diffusion models decay too.
     """
-    _check_betas(betas)
+    _check(lr, betas, eps)
     if weight_decay < 0:
         raise UserError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
 
@@ -73,12 +73,15 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`optimizer.load_state_dict(state)`, laid out as the parameters are.
 
     Fused kernels run over memory, not over places: a state saved where the layout was another would meet the wrong
-    weights, without an error on a CPU.
+    weights, without an error on a CPU. Raises UserError for a state of other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     held_by = {place: held for place, held in state["state"].items() if place < len(parameters)}
     own = {place: _placed(held, parameters[place]) for place, held in held_by.items()}
-    optimizer.load_state_dict({**state, "state": {**state["state"], **own}})
+    try:
+        optimizer.load_state_dict({**state, "state": {**state["state"], **own}})
+    except ValueError as error:
+        raise UserError(f"optimizer: its state is of other parameters ({error})") from error
     for parameter, held in optimizer.state.items():
         for name, value in held.items():
             if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -93,12 +96,15 @@ def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
 
 def adam(lr: float, betas: list[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:
     """Adam without weight decay, as the published first stages are trained (betas 0.5, 0.9)."""
-    _check_betas(betas)
+    _check(lr, betas, eps)
     return lambda module: torch.optim.Adam(
         [p for p in module.parameters() if p.requires_grad], lr=lr, betas=tuple(betas), eps=eps, fused=fused
     )
 
 
-def _check_betas(betas: list[float]) -> None:
+def _check(lr: float, betas: list[float], eps: float) -> None:
+    for name, value in (("lr", lr), ("eps", eps)):
+        if value < 0:
+            raise UserError(f"optimizer.{name}={value}: must be at least 0")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"optimizer.betas={list(betas)}: must be two numbers in [0, 1)")

@@ -81,6 +81,11 @@ class Task(pl.LightningModule):
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Values per sample, name -> [B], of a held-out batch; the same draws every time."""
 
+    @property
+    @abstractmethod
+    def held_out(self) -> tuple[str, ...]:
+        """The names that `validate` gives."""
+
     @abstractmethod
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a held-out batch, name -> image grid [3, H, W] in [-1, 1]."""

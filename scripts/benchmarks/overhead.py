@@ -95,7 +95,7 @@ def _measured(tree: dict[str, Any], num_steps: int) -> _Turns:
         csv = CSVLog(Path(folder) / "metrics.csv")
         csv.rewind(0)
         loggers = [csv, parts["logger"]]
-        make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts.__getitem__, "trainer")
+        make_trainer = instantiate({**tree["trainer"], "_partial_": True}, parts, "trainer")
         trainer = make_trainer(callbacks=[Group([*parts.callbacks, turns])], logger=loggers)
         with handlers_kept():
             trainer.fit(parts["task"], datamodule=parts["data"])

@@ -11,6 +11,7 @@ import torch
 
 from chaoses.outcome import Outcome
 from ldm.checkpoint import resume
+from ldm.errors import UserError
 
 GOAL = "the newest good checkpoint is used, the bad ones named; never step 0 in silence"
 RUNS = 100
@@ -98,7 +99,7 @@ def _problems(trial: Path, good: int, bad: list[str]) -> list[str]:
     with heard() as messages:
         try:
             found = resume.newest(trial)
-        except ValueError as error:
+        except UserError as error:
             found = None
             messages.append(str(error))
     said = "\n".join(messages)

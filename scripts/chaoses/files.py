@@ -13,6 +13,7 @@ from chaoses import file_kinds, http_answers, making_files, model_files, other_f
 from chaoses.isolation import CPU_SECONDS, GROWTH_MIB, Isolated
 from chaoses.outcome import Outcome
 from data.errors import told
+from ldm.errors import UserError
 
 GOAL = f"spoilt files of every kind: one line, {CPU_SECONDS} s and {GROWTH_MIB} MiB at most, no code, no wrong pair"
 RUNS = 10_000
@@ -55,7 +56,7 @@ def _trial(kind: file_kinds.Kind, rng: random.Random, folder: Path) -> list[str]
     content = how(kind.whole(rng), rng)
     try:
         problems = kind.read(folder, content, how)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         problems = _unclear(told(error))
     except Exception as error:
         problems = [f"{type(error).__name__}: {str(error)[:200]}"]

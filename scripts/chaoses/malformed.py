@@ -7,6 +7,7 @@ from typing import Any
 
 from chaoses.outcome import Outcome
 from ldm.config import compose, groups, is_literal
+from ldm.errors import UserError
 
 GOAL = "malformed overrides: the key and a hint in one line, no wrong type accepted"
 RUNS = 5000
@@ -38,7 +39,7 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
 def _problems(experiment: str, key: str, word: str) -> list[str]:
     try:
         tree = compose("config", [f"experiment={experiment}", word], complete=False)
-    except ValueError as error:
+    except UserError as error:
         message = str(error)
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]

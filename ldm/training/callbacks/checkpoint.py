@@ -32,6 +32,8 @@ class Checkpoint(pl.Callback):
     raised at the next checkpoint. Snapshots, and the rows of a sharded run's ranks, are written at once.
     """
 
+    comes_last = True  # after all callbacks whose state and whose words in the log a checkpoint stands for
+
     def __init__(
         self,
         folder: Path,
@@ -59,6 +61,11 @@ class Checkpoint(pl.Callback):
         self.saved_step = -1
         self.before_writing: Callable[[], None] = nothing  # may raise a ValueError: then nothing is written
         self._writer = Writer()
+
+    def check(self, task: Task) -> None:
+        """Raises UserError if a task has no held-out value of the name of `best`."""
+        if self.best and self.best not in task.held_out:
+            raise UserError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.held_out)}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if not task.stepped:
@@ -108,8 +115,6 @@ class Checkpoint(pl.Callback):
         """Rank zero's part: all but the other ranks' rows."""
         counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
         facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
-        if self.best and task.validated_step == task.step and self.best not in task.validated:
-            raise UserError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.validated)}")
         facts["validation"] = task.validated if task.validated_step == task.step else {}
         background = task.device.type == "cuda" if self.background is None else self.background
         if background:
