@@ -222,7 +222,7 @@ class CachedSamples:
     def __init__(self, samples: Samples, cache: Cache, images: bool):
         self.samples = samples
         self.cache = cache
-        self.images = images
+        self.images = images and samples.images
 
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together; a BadSample stands for one that cannot be used."""

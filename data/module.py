@@ -2,7 +2,7 @@
 Lightning. A batch is described at `Samples.batch`; its order needs no saved state, only `start(number)`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -40,8 +40,8 @@ class ShardData(pl.LightningDataModule):
     `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
     weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
     `shuffle_block` keeps the order local (see Plan). `decoder=fast` needs an extra and gives other last bits. `cache`
-    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. More than ten arguments: each
-    is a key of the YAML.
+    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. `with_images=false`: the
+    samples have none, only fields. More than ten arguments: each is a key of the YAML.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class ShardData(pl.LightningDataModule):
         mixture: Mapping[str, Source] | None = None,
         filters: FilterRules | None = None,
         decoder: Literal["pil", "fast"] = "pil",
+        with_images: bool = True,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -107,6 +108,7 @@ class ShardData(pl.LightningDataModule):
         self.shuffle_block = shuffle_block
         self.decoder = DECODERS[decoder]()
         self.start_number = 0
+        self.with_images = with_images
         self.images = False  # whether batches need them where the cache is read
         self._caches: dict[Samples, Cache] = {}
 
@@ -128,19 +130,21 @@ class ShardData(pl.LightningDataModule):
     def whole_parts(self) -> list[Samples]:
         """The same with all samples of their shards, also those that `filters` leave out."""
         sets = [ShardSet(part.shards.shards) for part in self.parts()]
-        return [Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder) for shards in sets]
+        return [self._samples(shards) for shards in sets]
+
+    def _samples(self, shards: ShardSet, source: Callable[[int], str] | None = None) -> Samples:
+        return Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder, source, self.with_images)
 
     @cached_property
     def _train_samples(self) -> Samples:
         source = self.training_set.source if self.training_set.mixture else None
-        return Samples(self.training_set.shards, self.image_size, self.fields, self.memo_samples, self.decoder, source)
+        return self._samples(self.training_set.shards, source)
 
     @cached_property
     def _validation_samples(self) -> Samples:
         if self.validation is None:
             raise ValueError("data.validation names no shards; give some, or switch validation off")
-        shards = ShardSet.open(expand(self.validation, "data.validation"))
-        return Samples(shards, self.image_size, self.fields, self.memo_samples, self.decoder)
+        return self._samples(ShardSet.open(expand(self.validation, "data.validation")))
 
     def read_cache(
         self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: Collection[str]
@@ -211,7 +215,8 @@ class ShardData(pl.LightningDataModule):
     def batch_spec(self) -> dict[str, str]:
         """What a batch holds, by key, in words."""
         size = self.image_size
-        own = {"image": f"float32 [B, 3, {size}, {size}]", "key": "list[str]", "number": "int64 [B]"}
+        image = {"image": f"float32 [B, 3, {size}, {size}]"} if self.with_images else {}
+        own = {**image, "key": "list[str]", "number": "int64 [B]"}
         if self.training_set.mixture:
             own["source"] = "list[str], in training"
         return {**own, "index": "int64 [B]", **{name: field.yields for name, field in self.fields.items()}}

@@ -31,10 +31,9 @@ class Sample:
 class Samples:
     """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads.
 
-    `source` names the data set that a sample is from, where several are mixed.
+    `source` names the data set that a sample is from, where several are mixed. Without `images` no sample needs one,
+    and their batches have none.
     """
-
-    images = True  # they have theirs
 
     def __init__(
         self,
@@ -44,6 +43,7 @@ class Samples:
         memo_samples: int,
         decoder: Decoder,
         source: Callable[[int], str] | None = None,
+        images: bool = True,
     ):
         self.shards = shards
         self.image_size = image_size
@@ -51,6 +51,7 @@ class Samples:
         self.memo_samples = memo_samples
         self.decoder = decoder
         self.source = source
+        self.images = images
         self._extensions = frozenset(field.extension for field in self.fields.values())
         self._lies = any(field.lies_on_picture for field in self.fields.values())
         self._reader = MemberReader()
@@ -59,7 +60,7 @@ class Samples:
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:
         """Samples read together, which remote shards need; a BadSample stands for one that cannot be used."""
         unread = [index for index in dict.fromkeys(indices) if index not in self._memo]
-        found = dict(zip(unread, self._read_all(unread, images=True), strict=True))
+        found = dict(zip(unread, self._read_all(unread, self.images), strict=True))
         for index, sample in found.items():
             if isinstance(sample, Sample) and len(self._memo) < self.memo_samples:
                 self._memo[index] = sample

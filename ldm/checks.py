@@ -24,6 +24,7 @@ PEEKED = 64  # training samples whose labels are looked at
 def check_parts(parts: Parts) -> None:
     """Raises ValueError naming the key for what a run of these `parts` could not train with."""
     data, side = parts["data"], parts["image_size"]
+    _check_modelled("image" if is_first_stage(parts.tree) else parts["first_stage"].key, data)
     if is_first_stage(parts.tree):
         check_size(side, side, parts["autoencoder"].f)
         _check_losses(parts["reconstruction"], side)
@@ -34,6 +35,15 @@ def check_parts(parts: Parts) -> None:
     _check_best(parts.tree, data)
     for callback in parts.callbacks:
         getattr(callback, "check", lambda task: None)(parts["task"])
+
+
+def _check_modelled(key: str, data: ShardData) -> None:
+    """A batch, or the cache that stands for it, will have what is modelled."""
+    if data.cache is None and key not in data.batch_spec:
+        raise ValueError(
+            f"data.with_images={str(data.with_images).lower()}: what is modelled is {key!r}, and a batch has "
+            f"{', '.join(data.batch_spec)}; give data.fields one of that name, or images"
+        )
 
 
 def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:

@@ -79,7 +79,7 @@ def generate(
     spec = first_stage.spec
     height, width = (size, size) if isinstance(size, int) else size
     check_size(height, width, spec.f)
-    shape = (spec.channels, height // spec.f, width // spec.f)
+    shape = spec.shape((height // spec.f, width // spec.f))
     negative, use = negative or {}, sampling.use_conditions
     tiled = sampling.tiling(denoiser) if sampling.tiling else denoiser
     given = bind(tiled, conditioner, batch, len(numbers), negative, use)

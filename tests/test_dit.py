@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ldm.networks.attention import SelfAttention
+from ldm.networks.context import Context
 from ldm.networks.dit import DiT, positions
 
 # Table 1 of arXiv 2212.09748, and the millions of parameters it gives for patches of 2 on latents of 4 channels with
@@ -42,7 +44,7 @@ def test_output_is_zero_at_the_start_and_every_block_is_the_identity():
     assert not network(torch.randn(2, 4, 8, 8), torch.tensor([1.0, 900.0]), tokens=torch.randn(2, 3, 5)).any()
     x, cond, tokens = torch.randn(2, 7, 16), torch.randn(2, 16), torch.randn(2, 3, 5)
     for block in network.blocks:
-        assert torch.equal(block(x, cond, tokens, None), x)
+        assert torch.equal(block(x, cond, Context(tokens)), x)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12)])
@@ -152,3 +154,12 @@ def test_impossible_architectures_are_refused(arguments, message):
 def test_what_the_network_was_not_built_for_is_refused(shape, given, message):
     with pytest.raises(ValueError, match=message):
         DiT(**TINY)(torch.zeros(shape), torch.ones(1), **given)
+
+
+def test_masked_positions_of_self_attention_do_not_matter():
+    attention = SelfAttention(8, 2)
+    x, mask = torch.randn(2, 6, 8), torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    with torch.no_grad():
+        out = attention(x, mask)
+        assert torch.allclose(out[0, :4], attention(x[:1, :4])[0], atol=1e-6)
+        assert torch.allclose(out[1], attention(x[1:])[0], atol=1e-6)

@@ -203,6 +203,10 @@ def test_identity_has_the_same_interface_and_nothing_to_train():
     assert not list(stage.parameters()) and not stage.state_dict()
     with pytest.raises(ValueError, match="1 channels"):
         stage.encode(image[:, :1])
+    for other in (torch.zeros(2, 3), torch.zeros(2, 3, 7), torch.zeros(2, 3, 4, 5, 7)):  # whatever would broadcast
+        for change in (stage.encode, stage.sample, stage.decode):
+            with pytest.raises(ValueError, match=r"first_stage=null models images \[B, C, H, W\]"):
+                change(other)
 
 
 def test_fingerprint_depends_on_every_weight():
@@ -222,6 +226,42 @@ def test_spec_survives_json():
     assert LatentSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
     with pytest.raises(ValueError, match="expected the keys"):
         LatentSpec.from_dict({"f": 4})
+
+
+def test_a_spec_of_any_kind_survives_json_and_says_its_shape():
+    for kind, more, shape in [
+        ("vector", {}, (2,)),
+        ("sequence", {"length": 5}, (2, 5)),
+        ("sequence", {"length": 5, "groups": ((1, 1), (2, 2))}, (2, 5)),
+        ("grid", {}, (2, 6, 3)),
+    ]:
+        spec = LatentSpec(4, 2, kind, False, (0.1, -0.2), (1.5, 0.3), "abc", **more)
+        assert LatentSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+        assert spec.shape((6, 3)) == shape
+        z, mean = torch.zeros(7, *shape), spec.per_channel(torch.tensor(spec.mean))
+        assert (z + mean).shape == z.shape and torch.equal((z + mean)[3, 1].unique(), mean.flatten()[1:])
+
+
+def test_a_spec_written_before_there_were_sequences_is_read():
+    old = {"f": 4, "channels": 2, "kind": "grid", "discrete": False, "mean": [0.1, -0.2], "std": [1.5, 0.3],
+           "fingerprint": "abc"}  # fmt: skip
+    assert LatentSpec.from_dict(old) == SPEC
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"kind": "tree"}, "kind 'tree', must be one of vector, sequence, grid"),
+        ({"kind": "sequence"}, "a sequence of length 0"),
+        ({"length": 4}, "a grid of length 4"),
+        ({"kind": "sequence", "length": 4, "groups": [[1, 1], [1, 2]]}, "do not add up to length 4"),
+        ({"kind": "sequence", "length": 4, "groups": [2, 2]}, r"groups .* are not all \[h, w\]"),
+        ({"kind": "sequence", "length": "4"}, "length is '4', expected int"),
+    ],
+)
+def test_a_spec_that_says_nonsense_is_refused(change, problem):
+    with pytest.raises(ValueError, match=problem):
+        LatentSpec.from_dict(SPEC.to_dict() | change)
 
 
 @pytest.mark.parametrize(("key", "value"), [("f", 8), ("channels", 3), ("std", [1.5, 0.4]), ("fingerprint", "abd")])

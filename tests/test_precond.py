@@ -94,6 +94,17 @@ def test_sequences_and_vectors_work_as_grids_do():
         assert Denoiser(lambda x, c_noise: x, V(SCHEDULE))(x, torch.ones(4), {}).shape == shape
 
 
+def test_a_network_may_give_a_variance_beside_x0():
+    x, sigma, v = torch.randn(4, 3, 5, 7), torch.ones(4), torch.randn(4, 3, 5, 7)
+    alone = Denoiser(lambda x, c_noise: x, V(SCHEDULE))
+    both = Denoiser(lambda x, c_noise: torch.cat([x, v], 1), V(SCHEDULE))
+    x0, variance = both.with_variance(x, sigma, {})
+    assert torch.equal(variance, v) and torch.equal(x0, alone(x, sigma, {})) and torch.equal(both(x, sigma, {}), x0)
+    assert alone.with_variance(x, sigma, {})[1] is None
+    with pytest.raises(ValueError, match=r"network\.out_channels=1: must be 3, as the latents have, or 6"):
+        Denoiser(lambda x, c_noise: x[:, :1], V(SCHEDULE))(x, sigma, {})
+
+
 def test_eps_refuses_pure_noise():
     for schedule in (FlowSchedule(), scaled_linear(0.00085, 0.012, zero_terminal_snr=True)):
         with pytest.raises(ValueError, match="precond"):

@@ -298,6 +298,11 @@ def test_a_concat_condition_of_another_size_is_refused():
         blended(8)(pointwise)(torch.zeros(2, 3, 16, 16), SIGMA, {"concat": torch.zeros(2, 2, 8, 8)})
 
 
+def test_latents_that_are_no_maps_are_refused():
+    with pytest.raises(ValueError, match=r"tiling: cuts maps .* \[2, 3, 16\]"):
+        blended(8)(pointwise)(torch.zeros(2, 3, 16), SIGMA, {})
+
+
 def test_windows_of_a_size_are_a_tiling_with_its_own_functions():
     tiling = Tiling(8, 4, evenly, torch.ones)
     x = randn(1, 1, 12, 8)

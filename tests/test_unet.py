@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from ldm.networks.attention import AttentionBlock, Cond, SpatialTransformer
+from ldm.networks.context import Context
 from ldm.networks.unet import UNet
+from ldm.networks.unet_blocks import Blocks, apply
 
 # Constructor arguments of published models, and their millions of parameters (arXiv 2112.10752 and its repository).
 PUBLISHED = {
@@ -262,3 +265,22 @@ def test_linear_projections_are_1x1_convolutions_with_other_shapes():
     linear.load_state_dict({name: p.reshape(shapes[name]) for name, p in conv.named_parameters()})
     x, level, tokens = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 3.0]), torch.randn(2, 5, 6)
     assert torch.equal(conv(x, level, tokens=tokens), linear(x, level, tokens=tokens))
+
+
+def test_which_attentions_stand_where_is_a_function_of_width_and_factor():
+    """As in eDiff-I: self-attention at other factors than cross-attention, and none in the middle."""
+
+    def attentions(width: int, factor: int | None) -> list[torch.nn.Module]:
+        own = [AttentionBlock(width, 2, norm_groups=4)] if factor == 2 else []
+        return [*own, *([SpatialTransformer(width, 2, 5, norm_groups=4)] if factor in (1, 2) else [])]
+
+    blocks = Blocks(8, [1, 2, 2], 1, attentions, norm_groups=4)
+    layers, widths = blocks.encoder(4)
+    kinds = [[type(layer).__name__ for layer in entry] for entry in layers]
+    assert kinds[1][1:] == ["SpatialTransformer"] and kinds[3][1:] == ["AttentionBlock", "SpatialTransformer"]
+    assert len(kinds[5]) == 1 and len(blocks.middle(widths[-1])) == 2
+    h = layers[0](torch.randn(2, 4, 8, 8))
+    cond = Cond(torch.randn(2, blocks.emb_width), Context(torch.randn(2, 3, 5)))
+    for entry in layers[1:]:
+        h = apply(entry, h, cond)
+    assert apply(blocks.middle(widths[-1]), h, cond).shape == (2, 16, 2, 2)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Condition
 from ldm.diffusion.precond import Precond
 
 # A denoiser with its condition bound, `(x [B, ...], sigma [B]) -> x0`: what samplers and guidance work on.
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # With the condition yet to be given, `(x, sigma [B], cond) -> x0`: what `Denoiser` is.
-ConditionalDenoise = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
+ConditionalDenoise = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def expand(value: Tensor, x: Tensor) -> Tensor:
@@ -30,9 +31,24 @@ class Denoiser(nn.Module):
         """Height and width of x must be multiples of it."""
         return self.network.factor
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """x [B, ...] = x0 + sigma noise, sigma [B] > 0, cond: the network's keywords -> estimate of x0 [B, ...]."""
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        """x [B, C, ...] = x0 + sigma noise, sigma [B] > 0, cond: the network's keywords -> estimate of x0, like x."""
+        return self.with_variance(x, sigma, cond)[0]
+
+    def with_variance(self, x: Tensor, sigma: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
+        """The estimate of x0, and v like x of a network of 2 C output channels, as those of ADM and DiT; else None.
+
+        v, about in [-1, 1], places the log-variance of a step between its bounds (arXiv:2102.09672, equation 15). The
+        losses here do not train it. Raises ValueError for a network of another number of output channels.
+        """
         x, sigma = x.float(), sigma.float()
         c_skip, c_out, c_in, c_noise = self.precond(sigma)
         output = self.network(expand(c_in, x) * x, c_noise, **cond).float()
-        return expand(c_skip, x) * x + expand(c_out, x) * output
+        channels = x.shape[1]
+        if output.shape[1] not in (channels, 2 * channels):
+            raise ValueError(
+                f"network.out_channels={output.shape[1]}: must be {channels}, as the latents have, or {2 * channels} "
+                "with a variance beside them"
+            )
+        output, variance = (output, None) if output.shape[1] == channels else output.chunk(2, dim=1)
+        return expand(c_skip, x) * x + expand(c_out, x) * output, variance

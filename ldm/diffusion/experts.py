@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Condition, pick
 from ldm.diffusion.noise import NoiseDistribution, Restricted
 
 Interval = tuple[float, float]
@@ -143,7 +144,7 @@ class ExpertDenoiser(nn.Module):
         """Height and width of x must be multiples of it, for every member."""
         return math.lcm(*[member.factor for member in self.members])
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """x [B, ...], sigma [B], cond {name: [B, ...]} -> x0 [B, ...]; one member call when all of sigma agree."""
         owners = [self._owner[bisect.bisect_right(self._lower, level) - 1] for level in sigma.float().tolist()]
         if len(set(owners)) == 1:
@@ -152,8 +153,6 @@ class ExpertDenoiser(nn.Module):
         for owner in sorted(set(owners)):
             places = [place for place, member in enumerate(owners) if member == owner]
             index = torch.tensor(places, device=x.device)
-            parts.append(
-                self.members[owner](x[index], sigma[index], {name: value[index] for name, value in cond.items()})
-            )
+            parts.append(self.members[owner](x[index], sigma[index], pick(cond, index)))
             order += places
         return torch.cat(parts)[torch.tensor(order, device=x.device).argsort()]

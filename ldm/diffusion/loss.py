@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm.diffusion.cond import Condition
 from ldm.diffusion.denoiser import Denoiser, expand
 from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.noise import NoiseDistribution
@@ -28,7 +29,7 @@ def diffusion_loss(
     x0: Tensor,
     sigma: Tensor,
     noise: Tensor,
-    cond: dict[str, Tensor],
+    cond: Condition,
     weighting: Weighting,
     loss: Loss = squared,
 ) -> Tensor:
@@ -41,7 +42,7 @@ def diffusion_loss(
 def stratified_losses(
     denoiser: Denoiser,
     x0: Tensor,
-    cond: dict[str, Tensor],
+    cond: Condition,
     noise: NoiseDistribution,
     weighting: Weighting,
     seed: int,

@@ -11,6 +11,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from ldm.diffusion.cond import Condition, check_maps, cut, cut_cond
 from ldm.diffusion.denoiser import ConditionalDenoise
 
 
@@ -47,44 +48,29 @@ class Tiling:
         return self.places(length, self.size, self.stride) if length > self.size else [0]
 
     def __call__(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
-        """`denoiser` for maps of any size; "concat" conditions are cut like x, the others hold in every window."""
+        """`denoiser` for maps of any size; conditions that are maps are cut like x, the others hold in every window."""
 
-        def tiled(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        def tiled(x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+            if x.ndim != 4:
+                raise ValueError(f"tiling: cuts maps [B, C, H, W], and these latents are {list(x.shape)}; leave it out")
             rows, columns = self.starts(x.shape[-2]), self.starts(x.shape[-1])
             if len(rows) == len(columns) == 1:
                 return denoiser(x, sigma, cond)
-            _check_concat(x, cond)
+            check_maps(cond, x)
             height, width = (min(self.size, side) for side in x.shape[-2:])
             window = self.window(height, width).to(x)
             ranks = self.rank(len(rows), len(columns)).flatten().tolist()
-            areas = [(..., slice(top, top + height), slice(left, left + width)) for top, left in product(rows, columns)]
+            areas = [(slice(top, top + height), slice(left, left + width)) for top, left in product(rows, columns)]
             total, weight = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
             for first in range(0, len(areas), self.num_parallel):
                 part = areas[first : first + self.num_parallel]
-                estimates = denoiser(_cut(x, part), sigma.repeat(len(part)), _cut_cond(cond, part))
+                estimates = denoiser(cut(x, part), sigma.repeat(len(part)), cut_cond(cond, part))
                 for area, estimate, rank in zip(part, estimates.split(len(x)), ranks[first:], strict=False):
-                    total[area] += rank * window * estimate
+                    total[(..., *area)] += rank * window * estimate
                     weight[area] += rank * window
             return total / weight
 
         return tiled
-
-
-def _cut(x: Tensor, areas: list[tuple]) -> Tensor:
-    return torch.cat([x[area] for area in areas])
-
-
-def _cut_cond(cond: dict[str, Tensor], areas: list[tuple]) -> dict[str, Tensor]:
-    return {
-        slot: _cut(value, areas) if slot == "concat" else value.repeat(len(areas), *[1] * (value.ndim - 1))
-        for slot, value in cond.items()
-    }
-
-
-def _check_concat(x: Tensor, cond: dict[str, Tensor]) -> None:
-    if "concat" in cond and cond["concat"].shape[-2:] != x.shape[-2:]:
-        given, needed = (tuple(value.shape[-2:]) for value in (cond["concat"], x))
-        raise ValueError(f"concat condition of {given}: must have the latent's height and width, {needed}")
 
 
 def published(size: int = 128, stride: int = 64, tie_breaker: bool = False, num_parallel: int = 4) -> Tiling:

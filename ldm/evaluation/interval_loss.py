@@ -34,7 +34,7 @@ def held_out(model: Model, data: Any, seed: int, num_samples: int) -> HeldOut:
     """The first `num_samples` held-out images of `data` through the first stage and conditioner of `model`."""
     [batch] = data.validation_loader(batch_size=num_samples, num_samples=num_samples)
     moments = model.first_stage.moments(batch["image"])
-    shape = (model.first_stage.spec.channels, *moments.shape[2:])
+    shape = model.first_stage.spec.shape(moments.shape[2:])
     x0 = model.first_stage.sample(moments, normal(seed, "validation posterior", batch["index"], shape))
     cond = model.conditioner(batch, drop=model.conditioner.drop_none(len(x0)))
     return HeldOut(x0, batch["index"], batch["caption"], cond)

@@ -21,6 +21,7 @@ class FirstStage(nn.Module):
     to encode and decode larger images tile by tile, overlapping by a quarter.
     """
 
+    key = "image"  # the field of the batch that it encodes
     tile: int | None = None
 
     def __init__(
@@ -37,8 +38,8 @@ class FirstStage(nn.Module):
         self.autoencoder = autoencoder
         self.regularizer = regularizer
         self.num_codes = regularizer.num_codes
-        self.register_buffer("mean", torch.tensor(self.spec.mean).view(channels, 1, 1))
-        self.register_buffer("std", torch.tensor(self.spec.std).view(channels, 1, 1))
+        self.register_buffer("mean", self.spec.per_channel(torch.tensor(self.spec.mean)))
+        self.register_buffer("std", self.spec.per_channel(torch.tensor(self.spec.std)))
         self.requires_grad_(False)
         self.eval()
 
@@ -71,8 +72,12 @@ class FirstStage(nn.Module):
 
 
 class Identity(nn.Module):
-    """f = 1: pixels are the latent. The interface of `FirstStage`; there is nothing in it to train, nor to tile."""
+    """f = 1: pixels are the latent. The interface of `FirstStage`; there is nothing in it to train, nor to tile.
 
+    Raises ValueError for anything but images [B, C, H, W] of its number of channels.
+    """
+
+    key = "image"
     tile: int | None = None
     num_codes = 0
 
@@ -80,18 +85,16 @@ class Identity(nn.Module):
         super().__init__()
         mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
         self.spec = _spec(1, channels, mean, std, "identity")
-        self.register_buffer("mean", torch.tensor(self.spec.mean).view(channels, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.spec.std).view(channels, 1, 1), persistent=False)
+        self.register_buffer("mean", self.spec.per_channel(torch.tensor(self.spec.mean)), persistent=False)
+        self.register_buffer("std", self.spec.per_channel(torch.tensor(self.spec.std)), persistent=False)
 
     def moments(self, image: Tensor) -> Tensor:
         """The image [B, C, H, W] itself."""
-        if image.shape[1] != self.spec.channels:
-            raise ValueError(f"image has {image.shape[1]} channels, the first stage takes {self.spec.channels}")
-        return image
+        return self._image(image)
 
     def sample(self, h: Tensor, noise: Tensor | None = None) -> Tensor:
         """h whitened; `noise` is not used."""
-        return (h - self.mean) / self.std
+        return (self._image(h) - self.mean) / self.std
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
         """The image [B, C, H, W] whitened."""
@@ -99,7 +102,17 @@ class Identity(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`."""
-        return z * self.std + self.mean
+        return self._image(z) * self.std + self.mean
+
+    def _image(self, image: Tensor) -> Tensor:
+        if image.ndim != 4:
+            raise ValueError(
+                f"first_stage=null models images [B, C, H, W] as they are, and got {list(image.shape)}; anything else "
+                "needs a first stage of its own"
+            )
+        if image.shape[1] != self.spec.channels:
+            raise ValueError(f"image has {image.shape[1]} channels, the first stage takes {self.spec.channels}")
+        return image
 
 
 def reconstruct(autoencoder: nn.Module, regularizer: nn.Module, image: Tensor) -> Tensor:
@@ -121,7 +134,9 @@ def _spec(
 
 @torch.no_grad()
 def moments_of(first_stage: FirstStage | Identity, batch: Mapping[str, Any]) -> Tensor:
-    """What latents of a batch are drawn from: its "moments" or "codes" if it has them, else those of its "image"."""
+    """What latents of a batch are drawn from: its "moments" or "codes" if it has them, else those of its image, or of
+    what else the first stage encodes.
+    """
     if "codes" in batch:
         return first_stage.regularizer.lookup(batch["codes"].int())
-    return batch["moments"].float() if "moments" in batch else first_stage.moments(batch["image"])
+    return batch["moments"].float() if "moments" in batch else first_stage.moments(batch[first_stage.key])

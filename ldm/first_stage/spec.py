@@ -1,16 +1,28 @@
 """LatentSpec: what a latent is, carried by everything that makes, stores or reads one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
+
+from torch import Tensor
+
+# What `from_dict` takes, by name.
+KINDS = {"f": int, "channels": int, "kind": str, "discrete": bool, "mean": tuple, "std": tuple, "fingerprint": str,
+         "length": int, "groups": tuple}  # fmt: skip
+
+
+NUM_DIMENSIONS = {"vector": 1, "sequence": 2, "grid": 3}  # of one latent of a kind
 
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Downsampling factor, channels, kind ("grid", "sequence" or "vector") and whitening of a latent space.
+    """Shape and whitening of a latent space.
 
-    `mean` and `std` are per channel, of what the regulariser gives; latents are stored and modelled as
-    (z - mean) / std. `discrete`: tokens rather than real numbers. `fingerprint` names the weights that made it.
+    A latent is by `kind` a "vector" [channels], a "sequence" [channels, length], or a "grid" [channels, h, w] of the
+    image's sides over `f` (1 for the others). A sequence may join the positions of several grids, as of a pyramid:
+    `groups` are their sides [h, w], in order. `mean` and `std` are per channel, of what the regulariser gives; latents
+    are stored and modelled as (z - mean) / std. `discrete`: tokens rather than real numbers. `fingerprint` names the
+    weights that made it. Raises ValueError for a kind, a length and groups that do not go together.
     """
 
     f: int
@@ -20,6 +32,28 @@ class LatentSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    length: int = 0
+    groups: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in NUM_DIMENSIONS:
+            raise ValueError(f"latent spec: kind {self.kind!r}, must be one of {', '.join(NUM_DIMENSIONS)}")
+        if (self.length > 0) != (self.kind == "sequence"):
+            raise ValueError(f"latent spec: a {self.kind} of length {self.length}; only a sequence has one")
+        if self.groups and sum(height * width for height, width in self.groups) != self.length:
+            raise ValueError(f"latent spec: groups {self.groups} do not add up to length {self.length}")
+
+    def shape(self, sides: Sequence[int]) -> tuple[int, ...]:
+        """Of one latent; `sides` [h, w] are those of a grid, the others have their own."""
+        return {
+            "vector": (self.channels,),
+            "sequence": (self.channels, self.length),
+            "grid": (self.channels, *sides),
+        }[self.kind]
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """values [channels], such as the mean, as they meet latents [B, ...]."""
+        return values.view(self.channels, *[1] * (NUM_DIMENSIONS[self.kind] - 1))
 
     def check(self, other: "LatentSpec") -> None:
         """Raise ValueError naming what differs, if `other` is not this latent space."""
@@ -33,19 +67,26 @@ class LatentSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, as JSON stores them; `from_dict` is the inverse, exactly."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**plain, "groups": [list(sides) for sides in self.groups]}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The spec written by `to_dict`. Raises ValueError for missing or unknown names."""
+        """The spec written by `to_dict`, with or without lengths. Raises ValueError for missing or unknown names."""
         names = {field.name for field in fields(cls)}
-        if not isinstance(plain, Mapping) or set(plain) != names:
+        if not isinstance(plain, Mapping) or not names - {"length", "groups"} <= set(plain) <= names:
             raise ValueError(f"latent spec: expected the keys {sorted(names)}, got {plain!r:.300}")
-        spec = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
-        kinds = {"f": int, "channels": int, "kind": str, "discrete": bool, "mean": tuple, "std": tuple}
-        for name, kind in kinds.items():
-            if type(getattr(spec, name)) is not kind:
-                raise ValueError(f"latent spec: {name} is {getattr(spec, name)!r}, expected {kind.__name__}")
-        if not all(type(number) in (int, float) for number in (*spec.mean, *spec.std)):
+        values = {name: _tuples(value) for name, value in plain.items()}
+        for name, kind in KINDS.items():
+            if name in values and type(values[name]) is not kind:
+                raise ValueError(f"latent spec: {name} is {values[name]!r}, expected {kind.__name__}")
+        if not all(type(number) in (int, float) for number in (*values["mean"], *values["std"])):
             raise ValueError("latent spec: mean and std are not all numbers")
-        return spec
+        for sides in values.get("groups", ()):
+            if type(sides) is not tuple or len(sides) != 2 or not all(type(side) is int for side in sides):
+                raise ValueError(f"latent spec: groups {values['groups']!r} are not all [h, w]")
+        return cls(**values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

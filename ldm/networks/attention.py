@@ -10,22 +10,22 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.networks.context import Context
 from ldm.networks.layers import attention, join_heads, pointwise, split_heads, to_grid, to_tokens, zeroed
 
 
 class Cond(NamedTuple):
     """What every layer of a U-Net is told; each takes what it needs.
 
-    emb [B, E]: noise level and vectors; tokens [B, M, D] and their mask [B, 1, 1, M] (True = visible), or None.
+    emb [B, E]: noise level and vectors; context: the tokens, or None.
     """
 
     emb: Tensor
-    tokens: Tensor | None
-    mask: Tensor | None
+    context: Context | None
 
 
-class SelfAttention(nn.Module):
-    """x + proj_out(attention(qkv(norm(x)))) over all positions of x [B, C, H, W].
+class AttentionBlock(nn.Module):
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of x [B, C, H, W], as in ADM.
 
     `legacy_order`: the rows of qkv are (head, q|k|v, d) as in the published LDMs, else (q|k|v, head, d).
     """
@@ -48,8 +48,25 @@ class SelfAttention(nn.Module):
         return x + to_grid(pointwise(out, self.proj_out), x)
 
 
+class SelfAttention(nn.Module):
+    """Multi-head attention among the tokens of x [B, N, width]; mask [B, N] (True = real), None: all are."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, heads, N, d]
+        return self.proj(join_heads(attention(*qkv.unbind(0), None if mask is None else mask[:, None, None])))
+
+
 class Attention(nn.Module):
-    """Multi-head attention of x [B, N, width] on `context` [B, M, context_width]; mask [B, 1, 1, M], True = visible."""
+    """Multi-head attention of x [B, N, width] on the tokens [B, M, context_width] of a context.
+
+    A bias of the context has to be for the N positions of x: `Context.at`.
+    """
 
     def __init__(self, width: int, context_width: int, num_heads: int):
         super().__init__()
@@ -59,9 +76,10 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (split_heads(t, self.num_heads) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        return self.to_out(join_heads(attention(q, k, v, mask)))
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        projected = (self.to_q(x), self.to_k(context.tokens), self.to_v(context.tokens))
+        q, k, v = (split_heads(part, self.num_heads) for part in projected)
+        return self.to_out(join_heads(attention(q, k, v, context.visible, context.by_position)))
 
 
 class GEGLU(nn.Module):
@@ -89,7 +107,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention, cross-attention to `tokens` and feed-forward, each added to x [B, N, width]."""
+    """Pre-norm self-attention, cross-attention to the context and feed-forward, each added to x [B, N, width]."""
 
     def __init__(self, width: int, tokens_width: int, num_heads: int):
         super().__init__()
@@ -100,15 +118,15 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), tokens, mask)
+        x = x + self.attn1(normed, Context(normed))
+        x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    """`depth` transformer blocks over the positions of x [B, C, H, W], each attending to its tokens too.
+    """`depth` transformer blocks over the positions of x [B, C, H, W], each attending to the context too.
 
     `linear_projections`: weights of the projections are [C, C], as in Stable Diffusion 2, instead of [C, C, 1, 1].
     """
@@ -116,8 +134,8 @@ class SpatialTransformer(nn.Module):
     def __init__(
         self,
         channels: int,
-        tokens_width: int,
         num_heads: int,
+        tokens_width: int,
         depth: int = 1,
         norm_groups: int = 32,
         linear_projections: bool = False,
@@ -133,6 +151,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         h = pointwise(to_tokens(self.norm(x)), self.proj_in)  # [B, N, C]
+        context = cond.context.at(x.shape[-2:])
         for block in self.transformer_blocks:
-            h = block(h, cond.tokens, cond.mask)
+            h = block(h, context)
         return x + to_grid(pointwise(h, self.proj_out), x)

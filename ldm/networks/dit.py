@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.networks.attention import Attention
+from ldm.networks.attention import Attention, SelfAttention
+from ldm.networks.context import Context
 from ldm.networks.inputs import check_inputs
-from ldm.networks.layers import attention, join_heads, sinusoid, through, to_tokens, zeroed
+from ldm.networks.layers import sinusoid, through, to_tokens, zeroed
 
 NOISE_WIDTH = 256  # sinusoids of the noise level, as published
 
@@ -34,20 +35,6 @@ def positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
     columns = torch.cat([columns.sin(), columns.cos()], dim=1).expand(height, width, -1)
     rows = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(height, width, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention among the tokens of x [B, N, width]."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, heads, N, d]
-        return self.proj(join_heads(attention(*qkv.unbind(0))))
 
 
 class DiTBlock(nn.Module):
@@ -76,11 +63,11 @@ class DiTBlock(nn.Module):
         if self.cross is not None:
             zeroed(self.cross.to_out)
 
-    def forward(self, x: Tensor, cond: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor, context: Context | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(cond).chunk(6, dim=1)
         x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
         if self.cross is not None:
-            x = x + self.cross(self.norm_cross(x), tokens, mask)
+            x = x + self.cross(self.norm_cross(x), context)
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -159,26 +146,29 @@ class DiT(nn.Module):
         vector: Tensor | None = None,
         tokens: Tensor | None = None,
         tokens_mask: Tensor | None = None,
+        tokens_bias: Tensor | None = None,
         concat: Tensor | None = None,
     ) -> Tensor:
         """x [B, in_channels, H, W] and c_noise [B] -> [B, out_channels, H, W].
 
-        vector [B, vector_width], tokens [B, N, tokens_width] with tokens_mask [B, N] (True = real), concat
+        vector [B, vector_width], tokens [B, M, tokens_width] with tokens_mask [B, M] (True = real), concat
         [B, concat_channels, H, W]: all that the network was built for must be given, and nothing else.
+        tokens_bias [B, M, H, W], if given, draws positions to tokens (`Context`).
         """
-        check_inputs(self, x, vector, tokens, concat)
+        check_inputs(self, x, vector, tokens, tokens_bias, concat)
         cond = self.t_embedder(sinusoid(c_noise, NOISE_WIDTH))  # [B, width]
         if vector is not None:
             cond = cond + self.y_embedder(vector)
         if concat is not None:
             x = torch.cat([x, concat.to(x.dtype)], dim=1)
-        mask = None if tokens_mask is None else tokens_mask[:, None, None, :]
 
         folded = F.pixel_unshuffle(x, self.patch_size)  # [B, C p^2, H / p, W / p]
+        size = folded.shape[2:]
+        context = None if tokens is None else Context(tokens, tokens_mask, tokens_bias).at(size)
         h = self.x_embedder(to_tokens(folded))  # [B, N, width]
-        h = h + positions(*folded.shape[2:], h.shape[-1], like=h).to(h.dtype)
+        h = h + positions(*size, h.shape[-1], like=h).to(h.dtype)
         for block in self.blocks:
-            h = through(block, h, cond, tokens, mask, recompute=self.checkpoint_activations)
+            h = through(block, h, cond, context, recompute=self.checkpoint_activations)
         shift, scale = self.adaLN_modulation(cond).chunk(2, dim=1)
         h = self.out(modulate(self.norm(h), shift, scale))  # [B, N, out p^2]
-        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, folded.shape[2:]), self.patch_size)
+        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.patch_size)

@@ -4,13 +4,14 @@ Blocks and names are those of `unet.UNet`; an attention pool over the lowest lev
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ldm.networks.attention import Cond
+from ldm.networks.attention import AttentionBlock, Cond
 from ldm.networks.layers import attention, join_heads, pointwise, sinusoid, split_heads, through, zeroed
-from ldm.networks.unet import Blocks, apply
+from ldm.networks.unet_blocks import AtFactors, Blocks, apply
 
 
 class AttentionPool(nn.Module):
@@ -64,11 +65,11 @@ class EncoderUNet(nn.Module):
                 f"network.multipliers: {len(multipliers)} levels halve {len(multipliers) - 1} times, but the latents "
                 f"are {latent_size} wide; take fewer levels or another image_size"
             )
+        attention = partial(AttentionBlock, legacy_order=legacy_attention_order, norm_groups=norm_groups)
+        attentions = AtFactors(attention, attention_factors, num_heads, head_channels)
         blocks = Blocks(
-            channels, multipliers, num_blocks, attention_factors, num_heads, head_channels,
-            dropout=dropout, scale_shift_norm=scale_shift_norm, resblock_updown=resblock_updown,
-            legacy_attention_order=legacy_attention_order, norm_groups=norm_groups,
-        )  # fmt: skip
+            channels, multipliers, num_blocks, attentions, dropout, scale_shift_norm, resblock_updown, norm_groups
+        )
         self.channels = channels
         self.shape = (in_channels, latent_size, latent_size)
         self.num_classes = num_classes
@@ -80,14 +81,14 @@ class EncoderUNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(norm_groups, width),
             nn.SiLU(),
-            AttentionPool(width, latent_size // factor, blocks.heads(width), num_classes),
+            AttentionPool(width, latent_size // factor, attentions.heads(width), num_classes),
         )
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """x [B, in_channels, latent_size, latent_size] and c_noise [B] -> logits [B, num_classes]."""
         if x.shape[1:] != self.shape:
             raise ValueError(f"the classifier was built for latents {self.shape} and got {tuple(x.shape[1:])}")
-        cond = Cond(self.time_embed(sinusoid(c_noise, self.channels)), None, None)
+        cond = Cond(self.time_embed(sinusoid(c_noise, self.channels)), None)
         h = self.input_blocks[0](x)
         for block in self.input_blocks[1:]:
             h = through(apply, block, h, cond, recompute=self.checkpoint_activations)

@@ -16,9 +16,14 @@ class Built(Protocol):
 
 
 def check_inputs(
-    network: Built, x: Tensor, vector: Tensor | None, tokens: Tensor | None, concat: Tensor | None
+    network: Built,
+    x: Tensor,
+    vector: Tensor | None,
+    tokens: Tensor | None,
+    tokens_bias: Tensor | None,
+    concat: Tensor | None,
 ) -> None:
-    """Raise ValueError naming what is missing, too much or of another width than `network` was built for."""
+    """Raise ValueError naming what is missing, too much or of another size than `network` was built for."""
     expected = {
         "x": (network.in_channels, x.shape[1]),
         "vector": (network.vector_width, 0 if vector is None else vector.shape[-1]),
@@ -30,3 +35,9 @@ def check_inputs(
             raise ValueError(f"{name}: the network was built for width {built_for} and got {given} (0: none)")
     if x.shape[-2] % network.factor or x.shape[-1] % network.factor:
         raise ValueError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {network.factor}")
+    if tokens_bias is not None:
+        needed = (len(x), 0 if tokens is None else tokens.shape[1], *x.shape[-2:])
+        if tokens_bias.shape != needed:
+            raise ValueError(
+                f"tokens_bias of {tuple(tokens_bias.shape)}: must be of {needed}, [samples, tokens, height, width]"
+            )

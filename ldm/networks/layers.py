@@ -19,18 +19,33 @@ GEMM_LIMIT = 16  # positions per map up to which it forms the weight gradient of
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q [B, heads, N, d], k and v [B, heads, M, d]; mask [B, 1, 1, M], True = visible.
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """softmax((q k^T + bias max(q k^T)) / sqrt(d)) v for q [B, heads, N, d], k and v [B, heads, M, d].
+
+    mask [B, 1, 1, M], True = visible. bias [B, 1, N, M] is in units of the largest q.k of each sample, over its heads,
+    queries and visible keys, so that it does not depend on the batch (eDiff-I, arXiv 2211.01324, section 4.3: there a
+    scalar weight times max(q k^T), over what is not said). Without a bias nothing is computed for it.
 
     The backward of SDPA in bf16 on a CPU costs at least 6 ms a call, so training there uses plain products.
     """
+    if bias is not None:
+        mask = _added(q, k, mask, bias)
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
     if not plain or q.shape[-2] * k.shape[-2] > BMM_LIMIT:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1) @ v
+
+
+def _added(q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
+    """What mask and bias add to the scores q k^T / sqrt(d): [B, 1, N, M] like q, minus infinity where not visible."""
+    scores = q @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    added = bias * (scores.amax((1, 2, 3), keepdim=True).float() * q.shape[-1] ** -0.5)
+    return (added if mask is None else added.masked_fill(~mask, -math.inf)).to(q.dtype)
 
 
 def conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class ClassifierTask(Task):
     def _latents(self, batch: Batch, purpose: str, numbers: Tensor) -> Tensor:
         """Whitened latents [B, C, h, w] of a batch, drawn by noise addressed by `numbers` [B]."""
         moments = moments_of(self.first_stage, batch)
-        shape = (self.first_stage.spec.channels, *moments.shape[2:])
+        shape = self.first_stage.spec.shape(moments.shape[2:])
         return self.first_stage.sample(moments, normal(self.seed, purpose, numbers, shape))
 
     def _noisy(self, batch: Batch, level: int) -> tuple[Tensor, Tensor]:

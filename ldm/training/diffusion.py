@@ -64,6 +64,8 @@ class DiffusionTask(Task):
         guard: partial | None = None,
     ):
         spec = first_stage.spec
+        if spec.discrete:
+            raise ValueError("first_stage: its latents are tokens, and task=diffusion is for real numbers")
         if single_factor and (any(spec.mean) or len(set(spec.std)) > 1):
             raise ValueError(
                 "task.single_factor: this model is for latents whitened by one factor, and the first stage whitens "
@@ -145,8 +147,8 @@ class DiffusionTask(Task):
         return (weight * terms).mean()
 
     def latents(self, moments: Tensor, purpose: str, numbers: Tensor) -> Tensor:
-        """Whitened latents [B, C, h, w], drawn from their posterior by noise addressed by `numbers` [B]."""
-        shape = (self.first_stage.spec.channels, *moments.shape[2:])
+        """Whitened latents [B, ...], drawn from their posterior by noise addressed by `numbers` [B]."""
+        shape = self.first_stage.spec.shape(moments.shape[2:])
         return self.first_stage.sample(moments, normal(self.seed, purpose, numbers, shape))
 
     @torch.no_grad()
@@ -155,7 +157,7 @@ class DiffusionTask(Task):
         kept = None
         with self.trainer.precision_plugin.forward_context():
             for batch in data.statistics_loader(batch_size=64):
-                moments = self.first_stage.moments(batch["image"].to(self.device))
+                moments = self.first_stage.moments(batch[self.first_stage.key].to(self.device))
                 kept = moments.new_zeros(data.num_train, *moments.shape[1:]) if kept is None else kept
                 kept[batch["index"].to(self.device)] = moments
         return kept
@@ -172,7 +174,9 @@ class DiffusionTask(Task):
         return {"loss": losses}
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """Samples for the captions or labels of held-out images, below the images themselves."""
+        """Samples for the captions or labels of held-out images, below the images themselves; none without images."""
+        if "image" not in batch:
+            return {}
         image = batch["image"]
         try:
             made = generate(

@@ -99,7 +99,8 @@ class _Look(pl.Callback):
                 module.register_forward_hook(self._shapes_of(name.rpartition(".")[2]), with_kwargs=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: dict[str, Any], batch_index: int) -> None:
-        self.trial.shapes.setdefault("image", _shape(batch["image"]))
+        if "image" in batch:
+            self.trial.shapes.setdefault("image", _shape(batch["image"]))
         self._began = time.monotonic()
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)

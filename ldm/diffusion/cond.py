@@ -1,0 +1,43 @@
+"""The conditions of a batch as keywords of the network, cut and picked together with the x they belong to.
+
+Who denoises in windows or sends samples to different members knows conditions only through these functions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Condition = dict[str, Tensor]  # {keyword: [B, ...]}
+Area = tuple[slice, slice]  # rows and columns of the latent
+
+MAPS = (
+    "concat",
+    "tokens_bias",
+)  # [B, K, h, w]: they lie on the latent, position by position; all else holds everywhere
+
+
+def cut(x: Tensor, areas: Sequence[Area]) -> Tensor:
+    """x [B, C, H, W] -> its windows [len(areas) B, C, h, w], all samples of the first one first."""
+    return torch.cat([x[..., rows, columns] for rows, columns in areas])
+
+
+def cut_cond(cond: Condition, areas: Sequence[Area]) -> Condition:
+    """The conditions of `cut(x, areas)`: maps are cut likewise, all others are repeated for every window."""
+    return {
+        name: cut(value, areas) if name in MAPS else value.repeat(len(areas), *[1] * (value.ndim - 1))
+        for name, value in cond.items()
+    }
+
+
+def pick(cond: Condition, index: Tensor) -> Condition:
+    """The conditions of the samples in `index`."""
+    return {name: value[index] for name, value in cond.items()}
+
+
+def check_maps(cond: Condition, x: Tensor) -> None:
+    """Raises ValueError naming a map among the conditions that does not lie on x [B, C, H, W]."""
+    for name in MAPS:
+        if name in cond and cond[name].shape[-2:] != x.shape[-2:]:
+            given, needed = (tuple(value.shape[-2:]) for value in (cond[name], x))
+            raise ValueError(f"{name} condition of {given}: must have the latent's height and width, {needed}")
