@@ -14,14 +14,14 @@ from torch import nn
 
 from ldm.checkpoint import posthoc_ema, weights
 from ldm.conditioners.base import Conditioners, check_network
-from ldm.config import instantiate, load_tree
+from ldm.config import instantiate, load_tree, resolve_target
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.loss import Loss, squared
 from ldm.first_stage.first_stage import FirstStage, Identity
-from ldm.generate import Sampling
 from ldm.networks.bounded import check_described
+from ldm.sampling import Sampling
 
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
@@ -87,12 +87,12 @@ def _latent_size(parts: Parts) -> int:
     return parts["image_size"] // f
 
 
-def load_first_stage(path: Path) -> FirstStage:
+def load_first_stage(path: Path, ema: str = "ema") -> FirstStage:
     """The frozen first stage of an autoencoder's run (or one of its weights files), with its latent statistics.
 
     Raises ValueError if the run is of another kind, or has not finished and so has no statistics yet.
     """
-    parts, found = load_autoencoder(path)
+    parts, found = load_autoencoder(path, ema)
     if "latent" not in found.metadata:
         raise ValueError(
             f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)"
@@ -101,14 +101,16 @@ def load_first_stage(path: Path) -> FirstStage:
     return FirstStage(parts["autoencoder"], parts["regularizer"], mean, std, found.digest)
 
 
+def kind_of(tree: dict[str, Any]) -> str:
+    """What a run of a tree yields, as the class of its task says. Raises ValueError if it has none."""
+    if not tree.get("task"):
+        raise ValueError("task: nothing is chosen; experiment= chooses it")
+    return resolve_target(tree["task"]["_target_"], "task").kind
+
+
 def is_first_stage(tree: dict[str, Any]) -> bool:
-    """Whether a tree trains a first stage; one with a network may only say which first stage it is for."""
-    return bool(tree.get("autoencoder")) and not tree.get("network")
-
-
-def is_classifier(tree: dict[str, Any]) -> bool:
-    """Whether a tree trains a classifier of noisy latents."""
-    return "num_classes" in (tree.get("network") or {})
+    """Whether a tree trains a first stage."""
+    return kind_of(tree) == "first_stage"
 
 
 def first_stage_model(parts: Parts) -> nn.ModuleDict:
@@ -164,7 +166,7 @@ def _loss(parts: Parts) -> Loss:
 
 
 def _classifier(parts: Parts) -> NoisyClassifier:
-    if not is_classifier(parts.tree):
+    if kind_of(parts.tree) != "classifier":
         raise ValueError(
             "loss_guidance=[classifier]: goes by a classifier of noisy latents; sample.py and scripts/evaluate.py take "
             "it as classifier=runs/NAME, and experiment=quickstart/classifier trains one"

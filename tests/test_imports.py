@@ -32,14 +32,18 @@ LAYERS = {
     "ldm.first_stage": 1,
     "ldm.metrics": 1,
     "ldm.checkpoint": 1,
+    "ldm.sampling": 2,
     "ldm.generate": 2,
     "ldm.training": 3,
     "ldm.config": 4,
     "ldm.build": 4,
     "ldm.checks": 4,
     "ldm.compatibility": 4,
+    "ldm.drawer": 4,
     "ldm.model": 4,
+    "ldm.ensemble_model": 4,
     "ldm.ensemble": 4,
+    "ldm.load": 4,
     "ldm.places": 4,
     "ldm.lineage": 4,
     "ldm.overwriting": 4,
@@ -72,7 +76,8 @@ OWN = {
     "ldm.first_stage": {"ldm.first_stage", "ldm.networks"},
     "ldm.metrics": {"ldm.metrics", "ldm.networks"},
     "ldm.checkpoint": {"ldm.checkpoint", "ldm.files", "data.seals"},
-    "ldm.generate": {"ldm.conditioners", "ldm.diffusion", "ldm.first_stage"},
+    "ldm.sampling": {"ldm.diffusion"},
+    "ldm.generate": {"ldm.conditioners", "ldm.diffusion", "ldm.first_stage", "ldm.sampling"},
 }
 
 
