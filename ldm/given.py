@@ -15,10 +15,11 @@ from data.decoding import PilDecoder, decode_image, read_picture
 from data.errors import BadSample
 from data.fields import Mask, SemanticMap
 from data.making.files import refuse_special
+from data.module import ShardData
 from data.transforms import View, to_tensor
-from ldm.conditioners.base import Conditioners
-from ldm.generate import Sampling, Size, check_guidance
-from ldm.model import Model
+from ldm.drawer import Drawer
+from ldm.generate import Size
+from ldm.sampling import Sampling
 
 # Keys of sample.py and the field of a batch that each fills.
 FIELDS = {
@@ -29,33 +30,29 @@ WAYS = {"caption": "prompt=TEXT", "label": "label=N", "image": "image=FILE", "ma
         "segmentation": "map=FILE"}  # fmt: skip
 
 
-def check_given(tree: Mapping[str, Any], conditioner: Conditioners, sampling: Sampling, captioned: bool) -> None:
+def check_given(tree: Mapping[str, Any], model: Drawer, sampling: Sampling, captioned: bool) -> None:
     """Hold the keys of `tree` to a model; `captioned`: whether there is a prompt, perhaps an empty one.
 
     Raises ValueError for a condition that would not be read, for one that is needed, or for guidance against a null
     that no training saw.
     """
-    use = sampling.use_conditions
-    used = conditioner.used(use)
-    fields = {field for part in used.values() for field in part.fields} | sampling.fields
+    use, used = sampling.use_conditions, model.conditions(sampling)
+    fields = set().union(sampling.fields, *used.values())
     for key, field in FIELDS.items():
         if tree[key] not in (None, "") and field not in fields:
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
-            without = f" with use_conditions=[{','.join(use)}]" if field in conditioner.fields else ""
+            without = f" with use_conditions=[{','.join(use)}]" if use and field in model.fields else ""
             raise ValueError(f"{key}: this model{without} reads no {field}; {given}")
     present = {field for key, field in FIELDS.items() if tree[key] not in (None, "")}
     present |= {"caption"} if captioned else set()
-    without_hole = tree["mask"] is None
-    holes = {name: "mask" for name, part in used.items() if without_hole and "mask" in part.also}
-    needed = {**holes, **conditioner.missing(dict.fromkeys(present), use)}
+    holes = {name: "mask" for name, own in used.items() if tree["mask"] is None and "mask" in own}
+    needed = {**holes, **model.missing(dict.fromkeys(present), sampling)}
     for name, field in needed.items():
-        way = WAYS.get(
-            field, f"a batch with {field!r} given to ldm.run.load(...).generate, since there is no key for it"
-        )
+        way = WAYS.get(field, f"a batch with {field!r} given to ldm.load.load(...).generate: there is no key for it")
         raise ValueError(f"conditioner {name} needs {field!r}: give {way}")
     negative = negatives(tree)
-    left = check_guidance(sampling.guidance, conditioner, negative, use)
-    if negative and not left & {name for name, part in used.items() if part.key == "caption"}:
+    left = model.left_out(sampling, negative)
+    if negative and not left & {name for name, own in used.items() if "caption" in own}:
         raise ValueError(
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
@@ -67,11 +64,11 @@ def negatives(tree: Mapping[str, Any]) -> dict[str, str]:
     return {"caption": tree["negative_prompt"]} if tree["negative_prompt"] else {}
 
 
-def class_number(label: int | str, data: Mapping[str, Any]) -> int:
+def class_number(label: int | str, data: ShardData) -> int:
     """The number of a class that is given by its number or by its name in the manifest of a run's `data`."""
     if isinstance(label, int):
         return label
-    names = class_names(data["train"])
+    names = class_names(data.training_set.train)
     if label in names:
         return names.index(label)
     known = f"one of {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else (
@@ -80,14 +77,14 @@ def class_number(label: int | str, data: Mapping[str, Any]) -> int:
     raise ValueError(f"label={label!r}: expected int, or the name of a class, {known}")
 
 
-def read_pictures(tree: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
+def read_pictures(tree: Mapping[str, Any], model: Drawer) -> dict[str, Tensor]:
     """Image files that `tree` names as fields of a batch of one, cut as the training images are.
 
     target, alone, is as large as its file. Raises ValueError if one is broken or of another shape than the image,
     OSError if it is not there.
     """
     side = tree["image_size"] or model.image_size
-    fields = model.parts["data"].fields if tree["mask"] or tree["map"] else {}
+    fields = model.data.fields if tree["mask"] or tree["map"] else {}
     found, image = {}, None
     if tree["target"] is not None:
         found["target"] = to_tensor([_read("target", tree, lambda content: np.asarray(decode_image(content)))])
@@ -112,12 +109,12 @@ def _read(key: str, tree: Mapping[str, Any], decode: Any) -> Any:
         raise ValueError(f"{key}={tree[key]}: {error.kind} ({error})") from error
 
 
-def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
+def asked_size(tree: Mapping[str, Any], model: Drawer) -> Size:
     """(height, width) of the images, px. Raises ValueError for one that a condition cannot stand beside."""
     side = tree["image_size"] or model.image_size
     size = (tree["height"] or side, tree["width"] or side)
     beside = [key for key in ("image", "mask", "map") if tree[key] is not None]
-    if beside and model.conditioner.widths()["concat_channels"] and size != (side, side):
+    if beside and model.beside_latent and size != (side, side):
         raise ValueError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
     return size
 

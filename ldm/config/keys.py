@@ -9,7 +9,7 @@ TEXTS = frozenset("prompt negative_prompt prompts run overrides autoencoder_over
 # saved as they were written and expanded by who reads them.
 PATHS = frozenset(
     "first_stage branch model weak_model classifier target image mask map runs_dir out source checkpoint "
-    "validation members".split()
+    "validation reference members".split()
 )
 LATER_PATHS = frozenset(
     "data.train data.validation data.cache data.filters.exclude alignment.weights "
@@ -18,7 +18,7 @@ LATER_PATHS = frozenset(
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Of which an empty text, as of a variable that is not set, would mean something else in silence.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
-SHARDS = frozenset(("data.train", "data.validation", "validation"))  # a list of paths is one of these
+SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))  # a list of paths is one of these
 LISTS = SHARDS | {"members"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
@@ -30,10 +30,12 @@ ROOT_TYPES = {
     "height": int,
     "width": int,
     "label": int | str,
+    "num_steps": int,
     "tile": int,
     "members": list[str],
     "use_conditions": list[str],
     "validation": str | list[str],
+    "reference": str | list[str],
     "runs": list[str],
     "samplers": list[str],
     "steps": list[int],
