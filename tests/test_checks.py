@@ -117,7 +117,7 @@ def test_a_class_of_a_map_that_only_training_meets_is_named_with_its_sample(firs
 
 def test_a_branch_whose_weights_do_not_fit_leaves_no_folder(diffusion: Run, other_first_stage: Run, tmp_path: Path):
     for words, problem in (
-        (["conditioner=[text]"], "does not fit this model: 4 keys too many"),
+        (["conditioner.text.slots=[tokens]", "branch_changes=[conditioner]"], "not fit this model: 4 keys too many"),
         ([f"first_stage={other_first_stage.folder}"], "not the latent space this was made with: .*fingerprint"),
     ):
         with pytest.raises(ValueError, match=problem):
