@@ -139,6 +139,18 @@ def test_regions_of_zeros_change_nothing_and_no_sample_knows_of_the_others(name)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_painting_in_bf16_follows_fp32_and_passes_gradients(name):
+    model, x, cond = denoiser(name), randn(2, 4, 8, 8).requires_grad_(), conditions(8, 8)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = painted(model, SCALE)(x, SIGMA, cond)
+        found.append((out.detach(), torch.autograd.grad(out.square().sum(), x)[0]))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 0.1 * one.norm() > 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_without_regions_nothing_is_computed_for_them(name, monkeypatch):
     monkeypatch.setattr(layers, "_added", None)
     cond = {key: value for key, value in conditions(8, 8).items() if key != "tokens_bias"}
