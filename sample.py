@@ -39,18 +39,16 @@ def main(arguments: list[str]) -> int:
 
     from ldm.device import choose
     from ldm.given import asked_size, check_given, class_number, collate, negatives, read_given
-    from ldm.run import load
+    from ldm.load import load_drawer
 
     device = choose(tree["device"])
-    model = load(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
-    if not any(word.lstrip("~+").startswith("guidance") for word in arguments):
-        leave_unguided(tree, model.conditioner)
-    sampling = model.sampling(tree)
+    model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
+    model.decode_in_tiles(tree["tile"])
+    sampling = model.sampling({**tree, "guidance": asked_guidance(arguments, tree["guidance"])})
     check_given(tree, model, sampling, captioned="caption" in conditions[0])
     size = asked_size(tree, model)
     given = read_given(tree, model)
-    label = {} if tree["label"] is None else {"label": class_number(tree["label"], model.parts.tree["data"])}
-    model.first_stage.tile = tree["tile"]
+    label = {} if tree["label"] is None else {"label": class_number(tree["label"], model.data)}
     asked = [{**condition, **label} for condition in conditions]
 
     def images_of(part: list[tuple[int, int]]) -> Any:
@@ -67,14 +65,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def leave_unguided(tree: dict[str, Any], conditioner: Any) -> None:
-    """Leave guidance, which nobody asked for, out where a model has nothing to be guided by."""
-    if conditioner.guidable(["caption"] if tree["negative_prompt"] else [], tree["use_conditions"]):
-        return
-    tree["guidance"]["scale"] = 1.0
-    fixed = conditioner.used(tree["use_conditions"])
-    if fixed:
-        print(f"guidance.scale=1: the training never left out {' or '.join(fixed)}")
+def asked_guidance(arguments: list[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the command line says of `guidance`: all of it by its name, else the keys that it sets; None is nothing."""
+    named = [word.lstrip("~+").partition("=")[0] for word in arguments]
+    if guidance is None or "guidance" in named:
+        return guidance
+    keys = {name.split(".")[1] for name in named if name.startswith("guidance.")}
+    return {key: value for key, value in guidance.items() if key in keys} or None
 
 
 def write_images(

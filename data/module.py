@@ -3,6 +3,7 @@ Lightning. A batch is described at `Samples.batch`; its order needs no saved sta
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -138,6 +139,16 @@ class ShardData(pl.LightningDataModule):
     def whole_parts(self) -> list[Samples]:
         """The same with all samples of their shards, also those that `filters` leave out."""
         return [self._samples(ShardSet(part.shards.shards)) for part in self.parts()]
+
+    def over(self, shards: str | Sequence[str]) -> "ShardData":
+        """The same of other shards: all of their samples for training, none held out, no cache."""
+        other = copy(self)
+        for name in ("_train_samples", "_validation_samples", "_train_skips", "_validation_skips"):
+            other.__dict__.pop(name, None)
+        other.training_set = TrainingSet(shards, {}, read_filters(None), self.num_workers)
+        other.validation = other.cache = other.max_samples = other.validation_samples = None
+        other._caches = {}
+        return other
 
     def _samples(self, shards: ShardSet, source: Callable[[int], str] | None = None) -> Samples:
         return Samples(

@@ -14,15 +14,15 @@ from torch import nn
 
 from ldm.checkpoint import posthoc_ema, weights
 from ldm.conditioners.base import Conditioners, check_network
-from ldm.config import instantiate, load_tree
+from ldm.config import instantiate, load_tree, resolve_target
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.loss import Loss, squared
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
-from ldm.generate import Sampling
 from ldm.networks.bounded import check_described
+from ldm.sampling import Sampling
 
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
@@ -106,26 +106,28 @@ def _latent_size(parts: Parts) -> int:
     return parts["window_size"] // f
 
 
-def load_first_stage(path: Path) -> FirstStage:
+def load_first_stage(path: Path, ema: str = "ema") -> FirstStage:
     """The frozen first stage of an autoencoder's run (or one of its weights files), with its latent statistics.
 
     Raises ValueError if the run is of another kind, or has not finished and so has no statistics yet.
     """
-    parts, found = load_autoencoder(path)
+    parts, found = load_autoencoder(path, ema)
     if "latent" not in found.metadata:
         raise UserError(f"first_stage={path}: has no latent statistics yet; let it finish (its own command resumes it)")
     mean, std = (torch.tensor(found.metadata["latent"][name]) for name in ("mean", "std"))
     return FirstStage(parts["autoencoder"], parts["regularizer"], mean, std, found.digest)
 
 
+def kind_of(tree: dict[str, Any]) -> str:
+    """What a run of a tree yields, as the class of its task says. Raises ValueError if it has none."""
+    if not tree.get("task"):
+        raise UserError("task: nothing is chosen; experiment= chooses it")
+    return resolve_target(tree["task"]["_target_"], "task").kind
+
+
 def is_first_stage(tree: dict[str, Any]) -> bool:
-    """Whether a tree trains a first stage; one with a network may only say which first stage it is for."""
-    return bool(tree.get("autoencoder")) and not tree.get("network")
-
-
-def is_classifier(tree: dict[str, Any]) -> bool:
-    """Whether a tree trains a classifier of noisy latents."""
-    return "num_classes" in (tree.get("network") or {})
+    """Whether a tree trains a first stage."""
+    return kind_of(tree) == "first_stage"
 
 
 def first_stage_model(parts: Parts) -> nn.ModuleDict:
@@ -195,6 +197,10 @@ def _describes_latents(tree: dict[str, Any]) -> bool:
     return _has_latents(tree) or bool(tree.get("regularizer"))
 
 
+def _is_classifier(tree: dict[str, Any]) -> bool:
+    return bool(tree.get("task")) and kind_of(tree) == "classifier"
+
+
 def _has_regularizer(tree: dict[str, Any]) -> bool:
     return bool(tree.get("regularizer"))
 
@@ -208,7 +214,7 @@ FACTS = {
     "denoiser": Fact(_denoiser, lambda tree: bool(tree.get("network"))),
     "sampling": Fact(_sampling),
     "encode_image": Fact(lambda parts: lambda image: parts["first_stage"].encode(image)),
-    "classifier": Fact(_classifier, is_classifier),
+    "classifier": Fact(_classifier, _is_classifier),
     "loss": Fact(_loss),
     "latent_size": Fact(_latent_size, _describes_latents),
     "in_channels": Fact(_latent_width, _describes_latents),

@@ -12,7 +12,7 @@ import torch
 
 from data.classes import class_names
 from data.module import ShardData
-from ldm.build import Parts, is_classifier, is_first_stage
+from ldm.build import Parts, kind_of
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
 from ldm.config import groups
@@ -25,15 +25,10 @@ PEEKED = 64  # training samples whose labels are looked at
 
 def check_parts(parts: Parts) -> None:
     """Raises ValueError naming the key for what a run of these `parts` could not train with."""
-    data, side = parts["data"], parts["window_size"]
-    _check_modelled("image" if is_first_stage(parts.tree) else parts["first_stage"].key, data)
-    if is_first_stage(parts.tree):
-        check_size(side, side, parts["autoencoder"].f, key=_size_key(parts))
-        _check_losses(parts["reconstruction"], side)
-    elif is_classifier(parts.tree):
-        _check_classes(parts.tree, data, "network", parts.tree["network"]["num_classes"])
-    else:
-        _check_diffusion(parts, data, side)
+    data, kind = parts["data"], kind_of(parts.tree)
+    _check_modelled("image" if kind == "first_stage" else parts["first_stage"].key, data)
+    if kind in CHECKS:
+        CHECKS[kind](parts, data, parts["window_size"])
     _check_best(parts.tree, data)
     for callback in parts.callbacks:
         getattr(callback, "check", lambda task: None)(parts["task"])
@@ -51,6 +46,15 @@ def _check_modelled(key: str, data: ShardData) -> None:
             f"data.with_images={str(data.with_images).lower()}: what is modelled is {key!r}, and a batch has "
             f"{', '.join(data.batch_spec)}; give data.fields one of that name, or images"
         )
+
+
+def _check_first_stage(parts: Parts, data: ShardData, side: int) -> None:
+    check_size(side, side, parts["autoencoder"].f, key=_size_key(parts))
+    _check_losses(parts["reconstruction"], side)
+
+
+def _check_classifier(parts: Parts, data: ShardData, side: int) -> None:
+    _check_classes(parts.tree, data, "network", parts.tree["network"]["num_classes"])
 
 
 def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
@@ -73,6 +77,10 @@ def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
     label = (parts.tree["conditioner"] or {}).get("label")
     if label:
         _check_classes(parts.tree, data, "conditioner.label", label["num_classes"])
+
+
+# What Task.kind says, and what else a run of it is held to.
+CHECKS = {"first_stage": _check_first_stage, "classifier": _check_classifier, "diffusion": _check_diffusion}
 
 
 def check_fields(conditioner: Conditioners, data: ShardData) -> None:

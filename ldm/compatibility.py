@@ -5,11 +5,11 @@ A network's weights fit wherever their shapes do; what they mean depends on keys
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from ldm.config import resolve_target
-from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 
 Tree = Mapping[str, Any]
@@ -18,6 +18,8 @@ Tree = Mapping[str, Any]
 MEANING = ("precond", "schedule", "conditioner", "network")
 # Keys of these that say where something lies, how fast it runs or how training goes; not what weights mean.
 FREE = frozenset("path tokenizer dtype memo_captions drop_prob dropout checkpoint_activations".split())
+# Keys of a condition that say how a network sees it, not what it is.
+FORM = frozenset({"width", "depth", "slot", "slots", "max_tokens", "zero_null", "has_null"})
 
 
 def differences(one: Tree, other: Tree, groups: Iterable[str]) -> dict[str, tuple[Any, Any]]:
@@ -101,20 +103,25 @@ def _only_in_one(key: str, own: Collection[str], parents: Collection[str]) -> bo
     return group == "conditioner" and (not name or (name in own) != (name in parents))
 
 
-def check_members(names: Sequence[str], trees: Sequence[Tree], schedules: Sequence[Schedule]) -> None:
+def check_members(names: Sequence[str], trees: Sequence[Tree]) -> None:
     """Raises ValueError naming the first key in which members of an ensemble are not one model.
 
-    They are routed by sigma: parametrisation, network and what it is told of sigma may differ, but not the process.
+    They are routed by sigma, each under its own conditions: parametrisation, network, process and the form in which it
+    sees a condition may differ, and one may lack a condition. What a condition means may not.
     """
-    for name, tree, schedule in zip(names[1:], trees[1:], schedules[1:], strict=True):
-        found = differences(trees[0], tree, ("conditioner",))
+    for (one, first), (other, second) in combinations(zip(names, trees, strict=True), 2):
+        own, others = _conditions(first), _conditions(second)
+        found = differences(first, second, ("conditioner",))
+        found = {
+            key: pair
+            for key, pair in found.items()
+            if not _only_in_one(key, own, others) and key.rpartition(".")[2] not in FORM
+        }
         for key in ("image_size", "crop_size"):
-            if trees[0].get(key) != tree.get(key):
-                found[key] = (trees[0].get(key), tree.get(key))
-        if schedule.scale(1.0) != schedules[0].scale(1.0):
-            found["schedule"] = (type(schedules[0]).__name__, type(schedule).__name__)
-        for key, (one, other) in found.items():
-            raise UserError(f"members: {key} is {one!r} in {names[0]} and {other!r} in {name}; they have to agree")
+            if first.get(key) != second.get(key):
+                found[key] = (first.get(key), second.get(key))
+        for key, (here, there) in found.items():
+            raise UserError(f"members: {key} is {here!r} in {one} and {there!r} in {other}; they have to agree")
 
 
 def names_of(runs: Iterable[Path]) -> list[str]:

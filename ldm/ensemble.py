@@ -9,23 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from data.seals import SEAL, check_seal, seal_of
 from ldm.build import Parts
 from ldm.checkpoint.weights import Weights
 from ldm.checkpoint.weights import load as load_weights
 from ldm.compatibility import check_members, names_of
 from ldm.conditioners.base import Conditioners
+from ldm.conditioners.frozen import FrozenEncoder
 from ldm.config import dump, load_plain, load_tree
-from ldm.diffusion.experts import ExpertDenoiser, Interval, check_cover, subtract
+from ldm.diffusion.experts import Interval, check_cover, subtract
+from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.files import read_json, write_text
 from ldm.first_stage.spec import LatentSpec
-from ldm.model import Model, load_model
+from ldm.model import load_model
 from ldm.places import found, paths_of, relative
 
+KIND = "experts"  # of a manifest; one that says none is of these
 WHOLE: list[Interval] = [(0.0, math.inf)]
 
 
@@ -46,11 +46,12 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
     _check_first_stages(names, [LatentSpec.from_dict(latent) for latent in latents])
     trees = [load_tree(member.run / "config.yaml") for member in weights]
     trees = [{**t, "conditioner": paths_of(t.get("conditioner"), m.run)} for t, m in zip(trees, weights, strict=True)]
-    check_members(names, trees, [Parts(tree)["schedule"] for tree in trees])
+    check_members(names, trees)
     _check_encoders_of(names, trees)
     served = share(trained)
     check_cover(served)
     manifest = {
+        "kind": KIND,
         "first_stage": latents[0]["fingerprint"],
         "members": [
             {
@@ -129,7 +130,7 @@ def check_member(member: Member, found: Weights, path: Path) -> None:
         )
 
 
-def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
+def load_ensemble(path: Path, first_stage: str | None = None) -> Ensemble:
     """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
     models = []
     members = read_members(path)
@@ -139,25 +140,11 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Model:
         models.append(model)
     if not models:
         raise UserError(f"{path}: names no members")
-    first = models[0]
-    names, trees = names_of(model.weights[0].run for model in models), [model.parts.tree for model in models]
-    check_members(names, trees, [model.schedule for model in models])
+    names = names_of(model.weights[0].run for model in models)
+    check_members(names, [model.parts.tree for model in models])
     _check_first_stages(names, [model.first_stage.spec for model in models])
     _check_encoders(names, [model.conditioner for model in models])
-    for model in models[1:]:
-        if not _same(first.conditioner.state_dict(), model.conditioner.state_dict()):
-            raise UserError(
-                f"{path}: {first.name} and {model.name} have different conditioner weights; an ensemble encodes each "
-                "condition once, so its members need a conditioner that is frozen"
-            )
-    for name, part in first.conditioner.parts.items():  # a null serves if every member has seen it
-        part.drop_prob = min(model.conditioner.parts[name].drop_prob for model in models)
-    denoiser = ExpertDenoiser([model.denoiser for model in models], [member.intervals for member in members])
-    networks = [model.networks[0] for model in models]
-    weights = [model.weights[0] for model in models]
-    return Model(
-        path.stem, first.first_stage, first.conditioner, denoiser, first.schedule, first.parts, networks, weights
-    )
+    return Ensemble(path.stem, models, [member.intervals for member in members])
 
 
 def _check_first_stages(names: Sequence[str], specs: Sequence[LatentSpec]) -> None:
@@ -171,22 +158,22 @@ def _check_first_stages(names: Sequence[str], specs: Sequence[LatentSpec]) -> No
 
 def _check_encoders(names: Sequence[str], conditioners: Sequence[Conditioners]) -> None:
     """Raises ValueError naming two members that see a condition by other frozen encoders, wherever these lie."""
-    first = conditioners[0].encoders()
-    for member, conditioner in zip(names[1:], conditioners[1:], strict=True):
+    seen: dict[str, tuple[str, FrozenEncoder]] = {}
+    for member, conditioner in zip(names, conditioners, strict=True):
         for name, encoder in conditioner.encoders().items():
-            if encoder is not first[name] and encoder.digest != first[name].digest:
-                raise UserError(f"members: conditioner.{name} of {names[0]} and {member} are different encoders")
+            first, known = seen.setdefault(name, (member, encoder))
+            if encoder is not known and encoder.digest != known.digest:
+                raise UserError(f"members: conditioner.{name} of {first} and {member} are different encoders")
 
 
 def _check_encoders_of(names: Sequence[str], trees: Sequence[dict[str, Any]]) -> None:
     """The same, told from their trees: what lies in one folder is one encoder, and only others are read."""
-    places = [[part.get("path") for part in (tree["conditioner"] or {}).values()] for tree in trees]
-    if any(place != places[0] for place in places):
+    places: dict[str, set[str]] = {}
+    for tree in trees:
+        for name, part in (tree["conditioner"] or {}).items():
+            places.setdefault(name, set()).add(str(part.get("path")))
+    if any(len(found) > 1 for found in places.values()):
         _check_encoders(names, [Parts(tree)["conditioner"] for tree in trees])
-
-
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _parent(run: Path, folder: Path) -> dict[str, Any] | None:

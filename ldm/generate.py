@@ -1,10 +1,10 @@
-"""Sampling, once for all who need it: ladder, bound condition, guidance, sampler, decode (walk 2 of the design).
+"""Sampling, once for all who need it: bound condition, guidance, draw, decode (walk 2 of the design).
 
 An image is a function of the model, its prompt, the seed and its number: not of the batch or the rank it is made in.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,42 +13,13 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioners
 from ldm.diffusion.denoiser import Denoise
-from ldm.diffusion.draws import normal
-from ldm.diffusion.guidance import Bound, FieldGuidance, ScaledGuidance
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.sigmas import init_noise
+from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
 from ldm.diffusion.tiles import Tiling
 from ldm.errors import UserError
+from ldm.sampling import Sampling, draw
 
 # Of an image, px: its side, or (height, width).
 Size = int | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x.
-
-    `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
-    windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
-    Conditioners.used.
-    """
-
-    sampler: Callable[..., Tensor]
-    sigmas: Tensor
-    guidance: ScaledGuidance
-    process: Schedule
-    loss_guidance: tuple[FieldGuidance, ...] = ()
-    tiling: Tiling | None = None
-    use_conditions: tuple[str, ...] | None = None
-
-    @property
-    def fields(self) -> set[str]:
-        """What guidance reads of a batch beside the model's conditions."""
-        return {name for guidance in self.loss_guidance for name in guidance.fields}
-
-    def with_scale(self, scale: float) -> "Sampling":
-        """The same with its guidance at `scale`."""
-        return replace(self, guidance=self.guidance.with_scale(scale))
 
 
 class NotFinite(UserError):
@@ -77,25 +48,50 @@ def generate(
     Guidance is against the conditioner's null, or where a field is in `negative` against that. Raises NotFinite for
     images that are not, ValueError for guidance that would need a null which no training saw.
     """
-    spec, batch = first_stage.spec, {**batch, "number": numbers}
+    shape = latent_shape(first_stage, size)
+    batch = {**batch, "number": numbers}
+    bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
+    return decoded(first_stage, draw(guided(bound, sampling.guidances), sampling, shape, numbers, seed), batch, numbers)
+
+
+def latent_shape(first_stage: nn.Module, size: Size) -> tuple[int, ...]:
+    """Of the latent of one image of `size`. Raises ValueError for a size that f does not divide."""
+    spec = first_stage.spec
     height, width = (size, size) if isinstance(size, int) else size
     check_size(height, width, spec.f)
-    shape = spec.shape((height // spec.f, width // spec.f))
+    return spec.shape((height // spec.f, width // spec.f))
+
+
+def bound_to(
+    denoiser: nn.Module,
+    conditioner: Conditioners,
+    first_stage: nn.Module,
+    sampling: Sampling,
+    batch: Mapping[str, Any],
+    num_samples: int,
+    negative: Mapping[str, Any] | None = None,
+) -> Bound:
+    """A denoiser bound to the conditions of `batch`, as `sampling` uses them and in its windows; not guided yet.
+
+    Raises ValueError for guidance that would need a null which no training saw.
+    """
     negative, use = negative or {}, sampling.use_conditions
     tiled = sampling.tiling(denoiser) if sampling.tiling else denoiser
-    given = bind(tiled, conditioner, batch, len(numbers), negative, use)
+    given = bind(tiled, conditioner, batch, num_samples, negative, use)
     check_guidance(sampling.guidance, conditioner, negative, use)
     names = conditioner.guidable(negative, use)
-    bound = Bound(given(names), given, names, batch, len(numbers), first_stage.decode)
-    for guidance in (sampling.guidance, *sampling.loss_guidance):
+    return Bound(given(names), given, names, batch, num_samples, first_stage.decode)
+
+
+def guided(bound: Bound, guidances: Iterable[Guidance]) -> Denoise:
+    """What is bound under `guidances`, each guiding what those before it made."""
+    for guidance in guidances:
         bound = replace(bound, denoise=guidance.guide(bound))
+    return bound.denoise
 
-    def noise(step: int) -> Tensor:
-        return normal(seed, "sampler noise", numbers, shape, stream=step)
 
-    x = init_noise(normal(seed, "first noise", numbers, shape), sampling.sigmas[0].item(), sampling.process)
-    z = sampling.sampler(bound.denoise, x, sampling.sigmas, noise=noise)
-    z = z * sampling.process.scale(sampling.sigmas[-1].item())  # a published ladder stops above 0
+def decoded(first_stage: nn.Module, z: Tensor, batch: Mapping[str, Any], numbers: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] of latents z. Raises NotFinite for those that are not."""
     return checked(z, first_stage.decode(z).float(), batch, numbers).clamp(-1, 1)
 
 

@@ -19,10 +19,12 @@ from data.decoding import decode_image, read_picture
 from data.errors import BadSample
 from data.fields import Derived, Field
 from data.making.files import refuse_special
+from data.module import ShardData
 from data.transforms import View, to_tensor
+from ldm.drawer import Drawer
 from ldm.errors import UserError
-from ldm.generate import Sampling, Size, check_guidance
-from ldm.model import Model
+from ldm.generate import Size
+from ldm.sampling import Sampling
 
 # Short keys of sample.py and the field of a batch that each fills: by a file, or by what stands there itself.
 FILES = {"image": "image", "mask": "mask", "low": "low_resolution", "map": "segmentation", "boxes": "layout"}
@@ -67,38 +69,37 @@ def files_of(tree: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return files
 
 
-def check_given(tree: Mapping[str, Any], model: Model, sampling: Sampling, captioned: bool) -> None:
+def check_given(tree: Mapping[str, Any], model: Drawer, sampling: Sampling, captioned: bool) -> None:
     """Hold the keys of `tree` to a model; `captioned`: whether there is a prompt, perhaps an empty one.
 
     Raises ValueError for a condition that would not be read, for one that is needed, or for guidance against a null
     that no training saw.
     """
-    conditioner, files = model.conditioner, files_of(tree)
-    use = sampling.use_conditions
-    used = conditioner.used(use)
-    fields = {field for part in used.values() for field in part.fields} | sampling.fields
+    files = files_of(tree)
+    use, used = sampling.use_conditions, model.conditions(sampling)
+    fields = set().union(sampling.fields, *used.values())
     made = set(_made_of_image(model, files)) if "image" in files else set()
     asked = {key: name for key, name in VALUES.items() if tree[key] not in (None, "")}
     for key, name in {**asked, **{key: name for name, (key, _) in files.items()}}.items():
         if name not in fields and not (name == "image" and made):
             given = f"it is conditioned on {', '.join(sorted(fields))}" if fields else "it has no conditions"
-            without = f" with use_conditions=[{','.join(use)}]" if name in conditioner.fields else ""
+            without = f" with use_conditions=[{','.join(use)}]" if use and name in model.fields else ""
             raise UserError(f"{key}: this model{without} reads no {name}; {given}")
     present = {*asked.values(), *files, *made, *(["caption"] if captioned and "caption" not in files else [])}
-    for name, needed in conditioner.missing(dict.fromkeys(present), use).items():
+    for name, needed in model.missing(dict.fromkeys(present), sampling).items():
         raise UserError(f"conditioner {name} needs {needed!r}: give {WAYS.get(needed, f'given.{needed}=FILE')}")
     negative = negatives(tree)
-    left = check_guidance(sampling.guidance, conditioner, negative, use)
-    if negative and not left & {name for name, part in used.items() if part.key == "caption"}:
+    left = model.left_out(sampling, negative)
+    if negative and not left & {name for name, own in used.items() if "caption" in own}:
         raise UserError(
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
         )
 
 
-def _made_of_image(model: Model, files: Mapping[str, Any]) -> list[str]:
+def _made_of_image(model: Drawer, files: Mapping[str, Any]) -> list[str]:
     """Fields that the model reads, that are not given and that its run makes of an image."""
-    return [name for name in model.parts["data"].keys.from_image if name in model.conditioner.fields - files.keys()]
+    return [name for name in model.data.keys.from_image if name in model.fields - files.keys()]
 
 
 def negatives(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -106,11 +107,11 @@ def negatives(tree: Mapping[str, Any]) -> dict[str, str]:
     return {"caption": tree["negative_prompt"]} if tree["negative_prompt"] else {}
 
 
-def class_number(label: int | str, data: Mapping[str, Any]) -> int:
+def class_number(label: int | str, data: ShardData) -> int:
     """The number of a class that is given by its number or by its name in the manifest of a run's `data`."""
     if isinstance(label, int):
         return label
-    names = class_names(data["train"])
+    names = class_names(data.training_set.train)
     if label in names:
         return names.index(label)
     known = f"one of {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else (
@@ -119,7 +120,7 @@ def class_number(label: int | str, data: Mapping[str, Any]) -> int:
     raise UserError(f"label={label!r}: expected int, or the name of a class, {known}")
 
 
-def read_given(tree: Mapping[str, Any], model: Model) -> Given:
+def read_given(tree: Mapping[str, Any], model: Drawer) -> Given:
     """The files that `tree` names as fields of a batch of one, read and cut as the training's own were.
 
     What else the model reads and its run makes of images comes of image=. target, alone, is as large as its file.
@@ -131,7 +132,7 @@ def read_given(tree: Mapping[str, Any], model: Model) -> Given:
     files = files_of(tree)
     if not files:
         return Given(found)
-    keys = model.parts["data"].keys
+    keys = model.data.keys
     for name, (key, _) in files.items():
         if keys.reader(name) is None:
             raise UserError(f"{key}: nothing in the data of this run reads {name!r}; it has {', '.join(keys.yields)}")
@@ -166,12 +167,12 @@ def _named(key: str, path: str, decode: Any) -> Any:
         raise UserError(f"{key}={path}: {error.kind} ({error})") from error
 
 
-def asked_size(tree: Mapping[str, Any], model: Model) -> Size:
+def asked_size(tree: Mapping[str, Any], model: Drawer) -> Size:
     """(height, width) of the images, px. Raises ValueError for one that a condition cannot stand beside."""
     side = tree["image_size"] or model.image_size
     size = (tree["height"] or side, tree["width"] or side)
     beside = [key for key, _ in files_of(tree).values()]
-    if beside and model.conditioner.widths()["concat_channels"] and size != (side, side):
+    if beside and model.beside_latent and size != (side, side):
         raise UserError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
     return size
 

@@ -4,7 +4,7 @@ What comes with a run is data: its tree is held to the registry of ldm.config an
 hash, before it is built.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.build import Parts, check_model, is_classifier
+from data.module import ShardData
+from ldm.build import Parts, check_model, kind_of
 from ldm.checkpoint import posthoc_ema
 from ldm.checkpoint.weights import Weights, load_strict
 from ldm.conditioners.base import Conditioners
@@ -24,14 +25,17 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.tiles import Tiling
 from ldm.errors import UserError
 from ldm.first_stage.spec import LatentSpec
-from ldm.generate import Sampling, Size, bind, check_size, generate
+from ldm.generate import Size, bind, bound_to, check_guidance, check_size, generate, guided
 from ldm.networks.layers import tuned
 from ldm.places import first_stage_of, paths_of
+from ldm.sampling import Sampling
+
+CLASSIFIER_FREE = {"_target_": "ldm.diffusion.guidance.ClassifierFree", "scale": 1.0}
 
 
 @dataclass
 class Model:
-    """What sampling and evaluation need; an ensemble of experts is one too, its denoiser routing by sigma."""
+    """A first stage, a conditioner and a denoiser under one process, from one run: a Drawer."""
 
     name: str
     first_stage: nn.Module
@@ -39,33 +43,51 @@ class Model:
     denoiser: nn.Module
     schedule: Schedule
     parts: Parts
-    networks: list[nn.Module]  # of the denoiser, or of each expert
     weights: list[Weights] = field(default_factory=list)
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images it was trained on, px."""
+        """Height and width of the training images, px."""
         return self.parts["window_size"]
 
-    def sampling(self, tree: dict[str, Any]) -> Sampling:
-        """How `tree` says to sample, in `num_steps`; a group sampler, sigmas or guidance that is null is the run's.
+    @property
+    def data(self) -> ShardData:
+        """What it was trained on."""
+        return self.parts["data"]
 
-        `loss_guidance`, what it goes by, `tiling`, `weak_model` and `use_conditions` are only ever the tree's. Raises
-        ValueError for a weak model or a classifier that does not fit, or that nothing takes, and for a condition that
-        the model does not have.
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The network of the denoiser."""
+        return [self.denoiser.network]
+
+    @property
+    def fields(self) -> set[str]:
+        """What its conditioner reads of a batch."""
+        return self.conditioner.fields
+
+    @property
+    def beside_latent(self) -> bool:
+        """Whether a condition lies beside the latent, place by place."""
+        return self.conditioner.widths()["concat_channels"] > 0
+
+    def sampling(self, tree: Mapping[str, Any]) -> Sampling:
+        """How `tree` says to sample; of a recipe (sampler, sigmas, num_steps, guidance) what is null is the run's own.
+
+        Keys of guidance without a class change the run's guidance, or classifier-free guidance where that has no such
+        keys. The run's own is left out where it has nothing to guide by. `loss_guidance`, what it goes by, `tiling`,
+        `weak_model` and `use_conditions` are only ever the tree's. Raises ValueError for a weak model or a classifier
+        that does not fit, or that nothing takes, and for a condition that the model does not have.
         """
         use = None if tree.get("use_conditions") is None else tuple(tree["use_conditions"])
-        self.conditioner.used(use)
-        chosen = {key: tree[key] or self.parts.tree[key] for key in ("sampler", "sigmas", "guidance")}
-        if not tree["sigmas"] and "num_steps" in tree and "num_steps" in chosen["sigmas"]:
-            chosen["sigmas"] = {**chosen["sigmas"], "num_steps": tree["num_steps"]}
+        negative = ["caption"] if tree.get("negative_prompt") else []
+        chosen = recipe(tree, self.parts.tree, bool(self.conditioner.guidable(negative, use)))
         chosen |= {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
         given = {"schedule": self.schedule, "first_stage": self.first_stage}
         given["tiling"] = Parts({**self.parts.tree, **chosen}, **given)["tiling"]
         if tree.get("weak_model"):
             if not chosen["guidance"] or not takes(chosen["guidance"], "weak_model"):
                 raise UserError(f"weak_model={tree['weak_model']}: only guidance=autoguidance takes it")
-            given["weak_model"] = self._weaker(Path(tree["weak_model"]), tree.get("first_stage"), given["tiling"])
+            given["weak_model"] = self._weaker(Path(tree["weak_model"]), tree.get("first_stage"), given["tiling"], use)
         if tree.get("classifier"):
             if not any(takes(node, "classifier") for node in (tree.get("loss_guidance") or {}).values()):
                 raise UserError(f"classifier={tree['classifier']}: only loss_guidance=[classifier] takes it")
@@ -73,7 +95,9 @@ class Model:
             given["classifier"] = load_classifier(Path(tree["classifier"]), self.first_stage).to(device)
         return replace(Parts({**self.parts.tree, **chosen}, **given)["sampling"], use_conditions=use)
 
-    def _weaker(self, path: Path, first_stage: str | None, tiling: Tiling | None) -> Callable[[Bound], Denoise]:
+    def _weaker(
+        self, path: Path, first_stage: str | None, tiling: Tiling | None, use: Collection[str] | None
+    ) -> Callable[[Bound], Denoise]:
         """The denoiser of another run in the same latent space, its conditions through its own conditioner."""
         try:
             weak = load_model(path, first_stage)
@@ -82,14 +106,25 @@ class Model:
             raise UserError(f"weak_model={path}: {error}") from error
         weak.to(next(self.denoiser.parameters()).device)
         denoiser = tiling(weak.denoiser) if tiling else weak.denoiser
-        conditioner = weak.conditioner
+        unused = self.conditioner.parts.keys() - self.conditioner.used(use).keys()
+        own = [name for name in weak.conditioner.parts if name not in unused]
+        return lambda bound: bind(denoiser, weak.conditioner, bound.batch, bound.num_samples, use=own)(own)
 
-        def bound_to(bound: Bound) -> Denoise:
-            unused = set(self.conditioner.names) - set(bound.conditions)
-            use = [name for name in conditioner.parts if name not in unused]
-            return bind(denoiser, conditioner, bound.batch, bound.num_samples, use=use)(use)
+    def conditions(self, sampling: Sampling) -> dict[str, set[str]]:
+        """The conditions that are used, by name, and the fields that each reads."""
+        return {name: part.fields for name, part in self.conditioner.used(sampling.use_conditions).items()}
 
-        return bound_to
+    def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
+        """Name and field of the conditions used that a batch has to give and does not."""
+        return self.conditioner.missing(batch, sampling.use_conditions)
+
+    def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
+        """Conditions that guidance leaves out. Raises ValueError for guidance that the model cannot be sampled with."""
+        return check_guidance(sampling.guidance, self.conditioner, negative, sampling.use_conditions)
+
+    def decode_in_tiles(self, size: int | None) -> None:
+        """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""
+        self.first_stage.tile = size
 
     def to(self, device: torch.device | str) -> "Model":
         """Move all parts."""
@@ -102,6 +137,13 @@ class Model:
         for network in self.networks:
             tuned(network, next(network.parameters()).device, compile)
         return self
+
+    def guided(
+        self, sampling: Sampling, batch: Mapping[str, Any], num_samples: int, negative: dict[str, Any] | None = None
+    ) -> Denoise:
+        """Its denoiser bound to the conditions of `batch` and guided, to be drawn with; see ldm.sampling.draw."""
+        bound = bound_to(self.denoiser, self.conditioner, self.first_stage, sampling, batch, num_samples, negative)
+        return guided(bound, sampling.guidances)
 
     def generate(
         self, sampling: Sampling, batch: dict[str, Any], numbers: Tensor, seed: int, size: Size | None = None,
@@ -116,6 +158,23 @@ class Model:
         )
 
 
+def recipe(tree: Mapping[str, Any], run: Mapping[str, Any], guidable: bool) -> dict[str, Any]:
+    """The groups sampler, sigmas and guidance that `tree` asks for, each as the `run` has it where it asks for none."""
+    chosen = {key: tree.get(key) or run[key] for key in ("sampler", "sigmas", "guidance")}
+    sigmas, num_steps = chosen["sigmas"], tree.get("num_steps")
+    if tree.get("sigmas"):
+        num_steps = sigmas.get("num_steps") or num_steps or run["num_steps"]
+    if num_steps and takes(sigmas, "num_steps"):
+        chosen["sigmas"] = {**sigmas, "num_steps": num_steps}
+    if not tree.get("guidance"):
+        return chosen if guidable else {**chosen, "guidance": None}
+    if "_target_" not in tree["guidance"]:
+        own = run["guidance"] or {}
+        fits = own and all(takes(own, key) for key in tree["guidance"])
+        chosen["guidance"] = {**(own if fits else CLASSIFIER_FREE), **tree["guidance"]}
+    return chosen
+
+
 def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> Model:
     """The diffusion model of a run's folder or of one weights file; `first_stage` says where the first stage moved.
 
@@ -125,13 +184,12 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
     """
     weights = posthoc_ema.load(path, ema)
     tree = load_tree(weights.run / "config.yaml")
-    if not tree.get("network"):
-        raise UserError(f"{path}: a first stage, not a diffusion model; train one with first_stage={path}")
-    if is_classifier(tree):
-        raise UserError(f"{path}: a classifier, not a diffusion model; it guides one, given as classifier={path}")
+    kind = kind_of(tree)
+    if kind != "diffusion":
+        raise UserError(f"{path}: a {kind.replace('_', ' ')}, not a diffusion model, which takes it as {kind}={path}")
     tree = {**tree, "conditioner": paths_of(tree.get("conditioner"), weights.run)}
     if first_stage or tree.get("first_stage"):
-        tree = {**tree, "first_stage": first_stage or _own_first_stage(weights.run, path)}
+        tree = {**tree, "first_stage": first_stage or own_first_stage(weights.run, path)}
     parts = Parts(tree)
     counted = Parts(tree, first_stage=parts["first_stage"])
     check_model(lambda: nn.ModuleDict({name: counted[name] for name in ("network", "conditioner")}), weights)
@@ -144,27 +202,25 @@ def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> 
         LatentSpec.from_dict(trained_with).check(parts["first_stage"].spec)
     denoiser.eval().requires_grad_(False)
     conditioner.eval().requires_grad_(False)
-    return Model(
-        weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [denoiser.network],
-        [weights],
-    )  # fmt: skip
+    return Model(weights.run.name, parts["first_stage"], conditioner, denoiser, parts["schedule"], parts, [weights])
 
 
-def _own_first_stage(run: Path, asked: Path) -> str:
+def own_first_stage(run: Path, asked: Path) -> str:
+    """Where the first stage of a run is. Raises ValueError naming the path that was `asked` for if it is not there."""
     found = first_stage_of(run)
     if not Path(found).exists():
         raise UserError(f"{asked}: its first stage, {found}, is not there; first_stage= says where it is now")
     return found
 
 
-def load_classifier(path: Path, first_stage: nn.Module) -> NoisyClassifier:
+def load_classifier(path: Path, first_stage: nn.Module, ema: str = "ema") -> NoisyClassifier:
     """The classifier of noisy latents of `first_stage`, from its run's folder or one of its weights files.
 
     Raises ValueError if it is another kind of run, or was trained on other latents.
     """
-    weights = posthoc_ema.load(path)
+    weights = posthoc_ema.load(path, ema)
     tree = load_tree(weights.run / "config.yaml")
-    if not is_classifier(tree):
+    if kind_of(tree) != "classifier":
         raise UserError(f"classifier={path}: not a classifier's run; experiment=quickstart/classifier trains one")
     try:
         LatentSpec.from_dict(weights.metadata["latent"]).check(first_stage.spec)

@@ -17,7 +17,6 @@ from ldm.compatibility import check_branch
 from ldm.config import completed, dump, load_tree
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
-from ldm.ensemble import load_ensemble
 from ldm.errors import UserError
 from ldm.files import sweep, write_json, write_text
 from ldm.lineage import (
@@ -30,7 +29,7 @@ from ldm.lineage import (
     same_first_stage,
     same_parent,
 )
-from ldm.model import Model, load_model
+from ldm.load import load as load  # where it was, for one release
 from ldm.overwriting import check_overwrite, clear, is_run
 from ldm.redaction import agrees, redacted
 
@@ -217,21 +216,6 @@ def settle_precision(tree: dict[str, Any], name: str) -> dict[str, Any]:
     begun = own.exists() and not tree["overwrite"]
     precision = load_tree(own)["trainer"]["precision"] if begun else mixed_precision()
     return {**tree, "trainer": {**tree["trainer"], "precision": precision}}
-
-
-def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Model:
-    """A trained model, from a run's folder, one of its weights files, or an ensemble's manifest (.yaml).
-
-    `ema` chooses among a run's averages of its weights: ``ema``, ``raw``, or a relative length such as ``0.05``.
-    """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"model={path}: no such run or manifest")
-    if path.suffix != ".yaml":
-        return load_model(path, first_stage, ema)
-    if ema != "ema":
-        raise UserError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
-    return load_ensemble(path, first_stage)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from toys import tiny
 
 from ldm.build import Parts
 from ldm.config import compose
@@ -21,7 +22,7 @@ from ldm.evaluation.chain_samples import _moments, file_name
 from ldm.evaluation.diversity import mean_distance, of_one_caption
 from ldm.evaluation.evaluate import curve_keys
 from ldm.evaluation.interval_loss import by_caption, gain
-from ldm.evaluation.reference import Reference
+from ldm.evaluation.reference import conditions
 from ldm.evaluation.sample_sheet import write_sheet
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import LastRemembered, remembering
@@ -34,12 +35,14 @@ TOY = (
 )
 
 
-def test_conditions_repeat_those_of_the_images_in_order():
-    against = Reference(torch.zeros(3, 2), ["a", "b", "c"])
-    assert against.conditions(0, 2) == {"caption": ["a", "b"]}
-    assert against.conditions(2, 7) == {"caption": ["c", "a", "b", "c", "a"]}
-    labelled = Reference(torch.zeros(3, 2), ["a", "b", "c"], torch.tensor([5, 6, 7]))
-    assert labelled.conditions(2, 5)["label"].tolist() == [7, 5, 6]
+def test_conditions_are_whole_batches_that_repeat_the_images_in_order():
+    data = Parts(compose("config", tiny("quickstart/autoencoder", Path("runs"), "data.max_samples=5")))["data"]
+    batches = list(conditions(data, 12, batch_size=2))
+    assert [len(batch["key"]) for batch in batches] == [2, 2, 1, 2, 2, 1, 2]
+    keys = [key for batch in batches for key in batch["key"]]
+    [all_five] = data.statistics_loader(batch_size=5)
+    assert keys == [all_five["key"][place % 5] for place in range(12)]
+    assert {"image", *data.fields} <= batches[0].keys()
 
 
 def test_curve_is_kid_against_alignment_whatever_the_backbones():

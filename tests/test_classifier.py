@@ -10,8 +10,9 @@ from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.schedule import VE
+from ldm.load import load, load_drawer
 from ldm.model import load_classifier
-from ldm.run import Run, load
+from ldm.run import Run
 
 
 def test_the_network_sees_unit_variance_and_is_told_the_noise():
@@ -54,8 +55,8 @@ def test_it_is_loaded_as_a_classifier_and_as_nothing_else(classifier: Run, diffu
     assert all(torch.equal(state[f"network.{name}"], p) for name, p in found.network.state_dict().items())
     assert not any(p.requires_grad for p in found.parameters())
     assert found(torch.randn(2, 4, 8, 8), torch.ones(2)).shape == (2, 9)
-    with pytest.raises(ValueError, match="a classifier, not a diffusion model; it guides one, given as classifier="):
-        load(classifier.folder)
+    with pytest.raises(ValueError, match="a classifier, not a diffusion model, which takes it as classifier="):
+        load_drawer(classifier.folder)
     for run in (diffusion, first_stage):
         with pytest.raises(ValueError, match="not a classifier's run; experiment=quickstart/classifier trains one"):
             load_classifier(run.folder, model.first_stage)

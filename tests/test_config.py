@@ -495,7 +495,9 @@ def test_evaluation_takes_several_scales_of_any_guidance_and_sampling_one():
     tree = compose("evaluate", [*words, "guidance.scale=[1,2.5]", "guidance.sigma_lo=0.3"])
     assert tree["guidance"]["scale"] == [1, 2.5] and tree["guidance"]["sigma_lo"] == 0.3
     assert tree["weak_model"] == "runs/a, b" and tree["loss_guidance"] in (None, {}, [])
-    assert compose("evaluate", words)["guidance"]["scale"] == leaf("evaluate")["guidance"]["scale"]
+    assert "scale" not in compose("evaluate", words)["guidance"], "the usual ones"
+    assert "num_steps" not in compose("sample", ["model=x", "sigmas=karras"])["sigmas"], "as many as the run says"
+    assert compose("sample", ["model=x", "sigmas=karras", "num_steps=7"])["sigmas"]["num_steps"] == 7
     with pytest.raises(ValueError, match=r"guidance\.scale=\[1, 'a'\]: expected float"):
         compose("evaluate", [*words, "guidance.scale=[1,a]"])
     with pytest.raises(ValueError, match=r"guidance\.scale=\[1, 2\]: expected float"):

@@ -14,9 +14,11 @@ from untrained import untrained_run
 from ldm.checkpoint import weights
 from ldm.conditioners import t5
 from ldm.ensemble import WHOLE, load_ensemble, share, write_manifest
+from ldm.ensemble_model import Ensemble
+from ldm.load import load
 from ldm.model import Model, load_model
-from ldm.run import load
 
+PER_CONDITION = "ldm.diffusion.guidance.PerCondition"
 LOW, HIGH = [(0.0, 1.0)], [(1.0, math.inf)]
 
 
@@ -31,12 +33,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def answer(model: Model, sigma: float) -> torch.Tensor:
+LABELS, NUMBERS = {"label": torch.tensor([0, 3])}, torch.tensor([0, 1])
+
+
+def answer(model: Model | Ensemble, sigma: float, scale: float = 1.0) -> torch.Tensor:
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * sigma
-    labels = {"label": torch.tensor([0, 3])}
-    cond = model.conditioner(labels, drop=model.conditioner.drop_none(2))
     with torch.no_grad():
-        return model.denoiser(x, torch.full((2,), sigma), cond)
+        return model.guided(model.sampling({}).with_scale(scale), LABELS, 2)(x, torch.full((2,), sigma))
 
 
 def cut_of(manifest: dict) -> float:
@@ -103,6 +106,17 @@ def test_members_of_other_latent_spaces_are_refused(runs, tmp_path):
         write_manifest(tmp_path / "e.yaml", [runs["low"], other])
 
 
+def test_a_manifest_without_a_kind_is_of_experts_and_another_kind_is_refused_by_name(runs, tmp_path):
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["base"]])
+    assert manifest.pop("kind") == "experts"
+    del manifest["seal"]
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(manifest))
+    assert isinstance(load(tmp_path / "old.yaml"), Ensemble)
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump({**manifest, "kind": "cascade"}))
+    with pytest.raises(ValueError, match=r"new\.yaml: kind 'cascade' is not known here; there are experts"):
+        load(tmp_path / "new.yaml")
+
+
 # The model
 
 
@@ -155,11 +169,50 @@ def test_weights_that_changed_since_are_refused(runs, tmp_path):
         load_ensemble(tmp_path / "e.yaml")
 
 
-def test_members_whose_trained_conditioners_differ_are_refused(runs, tmp_path):
-    other = untrained_run(tmp_path / "other", "expert.node=[1,1]", shared=7)
-    write_manifest(tmp_path / "e.yaml", [runs["low"], other])
-    with pytest.raises(ValueError, match="low and other have different conditioner weights"):
-        load_ensemble(tmp_path / "e.yaml")
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_members_have_trained_conditioners_of_their_own(runs, tmp_path, scale):
+    """Other embeddings, of another width, heard in another slot."""
+    words = ["conditioner.label.width=6", "conditioner.label.slot=tokens", "network.attention_factors=[1]"]
+    other = untrained_run(tmp_path / "other", "expert.node=[1,1]", *words, shared=7)
+    cut = cut_of(write_manifest(tmp_path / "e.yaml", [runs["low"], other]))
+    ensemble, low, high = load(tmp_path / "e.yaml"), load_model(runs["low"]), load_model(other)
+    for sigma in (0.01, 0.9 * cut):
+        assert torch.equal(answer(ensemble, sigma, scale), answer(low, sigma, scale))
+    for sigma in (cut, 20.0):
+        assert torch.equal(answer(ensemble, sigma, scale), answer(high, sigma, scale))
+    mixed, sampling = torch.tensor([0.1, 20.0]), ensemble.sampling({}).with_scale(scale)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        each = [model.guided(sampling, LABELS, 2)(x, mixed) for model in (ensemble, low, high)]
+    torch.testing.assert_close(each[0], torch.stack([each[1][0], each[2][1]]))
+    assert ensemble.generate(sampling, LABELS, NUMBERS, seed=0).isfinite().all()
+
+
+def test_a_member_may_lack_a_condition_and_is_then_not_guided_by_it(runs, tmp_path):
+    free = untrained_run(tmp_path / "free", "expert.node=[1,0]", "conditioner=[]")
+    cut = cut_of(write_manifest(tmp_path / "e.yaml", [free, runs["high"]]))
+    ensemble, low, high = load(tmp_path / "e.yaml"), load_model(free), load_model(runs["high"])
+    assert torch.equal(answer(ensemble, 0.9 * cut, 3.0), answer(low, 0.9 * cut))
+    assert torch.equal(answer(ensemble, cut, 3.0), answer(high, cut, 3.0))
+    sampling = ensemble.sampling({"guidance": {"_target_": PER_CONDITION, "scales": {"label": 3.0}}})
+    x, cold = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.full((2,), 0.01)
+    assert torch.equal(ensemble.guided(sampling, LABELS, 2)(x, cold), low.guided(low.sampling({}), {}, 2)(x, cold))
+    assert ensemble.left_out(sampling) == {"label"} and ensemble.missing({}, sampling) == {"label": "label"}
+    assert not ensemble.missing({}, ensemble.sampling({"use_conditions": []}))
+    with pytest.raises(ValueError, match=r"guidance\.scales: no condition text"):
+        ensemble.left_out(ensemble.sampling({"guidance": {"_target_": PER_CONDITION, "scales": {"text": 3.0}}}))
+    with pytest.raises(ValueError, match="use_conditions: no condition text; the conditions of this model: label"):
+        ensemble.sampling({"use_conditions": ["text"]})
+
+
+def test_the_process_is_that_of_the_member_that_the_ladder_begins_in(runs, tmp_path):
+    flow = untrained_run(tmp_path / "flow", "expert.node=[1,1]", "schedule=flow", "precond=flow")
+    write_manifest(tmp_path / "e.yaml", [runs["low"], flow])
+    ensemble = load(tmp_path / "e.yaml")
+    short = {"sigmas": {"_target_": "ldm.diffusion.sigmas.given", "levels": [0.3, 0.1, 0.0]}}
+    assert type(ensemble.sampling({}).process).__name__ == "Flow"
+    assert type(ensemble.sampling(short).process).__name__ == "VE"
+    assert ensemble.generate(ensemble.sampling({}), LABELS, NUMBERS, seed=0).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -167,9 +220,6 @@ def test_members_whose_trained_conditioners_differ_are_refused(runs, tmp_path):
     [
         (["image_size=16"], "image_size is 8 in low and 16 in other"),
         (["conditioner.label.num_classes=6"], r"conditioner\.label\.num_classes is 5 in low and 6 in other"),
-        (["conditioner=[]"], "conditioner"),
-        (["schedule=flow", "precond=flow"], "schedule is 'VE' in low and 'Flow' in other"),
-        (["schedule=cosine", "precond=v", "noise=discrete"], "schedule is 'VE' in low and 'Discrete' in other"),
     ],
 )
 def test_members_that_are_not_one_model_are_refused(runs, tmp_path, words, problem):
@@ -215,7 +265,8 @@ def test_members_may_have_other_parametrisations_and_networks(runs, tmp_path):
     write_manifest(tmp_path / "e.yaml", [runs["low"], other])
     model = load_ensemble(tmp_path / "e.yaml")
     assert torch.equal(answer(model, 20.0), answer(load_model(other), 20.0))
-    assert model.conditioner.guidable() == (), "one member never saw the null"
+    with pytest.raises(ValueError, match=r"other of e: guidance\.scale=3: .*label\.drop_prob=0"):
+        model.left_out(model.sampling({}).with_scale(3.0))
 
 
 def test_a_manifest_with_a_gap_written_by_hand_is_refused(runs, tmp_path):

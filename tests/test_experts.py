@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.experts import Expert, ExpertDenoiser, check_cover, children, node_interval, parent, subtract
+from ldm.diffusion.experts import Expert, check_cover, children, node_interval, parent, route, subtract
 from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, logit_normal
 from ldm.diffusion.precond import V
 from ldm.diffusion.samplers import dpmpp_2m, euler, heun, kutta3
@@ -238,13 +238,16 @@ def denoiser(seed):
     return Denoiser(Network(seed), V(VE()))
 
 
-class Constant(nn.Module):
+def bound(model, cond):
+    return lambda x, sigma: model(x, sigma, cond)
+
+
+class Constant:
     def __init__(self, value):
-        super().__init__()
         self.value = value
         self.num_calls = 0
 
-    def forward(self, x, sigma, cond):
+    def __call__(self, x, sigma):
         self.num_calls += 1
         return torch.full_like(x, self.value)
 
@@ -261,54 +264,56 @@ PARTITIONS = {
 @pytest.mark.parametrize("experts", PARTITIONS.values(), ids=PARTITIONS.keys())
 def test_copies_of_one_model_sample_bit_identically_under_any_partition(sampler, experts):
     single = denoiser(seed=0)
-    ensemble = ExpertDenoiser([denoiser(seed=0) for _ in experts], [expert.intervals(EDIFFI) for expert in experts])
     x = 80 * torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     cond = {"vector": torch.tensor([0.1, 0.2, 0.3])}
+    copies = [bound(denoiser(seed=0), cond) for _ in experts]
+    ensemble = route(copies, [expert.intervals(EDIFFI) for expert in experts])
     ladder = karras(12, 0.002, 80.0)
-    samples = [sampler(lambda x, sigma, d=d: d(x, sigma, cond), x, ladder) for d in (single, ensemble)]
+    samples = [sampler(denoise, x, ladder) for denoise in (bound(single, cond), ensemble)]
     assert torch.equal(*samples)
 
 
 def test_a_cut_belongs_to_the_higher_noise_side():
     for noise in NOISES.values():
         experts = [Expert([2, index]).intervals(noise) for index in range(4)]
-        ensemble = ExpertDenoiser([Constant(float(index)) for index in range(4)], experts)
+        ensemble = route([Constant(float(index)) for index in range(4)], experts)
         for index in range(1, 4):
             cut = torch.tensor([experts[index][0][0]], dtype=torch.float64)
             for level in (cut, cut.float(), torch.nextafter(cut.float(), torch.tensor([100.0]))):
-                assert ensemble(torch.zeros(1, 3), level, {}).unique().item() == index
+                assert ensemble(torch.zeros(1, 3), level).unique().item() == index
             below = torch.nextafter(cut.float(), torch.zeros(1))
-            assert ensemble(torch.zeros(1, 3), below, {}).unique().item() == index - 1
+            assert ensemble(torch.zeros(1, 3), below).unique().item() == index - 1
 
 
 def test_one_member_is_called_when_all_agree_and_each_its_own_when_mixed():
     members = [Constant(0.0), Constant(1.0), Constant(2.0)]
-    ensemble = ExpertDenoiser(members, [expert.intervals(EDIFFI) for expert in CONFIG_D])
-    assert torch.equal(ensemble(torch.zeros(3, 2), torch.full((3,), 1.0), {}), torch.ones(3, 2))
+    ensemble = route(members, [expert.intervals(EDIFFI) for expert in CONFIG_D])
+    assert torch.equal(ensemble(torch.zeros(3, 2), torch.full((3,), 1.0)), torch.ones(3, 2))
     assert [member.num_calls for member in members] == [0, 1, 0]
-    result = ensemble(torch.zeros(4, 2), torch.tensor([20.0, 0.01, 1.0, 30.0]), {})
+    result = ensemble(torch.zeros(4, 2), torch.tensor([20.0, 0.01, 1.0, 30.0]))
     assert result[:, 0].tolist() == [2.0, 0.0, 1.0, 2.0]
     assert [member.num_calls for member in members] == [1, 2, 1]
 
 
 def test_a_mixed_batch_gives_each_sample_its_own_condition_and_gradient():
     single = denoiser(seed=0)
-    ensemble = ExpertDenoiser([single, single], [expert.intervals(EDIFFI) for expert in PARTITIONS["halves"]])
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     sigma, cond = torch.tensor([5.0, 0.1, 2.0, 0.2]), {"vector": torch.arange(4.0)}
-    torch.testing.assert_close(ensemble(x, sigma, cond), single(x, sigma, cond))
-    gradients = [torch.autograd.grad(d(x, sigma, cond).square().sum(), x)[0] for d in (ensemble, single)]
+    alone = bound(single, cond)
+    ensemble = route([alone, alone], [expert.intervals(EDIFFI) for expert in PARTITIONS["halves"]])
+    torch.testing.assert_close(ensemble(x, sigma), alone(x, sigma))
+    gradients = [torch.autograd.grad(denoise(x, sigma).square().sum(), x)[0] for denoise in (ensemble, alone)]
     torch.testing.assert_close(*gradients)
 
 
 def test_the_ensemble_of_copies_has_as_many_switches_as_cuts():
     members = [Constant(float(index)) for index in range(3)]
-    ensemble = ExpertDenoiser(members, [expert.intervals(EDIFFI) for expert in CONFIG_D])
-    visited = [ensemble(torch.zeros(1, 1), sigma[None], {}).item() for sigma in karras(25, 0.002, 80.0, rho=6.0)[:-1]]
+    ensemble = route(members, [expert.intervals(EDIFFI) for expert in CONFIG_D])
+    visited = [ensemble(torch.zeros(1, 1), sigma[None]).item() for sigma in karras(25, 0.002, 80.0, rho=6.0)[:-1]]
     assert visited == sorted(visited, reverse=True) and set(visited) == {0.0, 1.0, 2.0}
     assert [visited.count(index) for index in (0.0, 1.0, 2.0)] == [5, 11, 9]
 
 
 def test_members_and_intervals_must_match():
     with pytest.raises(ValueError, match="members"):
-        ExpertDenoiser([Constant(0.0)], [[(0.0, 1.0)], [(1.0, math.inf)]])
+        route([Constant(0.0)], [[(0.0, 1.0)], [(1.0, math.inf)]])

@@ -11,15 +11,18 @@ from untrained import randomise
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.draws import normal
 from ldm.diffusion.guidance import Bound, ClassifierFree
 from ldm.diffusion.precond import EDM
-from ldm.diffusion.samplers import ddim, ddpm, dpmpp_sde, euler, euler_ancestral
+from ldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_sde, euler, euler_ancestral, heun
 from ldm.diffusion.schedule import VE, Flow, scaled_linear
 from ldm.diffusion.sigmas import karras
 from ldm.diffusion.tiles import blended
 from ldm.first_stage.first_stage import Identity
-from ldm.generate import Sampling, bind, check_size, generate
+from ldm.generate import bind, check_size, generate
 from ldm.networks.unet import UNet
+from ldm.sampling import Known, Sampling, Start
+from ldm.sampling import draw as sampled
 
 NUMBERS = torch.tensor([3, 8])
 BATCH = {"label": torch.tensor([0, 2])}
@@ -138,3 +141,53 @@ def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_process(end):
     assert decoded(scaled_linear(0.00085, 0.012)) == pytest.approx(0.5 / (1 + end**2) ** 0.5)
     assert decoded(Flow()) == pytest.approx(0.5 / (1 + end))
     assert decoded(VE()) == 0.5
+
+
+# Drawing from what is there
+
+
+@pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, dpmpp_sde])
+def test_a_draw_begins_at_a_sigma(sampler):
+    """From the picture under noise of that level, by the rest of the ladder (SDEdit)."""
+    sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), VE())
+    x0 = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    drawn = sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, Start(x0, 0.7))
+    first = normal(0, "first noise", NUMBERS, (3, 4, 4))
+
+    def noise(step):
+        return normal(0, "sampler noise", NUMBERS, (3, 4, 4), stream=step)
+
+    assert torch.equal(drawn, sampler(unit_prior, x0 + 0.7 * first, torch.tensor([0.7, 0.2, 0.0]), noise=noise))
+    whole = sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0)
+    nothing = Start(torch.zeros_like(x0), SIGMAS[0].item())
+    assert torch.equal(sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, nothing), whole), "VE: noise alone"
+    for sigma in (0.0, 5.1):
+        with pytest.raises(ValueError, match=rf"sigma={sigma:g}: the ladder goes from 5 down to 0"):
+            sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, Start(x0, sigma))
+
+
+@pytest.mark.parametrize("process", [VE(), Flow(), scaled_linear(0.00085, 0.012)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, euler_ancestral, dpmpp_sde])
+def test_what_is_known_is_held_at_every_step(sampler, process):
+    """It comes out as it went in, and every estimate is asked of it under the noise of that level."""
+    x0 = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    mask[..., :8] = True
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(((x - x0) / sigma.view(-1, 1, 1, 1))[..., 8:])
+        return unit_prior(x, sigma)
+
+    sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), process)
+    for ladder in (SIGMAS, SIGMAS[:-1]):
+        own = replace(sampling, sigmas=ladder)
+        z = sampled(denoise, own, (3, 32, 32), NUMBERS, 0, known=Known(x0, mask))
+        assert torch.equal(z[..., 8:], x0[..., 8:]) and not torch.equal(z[..., :8], x0[..., :8])
+    for noise in seen:
+        assert noise.mean().abs() < 0.1 and (noise.std() - 1).abs() < 0.1
+
+
+def unit_prior(x, sigma):
+    """The posterior mean of a standard normal."""
+    return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)

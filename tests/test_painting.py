@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.experts import ExpertDenoiser
+from ldm.diffusion.experts import route
 from ldm.diffusion.painting import painted
 from ldm.diffusion.precond import EDM
 from ldm.diffusion.schedule import VE
@@ -104,10 +104,15 @@ def test_every_cross_attention_is_the_formula(name, size):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_windows_of_an_ensemble_are_painted_like_a_model_of_their_own(name):
     members = [denoiser(name), denoiser(name, seed=1)]
-    experts = ExpertDenoiser(members, [[(0.0, 1.0)], [(1.0, math.inf)]])
     x, cond = randn(2, 4, 8, 12), conditions(8, 12)
-    answer = blended(8, num_parallel=2)(painted(experts, SCALE))(x, SIGMA, cond)
-    torch.testing.assert_close(painted(blended(8)(experts), SCALE)(x, SIGMA, cond), answer, rtol=0, atol=1e-5)
+
+    def experts(wrap):
+        low, high = (wrap(member) for member in members)
+        bound = [lambda x, sigma: low(x, sigma, cond), lambda x, sigma: high(x, sigma, cond)]
+        return route(bound, [[(0.0, 1.0)], [(1.0, math.inf)]])(x, SIGMA)
+
+    answer = experts(lambda member: blended(8, num_parallel=2)(painted(member, SCALE)))
+    torch.testing.assert_close(experts(lambda member: painted(blended(8)(member), SCALE)), answer, rtol=0, atol=1e-5)
 
     window = blended(8).window(8, 8)
     for sample, member in enumerate(members):  # sigma 0.5 is the first one's, 3 the second's

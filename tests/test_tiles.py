@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.diffusion.experts import ExpertDenoiser
+from ldm.diffusion.experts import route
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.samplers import dpmpp_2m
 from ldm.diffusion.sigmas import karras
@@ -256,15 +256,18 @@ def test_guidance_and_experts_see_an_ordinary_denoiser():
         def forward(self, x, sigma, cond):
             return self.share * x + cond["concat"]
 
-    experts = ExpertDenoiser([Half(0.5), Half(0.25)], [[(0.0, 1.0)], [(1.0, float("inf"))]])
-    x, tiled = randn(2, 1, 16, 12), blended(8, num_parallel=3)(experts)
+    x, members = randn(2, 1, 16, 12), [Half(0.5), Half(0.25)]
     cond, null = {"concat": randn(2, 1, 16, 12, seed=1)}, {"concat": torch.zeros(2, 1, 16, 12)}
 
     def guided(denoiser):
         guide = ClassifierFree(3.0)
-        return guide(lambda x, s: denoiser(x, s, cond), lambda x, s: denoiser(x, s, null))(x, SIGMA)
+        return guide(lambda x, s: denoiser(x, s, cond), lambda x, s: denoiser(x, s, null))
 
-    torch.testing.assert_close(guided(tiled), guided(experts), rtol=0, atol=1e-5)
+    def experts(wrap):
+        return route([guided(wrap(member)) for member in members], [[(0.0, 1.0)], [(1.0, float("inf"))]])
+
+    windows = blended(8, num_parallel=3)
+    torch.testing.assert_close(experts(windows)(x, SIGMA), experts(lambda member: member)(x, SIGMA), rtol=0, atol=1e-5)
 
 
 def test_gradients_pass_through_the_windows():

@@ -50,6 +50,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     tree = _resolved(config_name, parsed, complete)
     tree = {**_restore(tree, held), **facts, **named, **dict.fromkeys(left_out - {"experiment"})}
     _forget_unchosen(tree, parsed, config_name)
+    _forget_undecided(tree)
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
     for key in ("plugins", "callback_add"):
@@ -155,6 +156,16 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
         for name in unchosen:
             if not any(f"{key}.".startswith(f"{group}.{name}.") for key in set_here):
                 del node[name]
+
+
+def _forget_undecided(tree: dict[str, Any]) -> None:
+    """Null steps and scales are not the command's to say: the part has no such key, and takes what the run says."""
+    for group, key in (("sigmas", "num_steps"), ("guidance", "scale")):
+        node = tree.get(group)
+        if not isinstance(node, dict) or node.get(key, 0) is not None:
+            continue
+        if "_target_" not in node or key in parameters(resolve_target(node["_target_"], group)):
+            del node[key]
 
 
 def _check_root(tree: dict[str, Any], config_name: str) -> None:

@@ -11,7 +11,7 @@ TEXTS = frozenset(
 # saved as they were written and expanded by who reads them.
 PATHS = frozenset(
     "first_stage branch model weak_model classifier target image mask low map boxes runs_dir out source checkpoint "
-    "validation members".split()
+    "validation reference members".split()
 )
 LATER_PATHS = frozenset(
     "data.train data.validation data.cache data.filters.exclude alignment.weights "
@@ -20,7 +20,7 @@ LATER_PATHS = frozenset(
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Of which an empty text, as of a variable that is not set, would mean something else in silence.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
-SHARDS = frozenset(("data.train", "data.validation", "validation"))  # a list of paths is one of these
+SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))  # a list of paths is one of these
 LISTS = SHARDS | {"members", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
@@ -33,10 +33,12 @@ ROOT_TYPES = {
     "height": int,
     "width": int,
     "label": int | str,
+    "num_steps": int,
     "tile": int,
     "members": list[str],
     "use_conditions": list[str],
     "validation": str | list[str],
+    "reference": str | list[str],
     "runs": list[str],
     "samplers": list[str],
     "steps": list[int],

@@ -32,11 +32,6 @@ def cut_cond(cond: Condition, areas: Sequence[Area]) -> Condition:
     }
 
 
-def pick(cond: Condition, index: Tensor) -> Condition:
-    """The conditions of the samples in `index`."""
-    return {name: value[index] for name, value in cond.items()}
-
-
 def check_maps(cond: Condition, x: Tensor) -> None:
     """Raises ValueError naming a map among the conditions that does not lie on x [B, C, H, W]."""
     for name in MAPS:

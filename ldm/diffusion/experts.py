@@ -6,12 +6,12 @@ intervals are [sigma_lo, sigma_hi): a cut belongs to the higher-noise side. Toge
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.diffusion.cond import Condition, pick
+from ldm.diffusion.denoiser import Denoise, expand
 from ldm.diffusion.noise import NoiseDistribution, Restricted
 from ldm.errors import UserError
 
@@ -126,34 +126,31 @@ def check_cover(interval_sets: Sequence[Sequence[Interval]]) -> None:
         raise UserError(f"members: gap, no member is for sigma in [{end:.9g}, inf)")
 
 
-class ExpertDenoiser(nn.Module):
-    """Several denoisers as one: each evaluation goes to the member whose intervals hold its sigma."""
+def owner_of(interval_sets: Sequence[Sequence[Interval]]) -> Callable[[float], int]:
+    """The number of the member that is for a sigma. Raises ValueError for intervals that do not tile [0, inf)."""
+    check_cover(interval_sets)
+    pieces = sorted((lo, member) for member, intervals in enumerate(interval_sets) for lo, _ in intervals)
+    # Sigma comes as fp32: a cut rounds like it, so that a ladder level on a cut still meets the higher-noise side.
+    lower, owner = [_seen(lo) for lo, _ in pieces], [member for _, member in pieces]
+    return lambda sigma: owner[bisect.bisect_right(lower, _seen(sigma)) - 1]
 
-    def __init__(self, members: Sequence[nn.Module], interval_sets: Sequence[Sequence[Interval]]):
-        super().__init__()
-        if len(members) != len(interval_sets):
-            raise UserError(f"members: {len(members)} denoisers but {len(interval_sets)} sets of intervals")
-        check_cover(interval_sets)
-        self.members = nn.ModuleList(members)
-        pieces = sorted((lo, member) for member, intervals in enumerate(interval_sets) for lo, _ in intervals)
-        # Sigma comes as fp32: a cut rounds like it, so that a ladder level on a cut still meets the higher-noise side.
-        self._lower = [_seen(lo) for lo, _ in pieces]
-        self._owner = [member for _, member in pieces]
 
-    @property
-    def factor(self) -> int:
-        """Height and width of x must be multiples of it, for every member."""
-        return math.lcm(*[member.factor for member in self.members])
+def route(denoises: Sequence[Denoise], interval_sets: Sequence[Sequence[Interval]]) -> Denoise:
+    """Several bound denoisers as one: each evaluation goes to the member whose intervals hold its sigma.
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        """x [B, ...], sigma [B], cond {name: [B, ...]} -> x0 [B, ...]; one member call when all of sigma agree."""
-        owners = [self._owner[bisect.bisect_right(self._lower, level) - 1] for level in sigma.float().tolist()]
-        if len(set(owners)) == 1:
-            return self.members[owners[0]](x, sigma, cond)
-        order, parts = [], []
-        for owner in sorted(set(owners)):
-            places = [place for place, member in enumerate(owners) if member == owner]
-            index = torch.tensor(places, device=x.device)
-            parts.append(self.members[owner](x[index], sigma[index], pick(cond, index)))
-            order += places
-        return torch.cat(parts)[torch.tensor(order, device=x.device).argsort()]
+    Every member has bound conditions and guidance of its own. One is evaluated where all of sigma [B] agree, as they do
+    in sampling; else each that is asked for, on the whole batch.
+    """
+    if len(denoises) != len(interval_sets):
+        raise UserError(f"members: {len(denoises)} denoisers but {len(interval_sets)} sets of intervals")
+    owner = owner_of(interval_sets)
+
+    def routed(x: Tensor, sigma: Tensor) -> Tensor:
+        owners = [owner(level) for level in sigma.tolist()]
+        first, *others = sorted(set(owners))
+        result, own = denoises[first](x, sigma), torch.tensor(owners, device=x.device)
+        for other in others:
+            result = torch.where(expand(own == other, x), denoises[other](x, sigma), result)
+        return result
+
+    return routed

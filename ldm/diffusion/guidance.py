@@ -59,6 +59,9 @@ class ScaledGuidance(Guidance, Protocol):
         Raises ValueError if it has to leave out one that is not among them.
         """
 
+    def among(self, conditions: Sequence[str]) -> "ScaledGuidance":
+        """The same for a model that has only these `conditions`: others guide it as they condition it, not at all."""
+
     def with_scale(self, scale: float) -> "ScaledGuidance":
         """The same guidance at another scale."""
 
@@ -187,6 +190,10 @@ class ClassifierFree:
         self.left_out(bound.conditions)
         return self(bound.denoise, bound.given(()))
 
+    def among(self, conditions: Sequence[str]) -> "ClassifierFree":
+        """None where there are no conditions."""
+        return self if conditions else self.with_scale(1.0)
+
     def with_scale(self, scale: float) -> "ClassifierFree":
         """The same guidance at another scale."""
         other = copy(self)
@@ -245,6 +252,12 @@ class PerCondition:
 
         return self.limits.apply(bound.denoise, guided)
 
+    def among(self, conditions: Sequence[str]) -> "PerCondition":
+        """By the scales of these conditions."""
+        other = copy(self)
+        other.scales = {name: scale for name, scale in self.scales.items() if name in conditions}
+        return other
+
     def with_scale(self, scale: float) -> "PerCondition":
         """The same guidance with all its scales equal."""
         other = copy(self)
@@ -279,6 +292,10 @@ class Autoguidance:
     def guide(self, bound: Bound) -> Denoise:
         """Away from what the worse model gives."""
         return _compare(bound.denoise, self.weak_model(bound), self.scale, self.limits)
+
+    def among(self, conditions: Sequence[str]) -> "Autoguidance":
+        """The same: it goes by no condition."""
+        return self
 
     def with_scale(self, scale: float) -> "Autoguidance":
         """The same guidance at another scale."""

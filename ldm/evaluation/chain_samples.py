@@ -20,10 +20,10 @@ from ldm.evaluation.yardsticks import Yardsticks
 from ldm.files import read_json, write_json
 from ldm.generate import Sampling
 from ldm.images import save_image
+from ldm.load import load
 from ldm.metrics.alignment_score import AlignmentScore
 from ldm.model import Model
 from ldm.networks.lpips import pretrained_lpips
-from ldm.run import load
 
 KEYS = ("prompts", "new_prompts", "num_seeds", "shown_scale", "num_steps", "seed")
 NUM_MOMENTS = 4
@@ -48,7 +48,7 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any], by: Yardsticks)
         for place, prompt in enumerate([*prompts, *new]):
             save_image(folder / file_name(place, seed), drawn[seed, place], text={"prompt": prompt, "seed": seed})
     known = _captions(model)
-    train, against = _training_images(model), by.reference(model.parts["data"])
+    train, against = _training_images(model), by.reference(model.data)
     content = {
         "identity": identity,
         "prompts": prompts,
@@ -137,7 +137,7 @@ def _draw_moment(
 def _draw(model: Model, prompts: list[str], tree: dict[str, Any], scale: float) -> Tensor:
     """Images [seeds, prompts, 3, H, W], each as sample.py draws it first."""
     sampling = _sampling(model, tree).with_scale(scale)
-    number = torch.zeros(len(prompts), dtype=torch.int64, device=next(model.denoiser.parameters()).device)
+    number = torch.zeros(len(prompts), dtype=torch.int64, device=next(model.networks[0].parameters()).device)
     batch = {"caption": prompts}
     return torch.stack([model.generate(sampling, batch, number, tree["seed"] + s) for s in range(tree["num_seeds"])])
 
@@ -148,9 +148,9 @@ def _sampling(model: Model, tree: dict[str, Any]) -> Sampling:
 
 def _captions(model: Model) -> set[str]:
     """Every text that a training image may have come with, styles and all."""
-    data = model.parts["data"]
+    data = model.data
     return {text for _, texts in data.peek("caption", data.num_train) for text in texts}
 
 
 def _training_images(model: Model) -> Tensor:
-    return torch.cat([batch["image"] for batch in model.parts["data"].statistics_loader(batch_size=100)])
+    return torch.cat([batch["image"] for batch in model.data.statistics_loader(batch_size=100)])

@@ -10,10 +10,12 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data.module import ShardData
 from ldm.build import is_first_stage
 from ldm.checkpoint.weights import load as load_weights
 from ldm.config import accepts, load_tree
 from ldm.device import choose
+from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure
@@ -21,11 +23,11 @@ from ldm.evaluation.report.plots import trade_off
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.files import read_json, write_json
-from ldm.generate import Sampling, check_guidance
 from ldm.holding import held
-from ldm.model import Model
-from ldm.run import load
+from ldm.load import load_drawer
+from ldm.sampling import Sampling
 
+SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for
 FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
 
 
@@ -39,105 +41,127 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
     if config.exists() and is_first_stage(load_tree(config)):
         return evaluate_first_stage(tree)
-    given = tree["guidance"]["scale"]
-    scales = given if isinstance(given, list) else [given]
-    if not all(accepts(float, scale) for scale in scales):
-        raise UserError(f"guidance.scale={given}: expected a number, or a list of numbers")
-    scales = [float(scale) for scale in scales]
-    if not scales or tree["num_samples"] < FEWEST:
-        raise UserError(f"guidance.scale needs at least one scale, num_samples at least {FEWEST}")
+    asked = _asked_scales(tree["guidance"].get("scale"))
+    if tree["num_samples"] < FEWEST:
+        raise UserError(f"num_samples at least {FEWEST}: precision asks for the third neighbour")
     device = choose(tree["device"])
-    path = Path(tree["model"])
-    model = load(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
+    model = load_drawer(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"evaluation-{model.name}"
     kept = folder / "points.json"
     identity = _identity(model, tree)
     with held(folder, "evaluating into"):
         done = _points_of(kept, identity)
+        sampling = _sampling(tree, model)
+        scales = asked or _usual_scales(model, sampling)
         missing = [scale for scale in scales if f"{scale:g}" not in done]
         if missing:
-            sampling = _sampling(tree, model, missing)
-            _check_data(model, sampling)
+            for scale in missing:
+                model.left_out(sampling.with_scale(scale))
+            data, images = (_over(model.data, tree[key]) for key in ("data", "reference"))
+            _check_data(model, sampling, data, images)
             measured_by = yardsticks or yardsticks_of(tree, device)
-            _measure(tree, model, sampling, missing, done, kept, identity, measured_by)
+            _measure(tree, model, sampling, missing, data, images, done, kept, identity, measured_by)
         rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
         write_csv(folder / "curve.csv", rows)
         quality, alignment = curve_keys(rows[0])
-        points = [(row["scale"], row[quality], row[alignment]) for row in rows]
-        trade_off(folder / "curve.png", {model.name: points}, quality_label=quality, alignment_label=alignment)
+        if alignment:
+            points = [(row["scale"], row[quality], row[alignment]) for row in rows]
+            trade_off(folder / "curve.png", {model.name: points}, quality_label=quality, alignment_label=alignment)
     return rows, folder
 
 
-def curve_keys(point: Point) -> tuple[str, str]:
-    """The columns of a point that make the curve: its KID and its alignment, whatever the backbones."""
-    return (
-        next(name for name in point if name.startswith("kid/")),
-        next(name for name in point if name.startswith(("alignment_score/", "clip_score/"))),
-    )
+def _asked_scales(given: Any) -> list[float]:
+    """The scales of guidance that are asked for; none are the usual ones."""
+    scales = given if isinstance(given, list) else [given]
+    if given is None:
+        return []
+    if not scales or not all(accepts(float, scale) for scale in scales):
+        raise UserError(f"guidance.scale={given}: expected a number, or a list of numbers, at least one scale")
+    return [float(scale) for scale in scales]
 
 
-def _sampling(tree: dict, model: Model, scales: list[float]) -> Sampling:
-    """How to sample. Raises ValueError if the model cannot be sampled so at one of the scales."""
-    guidance = {**tree["guidance"], "scale": scales[0]} if "_target_" in tree["guidance"] else None
-    sampling = model.sampling({**tree, "guidance": guidance})
-    for scale in scales:
-        check_guidance(sampling.with_scale(scale).guidance, model.conditioner, use=sampling.use_conditions)
-    return sampling
+def _usual_scales(model: Drawer, sampling: Sampling) -> list[float]:
+    """`SCALES`, or 1 alone for a model that cannot be guided."""
+    try:
+        model.left_out(sampling.with_scale(SCALES[-1]))
+    except ValueError:
+        return [1.0]
+    return list(SCALES)
 
 
-def _check_data(model: Model, sampling: Sampling) -> None:
-    """Raises ValueError unless the training data give what a model is evaluated by and conditioned on."""
-    given = model.parts["data"].fields
-    if "caption" not in given:
-        raise UserError(
-            "evaluate compares images with captions (alignment=), and the data of this run has none in data.fields"
-        )
-    known = {key: None for key in ("caption", "label") if key in given}
-    for name, field in model.conditioner.missing(known, sampling.use_conditions).items():
-        raise UserError(
-            f"conditioner.{name} reads {field!r}: evaluate draws for the captions and labels of the training data "
-            "only, so that this model cannot be evaluated yet"
-        )
-    model.parts["data"].setup()
-    if model.parts["data"].num_train < FEWEST:
+def curve_keys(point: Point) -> tuple[str, str | None]:
+    """The columns of a point that make the curve: its KID and its alignment, if it has one, whatever the backbones."""
+    alignments = (name for name in point if name.startswith(("alignment_score/", "clip_score/")))
+    return next(name for name in point if name.startswith("kid/")), next(alignments, None)
+
+
+def _sampling(tree: dict, model: Drawer) -> Sampling:
+    """How to sample, at whatever scale."""
+    guidance = {key: value for key, value in tree["guidance"].items() if key != "scale"}
+    if "_target_" in guidance:
+        guidance["scale"] = 1.0
+    return model.sampling({**tree, "guidance": guidance or None})
+
+
+def _over(data: ShardData, shards: str | list[str] | None) -> ShardData:
+    """Training data, or what is read of other shards as of these."""
+    return data if shards is None else data.over(shards)
+
+
+def _check_data(model: Drawer, sampling: Sampling, data: ShardData, images: ShardData) -> None:
+    """Raises ValueError unless `data` gives what the model is conditioned on, and `images` what to compare with."""
+    spec = data.batch_spec
+    for name, field in model.missing(spec, sampling).items():
+        raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")
+    for field in sampling.fields - spec.keys():
+        raise UserError(f"loss_guidance reads {field!r}, which data.fields of the run does not give")
+    for each in (data, images):
+        each.setup()
+    if "image" not in images.batch_spec:
+        raise UserError("data.with_images=false: there are no images to compare with")
+    if images.num_train < FEWEST:
         raise UserError(f"data.train: at least {FEWEST} training images are needed to compare with")
 
 
 def _measure(
     tree: dict,
-    model: Model,
+    model: Drawer,
     sampling: Sampling,
     scales: list[float],
+    data: ShardData,
+    images: ShardData,
     done: dict,
     kept: Path,
     identity: str,
     by: Yardsticks,
 ) -> None:
-    against = by.reference(model.parts["data"])
+    against = by.reference(images)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
         bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
         for scale in scales:
             done[f"{scale:g}"] = measure(
-                model, sampling.with_scale(scale), against, tree["num_samples"], by.backbone, by.alignment,
+                model, sampling.with_scale(scale), data, against, tree["num_samples"], by.backbone, by.alignment,
                 tree["seed"], tree["batch_size"], by.device,
                 lambda count: progress.advance(bar, count),
             )  # fmt: skip
             write_json(kept, {"identity": identity, "alignment": alignment_key(by.alignment), "points": done})
 
 
-def _identity(model: Model, tree: dict[str, Any]) -> str:
+def _identity(model: Drawer, tree: dict[str, Any]) -> str:
     """What the points depend on besides the scale; other points are measured anew."""
     keys = ("num_samples", "num_steps", "seed", "sampler", "sigmas", "metric", "alignment")
     facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
-    if "_target_" in tree["guidance"]:
-        facts["guidance"] = {key: value for key, value in tree["guidance"].items() if key != "scale"}
+    guidance = {key: value for key, value in tree["guidance"].items() if key != "scale"}
+    if guidance:
+        facts["guidance"] = guidance
     if tree["loss_guidance"]:
         facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
     if tree["use_conditions"] is not None:
         facts["use_conditions"] = sorted(tree["use_conditions"])
     if tree["tiling"]:
         facts["tiling"] = tree["tiling"]
+    facts |= {key: tree[key] for key in ("data", "reference") if tree[key] is not None}
     for key in ("weak_model", "classifier"):
         if tree[key]:
             facts[key] = load_weights(Path(tree[key])).digest

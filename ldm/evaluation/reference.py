@@ -4,6 +4,7 @@ They are kept in the user's cache, so that every model and every scale is measur
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.module import ShardData
 from ldm.files import replace
 from ldm.metrics.features import Features
 from ldm.networks.pretrained import cache_folder
@@ -19,35 +21,39 @@ from ldm.networks.pretrained import cache_folder
 
 @dataclass(frozen=True)
 class Reference:
-    """Features [M, D] of all training images in `data`'s fixed random order, their captions [M], labels [M] if any."""
+    """Features [M, D] of all training images in the fixed order of `data`, and their captions [M] if they have any."""
 
     features: Tensor
     captions: list[str]
-    labels: Tensor | None = None
-
-    def conditions(self, start: int, stop: int) -> dict[str, Any]:
-        """Captions, and labels if any, of the images from `start` to `stop`, as if they were repeated for ever."""
-        places = [place % len(self.captions) for place in range(start, stop)]
-        found: dict[str, Any] = {"caption": [self.captions[place] for place in places]}
-        return found if self.labels is None else {**found, "label": self.labels[places]}
 
 
-def reference(data: Any, backbone: Features, device: torch.device) -> Reference:
+def conditions(data: ShardData, num_samples: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Whole batches of `num_samples` training samples in that order, which begins anew where they are more.
+
+    A generator samples for what its model reads of them, whatever that is.
+    """
+    left = num_samples
+    while left > 0:
+        for batch in data.statistics_loader(batch_size=batch_size, num_samples=min(left, data.num_train)):
+            left -= len(batch["key"])
+            yield batch
+
+
+def reference(data: ShardData, backbone: Features, device: torch.device) -> Reference:
     """The reference of `data` (a ShardData) under `backbone`, from the cache if it is there."""
     path = _path(data, backbone)
     kept = load_file(path)["features"] if path.exists() else None
-    features, captions, labels = [], [], []
+    features, captions = [], []
     for batch in data.statistics_loader(batch_size=100):
-        captions += batch["caption"]
-        labels += [batch["label"]] if "label" in batch else []
+        captions += batch.get("caption", [])
         if kept is None:
             features.append(backbone(batch["image"].to(device)).cpu())
     if kept is None:
         kept = torch.cat(features)
         replace(path, lambda temporary: save_file({"features": kept}, temporary))
-    return Reference(kept, captions, torch.cat(labels) if labels else None)
+    return Reference(kept, captions)
 
 
-def _path(data: Any, backbone: Features) -> Path:
+def _path(data: ShardData, backbone: Features) -> Path:
     facts = f"{data.fingerprint}/{data.num_train}/{data.image_size}/{backbone.name}"
     return cache_folder() / "features" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"

@@ -16,7 +16,7 @@ from ldm.evaluation.report.plots import loss_curves, quality_over_speed
 from ldm.evaluation.table import write_csv
 from ldm.files import read_json, write_json
 from ldm.holding import held
-from ldm.run import load
+from ldm.load import load
 from ldm.training.loggers import log_summary
 
 ROOT = Path(__file__).resolve().parents[2]

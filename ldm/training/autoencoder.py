@@ -25,6 +25,8 @@ class AutoencoderTask(Task):
     by each channel's own mean and standard deviation.
     """
 
+    kind = "first_stage"
+
     def __init__(
         self,
         autoencoder: nn.Module,

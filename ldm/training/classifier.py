@@ -31,6 +31,8 @@ NUM_VALIDATION_LEVELS = 4
 class ClassifierTask(Task):
     """Trains `classifier` to tell batch["label"] from x0 + sigma n, sigma drawn from `noise`, by cross-entropy."""
 
+    kind = "classifier"
+
     def __init__(
         self,
         classifier: NoisyClassifier,

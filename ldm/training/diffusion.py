@@ -20,9 +20,10 @@ from ldm.diffusion.resampling import LossHistory
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import moments_of
 from ldm.first_stage.spec import LatentSpec
-from ldm.generate import NotFinite, Sampling, check_guidance, generate
+from ldm.generate import NotFinite, check_guidance, generate
 from ldm.images import grid
 from ldm.networks.layers import tuned
+from ldm.sampling import Sampling
 from ldm.training.distributed import all_reduce_sum
 from ldm.training.optim import Schedule
 from ldm.training.task import Batch, Task
@@ -40,6 +41,8 @@ class DiffusionTask(Task):
     `compile`: compile the network, which takes minutes and then pays on GPUs.
     `single_factor`: take only a first stage whose latents are whitened by one factor (`scale_by_std`, as published).
     """
+
+    kind = "diffusion"
 
     def __init__(
         self,

@@ -36,8 +36,11 @@ PHASES = ("data", "encode", "forward", "backward", "optimizer", "callbacks")
 class Task(pl.LightningModule):
     """Abstract run. A subclass gives the losses; `model` is what weights, EMA and branching are about.
 
-    `trained` holds everything the optimizer moves (the model, and what only training needs, as a discriminator).
+    `trained` holds everything the optimizer moves (the model, and what only training needs, as a discriminator). `kind`
+    says what a run yields, by which it is loaded (ldm.load) and, of one that serves others, given to them.
     """
+
+    kind: str
 
     def __init__(
         self,

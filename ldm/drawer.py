@@ -1,0 +1,73 @@
+"""Whatever draws images, as those who ask for them know it: a model, experts together, later a cascade, a token model.
+
+Sampling, evaluation and pages meet nothing else of a model. A new kind is a class with these methods and a loader.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from data.module import ShardData
+from ldm.checkpoint.weights import Weights
+from ldm.generate import Size
+from ldm.sampling import Sampling
+
+
+class Drawer(Protocol):
+    """Draws images of `image_size`, px, for `fields` of a batch; `data` is what it was trained on."""
+
+    name: str
+    weights: list[Weights]  # all that it draws with: what is made of it depends on their digests
+
+    @property
+    def fields(self) -> set[str]:
+        """What it may read of a batch."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the training images, px."""
+
+    @property
+    def data(self) -> ShardData:
+        """What it was trained on."""
+
+    @property
+    def beside_latent(self) -> bool:
+        """Whether a condition lies beside the latent, place by place."""
+
+    def sampling(self, tree: Mapping[str, Any]) -> Sampling:
+        """How `tree`, with the keys of conf/sample.yaml, says to sample; what is null or not there is the run's own."""
+
+    def conditions(self, sampling: Sampling) -> dict[str, set[str]]:
+        """The conditions that are used, by name, and the fields that each reads."""
+
+    def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
+        """Name and field of the conditions used that a batch has to give and does not."""
+
+    def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
+        """Conditions that guidance leaves out; `negative` are fields that have something in the place of their null.
+
+        Raises ValueError for guidance that would need a null which no training saw, or that has nothing to guide by.
+        """
+
+    def generate(
+        self,
+        sampling: Sampling,
+        batch: dict[str, Any],
+        numbers: Tensor,
+        seed: int,
+        size: Size | None = None,
+        negative: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1], all that is random addressed by `seed` and `numbers` [B]."""
+
+    def decode_in_tiles(self, size: int | None) -> None:
+        """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""
+
+    def to(self, device: torch.device | str) -> "Drawer":
+        """Itself, with all parts moved."""
+
+    def tuned(self, compile: bool = False) -> "Drawer":
+        """Itself, with its networks as its device likes them (layers.tuned); after `to`."""

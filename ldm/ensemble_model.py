@@ -1,0 +1,167 @@
+"""Experts as one model: each binds its own conditioner and guidance, and each sigma goes to the member for it."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.module import ShardData
+from ldm.checkpoint.weights import Weights
+from ldm.diffusion.denoiser import Denoise
+from ldm.diffusion.experts import Interval, owner_of, route
+from ldm.errors import UserError
+from ldm.generate import Size, check_size, decoded, latent_shape
+from ldm.model import Model
+from ldm.sampling import Sampling, draw
+
+
+class Ensemble:
+    """A Drawer of `members`, each for its intervals of the noise, which together tile [0, inf).
+
+    They share a latent space and an image size; conditions, widths, parametrisations and processes are each member's
+    own. Recipe and data are those of the member for the highest noise.
+    """
+
+    def __init__(self, name: str, members: Sequence[Model], interval_sets: Sequence[Sequence[Interval]]):
+        self._owner = owner_of(interval_sets)
+        self.name = name
+        self.first_stage = members[0].first_stage
+        self.members = [replace(member, first_stage=self.first_stage) for member in members]
+        self.interval_sets = interval_sets
+
+    def member_for(self, sigma: float) -> Model:
+        """The member that serves a level of noise."""
+        return self.members[self._owner(sigma)]
+
+    @property
+    def _lead(self) -> Model:
+        return self.member_for(math.inf)
+
+    @property
+    def weights(self) -> list[Weights]:
+        """Of all members, in order."""
+        return [weights for member in self.members for weights in member.weights]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Of all members, in order."""
+        return [network for member in self.members for network in member.networks]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the training images, px."""
+        return self._lead.image_size
+
+    @property
+    def data(self) -> ShardData:
+        """What the member for the highest noise was trained on."""
+        return self._lead.data
+
+    @property
+    def fields(self) -> set[str]:
+        """What any member reads of a batch."""
+        return {name for member in self.members for name in member.fields}
+
+    @property
+    def beside_latent(self) -> bool:
+        """Whether some member has a condition that lies beside the latent."""
+        return any(member.beside_latent for member in self.members)
+
+    def sampling(self, tree: Mapping[str, Any]) -> Sampling:
+        """How `tree` says to sample, else the member for the highest noise; see Model.sampling.
+
+        The process is that of the member that the ladder begins in.
+        """
+        use = tree.get("use_conditions")
+        names = [name for member in self.members for name in member.conditioner.parts]
+        unknown = [name for name in use or () if name not in names]
+        if unknown:
+            raise UserError(
+                f"use_conditions: no condition {', '.join(unknown)}; the conditions of this model: "
+                f"{', '.join(dict.fromkeys(names)) or 'none'}"
+            )
+        own = None if use is None else [name for name in use if name in self._lead.conditioner.parts]
+        sampling = self._lead.sampling({**tree, "use_conditions": own})
+        process = self.member_for(sampling.sigmas[0].item()).schedule
+        return replace(sampling, process=process, use_conditions=None if use is None else tuple(use))
+
+    def _each(self, sampling: Sampling) -> list[tuple[Model, Sampling]]:
+        """The members with `sampling` in the conditions that each has."""
+        found = []
+        for member in self.members:
+            known, use = member.conditioner.parts, sampling.use_conditions
+            use = None if use is None else tuple(name for name in use if name in known)
+            guidance = sampling.guidance.among(tuple(member.conditioner.used(use)))
+            found.append((member, replace(sampling, guidance=guidance, use_conditions=use)))
+        return found
+
+    def conditions(self, sampling: Sampling) -> dict[str, set[str]]:
+        """The conditions that any member uses, by name, and the fields that each reads."""
+        found: dict[str, set[str]] = {}
+        for member, own in self._each(sampling):
+            for name, fields in member.conditions(own).items():
+                found[name] = found.get(name, set()) | fields
+        return found
+
+    def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
+        """Name and field of the conditions that a member uses, and that a batch has to give and does not."""
+        return {
+            name: field for member, own in self._each(sampling) for name, field in member.missing(batch, own).items()
+        }
+
+    def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
+        """Conditions that guidance leaves out. Raises ValueError naming a member that cannot be sampled with it."""
+        sampling.guidance.left_out(tuple(self.conditions(sampling)))
+        found: set[str] = set()
+        for member, own in self._each(sampling):
+            try:
+                found |= member.left_out(own, negative)
+            except ValueError as error:
+                raise UserError(f"{member.name} of {self.name}: {error}") from error
+        return frozenset(found)
+
+    def decode_in_tiles(self, size: int | None) -> None:
+        """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""
+        self.first_stage.tile = size
+
+    def to(self, device: torch.device | str) -> "Ensemble":
+        """Move all members."""
+        for member in self.members:
+            member.to(device)
+        return self
+
+    def tuned(self, compile: bool = False) -> "Ensemble":
+        """The same with the networks of all members as their device likes them; after `to`."""
+        for member in self.members:
+            member.tuned(compile)
+        return self
+
+    def guided(
+        self, sampling: Sampling, batch: Mapping[str, Any], num_samples: int, negative: dict[str, Any] | None = None
+    ) -> Denoise:
+        """All members, each bound to its conditions of `batch` and guided, as one; to be drawn with."""
+        self.left_out(sampling, negative or ())
+        each = [member.guided(own, batch, num_samples, negative) for member, own in self._each(sampling)]
+        return route(each, self.interval_sets)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        sampling: Sampling,
+        batch: dict[str, Any],
+        numbers: Tensor,
+        seed: int,
+        size: Size | None = None,
+        negative: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1]; see Model.generate."""
+        size = size or self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        factor = math.lcm(*[member.denoiser.factor for member in self.members])
+        check_size(height, width, self.first_stage.spec.f, factor, sampling.tiling)
+        denoise = self.guided(sampling, batch, len(numbers), negative)
+        z = draw(denoise, sampling, latent_shape(self.first_stage, size), numbers, seed)
+        return decoded(self.first_stage, z, batch, numbers)

@@ -1,0 +1,77 @@
+"""What a path holds, loaded: a run by the kind of its task, a manifest by the kind that it says."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ldm.build import kind_of, load_first_stage
+from ldm.config import load_plain, load_tree
+from ldm.drawer import Drawer
+from ldm.ensemble import KIND, load_ensemble
+from ldm.errors import UserError
+from ldm.first_stage.first_stage import Identity
+from ldm.model import load_classifier, load_model, own_first_stage
+
+# What Task.kind says, and the loader of it: (path, first_stage or None, ema) -> what the run yields.
+RUNS = {
+    "first_stage": lambda path, first_stage, ema: load_first_stage(path, ema),
+    "diffusion": load_model,
+    "classifier": lambda path, first_stage, ema: load_classifier(path, _latents_of(path, first_stage), ema),
+}
+# What a manifest's `kind` says.
+MANIFESTS = {KIND: load_ensemble}
+
+
+def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Any:
+    """What a run's folder, one of its weights files, or a manifest (.yaml) yields.
+
+    A Drawer of a diffusion run or an ensemble (ldm.drawer), a FirstStage, a NoisyClassifier. `first_stage` says where
+    the first stage of a model lies now, if it moved. `ema` chooses among a run's averages of its weights: ``ema``,
+    ``raw``, or a relative length such as ``0.05``. Raises ValueError naming what is wrong with it.
+    """
+    path = _there(path)
+    if path.suffix == ".yaml":
+        return _load_manifest(path, first_stage, ema)
+    config = _run_of(path) / "config.yaml"
+    kind = kind_of(load_tree(config)) if config.exists() else "diffusion"  # whose loader says what is not there
+    if kind not in RUNS:
+        raise UserError(f"{path}: a {kind}, which nothing here loads; there are {', '.join(RUNS)}")
+    return RUNS[kind](path, first_stage, ema)
+
+
+def load_drawer(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Drawer:
+    """What draws images at a path: see `load`. Raises ValueError for a run that yields something else."""
+    path = _there(path)
+    if path.suffix == ".yaml":
+        return _load_manifest(path, first_stage, ema)
+    return load_model(path, first_stage, ema)
+
+
+def _there(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"model={path}: no such run or manifest")
+    return path
+
+
+def _run_of(path: Path) -> Path:
+    """The folder of a run, one of its checkpoints or its weights files."""
+    return path.parent.parent if path.suffix in (".safetensors", ".ckpt") else path
+
+
+def _latents_of(path: Path, first_stage: str | None) -> nn.Module:
+    """The first stage that a run was trained on."""
+    run = _run_of(path)
+    if not load_tree(run / "config.yaml").get("first_stage"):
+        return Identity()
+    return load_first_stage(Path(first_stage or own_first_stage(run, path)))
+
+
+def _load_manifest(path: Path, first_stage: str | None, ema: str) -> Drawer:
+    if ema != "ema":
+        raise UserError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
+    kind = load_plain(path, "an ensemble's manifest").get("kind", KIND)
+    if kind not in MANIFESTS:
+        raise UserError(f"{path}: kind {kind!r} is not known here; there are {', '.join(MANIFESTS)}")
+    return MANIFESTS[kind](path, first_stage)

@@ -1,0 +1,111 @@
+"""How to sample, and the way from noise to a latent; what is denoised, and under which conditions, is bound before."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoise
+from ldm.diffusion.draws import normal
+from ldm.diffusion.guidance import FieldGuidance, Guidance, ScaledGuidance
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.sigmas import init_noise
+from ldm.diffusion.tiles import Tiling
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x.
+
+    `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
+    windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
+    Conditioners.used.
+    """
+
+    sampler: Callable[..., Tensor]
+    sigmas: Tensor
+    guidance: ScaledGuidance
+    process: Schedule
+    loss_guidance: tuple[FieldGuidance, ...] = ()
+    tiling: Tiling | None = None
+    use_conditions: tuple[str, ...] | None = None
+
+    @property
+    def fields(self) -> set[str]:
+        """What guidance reads of a batch beside the model's conditions."""
+        return {name for guidance in self.loss_guidance for name in guidance.fields}
+
+    @property
+    def guidances(self) -> tuple[Guidance, ...]:
+        """All of guidance, in its order."""
+        return (self.guidance, *self.loss_guidance)
+
+    def with_scale(self, scale: float) -> "Sampling":
+        """The same with its guidance at `scale`."""
+        return replace(self, guidance=self.guidance.with_scale(scale))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to begin in place of pure noise: at latents x0 [B, ...] under noise `sigma` (SDEdit, arXiv:2108.01073)."""
+
+    x0: Tensor
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """Latents x0 [B, ...] that are held where `mask` (bool, to be broadcast to x0) is false; the rest is drawn."""
+
+    x0: Tensor
+    mask: Tensor
+
+    def hold(self, denoise: Denoise) -> Denoise:
+        """`denoise` with x0 for its estimate where it is known: what stands there is then x0 + sigma n at every step of
+        every sampler, since all are linear in x and the estimates.
+        """
+        return lambda x, sigma: self.put(denoise(x, sigma))
+
+    def put(self, x: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+        """x with x0 + `noise` where it is known."""
+        return torch.where(self.mask, x, self.x0 + noise)
+
+
+@torch.no_grad()
+def draw(
+    denoise: Denoise,
+    sampling: Sampling,
+    shape: tuple[int, ...],
+    numbers: Tensor,
+    seed: int,
+    start: Start | None = None,
+    known: Known | None = None,
+) -> Tensor:
+    """Latents z [B, *shape] by the sampler and the ladder of `sampling`; what is random by `seed` and `numbers` [B].
+
+    From a `start` only the levels below its own are gone through. Raises ValueError for one that the ladder leaves out.
+    """
+
+    def noise(step: int) -> Tensor:
+        return normal(seed, "sampler noise", numbers, shape, stream=step)
+
+    first, sigmas = normal(seed, "first noise", numbers, shape), sampling.sigmas
+    if start is None:
+        x = init_noise(first, sigmas[0].item(), sampling.process)
+    else:
+        sigmas = _begun(sigmas, start.sigma)
+        x = start.x0 + start.sigma * first
+    if known is not None:
+        x, denoise = known.put(x, sigmas[0].item() * first), known.hold(denoise)
+    z = sampling.sampler(denoise, x, sigmas, noise=noise)
+    z = z * sampling.process.scale(sigmas[-1].item())  # a published ladder stops above 0
+    return z if known is None else known.put(z)
+
+
+def _begun(sigmas: Tensor, sigma: float) -> Tensor:
+    """The ladder from `sigma` on."""
+    if not sigmas[-1] < sigma <= sigmas[0]:
+        raise UserError(f"sigma={sigma:g}: the ladder goes from {sigmas[0]:g} down to {sigmas[-1]:g}; begin between")
+    return torch.cat([sigmas.new_tensor([sigma]), sigmas[sigmas < sigma]])
