@@ -118,7 +118,7 @@ def test_what_no_training_left_out_is_never_dropped(encoder):
     assert torch.equal(reference["concat"], full["concat"])
     assert torch.equal(reference["tokens"][:, -1], full["tokens"][:, -1])
     assert conditioners.missing({"label": BATCH["label"], "low_resolution": 0}) == {}
-    assert conditioners.missing({"caption": BATCH["caption"]}) == {"low": "image", "fixed": "label"}
+    assert conditioners.missing({"caption": BATCH["caption"]}) == {"low": "low_resolution", "fixed": "label"}
 
 
 def test_a_sample_may_use_some_conditions_only(conditioners):
