@@ -124,7 +124,7 @@ def test_kept_points_that_are_none_are_named(tmp_path: Path):
     "run",
     [
         ["conditioner=[]", "data.fields=null"],
-        ["conditioner.label.drop_prob=0", "data.fields={label:{_target_:data.fields.Label}}"],
+        ["conditioner.label.drop_prob=0", "conditioner.label.num_classes=9"],
         ["conditioner=[masked_image]"],
         ["conditioner=[low_resolution]", "conditioner.low_resolution.factor=1"],
     ],
@@ -141,7 +141,7 @@ def test_every_kind_of_model_is_evaluated(tmp_path: Path, run: list[str]):
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 def test_an_ensemble_is_evaluated_on_other_shards(tmp_path: Path):
-    words = ["data.max_samples=6"]
+    words = ["data.max_samples=6", "conditioner.label.num_classes=9"]
     members = [untrained_run(tmp_path / f"{n}", f"expert.node=[1,{n}]", *words, shared=n, seed=n) for n in range(2)]
     write_manifest(tmp_path / "e.yaml", members)
     other = annotated_shard()
