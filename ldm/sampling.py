@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ldm.diffusion.counter_random import normal
 from ldm.diffusion.denoiser import Denoise
-from ldm.diffusion.draws import normal
 from ldm.diffusion.guidance import FieldGuidance, Guidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.sigmas import init_noise

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
         print(help_text("encode", f"python scripts/encode.py first_stage=... out=...\n\n{usage}\n{note}", examples))
         return 0
     tree = compose("encode", arguments)
-    from ldm.encode import encode
+    from ldm.latent_cache import encode
 
     encode(tree)
     return 0

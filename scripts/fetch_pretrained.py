@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.networks.pretrained import PARTS, cache_folder, fetch
+from ldm.networks.downloads import PARTS, cache_folder, fetch
 
 
 def main() -> int:

@@ -20,8 +20,9 @@ def main(arguments: list[str]) -> int:
         print(help_text("quickstart", f"python scripts/quickstart.py [key=value ...]\n\n{usage}\n{note}", examples))
         return 0
     tree = compose("quickstart", arguments)
-    from ldm.evaluation.chain import Chain
-    from ldm.evaluation.chain_estimate import announce
+    from ldm.quickstart.chain import Chain
+    from ldm.quickstart.estimate import announce
+    from ldm.quickstart.report import write_chain_report
 
     began = time.monotonic()
     chain = Chain(tree)
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     for stage in stages:
         if not stage.do():
             return 3
-    index = chain.report()
+    index = write_chain_report(chain)
     print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes; look at {Path(index)}")
     return 0
 

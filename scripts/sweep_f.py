@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
         print(help_text("sweep_f", f"python scripts/sweep_f.py [key=value ...]\n\n{usage}\n{note}", examples))
         return 0
     tree = compose("sweep_f", arguments)
-    from ldm.evaluation.sweep_f import sweep_f
+    from ldm.sweep.sweep_f import sweep_f
 
     folder = sweep_f(tree)
     if folder is None:

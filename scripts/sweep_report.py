@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
         print(help_text("sweep_report", f"python scripts/sweep_report.py [key=value ...]\n\n{usage}\n{note}", examples))
         return 0
     tree = compose("sweep_report", arguments)
-    from ldm.evaluation.sweep_report import sweep_report
+    from ldm.sweep.sweep_report import sweep_report
 
     print(f"look at {sweep_report(tree)}")
     return 0

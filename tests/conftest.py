@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import train
 
-from ldm.conditioners import unread
+from ldm.conditioners import lazy as unread
 from ldm.run import Run
 
 

@@ -17,9 +17,9 @@ import torch
 from untrained import untrained_run
 
 from data.seals import sealed
-from ldm.checkpoint import foreign_file, resume
+from ldm.checkpoint import resume
 from ldm.config import compose, dump, load_tree
-from ldm.convert import export_model
+from ldm.convert import export_model, foreign_file
 from ldm.ensemble import load_ensemble
 from ldm.files import sha256, write_json
 from ldm.run import load, open_run

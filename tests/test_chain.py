@@ -14,19 +14,19 @@ from toys import tiny
 
 from ldm.build import Parts
 from ldm.config import compose
-from ldm.evaluation import chain as chains
-from ldm.evaluation.chain import Chain, Stage
-from ldm.evaluation.chain_estimate import REFERENCE, Measured, benchmark, estimate
-from ldm.evaluation.chain_numbers import expert_words
-from ldm.evaluation.chain_samples import _moments, file_name
 from ldm.evaluation.diversity import mean_distance, of_one_caption
 from ldm.evaluation.evaluate import curve_keys
 from ldm.evaluation.interval_loss import by_caption, gain
 from ldm.evaluation.reference import conditions
-from ldm.evaluation.sample_sheet import write_sheet
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import LastRemembered, remembering
 from ldm.metrics.features import Features
+from ldm.quickstart import chain as chains
+from ldm.quickstart.chain import Chain, Stage
+from ldm.quickstart.estimate import REFERENCE, Measured, benchmark, estimate
+from ldm.quickstart.numbers import expert_words
+from ldm.quickstart.sample_sheet import write_sheet
+from ldm.quickstart.samples import _moments, file_name
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = (
@@ -142,7 +142,7 @@ def test_every_stage_has_been_measured(tmp_path):
 
 
 def test_benchmark_measures_a_step(monkeypatch):
-    monkeypatch.setattr("ldm.evaluation.chain_estimate.BENCHMARK_SECONDS", 0.0)
+    monkeypatch.setattr("ldm.quickstart.estimate.BENCHMARK_SECONDS", 0.0)
     assert 0 < benchmark("32-true") < 10
 
 

@@ -12,7 +12,7 @@ from ldm.networks.dit import DiT
 from ldm.networks.encoder_unet import EncoderUNet
 from ldm.networks.unet import UNet
 from ldm.run import Run
-from ldm.training.trial import LiveBytes
+from ldm.training.dry_run import LiveBytes
 
 Train = Callable[..., Run]
 

@@ -15,9 +15,9 @@ from toys import CONF, QUICKSTART, train
 
 from data.seals import sealed
 from ldm.build import Parts, load_first_stage
-from ldm.checkpoint.export import diffusers_names
 from ldm.config import compose, overriding
 from ldm.convert import export_model, import_checkpoint, layout
+from ldm.convert.export import diffusers_names
 from ldm.files import write_json
 from ldm.run import Run
 

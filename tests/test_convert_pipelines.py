@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from test_convert_diffusion import _narrow_clip, random_state, saved, tree  # noqa: F401
 from torch import Tensor
 
-from ldm.checkpoint import diffusers_unet, weights
+from ldm.checkpoint import weights
 from ldm.conditioners.label import Label
 from ldm.conditioners.text import frozen_text
 from ldm.config import dump, load_tree
-from ldm.convert import conditions, export_model, import_checkpoint
-from ldm.diffusion.draws import normal
+from ldm.convert import conditions, diffusers_unet, export_model, import_checkpoint
+from ldm.diffusion.counter_random import normal
 from ldm.run import Run, load
 
 NUMBERS = torch.arange(2)

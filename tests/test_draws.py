@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.draws import normal, philox, uniform
+from ldm.diffusion.counter_random import normal, philox, uniform
 
 WORD = 0xFFFFFFFF
 

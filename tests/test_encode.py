@@ -33,13 +33,14 @@ from data.errors import ShardError, TooManyBadSamples
 from data.fields import Caption, Picture
 from data.module import ShardData
 from ldm.build import Parts, load_first_stage
-from ldm.conditioners import t5, unread
+from ldm.conditioners import lazy as unread
+from ldm.conditioners import t5
 from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
 from ldm.doctor.verify import verify
-from ldm.encode import encode
 from ldm.first_stage.first_stage import moments_of
 from ldm.holding import FolderHeld, held
+from ldm.latent_cache import encode
 from ldm.run import Run
 
 SIZE = 32

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import draws
+from data import counter_random as draws
 from data.errors import BadSample
 from data.fields import Caption, Derived, Embeddings, Field, Label, Layout, Mask, Picture, SemanticMap
 from data.fields.field_set import FieldSet
@@ -17,7 +17,7 @@ from data.fields.low_resolution import LowResolution
 from data.fields.window import Window
 from data.rasters import picture
 from data.transforms import Augmentation, View
-from ldm.diffusion.draws import uniform
+from ldm.diffusion.counter_random import uniform
 
 SIZE = picture((8, 8), 1, 8)
 WIDE = picture((16, 8), 1, 8)

@@ -10,8 +10,8 @@ from untrained import randomise
 
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label
+from ldm.diffusion.counter_random import normal
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.draws import normal
 from ldm.diffusion.guidance import Bound, ClassifierFree
 from ldm.diffusion.precond import EDM
 from ldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_sde, euler, euler_ancestral, heun

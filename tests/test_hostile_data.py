@@ -377,7 +377,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS, ids=map(ascii, TEXTS))
 def test_captions_arrive_as_they_were_written_and_pages_escape_them(tmp_path: Path, text: str) -> None:
-    from ldm.evaluation.report.page import Code, Section, write_report
+    from ldm.report.page import Code, Section, write_report
 
     member = json.dumps({"caption": text}).encode()
     batches, _ = epoch(tar_of(tmp_path / "x.tar", [("a.png", GOOD), ("a.json", member)]), caption=Caption())

@@ -18,10 +18,10 @@ from toys import ROOT
 
 from ldm.build import load_first_stage
 from ldm.checkpoint import kinds
-from ldm.checkpoint.export import diffusers_names
 from ldm.checkpoint.weights import load
 from ldm.config import compose
 from ldm.convert import export_model, import_checkpoint, layout
+from ldm.convert.export import diffusers_names
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from convert import main

@@ -7,8 +7,8 @@ import torch
 from toys import curve
 
 from ldm.diffusion import samplers, weighting
+from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.noise import LogNormal, stratify

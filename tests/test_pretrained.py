@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ldm.networks import pretrained
+from ldm.networks import downloads as pretrained
 
 
 @pytest.fixture

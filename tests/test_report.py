@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from ldm import images
-from ldm.evaluation.report import canvas, page, plots
-from ldm.evaluation.report.theme import DARK, LIGHT
+from ldm.report import canvas, page, plots
+from ldm.report.theme import DARK, LIGHT
 
 HOSTILE = "</style><script>alert(1)</script><img src=//x.test/a.png> \"quoted\" 'single' & $x_1$ {{ 7 * 7 }}"
 

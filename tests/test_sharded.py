@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from toys import Process, curve, state, tiny, train
 
 from ldm.checkpoint import resume
-from ldm.checkpoint.shards import Rows, joined, split
+from ldm.checkpoint.rows import Rows, joined, split
 from ldm.run import Run
 
 # A U-Net, a condition that is trained, what is only trained with, and all that must compute together.

@@ -7,7 +7,7 @@ import pytest
 from toys import TINY_RUN
 
 from ldm.config import compose, overriding
-from ldm.evaluation.sweep_f import sweep_f
+from ldm.sweep.sweep_f import sweep_f
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
 SMALL = f"{DATA} image_size=32 max_steps=2 lr.warmup_steps=0 callback.checkpoint.every_steps=1"

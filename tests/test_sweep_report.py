@@ -13,11 +13,11 @@ from toys import train
 
 from data.seals import sealed
 from ldm.config import compose
-from ldm.evaluation.codecs import at_bits, bicubic_point, codec_curve
-from ldm.evaluation.sweep_report import sweep_report
 from ldm.files import write_json
 from ldm.networks.lpips import LPIPS
 from ldm.run import Run
+from ldm.sweep.codecs import at_bits, bicubic_point, codec_curve
+from ldm.sweep.sweep_report import sweep_report
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_sweep_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_runs_that_cannot_be_compared_are_named_before_any_is_measured(first_stage: Run, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("ldm.evaluation.sweep_report.evaluate_first_stage", None)
+    monkeypatch.setattr("ldm.sweep.sweep_report.evaluate_first_stage", None)
     twin = tmp_path / "elsewhere" / first_stage.name
     shutil.copytree(first_stage.folder, twin)
     other = tmp_path / "other"

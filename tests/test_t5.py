@@ -8,7 +8,8 @@ import pytest
 import torch
 from toys import t5_folder
 
-from ldm.conditioners import t5, unread
+from ldm.conditioners import lazy as unread
+from ldm.conditioners import t5
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.t5 import t5_tokens
 from ldm.conditioners.text import FrozenText

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.draws import philox, uniform
+from data.counter_random import philox, uniform
 from data.framing import framing
 from data.transforms import Augmentation, View, fitted, resize, resize_nearest, to_tensor
 

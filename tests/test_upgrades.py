@@ -12,7 +12,7 @@ from untrained import untrained_run
 from ldm.build import Parts
 from ldm.config import completed, compose, dump, load_tree
 from ldm.config.upgrades import upgrade
-from ldm.diffusion.draws import uniform
+from ldm.diffusion.counter_random import uniform
 from ldm.run import check_unchanged, load
 
 SAVED = Path(__file__).parent / "saved"

@@ -23,9 +23,9 @@ import webdataset as wds
 from PIL import Image
 
 from ldm.checkpoint import resume
-from ldm.checkpoint.clip_encoder import write_encoder
 from ldm.conditioners import clip
 from ldm.config import CONF, compose, overriding
+from ldm.convert.clip_encoder import write_encoder
 from ldm.fit import fit
 from ldm.run import Run
 

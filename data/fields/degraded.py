@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.draws import uniform
+from data.counter_random import uniform
 from data.fields.derived import Derived
 from data.fields.picture import Picture
 from data.user_error import UserError

@@ -1,7 +1,7 @@
 """What a derived field is: made of the window that a batch shows of an image, not read from a member.
 
-It holds no state: a draw is addressed by (seed, purpose, sample number), see data.draws, so that a resumed run makes
-the same, whatever the batch, the worker and the rank.
+It holds no state: a draw is addressed by (seed, purpose, sample number), see data.counter_random, so that a resumed run
+makes the same, whatever the batch, the worker and the rank.
 """
 
 from abc import ABC, abstractmethod

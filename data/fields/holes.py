@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data.draws import uniform
+from data.counter_random import uniform
 from data.fields.derived import Derived
 from data.fields.mask import Mask
 from data.user_error import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import shards
+from ldm.checkpoint import rows as shards
 from ldm.errors import UserError
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint import identity, restricted, shards
+from ldm.checkpoint import identity, safe_load
+from ldm.checkpoint import rows as shards
 from ldm.checkpoint.finite import check_finite, not_finite
 from ldm.errors import UserError
 from ldm.files import TEMPORARY, discard, read_text, refusals_named, replace, sha256, sweep, sync, write_text
@@ -102,7 +103,7 @@ def check(checkpoint: Path) -> None:
 def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
     files = [Path(name).name for name in _manifest(checkpoint)["files"]]
     state, *rows = [
-        restricted.load(checkpoint / name, f"{checkpoint}: {name}", lazy)
+        safe_load.load(checkpoint / name, f"{checkpoint}: {name}", lazy)
         for name in ("state.pt", *sorted(name for name in files if name.startswith("rows_")))
     ]
     check_finite(state, checkpoint)  # whatever its manifest says

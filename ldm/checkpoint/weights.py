@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from data.seals import check_seal, sealed
 from ldm.checkpoint import identity
 from ldm.checkpoint.finite import check_finite
-from ldm.checkpoint.shards import placed
+from ldm.checkpoint.rows import placed
 from ldm.errors import UserError
 from ldm.files import discard, read_json, replace, sha256, sweep, write_json
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.frozen import Batch, FrozenEncoder
-from ldm.diffusion.draws import uniform
+from ldm.diffusion.counter_random import uniform
 from ldm.errors import UserError
 
 SLOTS = ("vector", "tokens", "concat")

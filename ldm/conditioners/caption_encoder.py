@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.conditioners.base import field
 from ldm.conditioners.frozen import Batch, FrozenEncoder
-from ldm.conditioners.unread import Described
+from ldm.conditioners.lazy import Described
 from ldm.networks.layers import Frozen
 
 Memo = dict[str, tuple[Tensor, Tensor]]

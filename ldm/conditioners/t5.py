@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 
 from ldm.conditioners.caption_encoder import CaptionEncoder, Memo
+from ldm.conditioners.lazy import Described, Source, find
 from ldm.conditioners.text import FrozenText, TextEncoder
-from ldm.conditioners.unread import Described, Source, find
 from ldm.errors import UserError
 from ldm.networks.huggingface import load_model, load_tokenizer
 

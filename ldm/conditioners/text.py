@@ -16,9 +16,9 @@ from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.caption_encoder import CaptionEncoder, Memo
 from ldm.conditioners.projection import projection
 from ldm.errors import UserError
+from ldm.networks.downloads import locate
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.huggingface import load_model, load_tokenizer
-from ldm.networks.pretrained import locate
 
 log = logging.getLogger(__name__)
 

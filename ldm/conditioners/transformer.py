@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
 from ldm.errors import UserError
+from ldm.networks.downloads import locate
 from ldm.networks.huggingface import load_tokenizer
-from ldm.networks.pretrained import locate
 from ldm.networks.text_transformer import TextTransformer
 
 

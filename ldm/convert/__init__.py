@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.build import is_first_stage
-from ldm.checkpoint import foreign, foreign_file, weights
+from ldm.checkpoint import weights
 from ldm.checkpoint.finite import check_finite
 from ldm.config import load_tree
-from ldm.convert import diffusion, first_stage
+from ldm.convert import diffusion, first_stage, foreign, foreign_file
 from ldm.errors import UserError
 from ldm.files import sha256
 from ldm.holding import held

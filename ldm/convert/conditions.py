@@ -10,8 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.checkpoint import export as exports
-from ldm.checkpoint import ldm_bert
 from ldm.conditioners.base import Conditioner
 from ldm.conditioners.clip import ClipText
 from ldm.conditioners.embeddings import Embeddings
@@ -19,6 +17,8 @@ from ldm.conditioners.image import LowResolution, MaskedImage, SemanticMap
 from ldm.conditioners.label import Label
 from ldm.conditioners.text import FrozenText
 from ldm.conditioners.transformer import CaptionTransformer, LayoutTransformer
+from ldm.convert import export as exports
+from ldm.convert import ldm_bert
 from ldm.convert.sample_script import Script
 from ldm.errors import UserError
 from ldm.files import write_json

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.build import Parts, load_autoencoder, load_first_stage
-from ldm.checkpoint import export as exports
-from ldm.checkpoint import first_stage_layouts, foreign, kinds, weights
-from ldm.checkpoint.clip_encoder import write_encoder
+from ldm.checkpoint import kinds, weights
 from ldm.conditioners import clip
 from ldm.conditioners.base import Conditioners
+from ldm.convert import export as exports
 from ldm.convert import first_stage as first_stages
-from ldm.convert import own_layout, pipelines
+from ldm.convert import first_stage_layouts, foreign, own_layout, pipelines
+from ldm.convert.clip_encoder import write_encoder
 from ldm.convert.schedule_buffers import buffers, compare_schedule, discrete, with_schedule
 from ldm.diffusion.schedule import Discrete
 from ldm.errors import UserError

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.build import Parts, first_stage_model, window_size
-from ldm.checkpoint import export as exports
-from ldm.checkpoint import first_stage_layouts, foreign, resume, weights
-from ldm.diffusion.draws import normal
+from ldm.checkpoint import resume, weights
+from ldm.convert import export as exports
+from ldm.convert import first_stage_layouts, foreign
+from ldm.diffusion.counter_random import normal
 from ldm.errors import UserError
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.run import Run, code_version

@@ -9,8 +9,8 @@ from typing import Any
 
 from ldm.build import load_autoencoder
 from ldm.checkpoint import weights
-from ldm.checkpoint.export import write_safetensors
 from ldm.config import dump
+from ldm.convert.export import write_safetensors
 from ldm.files import write_text
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from ldm.build import Parts, window_size
-from ldm.checkpoint import diffusers_unet, weights
-from ldm.checkpoint import export as exports
-from ldm.checkpoint.diffusers_unet import VERSION
-from ldm.checkpoint.foreign import State
-from ldm.convert import conditions, sample_script
+from ldm.checkpoint import weights
+from ldm.convert import conditions, diffusers_unet, sample_script
+from ldm.convert import export as exports
 from ldm.convert.conditions import Latent
+from ldm.convert.diffusers_unet import VERSION
+from ldm.convert.foreign import State
 from ldm.diffusion.schedule import Discrete
 from ldm.errors import UserError
 from ldm.files import write_json, write_text

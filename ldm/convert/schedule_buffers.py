@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.build import Parts
-from ldm.checkpoint import foreign
+from ldm.convert import foreign
 from ldm.diffusion.schedule import Discrete, cosine_betas
 from ldm.errors import UserError
 

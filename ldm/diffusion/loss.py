@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.cond import Condition
+from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import Denoiser, expand
-from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.noise import NoiseDistribution
 from ldm.diffusion.weighting import Weighting
 

@@ -23,9 +23,9 @@ from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
 from ldm.fit import quieten
 from ldm.ranks import check_ranks
 from ldm.run import branch_point, inherit, open_run, settle_precision
+from ldm.training.dry_run import Trial, try_steps
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.trainer import check_trainer
-from ldm.training.trial import Trial, try_steps
 
 SAMPLED = 64  # training samples that are decoded
 

@@ -1,1 +1,1 @@
-"""Judging a model: metrics and curves over it, and the report that shows them."""
+"""Judging models: metrics and curves over whatever draws."""

@@ -19,12 +19,12 @@ from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure
-from ldm.evaluation.report.plots import trade_off
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.load import load_drawer
+from ldm.report.plots import trade_off
 from ldm.sampling import Sampling
 
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.draws import normal
+from ldm.diffusion.counter_random import normal
 from ldm.diffusion.loss import stratified_losses
 from ldm.diffusion.noise import NoiseDistribution
 from ldm.model import Model

@@ -16,7 +16,7 @@ from torch import Tensor
 from data.module import ShardData
 from ldm.files import replace
 from ldm.metrics.features import Features
-from ldm.networks.pretrained import cache_folder
+from ldm.networks.downloads import cache_folder
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ldm.build import Parts
 from ldm.config import compose, groups
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
-from ldm.evaluation.report.plots import loss_curves
 from ldm.evaluation.table import write_csv
 from ldm.holding import held
+from ldm.report.plots import loss_curves
 
 Row = dict[str, Any]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ldm.metrics.features import Features, efficientnet_features
+from ldm.networks.downloads import load_strict, locate
 from ldm.networks.huggingface import load_model, load_tokenizer
-from ldm.networks.pretrained import load_strict, locate
 
 HEADS = Path(__file__).with_name("alignment_heads.safetensors")
 

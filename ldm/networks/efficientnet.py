@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ldm.networks.pretrained import load_strict, locate
+from ldm.networks.downloads import load_strict, locate
 
 # (repeats, kernel, stride of the first, expansion, width)
 STAGES = (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.networks.pretrained import load_strict, locate
+from ldm.networks.downloads import load_strict, locate
 
 
 def _unit(x: Tensor, eps: float = 1e-10) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.charts import Curve
-from ldm.diffusion.draws import normal
+from ldm.diffusion.counter_random import normal
 from ldm.first_stage.first_stage import reconstruct
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.images import grid

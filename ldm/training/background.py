@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.shards import mapped
+from ldm.checkpoint.rows import mapped
 
 
 class Writer:

@@ -15,8 +15,8 @@ from data.module import ShardData
 from ldm.charts import Curve
 from ldm.conditioners.classes import check_classes
 from ldm.diffusion.classifier import NoisyClassifier
+from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import expand
-from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.noise import NoiseDistribution, stratify
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import moments_of

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from data.module import ShardData
 from ldm.charts import Curve
 from ldm.conditioners.base import Conditioners
+from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.experts import Expert
 from ldm.diffusion.log_variance import LogVariance, uncertain
 from ldm.diffusion.loss import Loss, diffusion_loss, stratified_losses

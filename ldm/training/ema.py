@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.posthoc_ema import exponent
-from ldm.checkpoint.shards import is_sharded, local, placed
+from ldm.checkpoint.rows import is_sharded, local, placed
 from ldm.errors import UserError
 
 ALIGNMENT = 16  # values at whose multiples tensors begin in a buffer: 64 bytes of fp32

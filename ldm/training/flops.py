@@ -2,15 +2,14 @@
 
 import re
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-if TYPE_CHECKING:
-    from ldm.training.task import Task
+from ldm.training.task import Task
 
 # Name of a GPU, by words -> dense TFLOP/s of its tensor cores in half precision (fp16 or bf16, fp32 sums) and in TF32,
 # or in plain fp32 where there is none, from the makers' data sheets. The first row whose words all occur counts.
@@ -61,7 +60,7 @@ def _listed(name: str, low: bool) -> float | None:
     return next((1e12 * (half if low else full) for known, half, full in PEAKS if set(known.split()) <= words), None)
 
 
-def count(task: "Task", batch: dict[str, Any]) -> int:
+def count(task: Task, batch: dict[str, Any]) -> int:
     """FLOP of forward and backward on one micro-batch, by doing them once; nothing of the training changes.
 
     Compiled networks are run uncompiled, and attention on a CPU by plain products, which the counter knows. With

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.checkpoint.shards import Rows, placed
+from ldm.checkpoint.rows import Rows, placed
 from ldm.errors import UserError
 
 Schedule = Callable[[int], float]

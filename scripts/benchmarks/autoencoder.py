@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from benchmarks.measure import Case, compare, peak_memory, report_memory
-from ldm.checkpoint.export import diffusers_names
+from ldm.convert.export import diffusers_names
 from ldm.first_stage.reconstruction import ReconstructionLoss
 from ldm.first_stage.regularizers import KL
 from ldm.networks.autoencoder import Autoencoder

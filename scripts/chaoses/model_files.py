@@ -16,8 +16,9 @@ from untrained import untrained_run
 
 from chaoses import mutations as spoil
 from chaoses.file_kinds import Kind, scratch
-from ldm.checkpoint import foreign_file, resume
+from ldm.checkpoint import resume
 from ldm.config import load_tree
+from ldm.convert import foreign_file
 from ldm.ensemble import load_ensemble, write_manifest
 from ldm.files import sha256
 from ldm.run import load, open_run

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.checkpoint import resume, shards, weights
+from ldm.checkpoint import resume, weights
+from ldm.checkpoint import rows as shards
 from ldm.checkpoint.finite import not_finite
 from ldm.errors import UserError
 from ldm.training.background import Writer, copied

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.diffusion.draws import uniform
+from ldm.diffusion.counter_random import uniform
 from ldm.errors import UserError
 from ldm.training.distributed import all_reduce_sum, gather
 from ldm.training.task import Task

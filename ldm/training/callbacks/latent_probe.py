@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from data.module import ShardData
+from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.draws import normal, uniform
 from ldm.diffusion.loss import diffusion_loss
 from ldm.diffusion.noise import LogNormal, stratify
 from ldm.diffusion.precond import EDM

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.shards import local
+from ldm.checkpoint.rows import local
 from ldm.errors import UserError
 from ldm.training.distributed import all_reduce_sum
 from ldm.training.task import Task

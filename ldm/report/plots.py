@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ldm.errors import UserError
-from ldm.evaluation.report.canvas import WIDTH, css_width, draw, label, legend, rows
-from ldm.evaluation.report.point_labels import label_points
-from ldm.evaluation.report.theme import Theme
+from ldm.report.canvas import WIDTH, css_width, draw, label, legend, rows
+from ldm.report.point_labels import label_points
+from ldm.report.theme import Theme
 
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP"

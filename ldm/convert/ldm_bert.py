@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.checkpoint.foreign import State
+from ldm.convert.foreign import State
 
 _RENAMED = (
     (r"token_emb", "model.embed_tokens"),

@@ -11,13 +11,13 @@ from torch import Tensor
 from ldm.build import load_autoencoder
 from ldm.device import choose
 from ldm.errors import UserError
-from ldm.evaluation.codecs import Point, at_bits, bicubic_point, codec_curve
 from ldm.evaluation.first_stage import evaluate_first_stage, validation_of
-from ldm.evaluation.report.page import Figure, Section, Table, Text, write_report
-from ldm.evaluation.report.plots import rate_distortion
 from ldm.evaluation.table import write_csv
 from ldm.files import read_json
 from ldm.networks.lpips import pretrained_lpips
+from ldm.report.page import Figure, Section, Table, Text, write_report
+from ldm.report.plots import rate_distortion
+from ldm.sweep.codecs import Point, at_bits, bicubic_point, codec_curve
 
 Row = dict[str, Any]
 CODECS = ("JPEG", "WebP")

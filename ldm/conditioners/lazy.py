@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ldm.errors import UserError
 from ldm.files import read_json, write_json
-from ldm.networks.pretrained import cache_folder
+from ldm.networks.downloads import cache_folder
 
 KIND = "text encoder 1"
 # A file may change twice within a tick of its clock: what was read this soon after a change is not believed later.

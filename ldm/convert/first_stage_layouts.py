@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ldm.checkpoint import kinds
-from ldm.checkpoint.export import diffusers_names
-from ldm.checkpoint.foreign import AVERAGE, LATENT, State, average_name
+from ldm.convert.export import diffusers_names
+from ldm.convert.foreign import AVERAGE, LATENT, State, average_name
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)

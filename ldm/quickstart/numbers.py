@@ -1,23 +1,21 @@
 """The report's second half: guidance, experts, training curves, time, lineage; one question and one plot a section."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ldm.evaluation.chain_pictures import curve_columns, groups
-from ldm.evaluation.report.page import Code, Figure, Fold, Gallery, Section, Table, Text
-from ldm.evaluation.report.plots import duration, interval_bars, loss_curves, stage_times, trade_off
-
-if TYPE_CHECKING:
-    from ldm.evaluation.chain_report import Found
+from ldm.quickstart.found import Found
+from ldm.quickstart.pictures import curve_columns, groups
+from ldm.report.page import Code, Figure, Fold, Gallery, Section, Table, Text
+from ldm.report.plots import duration, interval_bars, loss_curves, stage_times, trade_off
 
 
-def sections(found: "Found") -> list[Section]:
+def sections(found: Found) -> list[Section]:
     """From guidance to lineage."""
     experts = [_experts(found)] if found.experts else []
     return [_guidance(found), *experts, *_training(found), _time(found), _lineage(found)]
 
 
-def _guidance(found: "Found") -> Section:
+def _guidance(found: Found) -> Section:
     quality, alignment = curve_columns(found.points["base"])
     curve = {
         name: [(float(scale), point[quality], point[alignment]) for scale, point in points.items()]
@@ -46,7 +44,7 @@ def _guidance(found: "Found") -> Section:
     ])  # fmt: skip
 
 
-def _table(found: "Found", columns: list[str], caption: str = "") -> Table:
+def _table(found: Found, columns: list[str], caption: str = "") -> Table:
     rows = [
         [f"{name}, {scale}", *[f"{point[column]:.3g}" for column in columns]]
         for name, points in found.points.items()
@@ -61,7 +59,7 @@ def _short(column: str) -> str:
     return {"kid_std": "sd of KID", "is": "IS"}.get(name, name.upper() if len(name) < 4 else name.replace("_", " "))
 
 
-def _experts(found: "Found") -> Section:
+def _experts(found: Found) -> Section:
     chain, measured = found.chain, found.experts
     losses = {
         f"{_who(row)} against {name}": tuple(row[against][key] for key in ("over", "loss", "half_interval"))
@@ -113,7 +111,7 @@ def _who(row: dict[str, Any]) -> str:
     return "all" if row["node"] is None else str(tuple(row["node"]))
 
 
-def control_words(found: "Found") -> str:
+def control_words(found: Found) -> str:
     """What the control is, as the runs' own files have it."""
     chain = found.chain
     of_expert, of_control = found.trees[chain.experts[0]], found.trees[chain.control]
@@ -141,7 +139,7 @@ def _recipes(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]
     }
 
 
-def _training(found: "Found") -> list[Section]:
+def _training(found: Found) -> list[Section]:
     chain = found.chain
     first, two = found.logs[chain.autoencoder], found.logs[chain.base]
     of_first = {name: first[f"train/{name}"] for name in ("l1", "perceptual") if f"train/{name}" in first}
@@ -171,7 +169,7 @@ def _training(found: "Found") -> list[Section]:
     ]  # fmt: skip
 
 
-def _time(found: "Found") -> Section:
+def _time(found: Found) -> Section:
     times, install = found.chain.times(), found.chain.install_seconds()
     path = stage_times(found.folder / "times.png", times)
     installed = f"Installation took {duration(install)} besides." if install else "Installation is not counted."
@@ -179,7 +177,7 @@ def _time(found: "Found") -> Section:
     return Section("Where did the time go?", said, [Figure(path, "Stages one after the other.", "stage times")])
 
 
-def _lineage(found: "Found") -> Section:
+def _lineage(found: Found) -> Section:
     rows, skipped = [], []
     for run, lineage in found.lineages.items():
         parent = Path((lineage.get("parent") or {}).get("run", "")).name

@@ -12,14 +12,13 @@ from ldm.checkpoint import weights
 from ldm.config import CONF, compose, overriding, run_name
 from ldm.device import choose, mixed_precision
 from ldm.ensemble import write_manifest
-from ldm.evaluation.chain_experts import measure_experts
-from ldm.evaluation.chain_reconstructions import reconstruct
-from ldm.evaluation.chain_report import write_chain_report
-from ldm.evaluation.chain_samples import draw_samples
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.yardsticks import Yardsticks, shared_yardsticks
 from ldm.files import read_json, write_json
 from ldm.fit import fit
+from ldm.quickstart.experts import measure_experts
+from ldm.quickstart.reconstructions import reconstruct
+from ldm.quickstart.samples import draw_samples
 
 INSTALL_SECONDS = Path(__file__).resolve().parents[2] / ".venv" / ".install-seconds"
 
@@ -99,10 +98,6 @@ class Chain:
             yield self._stage(f"guidance, {name}", lambda path=path: self._curve(path), points)
         if self.nodes:
             yield self._stage("experts compared", self._compare, self.expert_losses)
-
-    def report(self) -> Path:
-        """Write ``report/index.html`` from what the stages left. Returns its path."""
-        return write_chain_report(self)
 
     @property
     def expert_losses(self) -> Path:

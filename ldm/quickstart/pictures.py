@@ -2,21 +2,19 @@
 
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ldm.evaluation.chain_reconstructions import picture
-from ldm.evaluation.chain_samples import file_name
-from ldm.evaluation.report.page import Cell, Code, Fold, Gallery, Section, Stat, Stats, Table
-
-if TYPE_CHECKING:
-    from ldm.evaluation.chain_report import Found
+from ldm.quickstart.found import Found
+from ldm.quickstart.reconstructions import picture
+from ldm.quickstart.samples import file_name
+from ldm.report.page import Cell, Code, Fold, Gallery, Section, Stat, Stats, Table
 
 L1_GOAL = 0.056
 RANK_GOAL = 10
 DIVERSITY_GOAL = 0.5
 
 
-def sections(found: "Found", sheet: Path) -> list[Section]:
+def sections(found: Found, sheet: Path) -> list[Section]:
     """From the first images to the question whether they are copies."""
     return [
         _drawn(found, sheet),
@@ -29,7 +27,7 @@ def sections(found: "Found", sheet: Path) -> list[Section]:
     ]
 
 
-def sample_command(found: "Found", model: Path, prompt: str) -> str:
+def sample_command(found: Found, model: Path, prompt: str) -> str:
     """What draws a sample again."""
     tree = found.chain.tree
     return (
@@ -38,7 +36,7 @@ def sample_command(found: "Found", model: Path, prompt: str) -> str:
     )
 
 
-def groups(found: "Found", name: str, new: bool = False) -> list[Cell]:
+def groups(found: Found, name: str, new: bool = False) -> list[Cell]:
     """The samples of a model, a group for each prompt."""
     samples, folder = found.samples[name], found.chain.samples_folder(found.chain.drawn[name])
     first = len(samples["prompts"]) if new else 0
@@ -48,7 +46,7 @@ def groups(found: "Found", name: str, new: bool = False) -> list[Cell]:
     ]
 
 
-def _drawn(found: "Found", sheet: Path) -> Section:
+def _drawn(found: Found, sheet: Path) -> Section:
     tree, prompts = found.chain.tree, found.samples["base"]["prompts"]
     seeds = f"seeds {tree['seed']} to {tree['seed'] + tree['num_seeds'] - 1}"
     unknown = found.samples["base"]["prompts_unknown"]
@@ -62,7 +60,7 @@ def _drawn(found: "Found", sheet: Path) -> Section:
     return Section("What does it draw?", intro, [Gallery(groups(found, "base")), code, whole])
 
 
-def _new(found: "Found") -> Section:
+def _new(found: Found) -> Section:
     base = found.samples["base"]
     known, words = base["new_prompts_known"], base["new_words"]
     if known:
@@ -75,7 +73,7 @@ def _new(found: "Found") -> Section:
     return Section("Can it join what it knows?", intro, [Gallery(groups(found, "base", new=True), wide=6), code])
 
 
-def _moments(found: "Found") -> list[Section]:
+def _moments(found: Found) -> list[Section]:
     base, folder = found.samples["base"], found.chain.samples_folder(found.chain.base)
     moments = base["moments"]
     if len(moments) < 2:
@@ -94,7 +92,7 @@ def _moments(found: "Found") -> list[Section]:
     return [Section("How did it learn?", intro, [Gallery(cells, across=len(moments), wide=2, narrow=1), code])]
 
 
-def _reconstructions(found: "Found") -> Section:
+def _reconstructions(found: Found) -> Section:
     kept, folder = found.reconstructions, found.chain.folder / "reconstructions"
     names = list(kept["errors"])
     cells = [
@@ -119,7 +117,7 @@ def _reconstructions(found: "Found") -> Section:
 LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "l1": "L1", "lpips_alex": "LPIPS"}
 
 
-def _numbers(found: "Found") -> Section:
+def _numbers(found: Found) -> Section:
     base = found.samples["base"]
     free = statistics.median(row["rank_unconditional"] for seed in base["seeds"] for row in seed)
     first, coarse = (found.reconstructions["errors"][name] for name in ("first stage", "bicubic"))
@@ -144,7 +142,7 @@ def _numbers(found: "Found") -> Section:
     return Section("Is it good?", distances, [Stats(tiles)])
 
 
-def _quality(found: "Found") -> list[Stat]:
+def _quality(found: Found) -> list[Stat]:
     points = found.points["base"]
     quality, alignment = curve_columns(points)
     scale, best = min(points.items(), key=lambda item: item[1][quality])
@@ -161,7 +159,7 @@ def curve_columns(points: dict[str, dict[str, float]]) -> tuple[str, str]:
     return curve_keys(next(iter(points.values())))
 
 
-def _ranks(found: "Found") -> Section:
+def _ranks(found: Found) -> Section:
     base = found.samples["base"]
     rows = []
     for place, prompt in enumerate(base["prompts"]):
@@ -175,7 +173,7 @@ def _ranks(found: "Found") -> Section:
     return Section("Does the prompt decide?", intro, [table])
 
 
-def _copies(found: "Found") -> Section:
+def _copies(found: Found) -> Section:
     base, folder = found.samples["base"], found.chain.samples_folder(found.chain.base)
     cells = [
         Cell([folder / file_name(place, number), folder / row["nearest"]], label=prompt,

@@ -17,8 +17,8 @@ from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from ldm.evaluation.report.theme import DARK, FONTS, LIGHT, Theme
 from ldm.files import write_bytes
+from ldm.report.theme import DARK, FONTS, LIGHT, Theme
 
 WIDTH, NARROW = 720, 380  # CSS pixels; text has the same size in both
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm.checkpoint import restricted
-from ldm.checkpoint.foreign import AVERAGE, State, average_name
+from ldm.checkpoint import safe_load
+from ldm.convert.foreign import AVERAGE, State, average_name
 from ldm.errors import UserError
 from ldm.files import read_json
 
@@ -179,11 +179,11 @@ class _Inert:
 
 def _unpickle(path: Path, shown: str) -> object:
     """``torch.load`` with ``weights_only``; objects of trainers, which it would refuse, become inert."""
-    strange = restricted.classes(path, shown)
+    strange = safe_load.classes(path, shown)
     refused = [name for name in strange if not name.startswith(INERT)]
     if refused:
         raise UserError(f"{shown}: would have to run {refused[0]}; save its state dict as safetensors instead")
     # Hyper-parameters of Lightning are a dictionary of its own, which only a dictionary can stand for.
     inert = [(OrderedDict if name.endswith(".AttributeDict") else _Inert, name) for name in strange]
     with torch.serialization.safe_globals(inert):
-        return restricted.load(path, shown)
+        return safe_load.load(path, shown)

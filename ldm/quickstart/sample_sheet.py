@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.evaluation.chain_samples import file_name
-from ldm.evaluation.report.theme import FONTS, LIGHT
 from ldm.files import write_bytes
+from ldm.quickstart.samples import file_name
+from ldm.report.theme import FONTS, LIGHT
 
 SIDE = 128  # px of one image
 GAP, MARGIN, LINE = 6, 28, 60  # px between images, between blocks, and for a prompt

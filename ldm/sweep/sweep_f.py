@@ -12,11 +12,11 @@ from ldm.config import compose, overriding
 from ldm.device import choose, mixed_precision
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
-from ldm.evaluation.report.plots import loss_curves, quality_over_speed
 from ldm.evaluation.table import write_csv
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.load import load
+from ldm.report.plots import loss_curves, quality_over_speed
 from ldm.training.loggers import log_summary
 
 ROOT = Path(__file__).resolve().parents[2]

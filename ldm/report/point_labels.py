@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from ldm.evaluation.report.theme import Theme
+from ldm.report.theme import Theme
 
 
 def label_points(axes: Axes, theme: Theme, curves: Sequence[Sequence[tuple[str, float, float]]]) -> None:

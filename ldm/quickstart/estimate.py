@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ldm.evaluation.chain import Stage
-from ldm.evaluation.report.plots import duration
+from ldm.quickstart.chain import Stage
+from ldm.report.plots import duration
 
 BENCHMARK_SECONDS = 2.0
 LEAST_RATIO = 0.25  # Python's own part of a step does not shrink with the arithmetic

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoint.foreign import State, average_name
+from ldm.convert.foreign import State, average_name
 from ldm.errors import UserError
 from ldm.files import replace, write_json
 

@@ -17,9 +17,9 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import UserError
-from ldm.evaluation.report.canvas import dark_path, narrow_path
-from ldm.evaluation.report.theme import DARK, FONTS, LIGHT
 from ldm.files import write_bytes
+from ldm.report.canvas import dark_path, narrow_path
+from ldm.report.theme import DARK, FONTS, LIGHT
 
 
 @dataclass(frozen=True)

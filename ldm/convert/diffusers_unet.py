@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.checkpoint.foreign import State
 from ldm.checkpoint.weights import NAMED
+from ldm.convert.foreign import State
 from ldm.errors import UserError
 
 VERSION = "0.42.1"  # of diffusers, whose source and results these folders are made for and tested with

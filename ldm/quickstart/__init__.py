@@ -1,0 +1,1 @@
+"""The quickstart: its stages, its samples and its report."""

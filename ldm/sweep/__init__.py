@@ -1,0 +1,1 @@
+"""Sweeps over the first stage: codecs compared, and what each f costs and gives."""
