@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
     from ldm.device import choose
     from ldm.given import asked_size, check_given, class_number, collate, negatives, read_given
-    from ldm.load import load_drawer
+    from ldm.loading import load_drawer
 
     device = choose(tree["device"])
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])

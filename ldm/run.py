@@ -29,7 +29,7 @@ from ldm.lineage import (
     same_first_stage,
     same_parent,
 )
-from ldm.load import load as load  # where it was, for one release
+from ldm.loading import load as load  # where it was, for one release
 from ldm.overwriting import check_overwrite, clear, is_run
 from ldm.redaction import agrees, redacted
 

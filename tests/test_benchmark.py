@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def benchmark(*words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/benchmark.py", *words]
+    command = [sys.executable, "scripts/dev/benchmark.py", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

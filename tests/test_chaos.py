@@ -1,4 +1,4 @@
-"""A few trials of each goal of scripts/chaos.py; the command itself runs many."""
+"""A few trials of each goal of scripts/dev/chaos.py; the command itself runs many."""
 
 import random
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "dev"))
 
 from chaoses import (  # noqa: E402
     bad_inputs,
@@ -68,5 +68,5 @@ def test_a_case_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("words", "named"), [(["case=nothing"], "case=nothing"), (["runs=1.5"], "runs=1.5")])
 def test_a_wrong_key_is_named(words: list[str], named: str):
-    found = subprocess.run([sys.executable, "scripts/chaos.py", *words], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "scripts/dev/chaos.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2 and named in found.stderr and "Traceback" not in found.stderr

@@ -10,7 +10,7 @@ from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.schedule import VE
-from ldm.load import load, load_drawer
+from ldm.loading import load, load_drawer
 from ldm.model import load_classifier
 from ldm.run import Run
 

@@ -15,7 +15,7 @@ from ldm.checkpoint import weights
 from ldm.conditioners import t5
 from ldm.ensemble import WHOLE, load_ensemble, share, write_manifest
 from ldm.ensemble_model import Ensemble
-from ldm.load import load
+from ldm.loading import load
 from ldm.model import Model, load_model
 
 PER_CONDITION = "ldm.diffusion.guidance.PerCondition"

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("ldm", "data", "train", "sample")
 FILES = sorted([*ROOT.glob("ldm/**/*.py"), *ROOT.glob("data/**/*.py"), ROOT / "train.py", ROOT / "sample.py"])
-SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
+SCRIPTS = sorted(ROOT.glob("scripts/**/*.py"))
 
 # Module or package -> its layer; the longest prefix counts. A module imports its own layer or lower ones.
 LAYERS = {
@@ -45,7 +45,7 @@ LAYERS = {
     "ldm.model": 4,
     "ldm.ensemble_model": 4,
     "ldm.ensemble": 4,
-    "ldm.load": 4,
+    "ldm.loading": 4,
     "ldm.places": 4,
     "ldm.lineage": 4,
     "ldm.overwriting": 4,

@@ -14,7 +14,7 @@ from ldm.diffusion.classifier import NoisyClassifier
 from ldm.ensemble import write_manifest
 from ldm.ensemble_model import Ensemble
 from ldm.first_stage.first_stage import FirstStage
-from ldm.load import RUNS, load, load_drawer
+from ldm.loading import RUNS, load, load_drawer
 from ldm.model import Model
 from ldm.run import Run
 from ldm.run import load as load_where_it_was

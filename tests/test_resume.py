@@ -321,7 +321,7 @@ def test_a_broken_checkpoint_is_passed_over(train_autoencoder: Train, caplog: py
 
 @pytest.mark.slow
 def test_the_command_killed_twice_changes_nothing(first_stage: Run, tmp_path: Path):
-    """Through train.py itself; scripts/chaos.py kills every kind of run."""
+    """Through train.py itself; scripts/dev/chaos.py kills every kind of run."""
     own = (*DIFFUSION, f"first_stage={first_stage.folder}")
     every = [f"callback.{name}.every_steps={n}" for name, n in (("checkpoint", 3), ("metrics", 5), ("validation", 20))]
     own = (*own, "max_steps=60", *every)

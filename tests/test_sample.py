@@ -13,7 +13,7 @@ from ldm.checkpoint import weights
 from ldm.config import compose, overriding
 from ldm.diffusion.denoiser import Denoiser
 from ldm.given import collate
-from ldm.load import load
+from ldm.loading import load
 from sample import __doc__ as usage
 from sample import file_names, main, read_conditions
 

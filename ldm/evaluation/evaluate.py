@@ -23,7 +23,7 @@ from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.files import read_json, write_json
 from ldm.holding import held
-from ldm.load import load_drawer
+from ldm.loading import load_drawer
 from ldm.report.plots import trade_off
 from ldm.sampling import Sampling
 

@@ -1,6 +1,6 @@
 """Agreement of images with captions, from frozen EfficientNet-lite0 and MiniLM features joined by two linear heads.
 
-The heads (alignment_heads.safetensors, made by scripts/make_alignment_heads.py) know the quickstart's domain only.
+The heads (alignment_heads.safetensors, made by scripts/dev/make_alignment_heads.py) know the quickstart's domain only.
 This is not CLIP score and must not be called so.
 """
 

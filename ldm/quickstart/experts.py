@@ -13,7 +13,7 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.diffusion.experts import Expert
 from ldm.evaluation.interval_loss import NUM_LEVELS, gain, held_out, interval_loss
 from ldm.files import read_json, write_json
-from ldm.load import load
+from ldm.loading import load
 
 NUM_IMAGES = 192  # held out; 16 levels of them, six times, take two CPU cores 12 s in bf16
 

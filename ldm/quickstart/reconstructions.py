@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.files import read_json, write_json
 from ldm.images import save_image
-from ldm.load import load
+from ldm.loading import load
 from ldm.metrics.reconstruction import bicubic, reconstruction_errors
 from ldm.networks.lpips import pretrained_lpips
 

@@ -20,7 +20,7 @@ from ldm.evaluation.yardsticks import Yardsticks
 from ldm.files import read_json, write_json
 from ldm.generate import Sampling
 from ldm.images import save_image
-from ldm.load import load
+from ldm.loading import load
 from ldm.metrics.alignment_score import AlignmentScore
 from ldm.model import Model
 from ldm.networks.lpips import pretrained_lpips

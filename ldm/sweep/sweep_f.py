@@ -15,7 +15,7 @@ from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.table import write_csv
 from ldm.files import read_json, write_json
 from ldm.holding import held
-from ldm.load import load
+from ldm.loading import load
 from ldm.report.plots import loss_curves, quality_over_speed
 from ldm.training.loggers import log_summary
 

@@ -37,7 +37,7 @@ class Task(pl.LightningModule):
     """Abstract run. A subclass gives the losses; `model` is what weights, EMA and branching are about.
 
     `trained` holds everything the optimizer moves (the model, and what only training needs, as a discriminator). `kind`
-    says what a run yields, by which it is loaded (ldm.load) and, of one that serves others, given to them.
+    says what a run yields, by which it is loaded (ldm.loading) and, of one that serves others, given to them.
     """
 
     kind: str

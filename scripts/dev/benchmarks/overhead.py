@@ -24,7 +24,7 @@ from ldm.training.loggers import CSVLog, close
 
 GOAL_MS, GOAL_SHARE = 1.5, 0.98
 WARM_UP = 10  # steps at the beginning that do not count
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Pixels, no conditions: as little work beside the network as a task can have.
 COMMON = [
     "experiment=quickstart/diffusion", "conditioner=[]", "image_size=32", "data.batch_size=4", "max_steps=1000000",

@@ -20,7 +20,7 @@ from data.fields import Caption
 from data.module import ShardData
 from data.writing import write_shard
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "data" / "quickstart" / "train-00000.tar"
+QUICKSTART = Path(__file__).resolve().parents[3] / "data" / "quickstart" / "train-00000.tar"
 HEIGHT, WIDTH = 512, 640
 NUM_IMAGES = 64
 BATCH_SIZE = 16

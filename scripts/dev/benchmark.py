@@ -1,8 +1,8 @@
 """Speed and memory against peers, in the same process and run, as ratios of CPU time.
 
-    python scripts/benchmark.py suite=unet_train
-    python scripts/benchmark.py suite=autoencoder repeats=9 batch_size=2 image_size=64
-    python scripts/benchmark.py suite=unet_sample precision=fp32 compile=true
+    python scripts/dev/benchmark.py suite=unet_train
+    python scripts/dev/benchmark.py suite=autoencoder repeats=9 batch_size=2 image_size=64
+    python scripts/dev/benchmark.py suite=unet_sample precision=fp32 compile=true
 
 One thread; the contestants take turns, and the median of their times counts. The fastest setting of a peer is the one
 that ours is held against. The peers need the test extra (diffusers).
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from options import parse
 

