@@ -47,6 +47,18 @@ REFERENCE = Reference(
             "samples": Measured(5),
             "guidance, base": Measured(9),
         },
+        "quickstart_experts": {  # with other work beside it, so at most
+            "diffusion": Measured(392, 800),
+            "expert (2, 0)": Measured(44, 200),
+            "expert (2, 1)": Measured(29, 200),
+            "control": Measured(85, 400),
+            "reconstructions": Measured(2),
+            "samples": Measured(24),
+            "guidance, base": Measured(11),
+            "guidance, ensemble": Measured(29),
+            "guidance, control": Measured(11),
+            "experts compared": Measured(11),
+        },
     },
 )
 

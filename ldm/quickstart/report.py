@@ -25,7 +25,8 @@ def write_chain_report(chain: Chain) -> Path:
         f"A first stage, a text-conditional diffusion model{more}, trained on this machine on the built-in images at "
         f"{size} px. Every image that was drawn is shown."
     )
-    return write_report(found.folder, "Quickstart", subtitle, sections)
+    title = "Quickstart: experts" if chain.nodes else "Quickstart"
+    return write_report(found.folder, title, subtitle, sections)
 
 
 def _log(found: Found) -> None:
