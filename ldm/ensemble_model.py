@@ -162,6 +162,7 @@ class Ensemble:
         height, width = (size, size) if isinstance(size, int) else size
         factor = math.lcm(*[member.denoiser.factor for member in self.members])
         check_size(height, width, self.first_stage.spec.f, factor, sampling.tiling)
+        batch = {**batch, "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
         z = draw(denoise, sampling, latent_shape(self.first_stage, size), numbers, seed)
         return decoded(self.first_stage, z, batch, numbers)

@@ -7,12 +7,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 
-import make_shards
-
 from chaoses import bad_pictures as bad
 from chaoses import mutations as spoil
 from chaoses.file_kinds import Kind, without_address
 from ldm.errors import UserError
+from scripts import make_shards
 
 TABLE = 'image,caption,n\na.png,a red heart,1\nb.png,"two, words",2\n'
 
