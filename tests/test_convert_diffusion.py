@@ -116,6 +116,7 @@ def test_an_imported_model_computes_with_the_weights_of_the_file(name, tmp_path)
     batch = {
         "caption": ["a", "b"], "image": torch.rand(2, 3, 64, 64) * 2 - 1, "number": numbers,
         "segmentation": torch.randint(0, 182, (2, 64, 64)),
+        "mask": (torch.rand(2, 1, 64, 64) > 0.5).float(),
     }  # fmt: skip
     sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": 2})
     images = model.generate(sampling, batch, numbers, seed=0, size=64)

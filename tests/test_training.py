@@ -18,7 +18,8 @@ from ldm.checkpoint import weights
 from ldm.config import compose
 from ldm.ensemble import load_ensemble, write_manifest
 from ldm.files import write_json
-from ldm.run import Run, load
+from ldm.loading import load, load_drawer
+from ldm.run import Run
 from ldm.training.diffusion import DiffusionTask
 
 Train = Callable[..., Run]
@@ -37,7 +38,7 @@ def test_every_experiment_trains_two_steps(
     in_pixels = experiment.startswith("ldm/") and not tree["autoencoder"]
     given = [f"first_stage={first_stage.folder}"] if tree["network"] and not in_pixels else []
     if Path(experiment).name == "expert":
-        parent = train(experiment.replace("expert", "diffusion"), tmp_path, *given)
+        parent = train(str(Path(experiment).with_name("diffusion")), tmp_path, *given)
         given = [f"branch={parent.folder}", "expert.node=[1,1]"]
     run = train(experiment, tmp_path, *given)
     assert run.finished and run.lineage["samples_seen"] == 8
@@ -56,7 +57,12 @@ def test_conditions_of_other_widths_and_slots_train_together(train_diffusion: Tr
     }
     keys = [f"conditioner.{name}.{word}" for name, given in words.items() for word in given]
     run = train_diffusion(
-        "conditioner=[text,t5,clip_image,null_token]", *keys, "expert=log_uniform", "expert.node=[1,1]"
+        "conditioner=[text,t5,clip_image,null_token]",
+        "derived=[style]",
+        *keys,
+        "expert=log_uniform",
+        "expert.node=[1,1]",
+        "task.keep_latents=false",
     )
     assert finite(run.folder / "weights") and state(run.folder, 2)["step"] == 2
     trained = {name for name in state(run.folder, 2)["trained"] if "conditioner" in name}
@@ -143,7 +149,7 @@ def test_a_diffusion_run_is_no_first_stage_and_a_first_stage_no_model(
     with pytest.raises(ValueError, match="not an autoencoder's run"):
         train_diffusion(f"first_stage={diffusion.folder}")
     with pytest.raises(ValueError, match="not a diffusion model"):
-        load(first_stage.folder)
+        load_drawer(first_stage.folder)
 
 
 def test_latents_are_whitened_by_the_statistics_of_the_training_images(first_stage: Run):

@@ -87,3 +87,13 @@ def test_weights_of_an_earlier_run_give_the_same_images(tmp_path: Path):
         return model.generate(sampling, {"caption": ["a cat", "a dog"]}, torch.arange(2), seed=0)
 
     assert torch.equal(drawn(today), drawn(earlier))
+
+
+def test_a_first_stage_that_came_with_a_model_has_its_own_task():
+    """Imported beside a diffusion model, it was described under that one's task, without a network."""
+    diffusion = {"_target_": "ldm.training.diffusion.DiffusionTask", "keep_latents": False, "single_factor": True}
+    own = {"_target_": "ldm.training.autoencoder.AutoencoderTask", "single_factor": True}
+    first_stage = {"task": diffusion, "autoencoder": {"_target_": "x"}, "network": None}
+    assert upgrade(first_stage) == {**first_stage, "task": own}
+    for whole in ({**first_stage, "network": {"_target_": "y"}}, {**first_stage, "autoencoder": None}):
+        assert upgrade(whole) == whole

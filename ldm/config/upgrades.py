@@ -8,7 +8,20 @@ Tree = dict[str, Any]
 
 def upgrade(tree: Tree) -> Tree:
     """A saved tree as it would be saved now; what is unknown here stays as it is, for the validation to judge."""
-    return with_slots(with_derived_fields(tree))
+    return with_slots(with_derived_fields(with_own_task(tree)))
+
+
+def with_own_task(tree: Tree) -> Tree:
+    """A first stage that came with an imported diffusion model was described under the other's task."""
+    task = _mapping(tree.get("task"))
+    if (
+        task.get("_target_") != "ldm.training.diffusion.DiffusionTask"
+        or tree.get("network")
+        or not tree.get("autoencoder")
+    ):
+        return tree
+    kept = {key: task[key] for key in ("single_factor",) if key in task}
+    return {**tree, "task": {"_target_": "ldm.training.autoencoder.AutoencoderTask", **kept}}
 
 
 def with_slots(tree: Tree) -> Tree:

@@ -29,6 +29,7 @@ from ldm.files import replace
 from ldm.run import Run, code_version
 
 log = logging.getLogger(__name__)
+FIRST_STAGE_TASK = "ldm.training.autoencoder.AutoencoderTask"
 FIRST_STAGE_RUN = "first_stage"  # folder of the imported first stage in the run's
 KEPT = "published.safetensors"  # what a published file holds and no model needs, so that it goes out as it came in
 TEXT_ENCODER = "text_encoder"
@@ -124,7 +125,8 @@ def import_state(
     weights.check_fit(expected, _without(state, f"{foreign.LATENT}{foreign.LOSS}"), source)
     compare_schedule(discrete(parts), state, source)
 
-    fs_tree = {**tree, **dict.fromkeys(_STAGE_TWO), "conditioner": {}, "first_stage": None}
+    task = {"_target_": FIRST_STAGE_TASK, "single_factor": tree["task"]["single_factor"]}
+    fs_tree = {**tree, **dict.fromkeys(_STAGE_TWO), "conditioner": {}, "first_stage": None, "task": task}
     factor = scale_factor or state.get(foreign.SCALE_FACTOR)
     factor = first_stages.known_factor(Parts(fs_tree)) if factor is None else float(factor)
     folder = out / FIRST_STAGE_RUN
