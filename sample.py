@@ -17,12 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadSample
-from data.members import read_text
 from ldm.config import compose, guarded, help_text
-from ldm.errors import UserError
+from ldm.prompts import read_conditions
 
-MAX_PROMPT_BYTES = 1 << 24  # of a file of prompts
 MAX_SHOWN = 1000  # images in the grid
 
 
@@ -35,43 +32,19 @@ def main(arguments: list[str]) -> int:
     tree = compose("sample", arguments)
     conditions = read_conditions(tree)
 
-    import torch
-
     from ldm.device import choose
-    from ldm.given import asked_size, check_given, class_number, collate, negatives, read_given
     from ldm.loading import load_drawer
+    from ldm.request import Request
 
     device = choose(tree["device"])
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
-    model.decode_in_tiles(tree["tile"])
-    sampling = model.sampling({**tree, "guidance": asked_guidance(arguments, tree["guidance"])})
-    check_given(tree, model, sampling, captioned="caption" in conditions[0])
-    size = asked_size(tree, model)
-    given = read_given(tree, model)
-    label = {} if tree["label"] is None else {"label": class_number(tree["label"], model.data)}
-    asked = [{**condition, **label} for condition in conditions]
-
-    def images_of(part: list[tuple[int, int]]) -> Any:
-        numbers = torch.tensor([number for _, number in part], device=device)
-        batch = collate([asked[place] for place, _ in part], device) | given.batch(numbers)
-        negative = {field: [text] * len(part) for field, text in negatives(tree).items()}
-        return model.generate(sampling, batch, numbers, tree["seed"], size, negative)
-
+    images_of = Request(model, tree, arguments, device).images
     facts = {"seed": tree["seed"], "model": model.name}
     sheet = write_images(tree, conditions, facts, images_of)
     count = len(conditions) * tree["num_images"]
     shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
     print(f"{count} images in {tree['out']}/, {shown} together in {sheet}")
     return 0
-
-
-def asked_guidance(arguments: list[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the command line says of `guidance`: all of it by its name, else the keys that it sets; None is nothing."""
-    named = [word.lstrip("~+").partition("=")[0] for word in arguments]
-    if guidance is None or "guidance" in named:
-        return guidance
-    keys = {name.split(".")[1] for name in named if name.startswith("guidance.")}
-    return {key: value for key, value in guidance.items() if key in keys} or None
 
 
 def write_images(
@@ -107,41 +80,6 @@ def write_images(
         raise problem
     columns = min(tree["num_images"], MAX_SHOWN)
     return save_image(out / "grid.png", grid(torch.cat(shown), columns=columns), factor=tree["enlarge"])
-
-
-def read_conditions(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """What to draw, one dict per row of the grid. Raises ValueError if nothing is asked for, or two things at once."""
-    if tree["prompt"] is not None and tree["prompts"] is not None:
-        raise UserError("prompt and prompts exclude each other")
-    if tree["num_images"] < 1 or tree["batch_size"] < 1:
-        raise UserError("num_images and batch_size must be at least 1")
-    if tree["prompts"] is not None:
-        found = [{"caption": line} for line in read_prompts(tree["prompts"])]
-    elif tree["prompt"] is not None or tree["label"] is None:
-        found = [{"caption": tree["prompt"] or ""}]
-    else:
-        found = [{}]
-    label = {} if tree["label"] is None else {"label": tree["label"]}
-    return [{**condition, **label} for condition in found]
-
-
-def read_prompts(path: str) -> list[str]:
-    """The lines of a file that are not blank. Raises ValueError naming it if it is no text, endless or without any."""
-    place = Path(path).expanduser()
-    if place.exists() and not place.is_file():
-        raise UserError(f"prompts={path}: not a file")
-    with place.open("rb") as file:
-        content = file.read(MAX_PROMPT_BYTES + 1)
-    if len(content) > MAX_PROMPT_BYTES:
-        raise UserError(f"prompts={path}: larger than {MAX_PROMPT_BYTES >> 20} MiB; sample it in parts")
-    try:
-        lines = [line.strip() for line in read_text(content).splitlines()]
-    except BadSample as error:
-        raise UserError(f"prompts={path}: {error.kind} ({error})") from error
-    found = [line for line in lines if line]
-    if not found:
-        raise UserError(f"prompts={path}: no prompt in it")
-    return found
 
 
 def file_names(conditions: list[dict[str, Any]]) -> list[str]:

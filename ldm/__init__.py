@@ -1,1 +1,28 @@
-"""Latent diffusion: autoencoders, diffusion models in their latent space, and expert denoisers."""
+"""Latent diffusion: autoencoders, diffusion models in their latent space, and expert denoisers.
+
+from ldm import load
+
+model = load("runs/quickstart-diffusion")
+images = model.sample("red heart", num_images=4, guidance=3.0, seed=0)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def load(
+    path: str | Path, first_stage: str | Path | None = None, ema: str | float = "ema", device: str = "auto",
+    compile: bool = False, plugins: Sequence[str] = (),
+) -> Any:  # fmt: skip
+    """A trained model to use, of a run's folder, one of its weights files, or an ensemble's manifest (.yaml).
+
+    Of a diffusion run or an ensemble what samples, encodes, decodes and denoises (ldm.api.Pipeline); of a first stage
+    what encodes and decodes (ldm.api.Codec); of a classifier its network. `first_stage` says where the first stage lies
+    now, if it moved. `ema` chooses the average of the weights: ``ema``, ``raw``, or a relative length such as 0.05 of a
+    run with ema=power. `device` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `compile` compiles the network;
+    `plugins` names the packages of a user's own that it needs. Raises ValueError naming what is wrong with it.
+    """
+    from ldm.api import open_model  # torch and all else, which `import ldm` does without
+
+    return open_model(path, first_stage, ema, device, compile, plugins)

@@ -14,7 +14,7 @@ SCRIPTS = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/dev/*.py")])
 
 # Module or package -> its layer; the longest prefix counts. A module imports its own layer or lower ones.
 LAYERS = {
-    "ldm": 0,
+    "ldm": 5,  # the package itself: ldm.load imports what is below when it is called
     "ldm.errors": 0,
     "ldm.files": 0,
     "ldm.holder": 0,
@@ -24,6 +24,8 @@ LAYERS = {
     "ldm.images": 0,
     "ldm.charts": 0,
     "ldm.redaction": 0,
+    "ldm.data_places": 0,
+    "ldm.prompts": 0,
     "ldm.diffusion": 0,
     "ldm.networks": 0,
     "data": 0,
@@ -56,6 +58,9 @@ LAYERS = {
     "ldm.evaluation": 5,
     "ldm.latent_cache": 5,
     "ldm.given": 5,
+    "ldm.options": 5,
+    "ldm.request": 5,
+    "ldm.api": 5,
     "ldm.quickstart": 6,
     "ldm.sweep": 6,
     "train": 7,

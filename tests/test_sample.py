@@ -72,7 +72,7 @@ def test_a_file_of_prompts_is_named_where_it_cannot_be_read(tmp_path, monkeypatc
         read_conditions(tree(prompts=str(tmp_path / "latin.txt")))
     with pytest.raises(ValueError, match=r"prompts=/dev/null: not a file"):
         read_conditions(tree(prompts="/dev/null"))
-    monkeypatch.setattr("sample.MAX_PROMPT_BYTES", 3)
+    monkeypatch.setattr("ldm.prompts.MAX_PROMPT_BYTES", 3)
     with pytest.raises(ValueError, match=r"latin\.txt: larger than"):
         read_conditions(tree(prompts=str(tmp_path / "latin.txt")))
 

@@ -1,0 +1,48 @@
+"""The conditions that are asked for in words: one prompt, several, or a class."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadSample
+from data.members import read_text
+from ldm.errors import UserError
+
+MAX_PROMPT_BYTES = 1 << 24  # of a file of prompts
+
+
+def read_conditions(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What to draw, one dict per row of the grid. Raises ValueError if nothing is asked for, or two things at once."""
+    prompt, prompts, label = (tree[key] for key in ("prompt", "prompts", "label"))
+    if prompt is not None and prompts is not None:
+        raise UserError("prompt and prompts exclude each other")
+    if tree["num_images"] < 1 or tree["batch_size"] < 1:
+        raise UserError("num_images and batch_size must be at least 1")
+    if prompts is not None:
+        found = [{"caption": text} for text in (read_prompts(prompts) if isinstance(prompts, str) else prompts)]
+        if not found:
+            raise UserError("prompts: no prompt in it")
+    elif prompt is not None or label is None:
+        found = [{"caption": prompt or ""}]
+    else:
+        found = [{}]
+    return [{**condition, **({} if label is None else {"label": label})} for condition in found]
+
+
+def read_prompts(path: str) -> list[str]:
+    """The lines of a file that are not blank. Raises ValueError naming it if it is no text, endless or without any."""
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_file():
+        raise UserError(f"prompts={path}: not a file")
+    with place.open("rb") as file:
+        content = file.read(MAX_PROMPT_BYTES + 1)
+    if len(content) > MAX_PROMPT_BYTES:
+        raise UserError(f"prompts={path}: larger than {MAX_PROMPT_BYTES >> 20} MiB; sample it in parts")
+    try:
+        lines = [line.strip() for line in read_text(content).splitlines()]
+    except BadSample as error:
+        raise UserError(f"prompts={path}: {error.kind} ({error})") from error
+    found = [line for line in lines if line]
+    if not found:
+        raise UserError(f"prompts={path}: no prompt in it")
+    return found

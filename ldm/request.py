@@ -1,0 +1,51 @@
+"""What is asked of a drawer, held to it, ready to be drawn: sample.py's command line and Python's options alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.drawer import Drawer
+from ldm.given import asked_size, check_given, class_number, collate, negatives, read_given
+from ldm.prompts import read_conditions
+
+
+class Request:
+    """What `tree`, with the keys of conf/sample.yaml, asks of a `drawer` on `device`; `words` are those that made it.
+
+    Raises ValueError for what does not fit the model, OSError for a file that is not there; see ldm.given.
+    """
+
+    def __init__(self, drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device):
+        rows = read_conditions(tree)
+        drawer.decode_in_tiles(tree["tile"])
+        self.sampling = drawer.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
+        check_given(tree, drawer, self.sampling, captioned="caption" in rows[0])
+        self._size = asked_size(tree, drawer)
+        self._given = read_given(tree, drawer)
+        label = {} if tree["label"] is None else {"label": class_number(tree["label"], drawer.data)}
+        self.rows = [{**row, **label} for row in rows]
+        self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
+
+    def batch(self, places: Sequence[int], numbers: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is given for the rows at `places` and samples of these `numbers`, int64 [B] on the device, and what
+        guidance goes away from in its place.
+        """
+        batch = collate([self.rows[place] for place in places], self._device) | self._given.batch(numbers)
+        return batch, {field: [text] * len(places) for field, text in self._negatives.items()}
+
+    def images(self, part: Sequence[tuple[int, int]]) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] for pairs of (row, number); see Drawer.generate."""
+        numbers = torch.tensor([number for _, number in part], device=self._device)
+        batch, negative = self.batch([place for place, _ in part], numbers)
+        return self._drawer.generate(self.sampling, batch, numbers, self._seed, self._size, negative)
+
+
+def asked_guidance(words: Sequence[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the command line says of `guidance`: all of it by its name, else the keys that it sets; None is nothing."""
+    named = [word.lstrip("~+").partition("=")[0] for word in words]
+    if guidance is None or "guidance" in named:
+        return guidance
+    keys = {name.split(".")[1] for name in named if name.startswith("guidance.")}
+    return {key: value for key, value in guidance.items() if key in keys} or None
