@@ -23,7 +23,7 @@ from ldm.conditioners.classes import OutOfRange
 from ldm.errors import UserError
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
-from ldm.training.optim import Schedule, load_state
+from ldm.training.optim import LRSchedule, load_state
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
 
@@ -48,7 +48,7 @@ class Task(pl.LightningModule):
         model: nn.Module,
         trained: nn.Module,
         optimizer: Callable,
-        lr: Schedule,
+        lr: LRSchedule,
         ema: partial | None,
         max_steps: int,
         seed: int,
