@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, Restricted, SamplerMatched, logit_normal, stratify
+from ldm.diffusion.noise import DiscreteNoise, LogNormal, LogUniform, Restricted, SamplerMatched, logit_normal, stratify
 from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.sigmas import ddim, exponential, karras
 
@@ -18,7 +18,7 @@ CONTINUOUS = {
     "sampler_matched": SamplerMatched(karras(25, 0.002, 80.0)),
     "restricted": Restricted(LogNormal(-1.2, 1.2), [(0.01, 0.1), (0.5, math.inf)]),
 }
-ALL = {**CONTINUOUS, "discrete": Discrete(SCHEDULE)}
+ALL = {**CONTINUOUS, "discrete": DiscreteNoise(SCHEDULE)}
 U = torch.linspace(0, 1, 2003, dtype=torch.float64)[1:-1]
 
 
@@ -50,7 +50,7 @@ def test_samples_follow_the_cdf(noise):
 
 
 def test_discrete_noise_is_uniform_over_its_atoms():
-    noise = Discrete(SCHEDULE)
+    noise = DiscreteNoise(SCHEDULE)
     u = torch.cat([U, torch.arange(1, 1001, dtype=torch.float64) / 1000])
     sigma = noise.icdf(u)
     assert torch.isin(sigma, SCHEDULE.sigmas).all()
@@ -122,7 +122,7 @@ def test_restricting_twice_is_restricting_once():
 
 def test_empty_and_near_empty_restrictions_are_refused():
     with pytest.raises(ValueError, match="empty"):
-        Restricted(Discrete(SCHEDULE), [(14.66, math.inf)])
+        Restricted(DiscreteNoise(SCHEDULE), [(14.66, math.inf)])
     with pytest.raises(ValueError, match="near-empty"):
         Restricted(LogNormal(-1.2, 1.2), [(150.0, math.inf)])
     for intervals in ([], [(1.0, 1.0)], [(0.5, 1.0), (0.9, 2.0)], [(1.0, 2.0), (0.1, 0.2)]):
@@ -132,7 +132,7 @@ def test_empty_and_near_empty_restrictions_are_refused():
 
 def test_discrete_noise_needs_a_chain_of_steps():
     with pytest.raises(ValueError, match=r"schedule=edm: has no steps; .*noise=discrete"):
-        Discrete(VE())
+        DiscreteNoise(VE())
 
 
 def test_strata_cover_the_unit_interval_evenly_and_follow_the_number():

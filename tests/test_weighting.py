@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.diffusion import weighting
-from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, SamplerMatched
+from ldm.diffusion.noise import DiscreteNoise, LogNormal, LogUniform, SamplerMatched
 from ldm.diffusion.precond import EDM, X0, Eps, Flow, V
 from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.schedule import Flow as FlowSchedule
@@ -73,7 +73,7 @@ def test_the_bound_over_the_steps_of_a_chain_is_ddpms(schedule):
 
 def test_the_bound_needs_a_density():
     with pytest.raises(ValueError, match="discrete"):
-        weighting.ELBO(Discrete(scaled_linear(0.00085, 0.012)))
+        weighting.ELBO(DiscreteNoise(scaled_linear(0.00085, 0.012)))
 
 
 def test_unit_weight():

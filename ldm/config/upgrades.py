@@ -8,7 +8,22 @@ Tree = dict[str, Any]
 
 def upgrade(tree: Tree) -> Tree:
     """A saved tree as it would be saved now; what is unknown here stays as it is, for the validation to judge."""
-    return with_slots(with_derived_fields(tree))
+    return with_slots(with_derived_fields(with_moved_targets(tree)))
+
+
+# Targets that have another name now: the old one, and the new.
+MOVED = {
+    "ldm.diffusion.noise.Discrete": "ldm.diffusion.noise.DiscreteNoise",
+}
+
+
+def with_moved_targets(node: Any) -> Any:
+    """A tree with the new names of its targets, wherever in it they stand; whatever else it holds stays as it is."""
+    if isinstance(node, dict):
+        found = {key: with_moved_targets(value) for key, value in node.items()}
+        target = found.get("_target_")
+        return {**found, "_target_": MOVED.get(target, target)} if isinstance(target, str) else found
+    return [with_moved_targets(value) for value in node] if isinstance(node, list) else node
 
 
 def with_slots(tree: Tree) -> Tree:

@@ -120,7 +120,7 @@ class SamplerMatched(NoiseDistribution):
         return levels[k] ** (1 - share) * levels[k + 1] ** share
 
 
-class Discrete(NoiseDistribution):
+class DiscreteNoise(NoiseDistribution):
     """Every step of a discrete schedule equally likely (DDPM): T atoms of mass 1 / T."""
 
     def __init__(self, schedule: schedules.Schedule):

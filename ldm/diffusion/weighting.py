@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import Discrete, NoiseDistribution
+from ldm.diffusion.noise import DiscreteNoise, NoiseDistribution
 from ldm.diffusion.precond import Precond
 from ldm.errors import UserError
 
@@ -68,7 +68,7 @@ class ELBO(Weighting):
     """
 
     def __init__(self, noise: NoiseDistribution):
-        if isinstance(noise, Discrete):
+        if isinstance(noise, DiscreteNoise):
             raise UserError("weighting=elbo: needs a noise with a density; noise=discrete has steps")
         self.noise = noise
 
