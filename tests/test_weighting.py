@@ -22,7 +22,7 @@ def test_native_weight_is_one_over_c_out_squared(precond):
 
 
 def test_edm_weight_is_native_to_edm():
-    torch.testing.assert_close(weighting.EDM(0.5)(SIGMA), weighting.Native(EDM(VE(), sigma_data=0.5))(SIGMA))
+    torch.testing.assert_close(weighting.EDMWeighting(0.5)(SIGMA), weighting.Native(EDM(VE(), sigma_data=0.5))(SIGMA))
 
 
 def test_min_snr_is_the_published_weight_for_each_parametrisation():
@@ -81,7 +81,8 @@ def test_unit_weight():
 
 
 @pytest.mark.parametrize(
-    ("make", "key"), [(weighting.EDM, "sigma_data"), (weighting.MinSNR, "gamma"), (weighting.SoftMinSNR, "gamma")]
+    ("make", "key"),
+    [(weighting.EDMWeighting, "sigma_data"), (weighting.MinSNR, "gamma"), (weighting.SoftMinSNR, "gamma")],
 )
 def test_non_positive_constants_are_refused(make, key):
     with pytest.raises(ValueError, match=key):

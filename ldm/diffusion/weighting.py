@@ -36,7 +36,7 @@ class Native(Weighting):
         return 1 / c_out**2
 
 
-class EDM(Weighting):
+class EDMWeighting(Weighting):
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 under any parametrisation (arXiv:2206.00364, Table 1)."""
 
     def __init__(self, sigma_data: float):
