@@ -8,7 +8,7 @@ import torch
 
 from ldm.diffusion.noise import DiscreteNoise, LogNormal, LogUniform, Restricted, SamplerMatched, logit_normal, stratify
 from ldm.diffusion.schedule import VE, scaled_linear
-from ldm.diffusion.sigmas import ddim, exponential, karras
+from ldm.diffusion.sigmas import ddim_sigmas, exponential, karras
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
 CONTINUOUS = {
@@ -69,7 +69,7 @@ def test_logit_normal_is_log_normal_sigma_and_a_shift_multiplies_sigma():
     assert ks_statistic(shifted / (1 - shifted), logit_normal(0.3, 0.7, shift=3.0).cdf) < 1.63
 
 
-@pytest.mark.parametrize("sigmas", [karras(25, 0.002, 80.0), ddim(50, SCHEDULE)], ids=["to 0", "to a level"])
+@pytest.mark.parametrize("sigmas", [karras(25, 0.002, 80.0), ddim_sigmas(50, SCHEDULE)], ids=["to 0", "to a level"])
 def test_quantiles_of_matched_noise_tile_the_ladder(sigmas):
     noise, levels = SamplerMatched(sigmas), sigmas[sigmas > 0].flip(0)
     u = torch.linspace(0, 1, len(levels), dtype=torch.float64)

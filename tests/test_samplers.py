@@ -23,8 +23,7 @@ from ldm.diffusion.samplers import (
 )
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.schedule import scaled_linear
-from ldm.diffusion.sigmas import ddim as ddim_ladder
-from ldm.diffusion.sigmas import exponential, flow, init_noise, karras, trailing
+from ldm.diffusion.sigmas import ddim_sigmas, exponential, flow, init_noise, karras, trailing
 
 MEAN, STD = 0.3, 0.7
 DETERMINISTIC = [euler, ddim, heun, kutta3, dpmpp_2m, dpmpp_2s, plms, deis]
@@ -120,7 +119,7 @@ def test_ddim_takes_the_steps_asked_for_and_none_outside_the_chain(num_steps):
         seen.append(sigma[0].double())
         return gaussian(x, sigma)
 
-    ddim(denoise, normals(0, (1, 1))(0), ddim_ladder(num_steps, schedule), noise=normals(1, (1, 1)), eta=1.0)
+    ddim(denoise, normals(0, (1, 1))(0), ddim_sigmas(num_steps, schedule), noise=normals(1, (1, 1)), eta=1.0)
     assert len(seen) == num_steps
     assert torch.isin(torch.stack(seen).float(), schedule.sigmas.float()).all()
 
@@ -191,7 +190,7 @@ def test_ddim_equals_diffusers(eta):
 
     scheduler = DDIMScheduler(**SD, set_alpha_to_one=False, steps_offset=1, clip_sample=False)
     scheduler.set_timesteps(50)
-    n, sigmas = first_noise(), ddim_ladder(50, SCHEDULE)
+    n, sigmas = first_noise(), ddim_sigmas(50, SCHEDULE)
     generator = torch.Generator().manual_seed(5)
     expected = theirs(scheduler, n, eta=eta, generator=generator)
     generator = torch.Generator().manual_seed(5)
@@ -260,7 +259,7 @@ def test_plms_equals_diffusers():
 
     scheduler = PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
     scheduler.set_timesteps(50)
-    n, sigmas = first_noise(), ddim_ladder(50, SCHEDULE)
+    n, sigmas = first_noise(), ddim_sigmas(50, SCHEDULE)
     expected = theirs(scheduler, n)
     scale = (1 + sigmas[-1] ** 2).sqrt().item()
     torch.testing.assert_close(ours(plms, sigmas, n) / scale, expected, rtol=1e-3, atol=1e-3)

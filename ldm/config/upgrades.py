@@ -14,6 +14,7 @@ def upgrade(tree: Tree) -> Tree:
 # Targets that have another name now: the old one, and the new.
 MOVED = {
     "ldm.diffusion.noise.Discrete": "ldm.diffusion.noise.DiscreteNoise",
+    "ldm.diffusion.sigmas.ddim": "ldm.diffusion.sigmas.ddim_sigmas",
     "ldm.diffusion.weighting.EDM": "ldm.diffusion.weighting.EDMWeighting",
 }
 

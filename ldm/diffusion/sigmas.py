@@ -1,6 +1,7 @@
 """Inference ladders: functions of num_steps giving [num_steps + 1] decreasing float64 levels, and the first noise.
 
-Ladders end in 0, save `ddim`, which ends at its schedule's sigma(t = 0) as published. Training noise is noise.py.
+Ladders end in 0, save `ddim_sigmas`, which ends at its schedule's sigma(t = 0) as published. noise.py has those of
+training.
 """
 
 import math
@@ -66,7 +67,7 @@ def given(levels: Sequence[float]) -> Tensor:
     return sigmas
 
 
-def ddim(num_steps: int, schedule: Schedule) -> Tensor:
+def ddim_sigmas(num_steps: int, schedule: Schedule) -> Tensor:
     """Steps floor(i T / num_steps) + 1, ending at step 0: the published DDIM spacing of latent diffusion.
 
     The published code rounds T / num_steps down first, then runs another number of steps; for divisors of T they agree.
