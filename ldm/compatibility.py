@@ -106,7 +106,7 @@ def _only_in_one(key: str, own: Collection[str], parents: Collection[str]) -> bo
 def check_members(names: Sequence[str], trees: Sequence[Tree]) -> None:
     """Raises ValueError naming the first key in which members of an ensemble are not one model.
 
-    They are routed by sigma, each under its own conditions: parametrisation, network, process and the form in which it
+    They are routed by sigma, each under its own conditions: parametrisation, network, schedule and the form in which it
     sees a condition may differ, and one may lack a condition. What a condition means may not.
     """
     for (one, first), (other, second) in combinations(zip(names, trees, strict=True), 2):

@@ -17,7 +17,7 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x.
+    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the noise `schedule` that scales the first x.
 
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
     windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
@@ -27,7 +27,7 @@ class Sampling:
     sampler: Callable[..., Tensor]
     sigmas: Tensor
     guidance: ScaledGuidance
-    process: Schedule
+    schedule: Schedule
     loss_guidance: tuple[FieldGuidance, ...] = ()
     tiling: Tiling | None = None
     use_conditions: tuple[str, ...] | None = None
@@ -93,14 +93,14 @@ def draw(
 
     first, sigmas = normal(seed, "first noise", numbers, shape), sampling.sigmas
     if start is None:
-        x = init_noise(first, sigmas[0].item(), sampling.process)
+        x = init_noise(first, sigmas[0].item(), sampling.schedule)
     else:
         sigmas = _begun(sigmas, start.sigma)
         x = start.x0 + start.sigma * first
     if known is not None:
         x, denoise = known.put(x, sigmas[0].item() * first), known.hold(denoise)
     z = sampling.sampler(denoise, x, sigmas, noise=noise)
-    z = z * sampling.process.scale(sigmas[-1].item())  # a published ladder stops above 0
+    z = z * sampling.schedule.scale(sigmas[-1].item())  # a published ladder stops above 0
     return z if known is None else known.put(z)
 
 

@@ -130,10 +130,10 @@ def test_conditions_are_encoded_once_and_only_if_they_are_used(conditioner):
 
 
 @pytest.mark.parametrize("end", [0.0, 0.75])
-def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_process(end):
-    def decoded(process):
+def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_schedule(end):
+    def decoded(schedule):
         sampling = Sampling(
-            lambda denoise, x, sigmas, noise: torch.full_like(x, 0.5), ladder, ClassifierFree(1.0), process
+            lambda denoise, x, sigmas, noise: torch.full_like(x, 0.5), ladder, ClassifierFree(1.0), schedule
         )
         return generate(Shifted(), Conditioners(), Identity(), sampling, {}, NUMBERS, 0, 4)[0, 0, 0, 0].item()
 
@@ -166,9 +166,9 @@ def test_a_draw_begins_at_a_sigma(sampler):
             sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, Start(x0, sigma))
 
 
-@pytest.mark.parametrize("process", [VE(), Flow(), scaled_linear(0.00085, 0.012)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("schedule", [VE(), Flow(), scaled_linear(0.00085, 0.012)], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, euler_ancestral, dpmpp_sde])
-def test_what_is_known_is_held_at_every_step(sampler, process):
+def test_what_is_known_is_held_at_every_step(sampler, schedule):
     """It comes out as it went in, and every estimate is asked of it under the noise of that level."""
     x0 = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
@@ -179,7 +179,7 @@ def test_what_is_known_is_held_at_every_step(sampler, process):
         seen.append(((x - x0) / sigma.view(-1, 1, 1, 1))[..., 8:])
         return unit_prior(x, sigma)
 
-    sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), process)
+    sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), schedule)
     for ladder in (SIGMAS, SIGMAS[:-1]):
         own = replace(sampling, sigmas=ladder)
         z = sampled(denoise, own, (3, 32, 32), NUMBERS, 0, known=Known(x0, mask))

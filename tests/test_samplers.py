@@ -294,6 +294,6 @@ def test_euler_on_a_flow_equals_diffusers():
     flow_time = (sigmas / (1 + sigmas))[:-1]
     unshifted = flow_time / (3 - 2 * flow_time)
     scheduler.set_timesteps(sigmas=unshifted.tolist())
-    process = FlowSchedule()
-    result = ours(euler, sigmas, n, precond=Flow(process), schedule=process)
+    schedule = FlowSchedule()
+    result = ours(euler, sigmas, n, precond=Flow(schedule), schedule=schedule)
     torch.testing.assert_close(result, theirs(scheduler, n), rtol=1e-4, atol=1e-4)

@@ -2,7 +2,7 @@
 
 They integrate dx/dsigma = (x - D(x, sigma)) / sigma (EDM, equation 3) down any decreasing ladder; a last level of 0 is
 reached by D itself. `noise(step) -> tensor like x` feeds the stochastic ones, the others ignore it. Nothing here knows
-networks, conditions, guidance or experts. x keeps its scale x0 + sigma noise throughout, whatever the process.
+networks, conditions, guidance or experts. x keeps its scale x0 + sigma noise throughout, whatever the schedule.
 """
 
 import itertools

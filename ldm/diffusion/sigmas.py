@@ -96,9 +96,9 @@ def flow(num_steps: int, shift: float = 1.0) -> Tensor:
     return (shift * t / (1 - t)).clamp(max=MAX_SIGMA)
 
 
-def init_noise(n: Tensor, sigma_max: float, process: Schedule) -> Tensor:
-    """The x that sampling starts from, from standard normal n [B, ...]: in the process's own scale it is pure noise.
+def init_noise(n: Tensor, sigma_max: float, schedule: Schedule) -> Tensor:
+    """The x that sampling starts from, from standard normal n [B, ...]: in the schedule's own scale it is pure noise.
 
     Variance preserving sqrt(1 + sigma^2) n, variance exploding sigma n, flow (1 + sigma) n.
     """
-    return process.init_scale(float(sigma_max)) * n
+    return schedule.init_scale(float(sigma_max)) * n
