@@ -130,7 +130,7 @@ def test_conditions_are_encoded_once_and_only_if_they_are_used(conditioner):
 
 
 @pytest.mark.parametrize("end", [0.0, 0.75])
-def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_schedule(end):
+def test_what_a_sampler_leaves_is_decoded_in_the_scale_of_its_schedule(end):
     def decoded(schedule):
         sampling = Sampling(
             lambda denoise, x, sigmas, noise: torch.full_like(x, 0.5), ladder, ClassifierFree(1.0), schedule
@@ -148,7 +148,7 @@ def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_schedule(end):
 
 @pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, dpmpp_sde])
 def test_a_draw_begins_at_a_sigma(sampler):
-    """From the picture under noise of that level, by the rest of the ladder (SDEdit)."""
+    """From the picture under noise of that level, by the rest of the sigma schedule (SDEdit)."""
     sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), VE())
     x0 = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     drawn = sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, Start(x0, 0.7))
@@ -162,7 +162,7 @@ def test_a_draw_begins_at_a_sigma(sampler):
     nothing = Start(torch.zeros_like(x0), SIGMAS[0].item())
     assert torch.equal(sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, nothing), whole), "VE: noise alone"
     for sigma in (0.0, 5.1):
-        with pytest.raises(ValueError, match=rf"sigma={sigma:g}: the ladder goes from 5 down to 0"):
+        with pytest.raises(ValueError, match=rf"sigma={sigma:g}: the sigma schedule goes from 5 down to 0"):
             sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, Start(x0, sigma))
 
 

@@ -1,4 +1,4 @@
-"""Samplers: orders of convergence on the closed-form Gaussian, the two ends of a ladder, and parity with diffusers."""
+"""Samplers: orders of convergence on a known Gaussian, the ends of a sigma schedule, and parity with diffusers."""
 
 import math
 from functools import partial
@@ -71,7 +71,7 @@ def test_each_order_of_deis_is_more_accurate_though_its_first_steps_limit_it(lad
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
 @pytest.mark.parametrize("ladder", [karras(30, 0.002, 80.0), exponential(7, 0.01, 5.0)[:-1], torch.tensor([3.0, 0.0])])
-def test_any_decreasing_ladder_is_accepted(sampler, ladder):
+def test_any_decreasing_schedule_is_accepted(sampler, ladder):
     x = 10 * normals(0, (5, 2))(0)
     before = x.clone()
     result = sampler(gaussian, x, ladder, noise=normals(1, (5, 2)))
@@ -131,7 +131,7 @@ def test_ddim_without_noise_is_euler():
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
 @pytest.mark.parametrize("ladder", [[1.0], [1.0, 2.0], [1.0, 1.0, 0.0], [1.0, -0.1], [math.inf, 1.0], [math.nan, 0.0]])
-def test_a_bad_ladder_is_refused(sampler, ladder):
+def test_a_bad_schedule_is_refused(sampler, ladder):
     with pytest.raises(ValueError, match="sigmas"):
         sampler(gaussian, torch.zeros(2, 1), torch.tensor(ladder), noise=normals(0, (2, 1)))
 
@@ -195,7 +195,7 @@ def test_ddim_equals_diffusers(eta):
     expected = theirs(scheduler, n, eta=eta, generator=generator)
     generator = torch.Generator().manual_seed(5)
     result = ours(ddim, sigmas, n, noise=lambda step: torch.randn(SHAPE, generator=generator), eta=eta)
-    scale = (1 + sigmas[-1] ** 2).sqrt().item()  # the published ladder stops above 0, in variance-preserving scale
+    scale = (1 + sigmas[-1] ** 2).sqrt().item()  # the published schedule stops above 0, in variance-preserving scale
     torch.testing.assert_close(result / scale, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Ladders: exactly the steps asked for, strictly decreasing, with the published spacings and ends."""
+"""Sigma schedules: exactly the steps asked for, strictly decreasing, with the published spacings and ends."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ldm.diffusion.schedule import MAX_SIGMA, VE, Flow, scaled_linear
 from ldm.diffusion.sigmas import ddim_sigmas, exponential, flow, given, init_noise, karras, polynomial, trailing
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
-LADDERS = {
+SIGMAS = {
     "karras": lambda n: karras(n, 0.002, 80.0),
     "exponential": lambda n: exponential(n, 0.002, 80.0),
     "ddim": lambda n: ddim_sigmas(n, SCHEDULE),
@@ -17,10 +17,10 @@ LADDERS = {
 }
 
 
-@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("name", SIGMAS)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 25, 50, 333, 400, 999])
 def test_a_ladder_has_exactly_its_steps_and_decreases(name, num_steps):
-    sigmas = LADDERS[name](num_steps)
+    sigmas = SIGMAS[name](num_steps)
     assert sigmas.shape == (num_steps + 1,) and sigmas.dtype == torch.float64
     assert (sigmas.diff() < 0).all() and sigmas.isfinite().all()
     assert sigmas[-1] == (SCHEDULE.sigmas[0] if name == "ddim" else 0)

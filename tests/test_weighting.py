@@ -65,7 +65,7 @@ def test_the_bound_over_the_steps_of_a_chain_is_ddpms(schedule):
     middle = (schedule.sigmas[1:] * schedule.sigmas[:-1]).sqrt()
     per_step = weighting.ELBO(SamplerMatched(schedule.sigmas.flip(0)))(middle) / len(beta)
     length = (schedule.sigmas[1:] / schedule.sigmas[:-1]).log()
-    inner = slice(20, -20)  # the density there is not cut by the ends of the ladder
+    inner = slice(20, -20)  # the density there is not cut by the ends of the schedule
     torch.testing.assert_close(per_step[inner], of_x0[inner], rtol=1e-3, atol=0)
     native = per_step / weighting.Native(Eps(schedule))(middle)
     assert ((native / of_noise - 1).abs() < 1.01 * length + 1e-3)[inner].all()

@@ -1,7 +1,7 @@
-"""Noise processes: schedule time t in [0, 1] <-> sigma, where x = x0 + sigma * noise whatever the process.
+"""Noise schedules: time t in [0, 1] <-> sigma, where x = x0 + sigma * noise whatever the schedule.
 
 A schedule also knows how the network is told sigma (c_noise), how much noise its sampling starts from, and its scale.
-Integer timesteps live here and nowhere else (DDPM, arXiv:2006.11239). Training noise: noise.py; ladders: sigmas.py.
+Integer timesteps live here and nowhere else (DDPM, arXiv:2006.11239). Training noise: noise.py; sampling: sigmas.py.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,6 @@
-"""Inference ladders: functions of num_steps giving [num_steps + 1] decreasing float64 levels, and the first noise.
+"""Sigma schedules: functions of num_steps giving [num_steps + 1] decreasing float64 levels; and the first noise.
 
-Ladders end in 0, save `ddim_sigmas`, which ends at its schedule's sigma(t = 0) as published. noise.py has those of
-training.
+They end in 0, save `ddim_sigmas`, which ends at its noise schedule's sigma(t = 0) as published. Training: noise.py.
 """
 
 import math
