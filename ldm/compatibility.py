@@ -17,7 +17,17 @@ Tree = Mapping[str, Any]
 # Groups that say what the network is shown and what its output means.
 MEANING = ("precond", "schedule", "conditioner", "network")
 # Keys of these that say where something lies, how fast it runs or how training goes; not what weights mean.
-FREE = frozenset("path tokenizer dtype memo_captions drop_prob dropout checkpoint_activations".split())
+FREE = frozenset(
+    {
+        "path",
+        "tokenizer",
+        "dtype",
+        "memo_captions",
+        "drop_prob",
+        "dropout",
+        "checkpoint_activations",
+    }
+)
 # Keys of a condition that say how a network sees it, not what it is.
 FORM = frozenset({"width", "depth", "slot", "slots", "max_tokens", "zero_null", "has_null"})
 
