@@ -24,7 +24,7 @@ class LostRank(UserError):
 
 @contextmanager
 def lost_ranks_named() -> Iterator[None]:
-    """What a collective raises in here when another rank is gone becomes a LostRank."""
+    """Raise LostRank in place of what a collective raises when another rank is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -105,7 +105,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one rank raises in here, a ValueError or an OSError, is raised on all of them, which call it together."""
+    """Re-raise one rank's error, a ValueError or an OSError, on all ranks, which enter this together."""
     error: Exception | None = None
     try:
         yield

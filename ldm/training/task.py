@@ -103,7 +103,7 @@ class Task(pl.LightningModule):
 
     @abstractmethod
     def accept(self, description: dict[str, Any]) -> None:
-        """Raises ValueError if a model with this `description` cannot be gone on from here."""
+        """Raises ValueError if a model with this `description` cannot be resumed, or branched from, here."""
 
     @abstractmethod
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
