@@ -56,7 +56,7 @@ class Holder:
 
     @property
     def near(self) -> bool:
-        """Whether this process can see its process."""
+        """Whether it runs on this machine, where this process can see it."""
         return (self.host, self.boot, self.namespace) == (_host(), _boot(), _namespace())
 
     def gone(self, folder: Path, silent_seconds: float) -> bool:

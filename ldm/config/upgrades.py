@@ -1,4 +1,4 @@
-"""Trees that older code wrote, as this code means them: a named function for each change; load_tree applies them."""
+"""Saved trees of older code, upgraded to what this code reads: one function for each change; load_tree applies them."""
 
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,6 @@ def _mapping(node: Any) -> Tree:
 
 
 def with_begun_fields(tree: Tree, name: str) -> Tree:
-    """A run that older code began goes on under the command that began it, which names no derived fields."""
+    """Let a run of older code be resumed by the command that began it, which names no derived fields."""
     begun = (Path(tree["runs_dir"]).expanduser() / name / "config.yaml").exists() and not tree["overwrite"]
     return with_derived_fields(tree) if begun else tree

@@ -151,7 +151,7 @@ def gather(value: Tensor) -> list[Tensor]:
 
 
 def share(values: Tensor) -> Tensor:
-    """This rank's of the sums [ranks, 2, names] that as many ranks gathered; an equal share after other numbers."""
+    """This rank's part of sums [ranks, 2, names] gathered over ranks; an equal share if their number has changed."""
     values = values.reshape(-1, *values.shape[-2:])  # older checkpoints hold one share [2, names]
     if len(values) == _world_size() > 1:
         return values[dist.get_rank()]

@@ -30,7 +30,7 @@ class Guard:
 
     @property
     def reason(self) -> str:
-        """What the gradients of skipped steps are."""
+        """Why steps are skipped, in words."""
         return f"not finite, or beyond guard.spike_ratio={self.spike_ratio:g}" if self.spike_ratio else "not finite"
 
     def judge(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:

@@ -202,7 +202,7 @@ class Task(pl.LightningModule):
 
     @contextmanager
     def samples_named(self, batch: Batch, held_out: bool = False) -> Iterator[None]:
-        """A value that nothing can be made of is named with the shard and key of its sample."""
+        """In errors about a value out of range, name the shard and key of its sample."""
         try:
             yield
         except OutOfRange as error:
