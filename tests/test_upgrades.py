@@ -76,7 +76,7 @@ def test_what_is_saved_today_needs_no_upgrade():
 # By what has moved: choices of a command whose tree names it.
 MOVERS = {
     "ldm.diffusion.noise.Discrete": ["noise=discrete", "schedule=linear"],
-    "ldm.diffusion.sigmas.ddim": ["noise=sampler_matched", "sigmas=ddim", "schedule=linear"],
+    "ldm.diffusion.sigmas.ddim": ["sigmas=ddim", "schedule=linear"],
     "ldm.diffusion.weighting.EDM": ["weighting=edm"],
 }
 
