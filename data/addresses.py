@@ -44,7 +44,7 @@ def secrets_in(text: str) -> Iterator[str]:
 def check_complete(place: str, key: str) -> None:
     """Raises ValueError for a place whose secrets were hidden when it was written down; `key` is where it is from.
 
-    Whoever goes on from a saved configuration has to give it again.
+    Whoever resumes from a saved configuration has to give it again.
     """
     if HIDDEN in place:
         raise UserError(

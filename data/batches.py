@@ -57,5 +57,5 @@ class Batches:
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """The stream's batches are tensors already."""
+    """No collation: the stream's batches are tensors already."""
     return batch

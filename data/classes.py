@@ -30,5 +30,5 @@ def _noted(manifest: Path) -> list[str]:
     except (ValueError, RecursionError):
         return []
     names = content.get("class_names") if isinstance(content, dict) else None
-    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if sound else []
+    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if valid else []

@@ -94,7 +94,7 @@ class ShardIndex:
         span = range(self.first[sample], self.first[sample + 1])
         return {self.extensions[self.kind[i]]: Extent(self.offset[i], self.size[i]) for i in span}
 
-    def is_sound(self) -> bool:
+    def is_consistent(self) -> bool:
         """Whether all that it says lies within the shard and within itself."""
         first, offset, size, ends, kind = map(np.asarray, (self.first, self.offset, self.size, self._ends, self.kind))
         return bool(

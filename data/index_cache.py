@@ -100,7 +100,7 @@ def _mapped(entry: Entry, check: bool) -> ShardIndex | None:
         index = ShardIndex(entry.path, outline, kept[1])
     except (TypeError, ValueError):  # of other lengths than its outline says
         return None
-    return index if not check or index.is_sound() else None
+    return index if not check or index.is_consistent() else None
 
 
 def _made(path: Location) -> Entry | EmptyShard:

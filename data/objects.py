@@ -16,7 +16,31 @@ LEAVE = re.compile(
     re.IGNORECASE,
 )
 AZURE = frozenset(
-    "sv ss srt sp se st spr sr si sip sdd skoid sktid skt ske sks skv ses rscc rscd rsce rscl rsct".split()
+    {
+        "sv",
+        "ss",
+        "srt",
+        "sp",
+        "se",
+        "st",
+        "spr",
+        "sr",
+        "si",
+        "sip",
+        "sdd",
+        "skoid",
+        "sktid",
+        "skt",
+        "ske",
+        "sks",
+        "skv",
+        "ses",
+        "rscc",
+        "rscd",
+        "rsce",
+        "rscl",
+        "rsct",
+    }
 )
 CHANGED = " changed while it was in use; start again"  # behind the name
 MAX_QUERY_CHARS = 1 << 14

@@ -18,6 +18,7 @@ from data.decoding import decode_image
 from data.errors import BadSample
 from data.transforms import to_tensor
 from ldm.config import use_plugins
+from ldm.config.plugins import named
 from ldm.device import choose
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.errors import UserError
@@ -128,15 +129,17 @@ class Pipeline(Codec):
 
 def open_model(
     path: str | Path, first_stage: str | Path | None, ema: str | float, device: str, compile: bool,
-    plugins: Sequence[str],
+    plugins: Sequence[str] | None,
 ) -> Any:  # fmt: skip
     """See ldm.load."""
-    use_plugins(plugins)
+    if plugins is not None:
+        use_plugins([plugins] if isinstance(plugins, str) else plugins)
+    used = [plugin.name for plugin in named()]
     place, stage = choose(device), None if first_stage is None else str(Path(first_stage).expanduser())
     found = load(path, stage, str(ema)).to(place)
     if isinstance(found, FirstStage | NoisyClassifier):
         return Codec(found, place) if isinstance(found, FirstStage) else found
-    asked = {"model": str(path), "first_stage": stage, "plugins": list(plugins)}
+    asked = {"model": str(path), "first_stage": stage, "plugins": used}
     return Pipeline(found.tuned(compile), place, asked)
 
 

@@ -17,7 +17,17 @@ Tree = Mapping[str, Any]
 # Groups that say what the network is shown and what its output means.
 MEANING = ("precond", "schedule", "conditioner", "network")
 # Keys of these that say where something lies, how fast it runs or how training goes; not what weights mean.
-FREE = frozenset("path tokenizer dtype memo_captions drop_prob dropout checkpoint_activations".split())
+FREE = frozenset(
+    {
+        "path",
+        "tokenizer",
+        "dtype",
+        "memo_captions",
+        "drop_prob",
+        "dropout",
+        "checkpoint_activations",
+    }
+)
 # Keys of a condition that say how a network sees it, not what it is.
 FORM = frozenset({"width", "depth", "slot", "slots", "max_tokens", "zero_null", "has_null"})
 
@@ -106,7 +116,7 @@ def _only_in_one(key: str, own: Collection[str], parents: Collection[str]) -> bo
 def check_members(names: Sequence[str], trees: Sequence[Tree]) -> None:
     """Raises ValueError naming the first key in which members of an ensemble are not one model.
 
-    They are routed by sigma, each under its own conditions: parametrisation, network, process and the form in which it
+    They are routed by sigma, each under its own conditions: parametrisation, network, schedule and the form in which it
     sees a condition may differ, and one may lack a condition. What a condition means may not.
     """
     for (one, first), (other, second) in combinations(zip(names, trees, strict=True), 2):

@@ -58,8 +58,8 @@ def check_data(lineage: dict[str, Any], folder: Path, data: ShardData) -> list[s
         names = _repairs(data, entry, lineage[entry], stopped)
         if names is None:
             raise UserError(
-                f"{KEYS[entry]}: {_difference(entry)} than when the run in {folder} began, so it cannot be gone on "
-                "with exactly: put the old ones back, go on with the new ones under branch= and another run=, or start "
+                f"{KEYS[entry]}: {_difference(entry)} than when the run in {folder} began, so it cannot be resumed "
+                "exactly: put the old ones back, train on with the new ones under branch= and another run=, or start "
                 "anew with overwrite=true"
             )
         lineage[entry] = now

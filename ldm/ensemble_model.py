@@ -73,7 +73,7 @@ class Ensemble:
     def sampling(self, tree: Mapping[str, Any]) -> Sampling:
         """How `tree` says to sample, else the member for the highest noise; see Model.sampling.
 
-        The process is that of the member that the ladder begins in.
+        The schedule is that of the member that the sigmas begin in.
         """
         use = tree.get("use_conditions")
         names = [name for member in self.members for name in member.conditioner.parts]
@@ -85,8 +85,8 @@ class Ensemble:
             )
         own = None if use is None else [name for name in use if name in self._lead.conditioner.parts]
         sampling = self._lead.sampling({**tree, "use_conditions": own})
-        process = self.member_for(sampling.sigmas[0].item()).schedule
-        return replace(sampling, process=process, use_conditions=None if use is None else tuple(use))
+        schedule = self.member_for(sampling.sigmas[0].item()).schedule
+        return replace(sampling, schedule=schedule, use_conditions=None if use is None else tuple(use))
 
     def _each(self, sampling: Sampling) -> list[tuple[Model, Sampling]]:
         """The members with `sampling` in the conditions that each has."""

@@ -47,16 +47,16 @@ class Holder:
         try:
             holder = cls(**json.loads(text))
             words = (holder.token, holder.host, holder.doing)
-            sound = all(isinstance(word, str) and re.fullmatch(r"[\w .-]+", word) for word in words)
+            valid = all(isinstance(word, str) and re.fullmatch(r"[\w .-]+", word) for word in words)
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: names no process") from error
-        if not (sound and isinstance(holder.pid, int) and 0 < holder.pid < 1 << 31):
+        if not (valid and isinstance(holder.pid, int) and 0 < holder.pid < 1 << 31):
             raise UserError(f"{path}: names no process")
         return holder
 
     @property
     def near(self) -> bool:
-        """Whether this process can see its process."""
+        """Whether it runs on this machine, where this process can see it."""
         return (self.host, self.boot, self.namespace) == (_host(), _boot(), _namespace())
 
     def gone(self, folder: Path, silent_seconds: float) -> bool:

@@ -20,14 +20,14 @@ def read_lineage(folder: Path, wandb_id: str) -> dict[str, Any]:
     path = folder / NAME
     lineage = {"wandb_id": wandb_id, "parent": None, **identity.read_lineage(folder)}
     parent = lineage["parent"]
-    sound = (
+    valid = (
         isinstance(lineage["wandb_id"], str)
         and re.fullmatch(r"[\w.-]+", lineage["wandb_id"])
         and isinstance(lineage.get("finished_step", 0), int)
         and (parent is None or (isinstance(parent, dict) and isinstance(parent.get("checkpoint"), str)))
         and isinstance((parent or {}).get("samples_seen_total", 0), int)
     )
-    if not sound:
+    if not valid:
         raise UserError(f"{path}: not the lineage of a run; overwrite=true starts anew")
     return lineage
 
@@ -98,7 +98,7 @@ def same_parent(branch: str | None, lineage: dict[str, Any]) -> bool:
     with suppress(OSError, ValueError):
         if sha256(own / "manifest.json") == parent.get("sha256"):
             return True
-    with suppress(OSError, ValueError):  # a run that has gone on since
+    with suppress(OSError, ValueError):  # a run that was trained further since
         known = parent.get("wandb_id")
         return path.suffix != ".ckpt" and known is not None and read_lineage(path, "none")["wandb_id"] == known
     return False

@@ -35,7 +35,7 @@ CLASSIFIER_FREE = {"_target_": "ldm.diffusion.guidance.ClassifierFree", "scale":
 
 @dataclass
 class Model:
-    """A first stage, a conditioner and a denoiser under one process, from one run: a Drawer."""
+    """A first stage, a conditioner and a denoiser under one schedule, from one run: a Drawer."""
 
     name: str
     first_stage: nn.Module

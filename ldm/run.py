@@ -64,7 +64,7 @@ class Run:
 
     @property
     def way_on(self) -> str:
-        """How a finished run can be gone on with, in words."""
+        """How a finished run can be continued, in words."""
         ends = (key for key, value in _flat(self.tree).items() if value == self.tree["max_steps"])
         key = next((key for key in ends if key.endswith(".max_steps")), None)
         if key is None:
@@ -161,7 +161,7 @@ def _respelled(
 
 
 def _without_a_step(folder: Path, lineage: dict[str, Any] | None) -> bool:
-    """Whether the run in a folder has nothing yet that could be gone on with, or used."""
+    """Whether the run in a folder has nothing yet that could be resumed, or used."""
     made = ("checkpoints/step_*", "weights/step_*", "snapshots/step_*")
     return is_run(folder) and "finished_step" not in (lineage or {}) and not any(any(folder.glob(m)) for m in made)
 

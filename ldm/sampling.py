@@ -17,7 +17,7 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """A `sampler`, its ladder `sigmas` [num_steps + 1], `guidance`, and the `process` that scales the first x.
+    """A `sampler`, its `sigmas` [num_steps + 1], `guidance`, and the noise `schedule` that scales the first x.
 
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
     windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
@@ -27,7 +27,7 @@ class Sampling:
     sampler: Callable[..., Tensor]
     sigmas: Tensor
     guidance: ScaledGuidance
-    process: Schedule
+    schedule: Schedule
     loss_guidance: tuple[FieldGuidance, ...] = ()
     tiling: Tiling | None = None
     use_conditions: tuple[str, ...] | None = None
@@ -83,9 +83,9 @@ def draw(
     start: Start | None = None,
     known: Known | None = None,
 ) -> Tensor:
-    """Latents z [B, *shape] by the sampler and the ladder of `sampling`; what is random by `seed` and `numbers` [B].
+    """Latents z [B, *shape] by the sampler and the sigmas of `sampling`; what is random by `seed` and `numbers` [B].
 
-    From a `start` only the levels below its own are gone through. Raises ValueError for one that the ladder leaves out.
+    From a `start` only the levels below its own are gone through. Raises ValueError for one outside the schedule.
     """
 
     def noise(step: int) -> Tensor:
@@ -93,19 +93,20 @@ def draw(
 
     first, sigmas = normal(seed, "first noise", numbers, shape), sampling.sigmas
     if start is None:
-        x = init_noise(first, sigmas[0].item(), sampling.process)
+        x = init_noise(first, sigmas[0].item(), sampling.schedule)
     else:
         sigmas = _begun(sigmas, start.sigma)
         x = start.x0 + start.sigma * first
     if known is not None:
         x, denoise = known.put(x, sigmas[0].item() * first), known.hold(denoise)
     z = sampling.sampler(denoise, x, sigmas, noise=noise)
-    z = z * sampling.process.scale(sigmas[-1].item())  # a published ladder stops above 0
+    z = z * sampling.schedule.scale(sigmas[-1].item())  # a published schedule stops above 0
     return z if known is None else known.put(z)
 
 
 def _begun(sigmas: Tensor, sigma: float) -> Tensor:
-    """The ladder from `sigma` on."""
+    """The sigma schedule from `sigma` on."""
     if not sigmas[-1] < sigma <= sigmas[0]:
-        raise UserError(f"sigma={sigma:g}: the ladder goes from {sigmas[0]:g} down to {sigmas[-1]:g}; begin between")
+        ends = f"{sigmas[0]:g} down to {sigmas[-1]:g}"
+        raise UserError(f"sigma={sigma:g}: the sigma schedule goes from {ends}; begin between")
     return torch.cat([sigmas.new_tensor([sigma]), sigmas[sigmas < sigma]])

@@ -3,8 +3,8 @@
     python scripts/sampler_table.py model=runs/quickstart-diffusion num_samples=200
     python scripts/sampler_table.py model=runs/ensemble.yaml samplers=[heun,dpmpp_2m,kutta3] steps=[5,10,25]
 
-The ladder is the run's own, in the number of steps asked for. Points that are measured are kept: stopped and started
-again, it goes on where it was. CSV and a plot of quality over evaluations of the network lie beside them.
+The sigma schedule is the run's own, in the number of steps asked for. Points that are measured are kept: stopped and
+started again, it goes on where it was. CSV and a plot of quality over evaluations of the network lie beside them.
 """
 
 from ldm.config import compose, guarded, help_text

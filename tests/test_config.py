@@ -89,7 +89,7 @@ def test_a_leaf_of_a_group_that_takes_several_nests_under_its_own_name():
 
 
 def test_only_facts_of_the_root_are_interpolated():
-    root = set(leaf("config")) - {"defaults"} | {"sigmas"}  # the ladder, for noise that is matched to it
+    root = set(leaf("config")) - {"defaults"} | {"sigmas"}  # the sigma schedule, for noise that is matched to it
     for name in LEAVES:
         text = (CONF / f"{name}.yaml").read_text()
         for fragment in text.split("${")[1:]:

@@ -210,8 +210,8 @@ def test_the_process_is_that_of_the_member_that_the_ladder_begins_in(runs, tmp_p
     write_manifest(tmp_path / "e.yaml", [runs["low"], flow])
     ensemble = load(tmp_path / "e.yaml")
     short = {"sigmas": {"_target_": "ldm.diffusion.sigmas.given", "levels": [0.3, 0.1, 0.0]}}
-    assert type(ensemble.sampling({}).process).__name__ == "Flow"
-    assert type(ensemble.sampling(short).process).__name__ == "VE"
+    assert type(ensemble.sampling({}).schedule).__name__ == "Flow"
+    assert type(ensemble.sampling(short).schedule).__name__ == "VE"
     assert ensemble.generate(ensemble.sampling({}), LABELS, NUMBERS, seed=0).isfinite().all()
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.experts import Expert, check_cover, children, node_interval, parent, route, subtract
-from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, logit_normal
+from ldm.diffusion.noise import DiscreteNoise, LogNormal, LogUniform, logit_normal
 from ldm.diffusion.precond import V
 from ldm.diffusion.samplers import dpmpp_2m, euler, heun, kutta3
 from ldm.diffusion.schedule import VE, scaled_linear
@@ -21,7 +21,7 @@ NOISES = {
     "log_normal": EDIFFI,
     "log_uniform": LogUniform(0.002, 80.0),
     "logit_normal": logit_normal(),
-    "discrete": Discrete(SCHEDULE),
+    "discrete": DiscreteNoise(SCHEDULE),
 }
 each_noise = pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES.keys())
 CONFIG_D = [Expert(node=[3, 0]), Expert(exclude=[[3, 0], [9, 511]]), Expert(node=[9, 511])]
@@ -99,7 +99,7 @@ def test_a_level_tiles_and_children_split_their_parent(noise):
 
 
 def test_cuts_that_fp32_has_rounded_agree_with_those_that_it_has_not():
-    noise = Discrete(SCHEDULE)
+    noise = DiscreteNoise(SCHEDULE)
     low, high = node_interval(noise, 2, 0), node_interval(noise, 2, 1)
     rounded = torch.tensor(low[1]).float().item()  # as runs of earlier versions say it
     assert rounded != high[0]

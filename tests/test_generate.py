@@ -130,10 +130,10 @@ def test_conditions_are_encoded_once_and_only_if_they_are_used(conditioner):
 
 
 @pytest.mark.parametrize("end", [0.0, 0.75])
-def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_process(end):
-    def decoded(process):
+def test_what_a_sampler_leaves_is_decoded_in_the_scale_of_its_schedule(end):
+    def decoded(schedule):
         sampling = Sampling(
-            lambda denoise, x, sigmas, noise: torch.full_like(x, 0.5), ladder, ClassifierFree(1.0), process
+            lambda denoise, x, sigmas, noise: torch.full_like(x, 0.5), ladder, ClassifierFree(1.0), schedule
         )
         return generate(Shifted(), Conditioners(), Identity(), sampling, {}, NUMBERS, 0, 4)[0, 0, 0, 0].item()
 
@@ -148,7 +148,7 @@ def test_what_a_ladder_leaves_is_decoded_in_the_scale_of_its_process(end):
 
 @pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, dpmpp_sde])
 def test_a_draw_begins_at_a_sigma(sampler):
-    """From the picture under noise of that level, by the rest of the ladder (SDEdit)."""
+    """From the picture under noise of that level, by the rest of the sigma schedule (SDEdit)."""
     sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), VE())
     x0 = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     drawn = sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, Start(x0, 0.7))
@@ -162,13 +162,13 @@ def test_a_draw_begins_at_a_sigma(sampler):
     nothing = Start(torch.zeros_like(x0), SIGMAS[0].item())
     assert torch.equal(sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, nothing), whole), "VE: noise alone"
     for sigma in (0.0, 5.1):
-        with pytest.raises(ValueError, match=rf"sigma={sigma:g}: the ladder goes from 5 down to 0"):
+        with pytest.raises(ValueError, match=rf"sigma={sigma:g}: the sigma schedule goes from 5 down to 0"):
             sampled(unit_prior, sampling, (3, 4, 4), NUMBERS, 0, Start(x0, sigma))
 
 
-@pytest.mark.parametrize("process", [VE(), Flow(), scaled_linear(0.00085, 0.012)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("schedule", [VE(), Flow(), scaled_linear(0.00085, 0.012)], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, euler_ancestral, dpmpp_sde])
-def test_what_is_known_is_held_at_every_step(sampler, process):
+def test_what_is_known_is_held_at_every_step(sampler, schedule):
     """It comes out as it went in, and every estimate is asked of it under the noise of that level."""
     x0 = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
@@ -179,7 +179,7 @@ def test_what_is_known_is_held_at_every_step(sampler, process):
         seen.append(((x - x0) / sigma.view(-1, 1, 1, 1))[..., 8:])
         return unit_prior(x, sigma)
 
-    sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), process)
+    sampling = Sampling(sampler, SIGMAS, ClassifierFree(1.0), schedule)
     for ladder in (SIGMAS, SIGMAS[:-1]):
         own = replace(sampling, sigmas=ladder)
         z = sampled(denoise, own, (3, 32, 32), NUMBERS, 0, known=Known(x0, mask))

@@ -26,7 +26,12 @@ from ldm.convert.export import diffusers_names
 sys.path.insert(0, str(ROOT / "scripts"))
 from convert import main
 
-SMALL = "autoencoder.channels=8 autoencoder.norm_groups=4 autoencoder.num_blocks=1 image_size=32".split()
+SMALL = (
+    "autoencoder.channels=8",
+    "autoencoder.norm_groups=4",
+    "autoencoder.num_blocks=1",
+    "image_size=32",
+)
 State = dict[str, Tensor]
 
 

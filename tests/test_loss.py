@@ -5,7 +5,7 @@ import torch
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.loss import absolute, diffusion_loss, squared, stratified_losses
-from ldm.diffusion.noise import Discrete
+from ldm.diffusion.noise import DiscreteNoise
 from ldm.diffusion.precond import X0, Eps, V
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.weighting import MinSNR, Native
@@ -36,6 +36,6 @@ def test_squares_are_the_default_and_an_absolute_error_takes_the_root_of_the_wei
     assert absolute(error, weight).tolist() == [6.0, 3.0]
     denoiser = Denoiser(lambda x, c_noise: torch.ones_like(x), Eps(SCHEDULE))
     x0, numbers = torch.zeros(2, 1, 2, 2), torch.arange(2)
-    given = (denoiser, x0, {}, Discrete(SCHEDULE), MinSNR(), 0, numbers, 3)
+    given = (denoiser, x0, {}, DiscreteNoise(SCHEDULE), MinSNR(), 0, numbers, 3)
     assert torch.equal(stratified_losses(*given), stratified_losses(*given, squared))
     assert not torch.equal(stratified_losses(*given), stratified_losses(*given, absolute))

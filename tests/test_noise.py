@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, Restricted, SamplerMatched, logit_normal, stratify
+from ldm.diffusion.noise import DiscreteNoise, LogNormal, LogUniform, Restricted, SamplerMatched, logit_normal, stratify
 from ldm.diffusion.schedule import VE, scaled_linear
-from ldm.diffusion.sigmas import ddim, exponential, karras
+from ldm.diffusion.sigmas import ddim_sigmas, exponential, karras
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
 CONTINUOUS = {
@@ -18,7 +18,7 @@ CONTINUOUS = {
     "sampler_matched": SamplerMatched(karras(25, 0.002, 80.0)),
     "restricted": Restricted(LogNormal(-1.2, 1.2), [(0.01, 0.1), (0.5, math.inf)]),
 }
-ALL = {**CONTINUOUS, "discrete": Discrete(SCHEDULE)}
+ALL = {**CONTINUOUS, "discrete": DiscreteNoise(SCHEDULE)}
 U = torch.linspace(0, 1, 2003, dtype=torch.float64)[1:-1]
 
 
@@ -50,7 +50,7 @@ def test_samples_follow_the_cdf(noise):
 
 
 def test_discrete_noise_is_uniform_over_its_atoms():
-    noise = Discrete(SCHEDULE)
+    noise = DiscreteNoise(SCHEDULE)
     u = torch.cat([U, torch.arange(1, 1001, dtype=torch.float64) / 1000])
     sigma = noise.icdf(u)
     assert torch.isin(sigma, SCHEDULE.sigmas).all()
@@ -69,7 +69,7 @@ def test_logit_normal_is_log_normal_sigma_and_a_shift_multiplies_sigma():
     assert ks_statistic(shifted / (1 - shifted), logit_normal(0.3, 0.7, shift=3.0).cdf) < 1.63
 
 
-@pytest.mark.parametrize("sigmas", [karras(25, 0.002, 80.0), ddim(50, SCHEDULE)], ids=["to 0", "to a level"])
+@pytest.mark.parametrize("sigmas", [karras(25, 0.002, 80.0), ddim_sigmas(50, SCHEDULE)], ids=["to 0", "to a level"])
 def test_quantiles_of_matched_noise_tile_the_ladder(sigmas):
     noise, levels = SamplerMatched(sigmas), sigmas[sigmas > 0].flip(0)
     u = torch.linspace(0, 1, len(levels), dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_restricting_twice_is_restricting_once():
 
 def test_empty_and_near_empty_restrictions_are_refused():
     with pytest.raises(ValueError, match="empty"):
-        Restricted(Discrete(SCHEDULE), [(14.66, math.inf)])
+        Restricted(DiscreteNoise(SCHEDULE), [(14.66, math.inf)])
     with pytest.raises(ValueError, match="near-empty"):
         Restricted(LogNormal(-1.2, 1.2), [(150.0, math.inf)])
     for intervals in ([], [(1.0, 1.0)], [(0.5, 1.0), (0.9, 2.0)], [(1.0, 2.0), (0.1, 0.2)]):
@@ -132,7 +132,7 @@ def test_empty_and_near_empty_restrictions_are_refused():
 
 def test_discrete_noise_needs_a_chain_of_steps():
     with pytest.raises(ValueError, match=r"schedule=edm: has no steps; .*noise=discrete"):
-        Discrete(VE())
+        DiscreteNoise(VE())
 
 
 def test_strata_cover_the_unit_interval_evenly_and_follow_the_number():

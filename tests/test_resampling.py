@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import Process, assert_equal_runs, curve, state, tiny
 
-from ldm.diffusion.noise import Discrete, LogNormal, Restricted, stratify
+from ldm.diffusion.noise import DiscreteNoise, LogNormal, Restricted, stratify
 from ldm.diffusion.resampling import LossHistory
 from ldm.diffusion.schedule import scaled_linear
 from ldm.run import Run
@@ -72,7 +72,7 @@ def test_the_map_of_quantiles_is_increasing_onto_and_the_inverse_of_its_cdf():
 
 NOISE = LogNormal(-0.5, 1.2)
 PART = Restricted(NOISE, [(0.1, 0.4), (1.0, 9.0)])
-STEPS = Discrete(scaled_linear(0.00085, 0.012))
+STEPS = DiscreteNoise(scaled_linear(0.00085, 0.012))
 
 
 @pytest.mark.parametrize("noise", [NOISE, PART, STEPS], ids=["log-normal", "restricted", "discrete"])

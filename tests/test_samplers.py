@@ -1,4 +1,4 @@
-"""Samplers: orders of convergence on the closed-form Gaussian, the two ends of a ladder, and parity with diffusers."""
+"""Samplers: orders of convergence on a known Gaussian, the ends of a sigma schedule, and parity with diffusers."""
 
 import math
 from functools import partial
@@ -23,8 +23,7 @@ from ldm.diffusion.samplers import (
 )
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.schedule import scaled_linear
-from ldm.diffusion.sigmas import ddim as ddim_ladder
-from ldm.diffusion.sigmas import exponential, flow, init_noise, karras, trailing
+from ldm.diffusion.sigmas import ddim_sigmas, exponential, flow, init_noise, karras, trailing
 
 MEAN, STD = 0.3, 0.7
 DETERMINISTIC = [euler, ddim, heun, kutta3, dpmpp_2m, dpmpp_2s, plms, deis]
@@ -72,7 +71,7 @@ def test_each_order_of_deis_is_more_accurate_though_its_first_steps_limit_it(lad
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
 @pytest.mark.parametrize("ladder", [karras(30, 0.002, 80.0), exponential(7, 0.01, 5.0)[:-1], torch.tensor([3.0, 0.0])])
-def test_any_decreasing_ladder_is_accepted(sampler, ladder):
+def test_any_decreasing_schedule_is_accepted(sampler, ladder):
     x = 10 * normals(0, (5, 2))(0)
     before = x.clone()
     result = sampler(gaussian, x, ladder, noise=normals(1, (5, 2)))
@@ -120,7 +119,7 @@ def test_ddim_takes_the_steps_asked_for_and_none_outside_the_chain(num_steps):
         seen.append(sigma[0].double())
         return gaussian(x, sigma)
 
-    ddim(denoise, normals(0, (1, 1))(0), ddim_ladder(num_steps, schedule), noise=normals(1, (1, 1)), eta=1.0)
+    ddim(denoise, normals(0, (1, 1))(0), ddim_sigmas(num_steps, schedule), noise=normals(1, (1, 1)), eta=1.0)
     assert len(seen) == num_steps
     assert torch.isin(torch.stack(seen).float(), schedule.sigmas.float()).all()
 
@@ -132,7 +131,7 @@ def test_ddim_without_noise_is_euler():
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
 @pytest.mark.parametrize("ladder", [[1.0], [1.0, 2.0], [1.0, 1.0, 0.0], [1.0, -0.1], [math.inf, 1.0], [math.nan, 0.0]])
-def test_a_bad_ladder_is_refused(sampler, ladder):
+def test_a_bad_schedule_is_refused(sampler, ladder):
     with pytest.raises(ValueError, match="sigmas"):
         sampler(gaussian, torch.zeros(2, 1), torch.tensor(ladder), noise=normals(0, (2, 1)))
 
@@ -191,12 +190,12 @@ def test_ddim_equals_diffusers(eta):
 
     scheduler = DDIMScheduler(**SD, set_alpha_to_one=False, steps_offset=1, clip_sample=False)
     scheduler.set_timesteps(50)
-    n, sigmas = first_noise(), ddim_ladder(50, SCHEDULE)
+    n, sigmas = first_noise(), ddim_sigmas(50, SCHEDULE)
     generator = torch.Generator().manual_seed(5)
     expected = theirs(scheduler, n, eta=eta, generator=generator)
     generator = torch.Generator().manual_seed(5)
     result = ours(ddim, sigmas, n, noise=lambda step: torch.randn(SHAPE, generator=generator), eta=eta)
-    scale = (1 + sigmas[-1] ** 2).sqrt().item()  # the published ladder stops above 0, in variance-preserving scale
+    scale = (1 + sigmas[-1] ** 2).sqrt().item()  # the published schedule stops above 0, in variance-preserving scale
     torch.testing.assert_close(result / scale, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -260,7 +259,7 @@ def test_plms_equals_diffusers():
 
     scheduler = PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
     scheduler.set_timesteps(50)
-    n, sigmas = first_noise(), ddim_ladder(50, SCHEDULE)
+    n, sigmas = first_noise(), ddim_sigmas(50, SCHEDULE)
     expected = theirs(scheduler, n)
     scale = (1 + sigmas[-1] ** 2).sqrt().item()
     torch.testing.assert_close(ours(plms, sigmas, n) / scale, expected, rtol=1e-3, atol=1e-3)
@@ -295,6 +294,6 @@ def test_euler_on_a_flow_equals_diffusers():
     flow_time = (sigmas / (1 + sigmas))[:-1]
     unshifted = flow_time / (3 - 2 * flow_time)
     scheduler.set_timesteps(sigmas=unshifted.tolist())
-    process = FlowSchedule()
-    result = ours(euler, sigmas, n, precond=Flow(process), schedule=process)
+    schedule = FlowSchedule()
+    result = ours(euler, sigmas, n, precond=Flow(schedule), schedule=schedule)
     torch.testing.assert_close(result, theirs(scheduler, n), rtol=1e-4, atol=1e-4)

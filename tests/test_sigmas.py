@@ -1,26 +1,26 @@
-"""Ladders: exactly the steps asked for, strictly decreasing, with the published spacings and ends."""
+"""Sigma schedules: exactly the steps asked for, strictly decreasing, with the published spacings and ends."""
 
 import pytest
 import torch
 
 from ldm.diffusion.schedule import MAX_SIGMA, VE, Flow, scaled_linear
-from ldm.diffusion.sigmas import ddim, exponential, flow, given, init_noise, karras, polynomial, trailing
+from ldm.diffusion.sigmas import ddim_sigmas, exponential, flow, given, init_noise, karras, polynomial, trailing
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
-LADDERS = {
+SIGMAS = {
     "karras": lambda n: karras(n, 0.002, 80.0),
     "exponential": lambda n: exponential(n, 0.002, 80.0),
-    "ddim": lambda n: ddim(n, SCHEDULE),
+    "ddim": lambda n: ddim_sigmas(n, SCHEDULE),
     "trailing": lambda n: trailing(n, SCHEDULE),
     "flow": lambda n: flow(n, shift=3.0),
     "polynomial": lambda n: polynomial(n, 0.002, 80.0, power=2.0),
 }
 
 
-@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("name", SIGMAS)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 25, 50, 333, 400, 999])
 def test_a_ladder_has_exactly_its_steps_and_decreases(name, num_steps):
-    sigmas = LADDERS[name](num_steps)
+    sigmas = SIGMAS[name](num_steps)
     assert sigmas.shape == (num_steps + 1,) and sigmas.dtype == torch.float64
     assert (sigmas.diff() < 0).all() and sigmas.isfinite().all()
     assert sigmas[-1] == (SCHEDULE.sigmas[0] if name == "ddim" else 0)
@@ -28,12 +28,12 @@ def test_a_ladder_has_exactly_its_steps_and_decreases(name, num_steps):
 
 def test_ddim_takes_any_number_of_steps_of_the_chain_but_its_last():
     for num_steps in range(1, 1000):
-        sigmas = ddim(num_steps, SCHEDULE)
+        sigmas = ddim_sigmas(num_steps, SCHEDULE)
         assert len(sigmas) == num_steps + 1 and (sigmas.diff() < 0).all()
         steps = SCHEDULE.timestep(sigmas)
         assert torch.equal(steps, steps.round()) and steps[0] <= 999 and steps[-1] == 0
     with pytest.raises(ValueError, match="num_steps"):
-        ddim(1000, SCHEDULE)
+        ddim_sigmas(1000, SCHEDULE)
 
 
 def test_karras_is_edms_equation_5():
@@ -61,7 +61,7 @@ def test_given_levels_are_taken_as_they_are_or_refused():
 
 
 def test_ddim_has_the_published_steps():
-    steps = SCHEDULE.timestep(ddim(50, SCHEDULE))
+    steps = SCHEDULE.timestep(ddim_sigmas(50, SCHEDULE))
     assert steps.tolist() == [*range(981, 0, -20), 0]
 
 
@@ -84,16 +84,16 @@ def test_flow_is_even_and_shifted_in_time():
         (lambda: karras(0, 0.002, 80.0), "num_steps"),
         (lambda: exponential(-1, 0.002, 80.0), "num_steps"),
         (lambda: polynomial(0, 0.002, 80.0), "num_steps"),
-        (lambda: ddim(0, SCHEDULE), "num_steps"),
-        (lambda: ddim(-3, SCHEDULE), "num_steps"),
+        (lambda: ddim_sigmas(0, SCHEDULE), "num_steps"),
+        (lambda: ddim_sigmas(-3, SCHEDULE), "num_steps"),
         (lambda: trailing(0, SCHEDULE), "num_steps"),
-        (lambda: ddim(5, VE()), "schedule=edm: has no steps"),
+        (lambda: ddim_sigmas(5, VE()), "schedule=edm: has no steps"),
         (lambda: trailing(5, Flow()), "schedule=flow: has no steps"),
         (lambda: karras(5, 80.0, 0.002), "sigma_min"),
         (lambda: karras(5, 0.0, 80.0), "sigma_min"),
         (lambda: karras(5, 0.002, 80.0, rho=0.0), "rho"),
         (lambda: exponential(5, 0.0, 80.0), "sigma_min"),
-        (lambda: ddim(1000, SCHEDULE), "num_steps"),
+        (lambda: ddim_sigmas(1000, SCHEDULE), "num_steps"),
         (lambda: trailing(1001, SCHEDULE), "num_steps"),
         (lambda: flow(5, shift=0.0), "shift"),
         (lambda: flow(0), "num_steps"),
@@ -121,4 +121,4 @@ def test_the_first_noise_equals_that_of_diffusers():
     )
     euler.set_timesteps(50)
     n = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(init_noise(n, ddim(50, SCHEDULE)[0], SCHEDULE), n * euler.init_noise_sigma)
+    torch.testing.assert_close(init_noise(n, ddim_sigmas(50, SCHEDULE)[0], SCHEDULE), n * euler.init_noise_sigma)

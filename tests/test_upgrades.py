@@ -10,8 +10,8 @@ from toys import tiny
 from untrained import untrained_run
 
 from ldm.build import Parts
-from ldm.config import completed, compose, dump, load_tree
-from ldm.config.upgrades import upgrade
+from ldm.config import completed, compose, dump, load_tree, registry
+from ldm.config.upgrades import MOVED, upgrade
 from ldm.diffusion.counter_random import uniform
 from ldm.run import check_unchanged, load
 
@@ -71,6 +71,36 @@ def test_what_is_saved_today_needs_no_upgrade():
     odd = [None, [1], {"text": 3}, {"text": {"_target_": [1]}}, {"text_vector": {}}]
     for strange in ({}, *({"conditioner": parts} for parts in odd)):
         assert upgrade(strange) == strange
+
+
+# By what has moved: choices of a command whose tree names it.
+MOVERS = {
+    "ldm.diffusion.noise.Discrete": ["noise=discrete", "schedule=linear"],
+    "ldm.diffusion.sigmas.ddim": ["sigmas=ddim", "schedule=linear"],
+    "ldm.diffusion.weighting.EDM": ["weighting=edm"],
+}
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_run_from_before_a_target_moved_is_resumed_by_its_command(old: str, tmp_path: Path):
+    asked = compose("config", tiny("quickstart/diffusion", tmp_path, "first_stage=runs/ae", *MOVERS[old]))
+    assert MOVED[old] in registry()
+    assert old not in registry()
+    text = dump(asked)
+    assert f"_target_: {MOVED[old]}\n" in text
+    path = tmp_path / "config.yaml"
+    path.write_text(text.replace(f"_target_: {MOVED[old]}\n", f"_target_: {old}\n"))
+    saved = load_tree(path)
+    assert dump(saved) == text
+    check_unchanged(saved, asked, tmp_path)
+
+
+def test_a_moved_target_is_found_wherever_it_stands_and_nothing_else_is():
+    old, new = next(iter(MOVED.items()))
+    part = {"_target_": old, "inner": [{"_target_": old}, [old]], 3: {"_target_": [old]}, "note": old}
+    today = {"_target_": new, "inner": [{"_target_": new}, [old]], 3: {"_target_": [old]}, "note": old}
+    assert upgrade({"noise": part, "odd": None}) == {"noise": today, "odd": None}
+    assert upgrade({"noise": today}) == {"noise": today}
 
 
 def test_weights_of_an_earlier_run_give_the_same_images(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.diffusion import weighting
-from ldm.diffusion.noise import Discrete, LogNormal, LogUniform, SamplerMatched
+from ldm.diffusion.noise import DiscreteNoise, LogNormal, LogUniform, SamplerMatched
 from ldm.diffusion.precond import EDM, X0, Eps, Flow, V
 from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.schedule import Flow as FlowSchedule
@@ -22,7 +22,7 @@ def test_native_weight_is_one_over_c_out_squared(precond):
 
 
 def test_edm_weight_is_native_to_edm():
-    torch.testing.assert_close(weighting.EDM(0.5)(SIGMA), weighting.Native(EDM(VE(), sigma_data=0.5))(SIGMA))
+    torch.testing.assert_close(weighting.EDMWeighting(0.5)(SIGMA), weighting.Native(EDM(VE(), sigma_data=0.5))(SIGMA))
 
 
 def test_min_snr_is_the_published_weight_for_each_parametrisation():
@@ -65,7 +65,7 @@ def test_the_bound_over_the_steps_of_a_chain_is_ddpms(schedule):
     middle = (schedule.sigmas[1:] * schedule.sigmas[:-1]).sqrt()
     per_step = weighting.ELBO(SamplerMatched(schedule.sigmas.flip(0)))(middle) / len(beta)
     length = (schedule.sigmas[1:] / schedule.sigmas[:-1]).log()
-    inner = slice(20, -20)  # the density there is not cut by the ends of the ladder
+    inner = slice(20, -20)  # the density there is not cut by the ends of the schedule
     torch.testing.assert_close(per_step[inner], of_x0[inner], rtol=1e-3, atol=0)
     native = per_step / weighting.Native(Eps(schedule))(middle)
     assert ((native / of_noise - 1).abs() < 1.01 * length + 1e-3)[inner].all()
@@ -73,7 +73,7 @@ def test_the_bound_over_the_steps_of_a_chain_is_ddpms(schedule):
 
 def test_the_bound_needs_a_density():
     with pytest.raises(ValueError, match="discrete"):
-        weighting.ELBO(Discrete(scaled_linear(0.00085, 0.012)))
+        weighting.ELBO(DiscreteNoise(scaled_linear(0.00085, 0.012)))
 
 
 def test_unit_weight():
@@ -81,7 +81,8 @@ def test_unit_weight():
 
 
 @pytest.mark.parametrize(
-    ("make", "key"), [(weighting.EDM, "sigma_data"), (weighting.MinSNR, "gamma"), (weighting.SoftMinSNR, "gamma")]
+    ("make", "key"),
+    [(weighting.EDMWeighting, "sigma_data"), (weighting.MinSNR, "gamma"), (weighting.SoftMinSNR, "gamma")],
 )
 def test_non_positive_constants_are_refused(make, key):
     with pytest.raises(ValueError, match=key):

@@ -15,8 +15,20 @@ from data.making.files import PICTURE_EXTENSIONS, format_of, read_start, reason_
 from data.making.sources import LeftOut
 
 SYSTEM_NAMES = frozenset(
-    "__macosx @eadir @recently-snapshot @recycle @tmp @__thumb #recycle #snapshot $recycle.bin lost+found "
-    "__pycache__ recycler".split()
+    {
+        "__macosx",
+        "@eadir",
+        "@recently-snapshot",
+        "@recycle",
+        "@tmp",
+        "@__thumb",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "lost+found",
+        "__pycache__",
+        "recycler",
+    }
 ) | {"system volume information"}
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
 SNIFFED_BYTES = 32

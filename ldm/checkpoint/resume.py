@@ -168,7 +168,7 @@ def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint in `folder`; broken ones are named and passed over. None if there never was one.
 
     Raises ValueError if there are checkpoints but all are broken, rather than start from step 0, and for one of another
-    run, which going on would delete.
+    run, which resuming would delete.
     """
     found = _found(folder)
     for checkpoint in found:

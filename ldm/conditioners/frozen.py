@@ -1,4 +1,4 @@
-"""What an encoder that is never trained is to its conditioner, and to a cache of its answers."""
+"""Frozen encoders, as conditioners and caches of their outputs see them."""
 
 import json
 from abc import ABC, abstractmethod

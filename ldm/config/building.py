@@ -37,7 +37,8 @@ def instantiate(node: Any, offered: Offered, where: str) -> Any:
         return partial(target, **built)
     for name, parameter in parameters(target).items():
         if name not in built:
-            built |= _found(name, parameter, offered, f"{where} ({target.__name__})", where)
+            late = inspect.isfunction(target)
+            built |= _found(name, parameter, offered, f"{where} ({target.__name__})", where, late)
     try:
         return target(**built)
     except UserError:
@@ -46,8 +47,13 @@ def instantiate(node: Any, offered: Offered, where: str) -> Any:
         raise UserError(f"{where} ({target.__name__}): {error}") from error
 
 
-def _found(name: str, parameter: inspect.Parameter, offered: Offered, who: str, where: str) -> dict[str, Any]:
-    """{name: what is offered under it} if the parameter takes that, {} if it keeps its default."""
+def _found(
+    name: str, parameter: inspect.Parameter, offered: Offered, who: str, where: str, late: bool
+) -> dict[str, Any]:
+    """{name: what is offered under it} if the parameter takes that, {} if it keeps its default.
+
+    `late`: of a function, which may be meant to be called by others.
+    """
     annotation, required = parameter.annotation, parameter.default is inspect.Parameter.empty
     asked = required or annotation is not inspect.Parameter.empty
     if asked and name in offered:
@@ -60,7 +66,8 @@ def _found(name: str, parameter: inspect.Parameter, offered: Offered, who: str, 
         return {}
     choice = f"choose one with {name}=..." if name in groups() and takes_objects(annotation) else f"set {where}.{name}"
     hint = WAYS.get(name, choice)
-    raise UserError(f"{who} needs {name}: {hint}")
+    later = "; a function that others call, as samplers are, has _partial_: true in its YAML" if late else ""
+    raise UserError(f"{who} needs {name}: {hint}{later}")
 
 
 def _kind(value: Any) -> str:

@@ -5,17 +5,50 @@ from typing import Any, Literal
 
 # Taken from the command line as text, character by character, before Hydra's grammar sees it.
 TEXTS = frozenset(
-    "prompt negative_prompt prompts run plugins overrides autoencoder_overrides diffusion_overrides".split()
+    {
+        "prompt",
+        "negative_prompt",
+        "prompts",
+        "run",
+        "plugins",
+        "overrides",
+        "autoencoder_overrides",
+        "diffusion_overrides",
+    }
 )
 # Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
 # saved as they were written and expanded by who reads them.
 PATHS = frozenset(
-    "first_stage branch model weak_model classifier target image mask low map boxes runs_dir out source checkpoint "
-    "validation reference members".split()
+    {
+        "first_stage",
+        "branch",
+        "model",
+        "weak_model",
+        "classifier",
+        "target",
+        "image",
+        "mask",
+        "low",
+        "map",
+        "boxes",
+        "runs_dir",
+        "out",
+        "source",
+        "checkpoint",
+        "validation",
+        "reference",
+        "members",
+    }
 )
 LATER_PATHS = frozenset(
-    "data.train data.validation data.cache data.filters.exclude alignment.weights "
-    "conditioner.caption_transformer.tokenizer".split()
+    {
+        "data.train",
+        "data.validation",
+        "data.cache",
+        "data.filters.exclude",
+        "alignment.weights",
+        "conditioner.caption_transformer.tokenizer",
+    }
 )
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Of which an empty text, as of a variable that is not set, would mean something else in silence.
@@ -52,7 +85,18 @@ ROOT_TYPES = {
     "quickstart.precision": Literal[PRECISIONS],
 }
 POSITIVE = frozenset(
-    "image_size height width accumulation max_steps num_steps num_images num_samples batch_size enlarge".split()
+    {
+        "image_size",
+        "height",
+        "width",
+        "accumulation",
+        "max_steps",
+        "num_steps",
+        "num_images",
+        "num_samples",
+        "batch_size",
+        "enlarge",
+    }
 )
 # No more of these than anyone has; a few digits in a file from anyone would else take all memory.
 AT_MOST = {"image_size": 1 << 16, "height": 1 << 16, "width": 1 << 24, "num_timesteps": 1_000_000, "num_steps": 1 << 20,

@@ -1,4 +1,4 @@
-"""Trees that older code wrote, as this code means them: a named function for each change; load_tree applies them."""
+"""Saved trees of older code, upgraded to what this code reads: one function for each change; load_tree applies them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ Tree = dict[str, Any]
 
 def upgrade(tree: Tree) -> Tree:
     """A saved tree as it would be saved now; what is unknown here stays as it is, for the validation to judge."""
-    return with_slots(with_derived_fields(with_own_task(tree)))
+    return with_slots(with_derived_fields(with_own_task(with_moved_targets(tree))))
 
 
 def with_own_task(tree: Tree) -> Tree:
@@ -22,6 +22,23 @@ def with_own_task(tree: Tree) -> Tree:
         return tree
     kept = {key: task[key] for key in ("single_factor",) if key in task}
     return {**tree, "task": {"_target_": "ldm.training.autoencoder.AutoencoderTask", **kept}}
+
+
+# Targets that have another name now: the old one, and the new.
+MOVED = {
+    "ldm.diffusion.noise.Discrete": "ldm.diffusion.noise.DiscreteNoise",
+    "ldm.diffusion.sigmas.ddim": "ldm.diffusion.sigmas.ddim_sigmas",
+    "ldm.diffusion.weighting.EDM": "ldm.diffusion.weighting.EDMWeighting",
+}
+
+
+def with_moved_targets(node: Any) -> Any:
+    """A tree with the new names of its targets, wherever in it they stand; whatever else it holds stays as it is."""
+    if isinstance(node, dict):
+        found = {key: with_moved_targets(value) for key, value in node.items()}
+        target = found.get("_target_")
+        return {**found, "_target_": MOVED.get(target, target)} if isinstance(target, str) else found
+    return [with_moved_targets(value) for value in node] if isinstance(node, list) else node
 
 
 def with_slots(tree: Tree) -> Tree:
@@ -100,6 +117,6 @@ def _mapping(node: Any) -> Tree:
 
 
 def with_begun_fields(tree: Tree, name: str) -> Tree:
-    """A run that older code began goes on under the command that began it, which names no derived fields."""
+    """Let a run of older code be resumed by the command that began it, which names no derived fields."""
     begun = (Path(tree["runs_dir"]).expanduser() / name / "config.yaml").exists() and not tree["overwrite"]
     return with_derived_fields(tree) if begun else tree

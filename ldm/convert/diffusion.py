@@ -157,7 +157,18 @@ def import_state(
     return run
 
 
-_STAGE_TWO = "network schedule precond noise weighting expert sigmas sampler guidance ema".split()
+_STAGE_TWO = (
+    "network",
+    "schedule",
+    "precond",
+    "noise",
+    "weighting",
+    "expert",
+    "sigmas",
+    "sampler",
+    "guidance",
+    "ema",
+)
 _UNUSED = {*foreign.SCHEDULE, *foreign.AVERAGE_COUNTERS, foreign.SCALE_FACTOR, foreign.LOG_VARIANCE}
 
 

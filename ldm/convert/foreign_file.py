@@ -21,14 +21,47 @@ from ldm.files import read_json
 
 log = logging.getLogger(__name__)
 # Where trainers put the weights, and their average, among optimizers and counters.
-WEIGHTS = "state_dict model_state_dict model module net network params weights".split()
-AVERAGES = "ema model_ema ema_model ema_state_dict model_ema_state_dict state_dict_ema params_ema".split()
+WEIGHTS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+)
+AVERAGES = (
+    "ema",
+    "model_ema",
+    "ema_model",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "state_dict_ema",
+    "params_ema",
+)
 MAX_DEPTH = 3
 # Of whole trainers' files: objects that are made inert, since nobody here needs them.
-INERT = tuple(
-    "pytorch_lightning. lightning. lightning_fabric. lightning_utilities. omegaconf. argparse. typing. pathlib. "
-    "collections. numpy. datetime. builtins.dict builtins.list builtins.tuple builtins.set builtins.int builtins.str "
-    "builtins.float builtins.bool".split()
+INERT = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "lightning_utilities.",
+    "omegaconf.",
+    "argparse.",
+    "typing.",
+    "pathlib.",
+    "collections.",
+    "numpy.",
+    "datetime.",
+    "builtins.dict",
+    "builtins.list",
+    "builtins.tuple",
+    "builtins.set",
+    "builtins.int",
+    "builtins.str",
+    "builtins.float",
+    "builtins.bool",
 )
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 DATA_PARALLEL = "module."  # of DDP, before every name

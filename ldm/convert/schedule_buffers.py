@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def discrete(parts: Parts) -> Discrete:
-    """The chain of steps of a tree. Raises ValueError if it has another process."""
+    """The chain of steps of a tree. Raises ValueError if its schedule has none."""
     schedule = parts["schedule"]
     if not isinstance(schedule, Discrete):
         raise UserError("schedule: the published layout has the buffers of a chain of steps, as scaled_linear is")

@@ -130,7 +130,7 @@ def owner_of(interval_sets: Sequence[Sequence[Interval]]) -> Callable[[float], i
     """The number of the member that is for a sigma. Raises ValueError for intervals that do not tile [0, inf)."""
     check_cover(interval_sets)
     pieces = sorted((lo, member) for member, intervals in enumerate(interval_sets) for lo, _ in intervals)
-    # Sigma comes as fp32: a cut rounds like it, so that a ladder level on a cut still meets the higher-noise side.
+    # Sigma comes as fp32: a cut rounds like it, so that a sampler's level on a cut still meets the higher-noise side.
     lower, owner = [_seen(lo) for lo, _ in pieces], [member for _, member in pieces]
     return lambda sigma: owner[bisect.bisect_right(lower, _seen(sigma)) - 1]
 

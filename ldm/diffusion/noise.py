@@ -1,7 +1,7 @@
 """Distributions of the training sigma, each given by its cdf and its inverse in float64 (the one way to sample them).
 
 So an expert is the same distribution restricted to intervals (`Restricted`): exact inverse CDF, never rejection.
-Log-normal: EDM (arXiv:2206.00364); logit-normal flow time: arXiv:2403.03206. Inference ladders are sigmas.py;
+Log-normal: EDM (arXiv:2206.00364); logit-normal flow time: arXiv:2403.03206. Schedules of sampling are sigmas.py;
 importance sampling by past losses is resampling.py.
 """
 
@@ -95,15 +95,15 @@ class LogUniform(NoiseDistribution):
 
 
 class SamplerMatched(NoiseDistribution):
-    """The levels that an inference ladder visits: ln(sigma) uniform between its neighbours, all steps equally likely.
+    """The levels that a sigma schedule visits: ln(sigma) uniform between neighbours, all steps equally likely.
 
-    `sigmas` [num_steps + 1] decreases; the step down to 0, if the ladder ends there, has no levels between.
+    `sigmas` [num_steps + 1] decreases; the step down to 0, if the schedule ends there, has no levels between.
     """
 
     def __init__(self, sigmas: Tensor):
         self.levels = sigmas[sigmas > 0].flip(0).double()  # [K + 1], increasing
         if len(self.levels) < 2:
-            raise UserError("noise=sampler_matched: needs a ladder with two levels above 0; raise num_steps")
+            raise UserError("noise=sampler_matched: needs a sigma schedule with two levels above 0; raise num_steps")
         self.cumulative = torch.linspace(0, 1, len(self.levels), dtype=torch.float64)
 
     def cdf(self, sigma: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class SamplerMatched(NoiseDistribution):
         return levels[k] ** (1 - share) * levels[k + 1] ** share
 
 
-class Discrete(NoiseDistribution):
+class DiscreteNoise(NoiseDistribution):
     """Every step of a discrete schedule equally likely (DDPM): T atoms of mass 1 / T."""
 
     def __init__(self, schedule: schedules.Schedule):

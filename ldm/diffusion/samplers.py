@@ -1,8 +1,8 @@
 """Samplers: pure functions `(denoise, x, sigmas, *, noise=None) -> x` of `denoise(x, sigma [B]) -> x0`.
 
-They integrate dx/dsigma = (x - D(x, sigma)) / sigma (EDM, equation 3) down any decreasing ladder; a last level of 0 is
+They integrate dx/dsigma = (x - D(x, sigma)) / sigma (EDM, equation 3) down any decreasing sigmas; a last level of 0 is
 reached by D itself. `noise(step) -> tensor like x` feeds the stochastic ones, the others ignore it. Nothing here knows
-networks, conditions, guidance or experts. x keeps its scale x0 + sigma noise throughout, whatever the process.
+networks, conditions, guidance or experts. x keeps its scale x0 + sigma noise throughout, whatever the schedule.
 """
 
 import itertools
@@ -19,12 +19,12 @@ Noise = Callable[[int], Tensor]
 
 
 def _steps(sigmas: Tensor) -> Iterator[tuple[float, float]]:
-    """Pairs (sigma, next sigma) of a ladder [n + 1], as exact Python floats."""
+    """Pairs (sigma, next sigma) of a sigma schedule [n + 1], as exact Python floats."""
     levels = sigmas.tolist()
     falls = all(high > low for high, low in itertools.pairwise(levels))
     if len(levels) < 2 or not falls or levels[-1] < 0 or math.isinf(levels[0]):
         raise UserError(
-            f"sigmas: a ladder has at least two finite levels, strictly decreasing, none below 0; got {levels}"
+            f"sigmas: a sigma schedule has two or more finite levels, strictly decreasing, none below 0; got {levels}"
         )
     return itertools.pairwise(levels)
 
@@ -69,7 +69,7 @@ def euler_ancestral(
 
 
 def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
-    """DDPM's ancestral sampling with the posterior variance (arXiv:2006.11239, equation 7), on any ladder."""
+    """DDPM's ancestral sampling with the posterior variance (arXiv:2006.11239, equation 7), on any sigma schedule."""
     return ddim(denoise, x, sigmas, noise=noise, eta=1.0)
 
 

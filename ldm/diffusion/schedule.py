@@ -1,7 +1,7 @@
-"""Noise processes: schedule time t in [0, 1] <-> sigma, where x = x0 + sigma * noise whatever the process.
+"""Noise schedules: time t in [0, 1] <-> sigma, where x = x0 + sigma * noise whatever the schedule.
 
-A process also knows how the network is told sigma (c_noise), how much noise its sampling starts from, and its scale.
-Integer timesteps live here and nowhere else (DDPM, arXiv:2006.11239). Training noise: noise.py; ladders: sigmas.py.
+A schedule also knows how the network is told sigma (c_noise), how much noise its sampling starts from, and its scale.
+Integer timesteps live here and nowhere else (DDPM, arXiv:2006.11239). Training noise: noise.py; sampling: sigmas.py.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ ROUNDING = 2.0**-23
 
 
 class Schedule(ABC):
-    """A process. `is_pure_noise` says that sigma(t = 1) stands for infinity."""
+    """A noise schedule: sigma of time. `is_pure_noise` says that sigma(t = 1) stands for infinity."""
 
     is_pure_noise: bool
 
@@ -43,11 +43,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def scale(self, sigma: float) -> float:
-        """The process's own x over ours, x0 + sigma noise: 1 at sigma 0."""
+        """The schedule's own x over ours, x0 + sigma noise: 1 at sigma 0."""
 
     @abstractmethod
     def chain(self) -> Tensor:
-        """Sigma of each step [T], float64, increasing. Raises ValueError for a process that has no steps."""
+        """Sigma of each step [T], float64, increasing. Raises ValueError for a schedule that has no steps."""
 
 
 def _no_chain(name: str) -> ValueError:

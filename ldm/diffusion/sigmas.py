@@ -1,6 +1,6 @@
-"""Inference ladders: functions of num_steps giving [num_steps + 1] decreasing float64 levels, and the first noise.
+"""Sigma schedules: functions of num_steps giving [num_steps + 1] decreasing float64 levels; and the first noise.
 
-Ladders end in 0, save `ddim`, which ends at its schedule's sigma(t = 0) as published. Training noise is noise.py.
+They end in 0, save `ddim_sigmas`, which ends at its noise schedule's sigma(t = 0) as published. Training: noise.py.
 """
 
 import math
@@ -66,7 +66,7 @@ def given(levels: Sequence[float]) -> Tensor:
     return sigmas
 
 
-def ddim(num_steps: int, schedule: Schedule) -> Tensor:
+def ddim_sigmas(num_steps: int, schedule: Schedule) -> Tensor:
     """Steps floor(i T / num_steps) + 1, ending at step 0: the published DDIM spacing of latent diffusion.
 
     The published code rounds T / num_steps down first, then runs another number of steps; for divisors of T they agree.
@@ -95,9 +95,9 @@ def flow(num_steps: int, shift: float = 1.0) -> Tensor:
     return (shift * t / (1 - t)).clamp(max=MAX_SIGMA)
 
 
-def init_noise(n: Tensor, sigma_max: float, process: Schedule) -> Tensor:
-    """The x that sampling starts from, from standard normal n [B, ...]: in the process's own scale it is pure noise.
+def init_noise(n: Tensor, sigma_max: float, schedule: Schedule) -> Tensor:
+    """The x that sampling starts from, from standard normal n [B, ...]: in the schedule's own scale it is pure noise.
 
     Variance preserving sqrt(1 + sigma^2) n, variance exploding sigma n, flow (1 + sigma) n.
     """
-    return process.init_scale(float(sigma_max)) * n
+    return schedule.init_scale(float(sigma_max)) * n

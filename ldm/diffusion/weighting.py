@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import Discrete, NoiseDistribution
+from ldm.diffusion.noise import DiscreteNoise, NoiseDistribution
 from ldm.diffusion.precond import Precond
 from ldm.errors import UserError
 
@@ -36,7 +36,7 @@ class Native(Weighting):
         return 1 / c_out**2
 
 
-class EDM(Weighting):
+class EDMWeighting(Weighting):
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 under any parametrisation (arXiv:2206.00364, Table 1)."""
 
     def __init__(self, sigma_data: float):
@@ -68,7 +68,7 @@ class ELBO(Weighting):
     """
 
     def __init__(self, noise: NoiseDistribution):
-        if isinstance(noise, Discrete):
+        if isinstance(noise, DiscreteNoise):
             raise UserError("weighting=elbo: needs a noise with a density; noise=discrete has steps")
         self.noise = noise
 

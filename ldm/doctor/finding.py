@@ -24,7 +24,7 @@ class Finding:
 
 
 def attempt(findings: list[Finding], check: str, look: Callable[..., Any], *arguments: Any) -> Any:
-    """look(*arguments); None if it raises, which is a failed check then."""
+    """What `look(*arguments)` returns; None if it raises, which is added as a failed check."""
     try:
         return look(*arguments)
     except (ValueError, OSError, RuntimeError) as error:

@@ -57,7 +57,7 @@ def report(place: str) -> int:
 
 
 def _tried(path: Path, look: Callable[[], Any]) -> Verdict:
-    """`look` raises what is wrong with the file, or returns a note on it."""
+    """The verdict of `look`, which raises what is wrong with the file, or returns a note on it or None."""
     try:
         return Verdict(path, None, look() or "")
     except (ValueError, OSError) as error:

@@ -65,7 +65,7 @@ def _row(tree: dict[str, Any], folder: Path, name: str, num_steps: int) -> Row:
 
 
 def evaluations(sampler: Callable[..., Tensor], num_steps: int) -> int:
-    """How often a sampler asks the denoiser on a ladder of `num_steps` that ends in 0."""
+    """How often a sampler asks the denoiser on a sigma schedule of `num_steps` that ends in 0."""
     asked = 0
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:

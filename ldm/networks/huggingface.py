@@ -24,20 +24,59 @@ UNUSED = "pooler."  # encoders of tokens go without it, and some published files
 MAX_JSON_BYTES = 1 << 20
 # Keys that have code run, or pickles read, that is not transformers' own; wherever they stand and whatever they say.
 CODE = frozenset(
-    "auto_map custom_pipelines quantization_config fusion_config kernel_config use_kernels transformers_weights "
-    "experts_implementation _experts_implementation adapters peft_config trust_remote_code".split()
+    {
+        "auto_map",
+        "custom_pipelines",
+        "quantization_config",
+        "fusion_config",
+        "kernel_config",
+        "use_kernels",
+        "transformers_weights",
+        "experts_implementation",
+        "_experts_implementation",
+        "adapters",
+        "peft_config",
+        "trust_remote_code",
+    }
 )
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 OWN_ATTENTION = (None, "eager", "sdpa")
 # Arguments of every configuration, which would change how a model answers, not what it is.
 GENERAL = frozenset(
-    "transformers_version architectures output_hidden_states output_attentions return_dict dtype torch_dtype "
-    "chunk_size_feed_forward problem_type id2label label2id is_encoder_decoder kwargs self".split()
+    {
+        "transformers_version",
+        "architectures",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "dtype",
+        "torch_dtype",
+        "chunk_size_feed_forward",
+        "problem_type",
+        "id2label",
+        "label2id",
+        "is_encoder_decoder",
+        "kwargs",
+        "self",
+    }
 )
 TOKENIZERS = frozenset(
-    "AlbertTokenizer BertTokenizer CamembertTokenizer CLIPTokenizer DebertaTokenizer DebertaV2Tokenizer "
-    "DistilBertTokenizer ElectraTokenizer MPNetTokenizer PreTrainedTokenizerFast RobertaTokenizer T5Tokenizer "
-    "TokenizersBackend XLMRobertaTokenizer".split()
+    {
+        "AlbertTokenizer",
+        "BertTokenizer",
+        "CamembertTokenizer",
+        "CLIPTokenizer",
+        "DebertaTokenizer",
+        "DebertaV2Tokenizer",
+        "DistilBertTokenizer",
+        "ElectraTokenizer",
+        "MPNetTokenizer",
+        "PreTrainedTokenizerFast",
+        "RobertaTokenizer",
+        "T5Tokenizer",
+        "TokenizersBackend",
+        "XLMRobertaTokenizer",
+    }
 )
 # Of folders whose tokenizer_config.json names none.
 TOKENIZER_OF = {

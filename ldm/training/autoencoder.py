@@ -14,7 +14,7 @@ from ldm.first_stage.statistics import LatentStatistics
 from ldm.images import grid
 from ldm.networks.layers import tuned
 from ldm.training.distributed import gather, mean_over_ranks
-from ldm.training.optim import Schedule
+from ldm.training.optim import LRSchedule
 from ldm.training.task import Batch, Task
 
 
@@ -33,7 +33,7 @@ class AutoencoderTask(Task):
         regularizer: nn.Module,
         reconstruction: nn.Module,
         optimizer: Callable,
-        lr: Schedule,
+        lr: LRSchedule,
         ema: partial | None,
         max_steps: int,
         seed: int,

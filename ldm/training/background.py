@@ -1,4 +1,4 @@
-"""Writing while the training goes on: a copy of what is to be written, and a thread that writes it."""
+"""Writing while the training continues: a copy of what is to be written, and a thread that writes it."""
 
 import threading
 from collections.abc import Callable

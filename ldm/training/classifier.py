@@ -22,7 +22,7 @@ from ldm.errors import UserError
 from ldm.first_stage.first_stage import moments_of
 from ldm.first_stage.spec import LatentSpec
 from ldm.images import grid
-from ldm.training.optim import Schedule
+from ldm.training.optim import LRSchedule
 from ldm.training.task import Batch, Task
 
 NUM_VALIDATION_LEVELS = 4
@@ -39,7 +39,7 @@ class ClassifierTask(Task):
         first_stage: nn.Module,
         noise: NoiseDistribution,
         optimizer: Callable,
-        lr: Schedule,
+        lr: LRSchedule,
         ema: partial | None,
         max_steps: int,
         seed: int,

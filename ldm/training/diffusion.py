@@ -25,7 +25,7 @@ from ldm.images import grid
 from ldm.networks.layers import tuned
 from ldm.sampling import Sampling
 from ldm.training.distributed import all_reduce_sum
-from ldm.training.optim import Schedule
+from ldm.training.optim import LRSchedule
 from ldm.training.task import Batch, Task
 
 NUM_VALIDATION_LEVELS = 4
@@ -55,7 +55,7 @@ class DiffusionTask(Task):
         expert: Expert,
         sampling: Sampling,
         optimizer: Callable,
-        lr: Schedule,
+        lr: LRSchedule,
         ema: partial | None,
         max_steps: int,
         seed: int,

@@ -24,7 +24,7 @@ class LostRank(UserError):
 
 @contextmanager
 def lost_ranks_named() -> Iterator[None]:
-    """What a collective raises in here when another rank is gone becomes a LostRank."""
+    """Raise LostRank in place of what a collective raises when another rank is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -105,7 +105,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one rank raises in here, a ValueError or an OSError, is raised on all of them, which call it together."""
+    """Re-raise one rank's error, a ValueError or an OSError, on all ranks, which enter this together."""
     error: Exception | None = None
     try:
         yield
@@ -151,7 +151,7 @@ def gather(value: Tensor) -> list[Tensor]:
 
 
 def share(values: Tensor) -> Tensor:
-    """This rank's of the sums [ranks, 2, names] that as many ranks gathered; an equal share after other numbers."""
+    """This rank's part of sums [ranks, 2, names] gathered over ranks; an equal share if their number has changed."""
     values = values.reshape(-1, *values.shape[-2:])  # older checkpoints hold one share [2, names]
     if len(values) == _world_size() > 1:
         return values[dist.get_rank()]

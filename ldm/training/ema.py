@@ -141,7 +141,7 @@ class Averages(ABC):
         return {**state, "further": dict(further)} if further else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the averages of the same kinds. Raises ValueError for those of others, or of other parameters."""
+        """Continue from averages of the same kinds. Raises ValueError for those of others, or of other parameters."""
         stored = [state["averages"], *state.get("further", {}).values()]
         if list(state.get("further", {})) != list(self.kinds[1:]):
             raise UserError("the checkpoint's EMA has other profiles than this run's")
@@ -155,7 +155,7 @@ class Averages(ABC):
         self._places = []  # the buffers hold other averages now
 
     def start_from(self, state: dict[str, Any]) -> None:
-        """Go on from another run's averages; where its kinds are others, all start from its first."""
+        """Continue from another run's averages; where its kinds are others, all start from its first."""
         if list(state.get("further", {})) != list(self.kinds[1:]):
             first = state["averages"]
             state = {**state, "further": dict.fromkeys(self.kinds[1:], first)}

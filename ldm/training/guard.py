@@ -7,9 +7,9 @@ from ldm.errors import UserError
 
 
 class Guard:
-    """Lets an optimizer step only with sound gradients, and keeps what the forward left in buffers (batch norm).
+    """Lets an optimizer step only with finite gradients, and undoes a skipped step's changes to buffers (batch norm).
 
-    Sound is finite and, with a `spike_ratio`, a norm of at most that many times the median of the last `spike_window`
+    With a `spike_ratio` also only if their norm is at most that many times the median of the last `spike_window`
     accepted ones, once there are as many. Without a host sync for fused optimizers, which take the verdict as a tensor
     as they take a gradient scaler's.
     """
@@ -30,19 +30,19 @@ class Guard:
 
     @property
     def reason(self) -> str:
-        """What the gradients of skipped steps are."""
+        """Why steps are skipped, in words."""
         return f"not finite, or beyond guard.spike_ratio={self.spike_ratio:g}" if self.spike_ratio else "not finite"
 
     def judge(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Before a step: `norm` is that of all gradients, the same on all ranks."""
-        unsound = ~norm.isfinite()
+        rejected = ~norm.isfinite()
         if self.spike_ratio:
             self._norms = self._norms.to(norm.device)
             full = self._norms[0] > 0
-            unsound = unsound | (full & (norm > self.spike_ratio * self._norms.median()))
+            rejected = rejected | (full & (norm > self.spike_ratio * self._norms.median()))
             longer = torch.cat([self._norms[1:], norm.detach().float()[None]])
-            self._norms = torch.where(unsound, self._norms, longer)
-        bad = unsound.float()
+            self._norms = torch.where(rejected, self._norms, longer)
+        bad = rejected.float()
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = bad
         elif bad.item():

@@ -173,7 +173,7 @@ def _checkout() -> dict[str, str]:
 
 
 def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandB:
-    """Weights & Biases under the run's own id, so that a resumed run goes on in the same curves.
+    """Weights & Biases under the run's own id, so that a resumed run continues the same curves.
 
     `mode`: offline (files in the run's folder, sent later with ``wandb sync``), online or disabled.
     """

@@ -10,15 +10,15 @@ from torch import nn
 from ldm.checkpoint.rows import Rows, placed
 from ldm.errors import UserError
 
-Schedule = Callable[[int], float]
+LRSchedule = Callable[[int], float]
 
 
-def constant(warmup_steps: int = 0, start_factor: float | None = None) -> Schedule:
+def constant(warmup_steps: int = 0, start_factor: float | None = None) -> LRSchedule:
     """Factor 1 after a linear warm-up from `start_factor` at step 0, by default one step's share of it."""
     return _warmup(warmup_steps, start_factor)
 
 
-def _warmup(steps: int, start_factor: float | None) -> Schedule:
+def _warmup(steps: int, start_factor: float | None) -> LRSchedule:
     if start_factor is None:
         return lambda step: min(1.0, (step + 1) / (steps + 1))
     if not 0 <= start_factor <= 1:
@@ -28,7 +28,7 @@ def _warmup(steps: int, start_factor: float | None) -> Schedule:
 
 def cosine(
     max_steps: int, warmup_steps: int = 0, final_factor: float = 0.0, start_factor: float | None = None
-) -> Schedule:
+) -> LRSchedule:
     """Half a cosine from 1 at the end of the warm-up (see `constant`) to `final_factor` at `max_steps`, then that."""
     if max_steps <= warmup_steps:
         raise UserError(f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}")

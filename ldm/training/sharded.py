@@ -30,7 +30,7 @@ class FullySharded(DDPStrategy):
         self.lightning_module.on_sharded()
 
     def teardown(self) -> None:
-        """As for DDP, but weights stay on their devices: they are used together until the process ends."""
+        """As DDP's, but weights stay on their devices: they are used together until the process ends."""
         module, self._lightning_module = self._lightning_module, None
         self.optimizers = []
         try:

@@ -23,7 +23,7 @@ from ldm.conditioners.classes import OutOfRange
 from ldm.errors import UserError
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
-from ldm.training.optim import Schedule, load_state
+from ldm.training.optim import LRSchedule, load_state
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
 
@@ -48,7 +48,7 @@ class Task(pl.LightningModule):
         model: nn.Module,
         trained: nn.Module,
         optimizer: Callable,
-        lr: Schedule,
+        lr: LRSchedule,
         ema: partial | None,
         max_steps: int,
         seed: int,
@@ -103,7 +103,7 @@ class Task(pl.LightningModule):
 
     @abstractmethod
     def accept(self, description: dict[str, Any]) -> None:
-        """Raises ValueError if a model with this `description` cannot be gone on from here."""
+        """Raises ValueError if a model with this `description` cannot be resumed, or branched from, here."""
 
     @abstractmethod
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class Task(pl.LightningModule):
 
     @contextmanager
     def samples_named(self, batch: Batch, held_out: bool = False) -> Iterator[None]:
-        """A value that nothing can be made of is named with the shard and key of its sample."""
+        """In errors about a value out of range, name the shard and key of its sample."""
         try:
             yield
         except OutOfRange as error:

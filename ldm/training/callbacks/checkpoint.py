@@ -163,10 +163,10 @@ def nothing() -> None:
 
 
 class Restore(pl.Callback):
-    """A fit goes on from the run's newest whole checkpoint, else from its branch point, else from zero.
+    """A fit resumes from the run's newest whole checkpoint, else starts from its branch point, else from step 0.
 
     `folder` is the run's; with `anew` its checkpoints are of an old run, which `begin` deletes: it is called on rank
-    zero once all that is gone on from has been read. `read` names what each rank has read by itself.
+    zero once all that it starts from has been read. `read` names what each rank has read by itself.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class Speed(pl.Callback):
 
 
 def memory_gib(device: torch.device) -> float:
-    """GiB: of a GPU the most that tensors had so far, else what this process has resident (0 where nothing says)."""
+    """Memory, GiB: a GPU's peak of allocated tensors so far, else this process's resident set (0 if unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     status = Path("/proc/self/statm")
