@@ -20,8 +20,9 @@ def load(
     Of a diffusion run or an ensemble what samples, encodes, decodes and denoises (ldm.api.Pipeline); of a first stage
     what encodes and decodes (ldm.api.Codec); of a classifier its network. `first_stage` says where the first stage lies
     now, if it moved. `ema` chooses the average of the weights: ``ema``, ``raw``, or a relative length such as 0.05 of a
-    run with ema=power. `device` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `compile` compiles the network;
-    `plugins` names the packages of a user's own that it needs, None those that were named before. Raises ValueError naming what is wrong with it.
+    run with ema=power. `device` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `compile` compiles the network. `plugins`
+    names the packages of a user's own that it needs, None being those that were named before. Raises ValueError naming
+    what is wrong with it.
     """
     from ldm.api import open_model  # torch and all else, which `import ldm` does without
 
