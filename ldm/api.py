@@ -134,7 +134,7 @@ def open_model(
     """See ldm.load."""
     if plugins is not None:
         use_plugins([plugins] if isinstance(plugins, str) else plugins)
-    used = [plugin.name for plugin in named()]
+    used = named()
     place, stage = choose(device), None if first_stage is None else str(Path(first_stage).expanduser())
     found = load(path, stage, str(ema)).to(place)
     if isinstance(found, FirstStage | NoisyClassifier):

@@ -13,6 +13,7 @@ import yaml
 from safetensors import safe_open
 from untrained import LABEL, OVERRIDES
 
+import ldm
 import sample
 from ldm.build import Parts
 from ldm.config import compose, dump, groups, load_tree, overriding, registry, use_plugins, validate, versions
@@ -159,6 +160,11 @@ def test_a_network_from_elsewhere_is_trained_resumed_sampled_and_exported(elsewh
         weights = file.get_tensor("network.inner.weight")
     assert torch.equal(weights, load(run.folder).denoiser.network.inner.weight)
     assert yaml.safe_load((elsewhere / "out" / "config.yaml").read_text())["plugins"] == ["own_parts"]
+
+    use_plugins([])
+    for plugins in (["own_parts"], None, "own_parts"):  # None: those that were named before
+        model = ldm.load(run.folder, device="cpu", plugins=plugins)
+        assert len(model.sample(label=3, num_images=2, num_steps=1)) == 2
 
     use_plugins([])  # as in a command that does not name it
     for module in [name for name in sys.modules if name.partition(".")[0] == "own_parts"]:

@@ -52,6 +52,11 @@ def use_plugins(names: Iterable[str]) -> None:
     _named = found
 
 
+def named() -> list[str]:
+    """The packages that are named now."""
+    return [plugin.name for plugin in _named]
+
+
 def folders() -> tuple[Path, ...]:
     """The configuration's folders: ours, then those of the plugins."""
     return CONF, *(plugin.conf for plugin in _named)
