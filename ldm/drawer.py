@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.module import ShardData
 from ldm.checkpoint.weights import Weights
+from ldm.diffusion.denoiser import Denoise
 from ldm.generate import Size
 from ldm.sampling import Sampling
 
@@ -51,6 +52,15 @@ class Drawer(Protocol):
 
         Raises ValueError for guidance that would need a null which no training saw, or that has nothing to guide by.
         """
+
+    def guided(
+        self,
+        sampling: Sampling,
+        batch: Mapping[str, Any],
+        num_samples: int,
+        negative: dict[str, Any] | None = None,
+    ) -> Denoise:
+        """(x, sigma [B]) -> x0 under the conditions of `batch`, guided: what ldm.sampling.draw draws by."""
 
     def generate(
         self,

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.build import Parts
+from ldm.diffusion.cond import Condition
 from ldm.diffusion.counter_random import normal
 from ldm.diffusion.loss import stratified_losses
 from ldm.diffusion.noise import NoiseDistribution
+from ldm.drawer import Drawer
 from ldm.model import Model
 
 NUM_LEVELS = 16
@@ -21,37 +24,43 @@ NUM_LEVELS = 16
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Latents x0 [N, ...] of held-out images, their numbers [N], captions and conditions, made once for all models."""
+    """Latents x0 [N, ...] of held-out images, their numbers [N], captions and batch, made once for all models.
+
+    Of `parts` are the weighting, the loss and the precision by which all are measured.
+    """
 
     x0: Tensor
     index: Tensor
     captions: list[str]
-    cond: dict[str, Tensor]
+    batch: dict[str, Any]
+    parts: Parts
 
 
 @torch.no_grad()
 def held_out(model: Model, data: Any, seed: int, num_samples: int) -> HeldOut:
-    """The first `num_samples` held-out images of `data` through the first stage and conditioner of `model`."""
+    """The first `num_samples` held-out images of `data` through the first stage of `model`, measured by its loss."""
     [batch] = data.validation_loader(batch_size=num_samples, num_samples=num_samples)
     moments = model.first_stage.moments(batch["image"])
     shape = model.first_stage.spec.shape(moments.shape[2:])
     x0 = model.first_stage.sample(moments, normal(seed, "validation posterior", batch["index"], shape))
-    cond = model.conditioner(batch, drop=model.conditioner.drop_none(len(x0)))
-    return HeldOut(x0, batch["index"], batch["caption"], cond)
+    return HeldOut(x0, batch["index"], batch["caption"], batch, model.parts)
 
 
 @torch.no_grad()
-def interval_loss(model: Model, seen: HeldOut, noise: NoiseDistribution, seed: int) -> Tensor:
-    """Losses [N] of `model` on what it has not seen, at stratified levels of `noise`; the draws are the same for all.
+def interval_loss(drawer: Drawer, seen: HeldOut, noise: NoiseDistribution, seed: int) -> Tensor:
+    """Losses [N] of `drawer` on what it has not seen, at stratified levels of `noise`; the draws are the same for all.
 
-    The network computes in the precision it was trained in.
+    All its conditions are given, and nothing guides.
     """
-    weighting, loss = model.parts["weighting"], model.parts["loss"]
-    low = "bf16" in str(model.parts.tree["trainer"]["precision"])
+    denoise = drawer.guided(drawer.sampling({"guidance": {"scale": 1.0}}), seen.batch, len(seen.x0))
+    weighting, loss = seen.parts["weighting"], seen.parts["loss"]
+    low = "bf16" in str(seen.parts.tree["trainer"]["precision"])
+
+    def denoiser(x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        return denoise(x, sigma)
+
     with torch.autocast(seen.x0.device.type, torch.bfloat16, enabled=low):
-        return stratified_losses(
-            model.denoiser, seen.x0, seen.cond, noise, weighting, seed, seen.index, NUM_LEVELS, loss
-        )
+        return stratified_losses(denoiser, seen.x0, {}, noise, weighting, seed, seen.index, NUM_LEVELS, loss)
 
 
 def by_caption(values: Tensor, captions: Sequence[str]) -> Tensor:
