@@ -9,6 +9,7 @@ The same command again resumes.
 
 import subprocess
 import sys
+from typing import NoReturn
 
 from ldm.config import compose, expand_sweep, guarded, help_text, run_name
 from ldm.errors import UserError
@@ -28,6 +29,12 @@ def main(arguments: list[str]) -> int:
 
     run = fit(tree, tree["run"] or run_name(arguments))
     return 0 if run.finished else 3
+
+
+def leave(status: int) -> NoReturn:
+    """End the process; after a run as its ranks have to (ldm.training.distributed)."""
+    distributed = sys.modules.get("ldm.training.distributed")  # which imports torch
+    (distributed.leave if distributed else sys.exit)(status)
 
 
 def sweep(arguments: list[str]) -> int:
@@ -52,4 +59,4 @@ def sweep(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    guarded(main, leave)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import yaml
 from hydra import compose as hydra_compose
@@ -28,8 +29,10 @@ def help_text(config_name: str, usage: str, examples: str) -> str:
     return "\n".join([f"usage: {usage}", "", examples, "", "keys", *facts, "", "groups", *table])
 
 
-def guarded(main: Callable[[list[str]], int]) -> None:
+def guarded(main: Callable[[list[str]], int], leave: Callable[[int], NoReturn] = sys.exit) -> None:
     """Run an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback.
+
+    `leave` ends the process with the status.
 
     Other ValueErrors, such as torch's, are mistakes of the code, and are shown with the place that they come from.
     """
@@ -41,4 +44,4 @@ def guarded(main: Callable[[list[str]], int]) -> None:
             raise
         print(f"error: {told(error)} (LDM_TRACEBACK=1 shows where)", file=sys.stderr)
         status = 2
-    sys.exit(status)
+    leave(status)

@@ -1,10 +1,12 @@
 """What ranks do together, the same code for one process and many, and what one says when another is gone."""
 
+import atexit
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -61,8 +63,26 @@ def end_process_group() -> None:
 
     A process that leaves it to the interpreter's end may abort there: gloo's threads still run (pytorch #190489).
     """
+    global _was_rank
     if _world_size() > 1:
+        _was_rank = True
         dist.destroy_process_group()
+
+
+_was_rank = False  # of several, in a group that has ended
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with `status`; one of several ranks without the interpreter's own end.
+
+    Groups within the group, such as those of a mesh, live on in what refers to them, and their threads abort there.
+    """
+    if _was_rank:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _world_size() -> int:
