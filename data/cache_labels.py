@@ -22,7 +22,7 @@ SUMS = "sums."  # begins the name of the sums of what bears the rest of it
 
 def row_sum(row: np.ndarray, number: int) -> int:
     """A sum over a row's bytes and its place, CRC-32."""
-    return zlib.crc32(np.ascontiguousarray(row), number & 0xFFFFFFFF)
+    return zlib.crc32(np.ascontiguousarray(row).data, number & 0xFFFFFFFF)
 
 
 def labelled(
@@ -49,7 +49,7 @@ def digest(arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> str:
         if key == LABEL:
             continue
         found.update(f"{key} {array.dtype} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array))
+        found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
 
 

@@ -5,6 +5,7 @@ Philox costs 100 us for each counter; this one takes a batch of numbers at once.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def uniform(seed: int, purpose: str, numbers: np.ndarray, count: int = 1) -> np.
     return ((pairs >> np.uint64(11)) * 2.0**-53).reshape(len(numbers), -1)[:, :count]
 
 
-def philox(counter: list[np.ndarray], key: np.ndarray) -> list[np.ndarray]:
+def philox(counter: Sequence[np.ndarray], key: np.ndarray) -> list[np.ndarray]:
     """The four 32-bit words for each counter; words are held in uint64 arrays."""
     c0, c1, c2, c3 = counter
     k0, k1 = key

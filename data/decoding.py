@@ -28,9 +28,9 @@ from data.user_error import UserError
 HAS_AVIF, HAS_HEIF = (find_spec(name) is not None for name in ("PIL.AvifImagePlugin", "pillow_heif"))
 # an allow-list of what is worth its risk; where a sample has several images the first in this order is its image, so
 # that a new format never displaces an old one
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "tif", "tiff", "bmp", "gif")
+IMAGE_EXTENSIONS: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "tif", "tiff", "bmp", "gif")
 IMAGE_EXTENSIONS += (*(["avif"] if HAS_AVIF else []), *(["heic", "heif"] if HAS_HEIF else []))
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 FORMATS += (*(["AVIF"] if HAS_AVIF else []), *(["HEIF"] if HAS_HEIF else []))
 MAX_PIXELS = 1 << 26
 
@@ -52,7 +52,7 @@ def read_picture(content: bytes, image_size: int, max_pixels: int = MAX_PIXELS) 
             image.load()
     turned = said_orientation(image)
     stored = image.size
-    if image.format == "TIFF" and image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8):  # Pillow has exchanged them already
+    if image.format == "TIFF" and image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8):  # type: ignore[attr-defined]  # Pillow has exchanged them already
         stored = stored[::-1]
     return picture(stored, turned or 1, image_size)
 

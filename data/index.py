@@ -58,7 +58,7 @@ class Keys(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, sample: int) -> str:
+    def __getitem__(self, sample: int) -> str:  # type: ignore[override]  # no slices: nobody takes any
         sample = range(len(self))[sample]
         start = self._ends[sample - 1] if sample else 0
         return str(self._text[start : self._ends[sample]], "utf-8")
@@ -79,7 +79,7 @@ class ShardIndex:
         lengths = [8 * (num_samples + 1), 8 * num_members, 8 * num_members, 4 * num_samples, 2 * num_members]
         parts = []
         for length, code in zip(lengths, "qqqIH", strict=True):
-            parts.append(body[:length].cast(code))
+            parts.append(body[:length].cast(code))  # type: ignore[call-overload]  # one of "qIH"
             body = body[length:]
         self.first, self.offset, self.size, ends, self.kind = parts  # sample i owns members first[i] .. first[i + 1]
         self.keys = Keys(body, ends)

@@ -33,7 +33,7 @@ def decode_labels(content: bytes) -> LabelImage:
     image, orientation, bits = _load(content)
     if not _is_lossless(image, content):
         raise BadSample("unusable map", f"a map of classes in {image.format}, which changes numbers; PNG keeps them")
-    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # type: ignore[attr-defined]  # a TIFF
         raise BadSample("unusable map", "a map of classes in a TIFF whose white is zero: its numbers are turned round")
     if image.mode in COLOURED:
         values = _one_channel(image, bits)
@@ -70,7 +70,7 @@ def _load(content: bytes) -> tuple[Image.Image, int | None, int]:
         bits = content[24]
     elif image.format == "TIFF":
         with named_failure():
-            bits = int(max(image.tag_v2.get(BITS, (1,))))
+            bits = int(max(image.tag_v2.get(BITS, (1,))))  # type: ignore[attr-defined]  # a TIFF
     elif image.mode in DEEP_MODES:
         bits = 16
     turned = image.format == "TIFF" and (said_orientation(image) or 1) != 1  # a TIFF is turned as it is loaded

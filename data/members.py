@@ -21,7 +21,7 @@ WIDE_MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 # which bytes of four are mostly zero, for text in Western scripts
-ZEROS = {
+ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16 (little-endian, without a byte order mark)",
     (True, False, True, False): "UTF-16 (big-endian, without a byte order mark)",
     (False, True, True, True): "UTF-32 (little-endian, without a byte order mark)",

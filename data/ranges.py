@@ -76,7 +76,7 @@ async def _over_http(system: Any, path: str, span: Span) -> bytes:
         return content
 
 
-async def _from_s3(system: Any, path: str, span: Span) -> bytes:
+async def _from_s3(system: Any, path: str, span: Span) -> bytes | BaseException:
     bucket, key, version = system.split_path(path)
     which = {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
     reply = await system._call_s3("get_object", **which, Range=f"bytes={span.start}-{span.stop - 1}")
@@ -91,7 +91,11 @@ async def _from_s3(system: Any, path: str, span: Span) -> bytes:
     return _of_length(content, span)
 
 
-ANSWERS: dict[str, Callable[..., Awaitable[bytes]]] = {"http": _over_http, "https": _over_http, "s3": _from_s3}
+ANSWERS: dict[str, Callable[..., Awaitable[bytes | BaseException]]] = {
+    "http": _over_http,
+    "https": _over_http,
+    "s3": _from_s3,
+}
 
 
 def _check(span: Span, told: str | None, whole: bool, stamp: str) -> None:

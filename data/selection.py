@@ -94,7 +94,8 @@ def _decide(shards: ShardSet, filters: Filters, files: list[Path], num_workers: 
 
 def _join(path: Path, files: list[Path], names: list[str]) -> None:
     """Write the indices of what is kept, int64, from the decisions on the shards."""
-    counts = sum(np.bincount(_codes(file), minlength=len(names) + 1) for file in files).tolist()
+    none = np.zeros(len(names) + 1, dtype=int)
+    counts = sum((np.bincount(_codes(file), minlength=len(none)) for file in files), none).tolist()
     head = {"kind": KIND, "kept": counts[0], "removed": dict(zip(names, counts[1:], strict=True))}
     derived.write(path, head, _indices(files))
 

@@ -223,6 +223,7 @@ def _fetch(requests: Sequence[tuple[ShardIndex, int, dict[str, Extent]]]) -> lis
 def _spans(shard: ShardIndex, extents: dict[str, Extent]) -> list[Span]:
     """The spans that cover members and their headers: one, but for members that lie far apart."""
     spans: list[Span] = []
+    assert isinstance(shard.path, Url)
     for offset, size in sorted(extents.values()):
         near = spans and offset - BLOCK - spans[-1].stop <= MAX_GAP_BYTES
         start = spans.pop().start if near else offset - BLOCK

@@ -64,7 +64,10 @@ class TrainStream(IterableDataset):
         """The samples of these numbers, read together, and the nearest usable ones after those that are bad."""
         indices = self.plan.indices(numbers).tolist()
         found = zip(numbers.tolist(), indices, self.samples.get_all(indices), strict=True)
-        return [self._successor(*row, skipped) if isinstance(row[2], BadSample) else row[2] for row in found]
+        return [
+            self._successor(number, index, sample, skipped) if isinstance(sample, BadSample) else sample
+            for number, index, sample in found
+        ]
 
     def _successor(self, number: int, index: int, error: BadSample, skipped: list[dict[str, Any]]) -> Sample:
         """The nearest usable sample after a bad one; gives up where the run would, so the search is bounded."""

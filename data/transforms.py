@@ -61,8 +61,8 @@ class View:
 
     def crop(self, array: np.ndarray, image_size: int) -> np.ndarray:
         """The window [image_size, image_size, ...] of colours [H, W, 3], or of values [H, W] that are not mixed."""
-        left, top = self.corner(*array.shape[:2], image_size)
-        side = self.side(*array.shape[:2], image_size)
+        left, top = self.corner(array.shape[0], array.shape[1], image_size)
+        side = self.side(array.shape[0], array.shape[1], image_size)
         window = array[top : top + side, left : left + side]
         if side != image_size:
             to, window = (image_size, image_size), np.ascontiguousarray(window)

@@ -55,7 +55,8 @@ class Codec:
         divide.
         """
         one = isinstance(picture, Image.Image | str | Path) or (isinstance(picture, Tensor) and picture.ndim == 3)
-        pictures = torch.stack([_pixels(item) for item in ([picture] if one else picture)]).to(self._device)
+        several: Any = [picture] if one else picture
+        pictures = torch.stack([_pixels(item) for item in several]).to(self._device)
         f, (height, width) = self.first_stage.spec.f, pictures.shape[-2:]
         if height % f or width % f:
             raise UserError(f"picture of {height} x {width} px: must be a multiple of the first stage's f = {f}")

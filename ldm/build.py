@@ -4,7 +4,7 @@ A part is built the first time something asks for it. ``Eps(schedule)`` gets the
 widths of the conditions it will see: facts are derived here or stated once at the tree's root, never written twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ def _conditioner(parts: Parts) -> Conditioners:
     return Conditioners(instantiate(parts.tree.get("conditioner") or {}, parts, "conditioner"))
 
 
-def window_size(tree: dict[str, Any]) -> int:
+def window_size(tree: Mapping[str, Any]) -> int:
     """Height and width of the images that a run of this tree trains on, px."""
     crop = tree.get("crop_size")
     return crop if isinstance(crop, int) else tree["image_size"]
@@ -122,7 +122,7 @@ def kind_of(tree: dict[str, Any]) -> str:
     """What a run of a tree yields, as the class of its task says. Raises ValueError if it has none."""
     if not tree.get("task"):
         raise UserError("task: nothing is chosen; experiment= chooses it")
-    return resolve_target(tree["task"]["_target_"], "task").kind
+    return resolve_target(tree["task"]["_target_"], "task").kind  # type: ignore[attr-defined]  # a Task
 
 
 def is_first_stage(tree: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioners
-from ldm.diffusion.denoiser import Denoise
+from ldm.diffusion.denoiser import ConditionalDenoise, Denoise
 from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
 from ldm.diffusion.tiles import Tiling
 from ldm.errors import UserError
@@ -156,7 +156,7 @@ def check_size(
 
 
 def bind(
-    denoiser: nn.Module,
+    denoiser: ConditionalDenoise,
     conditioner: Conditioners,
     batch: Mapping[str, Any],
     num_samples: int,

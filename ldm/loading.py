@@ -1,5 +1,6 @@
 """What a path holds, loaded: a run by the kind of its task, a manifest by the kind that it says."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ldm.first_stage.first_stage import Identity
 from ldm.model import load_classifier, load_model, own_first_stage
 
 # What Task.kind says, and the loader of it: (path, first_stage or None, ema) -> what the run yields.
-RUNS = {
+RUNS: dict[str, Callable[..., Any]] = {
     "first_stage": lambda path, first_stage, ema: load_first_stage(path, ema),
     "diffusion": load_model,
     "classifier": lambda path, first_stage, ema: load_classifier(path, _latents_of(path, first_stage), ema),

@@ -83,7 +83,7 @@ def _hide_in(stream: Any, parts: Iterable[str]) -> None:
         inner(_without(_redacted_text(text), parts))
         return len(text)
 
-    write.hides_secrets = True
+    write.hides_secrets = True  # type: ignore[attr-defined]  # a mark on the function itself
     stream.write = write
 
 

@@ -20,13 +20,18 @@ class FieldSet:
         for name, where in {**dict.fromkeys(fields, "data.fields"), **dict.fromkeys(made, "derived")}.items():
             if name in reserved:
                 raise UserError(f"{where} may not have {name!r}: every batch has it already")
-        self.derived = {name: field for name, field in made.items() if isinstance(field, Derived)}
-        self.read = {**fields, **{name: field for name, field in made.items() if isinstance(field, Field)}}
+        self.derived: dict[str, Derived] = {name: field for name, field in made.items() if isinstance(field, Derived)}
+        self.read: dict[str, Field] = {
+            **fields,
+            **{name: field for name, field in made.items() if isinstance(field, Field)},
+        }
 
     @property
     def yields(self) -> dict[str, str]:
         """What the batch gets under each key, in words."""
-        return {name: field.yields for name, field in [*self.read.items(), *self.derived.items()]}
+        return {name: field.yields for name, field in self.read.items()} | {
+            name: field.yields for name, field in self.derived.items()
+        }
 
     @property
     def of_image(self) -> set[str]:

@@ -72,7 +72,8 @@ class Layout(Field):
 
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:
         """One row of tokens for each sample."""
-        return torch.stack([self._tokens(*v, view, image_size) for v, view in zip(values, views, strict=True)])
+        pairs = zip(values, views, strict=True)
+        return torch.stack([self._tokens(*value, view=view, image_size=image_size) for value, view in pairs])
 
     def _tokens(
         self, classes: np.ndarray, boxes: np.ndarray, size: tuple[int, int], view: View, image_size: int

@@ -77,7 +77,7 @@ def is_system(name: str) -> bool:
 
 def _descend(found: Walk, start: str, hidden: bool, seen: set[tuple[int, int]]) -> list[tuple[str, bool]]:
     """Read a folder and those below it that are no links; returns the links to folders."""
-    links = []
+    links: list[tuple[str, bool]] = []
     waiting = [(start, hidden)]
     while waiting:
         name, hidden = waiting.pop()

@@ -5,12 +5,16 @@ In a state, a split tensor is ``{"sharded": shape}``; rank r's rows lie under th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 MARK = "sharded"
 
@@ -39,7 +43,7 @@ class Rows:
         return torch.cat(list(self.pieces))
 
 
-def is_sharded(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> "TypeIs[DTensor]":
     """Whether this is a DTensor, known by what it can do: to import its class takes a second."""
     return isinstance(tensor, Tensor) and hasattr(tensor, "to_local")
 

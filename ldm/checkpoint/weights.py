@@ -54,7 +54,7 @@ def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], me
     for kind, state in states.items():
         path = folder / f"step_{step:08d}.{kind}.safetensors"
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        replace(path, lambda temporary, plain=plain: save_file(plain, temporary))
+        replace(path, lambda temporary, plain=plain: save_file(plain, temporary))  # type: ignore[misc]  # a lambda with a default
         digests[kind] = sha256(path)
     description = {"step": step, "sha256": digests, **metadata, **identity.stamp(folder.parent)}
     write_json(folder / f"step_{step:08d}.json", sealed(description))

@@ -77,7 +77,7 @@ class Conditioners(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict(conditioners)
         self.register_buffer("_where", torch.empty(0), persistent=False)  # follows .to(device)
-        _check_widths({name: part for name, part in self.parts.items() if "tokens" in part.widths})
+        _check_widths({name: part for name, part in self.parts.items() if "tokens" in part.widths})  # type: ignore[misc]  # all are Conditioners
 
     def widths(self) -> dict[str, int]:
         """What the network must take: tokens_width, vector_width, concat_channels; 0 where there is none."""
@@ -116,7 +116,7 @@ class Conditioners(nn.Module):
                 f"use_conditions: no condition {', '.join(unknown)}; the conditions of this model: "
                 f"{', '.join(self.parts) or 'none'}"
             )
-        return {name: part for name, part in self.parts.items() if use is None or name in use or not part.droppable}
+        return {name: part for name, part in self.parts.items() if use is None or name in use or not part.droppable}  # type: ignore[misc]  # all are Conditioners
 
     @property
     def fields(self) -> set[str]:
@@ -155,7 +155,7 @@ class Conditioners(nn.Module):
 
     def drop_none(self, num_samples: int) -> dict[str, Tensor]:
         """Every condition kept."""
-        return self.drop_all_but(self.parts, num_samples)
+        return self.drop_all_but(self.parts.keys(), num_samples)
 
     def drop_all(self, num_samples: int) -> dict[str, Tensor]:
         """Every condition that has a null replaced by it."""

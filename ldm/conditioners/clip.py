@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ldm.errors import UserError
 
 MAX_TOKENS = 77
 # The text encoder of CLIP ViT-L/14.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["CLIPTextModel"],
     "model_type": "clip_text_model",
     "vocab_size": 49408,
@@ -40,6 +41,7 @@ class ClipText(Conditioner):
     """
 
     key = "caption"
+    frozen: CaptionEncoder | None
 
     def __init__(
         self,

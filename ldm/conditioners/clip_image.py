@@ -63,6 +63,7 @@ class ClipImage(Conditioner):
 
     key = "style"
     optional = True
+    frozen: ImageEncoder
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: object, max_tokens: int, see_padding: bool = False, name: str = "text"
+        self, model: nn.Module, tokenizer: Any, max_tokens: int, see_padding: bool = False, name: str = "text"
     ):
         super().__init__()
         self.model = model
@@ -123,6 +123,7 @@ class FrozenText(Conditioner):
     """
 
     key = "caption"
+    frozen: CaptionEncoder
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class FrozenText(Conditioner):
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)
-        filled = {}
+        filled: dict[str, Tensor] = {}
         if "tokens" in self.widths:
             filled |= {"tokens": self.project(tokens), "tokens_mask": mask}
         if "vector" in self.widths:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from hydra import compose as hydra_compose
@@ -20,7 +20,7 @@ from ldm.redaction import hide_on_terminal
 def help_text(config_name: str, usage: str, examples: str) -> str:
     """What --help prints: usage, examples, the root's shared facts, the groups and their options."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        root = OmegaConf.to_container(hydra_compose(config_name, search_path()))
+        root: Any = OmegaConf.to_container(hydra_compose(config_name, search_path()))
     defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())["defaults"]
     named = {key for entry in defaults if isinstance(entry, dict) for key in entry}
     facts = [f"  {key}={value}" for key, value in root.items() if not isinstance(value, dict) and key not in named]

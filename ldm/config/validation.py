@@ -27,7 +27,7 @@ _PLAIN = (bool, int, float, str, Path, None, type(None))
 _CONTAINERS = (Mapping, list, tuple, typing.Sequence)
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str:
+def nearest(name: object, names: typing.Iterable[str]) -> str:
     """A guess at what was meant, as the end of a message; empty where nothing is near."""
     match = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""

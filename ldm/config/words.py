@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def expand_sweep(arguments: list[str]) -> list[tuple[list[str], list[str]]]:
     return [([*fixed, *swept], list(swept)) for swept in itertools.product(*choices)]
 
 
-def run_name(arguments: list[str], swept: list[str] = ()) -> str:
+def run_name(arguments: list[str], swept: Sequence[str] = ()) -> str:
     """Default run name: the experiment, the expert's node, the sweep's overrides; one name per job of a sweep.
 
     In a sweep `run` takes the experiment's place.

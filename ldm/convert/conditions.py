@@ -87,7 +87,7 @@ def _clip_text(part: ClipText, latent: Latent, out: Path) -> Written:
     components = {place: _of_transformers(encoder), "tokenizer": _of_transformers(tokenizer)}
     if latent.is_vq:  # StableDiffusionPipeline decodes KL first stages only
         return _eighths(files, components, latent)
-    nothing = {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
+    nothing: dict[str, Any] = {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
     components |= {**nothing, "requires_safety_checker": False}
     return Written(files, "StableDiffusionPipeline", components, first_stage="vae")
 

@@ -128,7 +128,8 @@ def names(state: Mapping[str, Tensor], network: Mapping[str, Any], by_tokens: bo
 
     Raises ValueError naming weights that are not of such a U-Net.
     """
-    renamed, strange = {}, []
+    renamed: State = {}
+    strange = []
     for name, tensor in state.items():
         place, layer = _place(name, network)
         if place is None:

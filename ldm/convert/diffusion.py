@@ -85,7 +85,7 @@ def _classes(parts: Parts) -> str | None:
 
 def _condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:
     """What published files hold of the one conditioner that has anything to hold."""
-    held = {}
+    held: foreign.State = {}
     for name, part in parts["conditioner"].parts.items():
         if name == _classes(parts):
             continue

@@ -75,16 +75,16 @@ def fold_whitening(state: Mapping[str, Tensor], mean: list[float], std: list[flo
 
     `state` bears the published names. Exact but for rounding, and for log-variances beyond the limits [-30, 20].
     """
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    shift, scale = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
     weight, bias = (state[f"quant_conv.{part}"].double() for part in ("weight", "bias"))
     means, logvars = weight.chunk(2)
     bias_means, bias_logvars = bias.chunk(2)
     after, after_bias = (state[f"post_quant_conv.{part}"].double() for part in ("weight", "bias"))
     folded = {
-        "quant_conv.weight": torch.cat([means / std[:, None, None, None], logvars]),
-        "quant_conv.bias": torch.cat([(bias_means - mean) / std, bias_logvars - 2 * std.log()]),
-        "post_quant_conv.weight": after * std[:, None, None],
-        "post_quant_conv.bias": after_bias + after[:, :, 0, 0] @ mean,
+        "quant_conv.weight": torch.cat([means / scale[:, None, None, None], logvars]),
+        "quant_conv.bias": torch.cat([(bias_means - shift) / scale, bias_logvars - 2 * scale.log()]),
+        "post_quant_conv.weight": after * scale[:, None, None],
+        "post_quant_conv.bias": after_bias + after[:, :, 0, 0] @ shift,
     }
     return {**state, **{name: value.to(state[name].dtype) for name, value in folded.items()}}
 

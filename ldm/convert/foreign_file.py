@@ -8,6 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -130,7 +131,7 @@ def factor_beside(path: Path) -> float | None:
     return float(factor) if known else None
 
 
-def _content(path: Path, shown: str) -> object:
+def _content(path: Path, shown: str) -> Any:
     """What the file holds, by its first bytes and not by its name."""
     with path.open("rb") as file:
         start = file.read(64)
@@ -186,7 +187,7 @@ def _plain(state: Mapping[str, Tensor]) -> State:
     return state
 
 
-def _averages(content: object, state: State) -> State:
+def _averages(content: Mapping[str, Any], state: State) -> State:
     """An average that lies beside the weights, under the names of one in a published state."""
     found = next((held for name in AVERAGES if (held := _state(content.get(name))[1])), {})
     # Of a whole model it is that of its part `model`, of a first stage that of all.
@@ -217,6 +218,6 @@ def _unpickle(path: Path, shown: str) -> object:
     if refused:
         raise UserError(f"{shown}: would have to run {refused[0]}; save its state dict as safetensors instead")
     # Hyper-parameters of Lightning are a dictionary of its own, which only a dictionary can stand for.
-    inert = [(OrderedDict if name.endswith(".AttributeDict") else _Inert, name) for name in strange]
+    inert: list[Any] = [(OrderedDict if name.endswith(".AttributeDict") else _Inert, name) for name in strange]
     with torch.serialization.safe_globals(inert):
         return safe_load.load(path, shown)

@@ -30,7 +30,7 @@ class Denoiser(nn.Module):
     @property
     def factor(self) -> int:
         """Height and width of x must be multiples of it."""
-        return self.network.factor
+        return self.network.factor  # type: ignore[attr-defined]  # of a network, by its contract
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """x [B, C, ...] = x0 + sigma noise, sigma [B] > 0, cond: the network's keywords -> estimate of x0, like x."""

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from ldm.diffusion.cond import Condition
 from ldm.diffusion.counter_random import normal, uniform
-from ldm.diffusion.denoiser import Denoiser, expand
+from ldm.diffusion.denoiser import ConditionalDenoise, expand
 from ldm.diffusion.noise import NoiseDistribution
-from ldm.diffusion.weighting import Weighting
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (error on x0 [B, ...], its weight [B]) -> [B]
 
@@ -25,12 +24,12 @@ def absolute(error: Tensor, weight: Tensor) -> Tensor:
 
 
 def diffusion_loss(
-    denoiser: Denoiser,
+    denoiser: ConditionalDenoise,
     x0: Tensor,
     sigma: Tensor,
     noise: Tensor,
     cond: Condition,
-    weighting: Weighting,
+    weighting: Callable[[Tensor], Tensor],
     loss: Loss = squared,
 ) -> Tensor:
     """x0, noise [B, ...], sigma [B] -> `loss` of D(x0 + sigma noise; sigma, cond) - x0 under w(sigma), fp32 [B]."""
@@ -40,11 +39,11 @@ def diffusion_loss(
 
 
 def stratified_losses(
-    denoiser: Denoiser,
+    denoiser: ConditionalDenoise,
     x0: Tensor,
     cond: Condition,
     noise: NoiseDistribution,
-    weighting: Weighting,
+    weighting: Callable[[Tensor], Tensor],
     seed: int,
     numbers: Tensor,
     num_levels: int,

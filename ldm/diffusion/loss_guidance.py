@@ -43,7 +43,7 @@ class ClassifierGuidance:
     def guide(self, bound: Bound) -> Denoise:
         """Raises ValueError if the batch has no labels, or one that the classifier does not know."""
         label = _field(bound.batch, "label", "classifier")
-        count = self.classifier.network.num_classes
+        count = self.classifier.network.num_classes  # type: ignore[attr-defined]  # of a classifier, by its contract
         if label.min() < 0 or label.max() >= count:
             raise UserError(f"label={label.max().item()}: the classifier tells {count} classes apart, 0..{count - 1}")
         if self.scale == 0:

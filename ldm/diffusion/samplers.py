@@ -136,7 +136,7 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
             ahead = x + (sigma_next - sigma) * slopes[0]
             slope = (slopes[0] + (ahead - _estimate(denoise, ahead, sigma_next)) / sigma_next) / 2
         else:
-            slope = sum(weight * value for weight, value in zip(_ADAMS[len(slopes)], slopes, strict=True))
+            slope = sum(weight * value for weight, value in zip(_ADAMS[len(slopes)], slopes, strict=True))  # type: ignore[assignment]  # of at least one slope
         x = x + (sigma_next - sigma) * slope
     return x
 

@@ -4,6 +4,7 @@ Starting and sampling look at ids, names and small files only; here all bytes ar
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,12 +72,12 @@ def _run(run: Path) -> Iterator[Verdict]:
     yield _tried(run / "lineage.json", lambda: _lineage(run))
     yield _tried(run / "config.yaml", lambda: _config(run))
     for checkpoint in sorted(run.glob("checkpoints/step_*.ckpt")):
-        yield _tried(checkpoint, lambda own=checkpoint: _checkpoint(own))
+        yield _tried(checkpoint, partial(_checkpoint, checkpoint))
     for folder in ("weights", "snapshots"):
         for description in sorted((run / folder).glob("*.json")):
-            yield _tried(description, lambda own=description: _description(own))
+            yield _tried(description, partial(_description, description))
         for file in sorted((run / folder).glob("*.safetensors")):
-            yield _tried(file, lambda own=file: weights.read(own) and None)
+            yield _tried(file, lambda own=file: weights.read(own) and None)  # type: ignore[misc]  # a lambda with a default
 
 
 def _lineage(run: Path) -> str | None:
@@ -134,7 +135,7 @@ def _ensemble(path: Path) -> Iterator[Verdict]:
     except ValueError:
         return
     for member in members:
-        yield _tried(member.file, lambda own=member: check_member(own, weights.read(own.file), path))
+        yield _tried(member.file, lambda own=member: check_member(own, weights.read(own.file), path))  # type: ignore[misc]  # a lambda with a default
 
 
 def _cache(folder: Path) -> Iterator[Verdict]:
@@ -143,7 +144,7 @@ def _cache(folder: Path) -> Iterator[Verdict]:
     made = {"encoders": {}} if verdict.problem else read_manifest(folder)
     encoders = {facts["digest"] for facts in made["encoders"].values()}
     for path in sorted(folder.glob("*.safetensors")):
-        yield _tried(path, lambda own=path: _cache_file(own, encoders, made.get(SEAL)))
+        yield _tried(path, partial(_cache_file, path, encoders, made.get(SEAL)))
 
 
 def _cache_file(path: Path, encoders: set[str], seal: str | None) -> str | None:

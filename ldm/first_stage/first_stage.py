@@ -134,7 +134,7 @@ def _spec(
 
 
 @torch.no_grad()
-def moments_of(first_stage: FirstStage | Identity, batch: Mapping[str, Any]) -> Tensor:
+def moments_of(first_stage: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """What latents of a batch are drawn from: its "moments" or "codes" if it has them, else those of its image, or of
     what else the first stage encodes.
     """

@@ -101,7 +101,7 @@ class ReconstructionLoss(nn.Module):
         loss = nll + penalty + hinge + (surrogate - surrogate.detach())
         return loss, logs | {"loss": loss.detach(), "logvar": self.logvar.detach().clone()}
 
-    def _penalty(self, terms: dict[str, Tensor], num_values: int) -> Tensor:
+    def _penalty(self, terms: dict[str, Tensor], num_values: int) -> Tensor | int:
         """The regulariser's weighted losses, relative to distances averaged over an image's values."""
         weights = {"kl": self.kl_weight / num_values, "codebook": self.codebook_weight}
         return sum(weights[name] * value for name, value in terms.items())

@@ -236,7 +236,7 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """Weight of the last convolution, where the adaptive weight of the adversarial loss is measured."""
         return self.decoder.conv_out.weight
 

@@ -167,7 +167,7 @@ class DiT(nn.Module):
         size = folded.shape[2:]
         context = None if tokens is None else Context(tokens, tokens_mask, tokens_bias).at(size)
         h = self.x_embedder(to_tokens(folded))  # [B, N, width]
-        h = h + positions(*size, h.shape[-1], like=h).to(h.dtype)
+        h = h + positions(size[0], size[1], h.shape[-1], like=h).to(h.dtype)
         for block in self.blocks:
             h = through(block, h, cond, context, recompute=self.checkpoint_activations)
         shift, scale = self.adaLN_modulation(cond).chunk(2, dim=1)

@@ -278,7 +278,7 @@ def _write(state: dict[str, Tensor], path: Path, source: str) -> None:
     path.write_bytes(save({key: value.contiguous() for key, value in state.items()}, {"source": source}))
 
 
-MINILM_FILES = ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json")
+MINILM_FILES: tuple[str, ...] = ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json")
 MINILM_FILES += ("tokenizer_config.json", "vocab.txt")
 
 

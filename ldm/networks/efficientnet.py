@@ -41,7 +41,7 @@ class ConvNorm(nn.Module):
 
     def fold(self) -> None:
         """Merge the norm into the convolution: the same map to rounding, 1.4 times faster on CPU."""
-        self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+        self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()  # type: ignore[assignment]  # folded away
 
 
 class InvertedResidual(nn.Module):

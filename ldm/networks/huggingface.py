@@ -120,8 +120,8 @@ def load_model(
     except (*BROKEN, RuntimeError, SafetensorError, StrictDataclassError) as error:
         said = line(error)
         raise UserError(said if said.startswith(f"{key}=") else f"{key}={folder}: {said}") from error
-    lost = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}  # and filled at random
-    lost = sorted(name for name in lost if not name.startswith(UNUSED))
+    unfound = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}  # and filled at random
+    lost = sorted(name for name in unfound if not name.startswith(UNUSED))
     if lost:
         raise UserError(
             f"{key}={folder}: not the weights of a {type(model).__name__}: {len(lost)} are missing or of another "

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
 BMM_LIMIT = 1024 * 1024  # query-key pairs per head up to which CPU bf16 training multiplies matrices itself
@@ -89,7 +90,7 @@ class _Conv3x3(torch.autograd.Function):
         (num_samples, channels, height, width), out_channels = x.shape, weight.shape[0]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.nn.grad.conv2d_input(x.shape, weight, dy, padding=1)
+            dx = conv2d_input(x.shape, weight, dy, padding=1)
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()  # [B, H + 2, W + 2, C]
         b, h, w, c = padded.stride()
         patches = padded.as_strided((num_samples, height, width, 3, 3 * channels), (b, h, w, h, c))

@@ -51,7 +51,7 @@ class Layers(nn.Module):
         self.layers = nn.ModuleList([nn.ModuleList([nn.LayerNorm(width), block]) for block in blocks])
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, block in self.layers:
+        for norm, block in self.layers:  # type: ignore[attr-defined]  # ModuleLists of two
             x = x + block(norm(x))
         return x
 

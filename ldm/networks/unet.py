@@ -4,7 +4,7 @@ Noise level and vectors enter every residual block; tokens enter by cross-attent
 It does not know what the conditions mean, nor in which parametrisation its output is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -57,7 +57,9 @@ class UNet(nn.Module):
         project_vector: bool = True,
     ):
         super().__init__()
-        attention = partial(AttentionBlock, legacy_order=legacy_attention_order, norm_groups=norm_groups)
+        attention: Callable[..., nn.Module] = partial(
+            AttentionBlock, legacy_order=legacy_attention_order, norm_groups=norm_groups
+        )
         if tokens_width:
             attention = partial(
                 SpatialTransformer, tokens_width=tokens_width, depth=transformer_depth, norm_groups=norm_groups,

@@ -5,6 +5,7 @@ Which attentions stand where is given to `Blocks` as a function, so that a U-Net
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,8 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        norm: Any
+        conv: Any
         norm, _, conv = self.in_layers
         h = conv3x3(conv, self.resample(norm_silu(norm, x)))
         emb = self.emb_layers(cond.emb)[:, :, None, None]

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Chain:
         yield self._stage("samples", self._samples, *[self.samples_folder(path) for path in self.drawn.values()])
         for name, path in self.models.items():
             points = self.curve_folder(path) / "points.json"
-            yield self._stage(f"guidance, {name}", lambda path=path: self._curve(path), points)
+            yield self._stage(f"guidance, {name}", partial(self._curve, path), points)
         if self.nodes:
             yield self._stage("experts compared", self._compare, self.expert_losses)
 

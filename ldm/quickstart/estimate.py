@@ -98,7 +98,8 @@ def benchmark(precision: str) -> float:
     tokens = torch.randn(1024, 384, generator=generator).to(device)
     conv = nn.Sequential(*[nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)]).to(device)
     linear = nn.Sequential(nn.Linear(384, 1536), nn.GELU(), nn.Linear(1536, 384)).to(device)
-    seconds, began = [], time.perf_counter()
+    seconds: list[float] = []
+    began = time.perf_counter()
     while len(seconds) < 4 or time.perf_counter() - began < BENCHMARK_SECONDS:
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision):

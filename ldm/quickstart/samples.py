@@ -61,7 +61,7 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any], by: Yardsticks)
         "backbone": by.alignment.name,
         "features": by.backbone.name,
         "captions": len(set(against.captions)),
-        "seeds": _facts(folder, images, unconditional, prompts, train, against, by.alignment),
+        "seeds": _facts(folder, images, unconditional, prompts, train, against, by.alignment),  # type: ignore[arg-type]  # the quickstart has no other kind
         "moments": [_draw_moment(model, step, file, folder, prompts, tree) for step, file in saved.items()],
         **_diversity(images, train, against.captions),
     }

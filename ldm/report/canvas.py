@@ -68,7 +68,7 @@ def legend(axes: Axes, entries: Mapping[str, Line2D]) -> None:
 
 def css_width(axes: Axes) -> float:
     """The width of the plot that the axes are in, in CSS pixels."""
-    return 96 * axes.figure.get_figwidth()
+    return 96 * axes.figure.get_figwidth()  # type: ignore[union-attr]  # axes lie in a whole figure
 
 
 def _columns(entries: Collection[str], width: float) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -110,7 +111,7 @@ class Figure(Item):
     def html(self, assets: Assets) -> Markup:
         picture, path = assets.picture(self.path), Path(self.path)
         twins = {"dark": dark_path(path), "narrow": narrow_path(path), "narrow_dark": dark_path(narrow_path(path))}
-        links = {name: assets.picture(twin).href for name, twin in twins.items() if twin.is_file()}
+        links: dict[str, Any] = {name: assets.picture(twin).href for name, twin in twins.items() if twin.is_file()}
         shown = replace(picture, width=picture.width // 2, height=picture.height // 2, **links)
         return _macro("figure", shown, self.caption, self.alt)
 

@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def smooth(values: Sequence[float], smoothing: float) -> np.ndarray:
+def smooth(values: Sequence[float] | np.ndarray, smoothing: float) -> np.ndarray:
     """Exponential moving average over the points, free of start-up bias; values that are not finite do not enter."""
     if not 0 <= smoothing < 1:
         raise UserError(f"smoothing must be in [0, 1), got {smoothing}")
@@ -149,9 +149,9 @@ def rate_distortion(
 
     def paint(axes: Axes, theme: Theme) -> None:
         entries = {}
-        for place, (name, points) in enumerate(codecs.items()):
+        for place, (name, curve) in enumerate(codecs.items()):
             entries[name] = axes.plot(
-                *zip(*sorted(points), strict=True), LINES[1 + place % 3], color=theme.muted, linewidth=1.2
+                *zip(*sorted(curve), strict=True), LINES[1 + place % 3], color=theme.muted, linewidth=1.2
             )[0]
         for place, (name, points) in enumerate(models.items()):
             color, marker = theme.series[place % len(theme.series)], MARKERS[place % len(MARKERS)]

@@ -13,7 +13,7 @@ from ldm.report.theme import Theme
 
 def label_points(axes: Axes, theme: Theme, curves: Sequence[Sequence[tuple[str, float, float]]]) -> None:
     """Label the points (text, x, y) of each curve in its colour; call it last, when the axes have their limits."""
-    axes.figure.draw_without_rendering()  # settles the layout, so that pixels mean something
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout, so that pixels mean something
     pixel = axes.figure.dpi / 72
     dots = [axes.transData.transform([(x, y) for _, x, y in points]) for points in curves]
     # Taken places: dots along the curves; then each label that has been set.
@@ -22,7 +22,7 @@ def label_points(axes: Axes, theme: Theme, curves: Sequence[Sequence[tuple[str, 
     for number, points in enumerate(curves):
         for (text, _, _), dot in zip(points, dots[number], strict=True):
             size = np.array([5.2 * len(text), 8.5]) * pixel
-            centre = min(_around(dot, size, 5.5 * pixel), key=lambda c, s=size: _cover(c, s, taken, labels))
+            centre = min(_around(dot, size, 5.5 * pixel), key=lambda c, s=size: _cover(c, s, taken, labels))  # type: ignore[misc]  # a lambda with a default
             labels.append((centre, size))
             axes.annotate(
                 text,

@@ -29,7 +29,8 @@ def sweep_report(tree: dict[str, Any]) -> Path:
     runs = [Path(run) for run in tree["runs"]] if tree["runs"] else _finished(tree)
     folder = Path(tree["out"] or Path(tree["runs_dir"]) / f"{tree['prefix']}-report")
     _check(runs, tree)
-    rows, images = [], None
+    rows: list[dict[str, Any]] = []
+    images = None
     with Progress() as progress:
         bar = progress.add_task("first stages", total=len(runs))
         for run in runs:

@@ -50,7 +50,7 @@ class ClassifierTask(Task):
             raise UserError(
                 "data: a classifier learns from labels, and data.fields has none; choose data=labelled_shards"
             )
-        model = nn.ModuleDict({"network": classifier.network})
+        model = nn.ModuleDict({"network": classifier.network})  # type: ignore[dict-item]  # networks are modules
         super().__init__(
             model=model,
             trained=model,
@@ -82,7 +82,7 @@ class ClassifierTask(Task):
         return losses
 
     def _labels(self, batch: Batch) -> Tensor:
-        check_classes(batch["label"], self.classifier.network.num_classes, "label", "network.num_classes")
+        check_classes(batch["label"], self.classifier.network.num_classes, "label", "network.num_classes")  # type: ignore[attr-defined]  # of a classifier, by its contract
         return batch["label"]
 
     def _latents(self, batch: Batch, purpose: str, numbers: Tensor) -> Tensor:

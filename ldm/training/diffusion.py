@@ -84,7 +84,7 @@ class DiffusionTask(Task):
             raise UserError(
                 "task.keep_latents keeps in memory what data.cache has on disk already: set task.keep_latents=false"
             )
-        model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})
+        model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})  # type: ignore[dict-item]  # networks are modules
         only_training = {"resampler": resampler, "log_variance": log_variance}
         trained = nn.ModuleDict({**model, **{name: part for name, part in only_training.items() if part is not None}})
         super().__init__(
@@ -114,11 +114,11 @@ class DiffusionTask(Task):
         self._kept: Tensor | None = None  # moments [N, ...] of the training images, by index
 
     def configure_model(self) -> None:
-        tuned(self.denoiser.network, self.trainer.strategy.root_device, self.compile_network)
+        tuned(self.denoiser.network, self.trainer.strategy.root_device, self.compile_network)  # type: ignore[type-var]  # networks are modules
 
     def on_fit_start(self) -> None:
         if self.keep_latents:
-            self._kept = self._encode_all(self.trainer.datamodule)
+            self._kept = self._encode_all(self.trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean over the batch of the loss of D(x0 + sigma n; sigma) - x0, every draw addressed by sample number."""

@@ -85,7 +85,7 @@ class _Look(pl.Callback):
         if self.parent:
             task.branch_from(*self.parent, keep_optimizer=False)
         task.started = time.monotonic()
-        trainer.datamodule.start(0)
+        trainer.datamodule.start(0)  # type: ignore[attr-defined]  # Lightning sets it
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         for name, part in task.named_children():

@@ -64,7 +64,7 @@ class Averages(ABC):
                 torch._foreach_lerp_(self._rows(self._averages[place]), current, 1 - decay)
         self.num_updates += 1
 
-    def _rows(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _rows(self, tensors: list[Tensor]) -> list[Tensor]:
         """What this rank holds of each; no tensor is asked where none is sharded: it is in every step."""
         return [local(tensor) for tensor in tensors] if self._sharded else tensors
 
@@ -189,7 +189,7 @@ class PowerEMA(Averages):
     """
 
     def __init__(
-        self, module: nn.Module, sigma_rels: list[float] = (0.05, 0.10), snapshot_every_steps: int | None = 1000
+        self, module: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10), snapshot_every_steps: int | None = 1000
     ):
         if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
             raise UserError(f"ema.sigma_rels={list(sigma_rels)}: one or more different relative lengths")

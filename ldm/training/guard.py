@@ -44,7 +44,7 @@ class Guard:
             self._norms = torch.where(rejected, self._norms, longer)
         bad = rejected.float()
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = bad
+            optimizer.found_inf = bad  # type: ignore[attr-defined]  # what fused steps look for
         elif bad.item():
             optimizer.zero_grad(set_to_none=True)  # a parameter without gradient is left alone
         self._bad = bad

@@ -1,7 +1,7 @@
 """Learning-rate schedules as factors of the step, the optimizers, and their state read back."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def cosine(
 
 def adamw(
     lr: float,
-    betas: list[float] = (0.9, 0.999),
+    betas: Sequence[float] = (0.9, 0.999),
     weight_decay: float = 0.01,
     eps: float = 1e-8,
     fused: bool = True,
@@ -64,7 +64,7 @@ def adamw(
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": weight_decay if decay_vectors else 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+        return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
     return build
 
@@ -94,11 +94,11 @@ def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
             for name, v in held.items()}  # fmt: skip
 
 
-def adam(lr: float, betas: list[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:
+def adam(lr: float, betas: Sequence[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:
     """Adam without weight decay, as the published first stages are trained (betas 0.5, 0.9)."""
     _check(lr, betas, eps)
     return lambda module: torch.optim.Adam(
-        [p for p in module.parameters() if p.requires_grad], lr=lr, betas=tuple(betas), eps=eps, fused=fused
+        [p for p in module.parameters() if p.requires_grad], lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused
     )
 
 

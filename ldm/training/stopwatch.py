@@ -1,6 +1,7 @@
 """Where the time of a step goes, told apart without waiting for the device."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._on_gpu = False
-        self._laps: list[tuple[str, float | torch.cuda.Event]] = []  # phase, and when it ended
+        self._laps: list[tuple[str, Any]] = []  # phase, and when it ended: seconds, or an Event of CUDA
 
     def start(self, device: torch.device) -> None:
         """Begin now, on `device`; what was measured before is forgotten."""

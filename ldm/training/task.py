@@ -116,7 +116,7 @@ class Task(pl.LightningModule):
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(f"trainer.strategy={type(strategy).__name__}: take ddp, or fsdp to shard the weights")
         if self.sharded:
-            check_shardable(self.model, self.trainer.precision)
+            check_shardable(self.model, self.trainer.precision)  # type: ignore[arg-type]  # what is sharded is a ModuleDict
 
     @property
     def sharded(self) -> bool:
@@ -159,7 +159,7 @@ class Task(pl.LightningModule):
         parameters = [parameter for parameter in self._moved if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
         if self.sharded:
-            norm = norm.full_tensor()
+            norm = norm.full_tensor()  # type: ignore[attr-defined]  # a DTensor
         if gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
         if self.trainer.precision != "16-mixed":
@@ -206,7 +206,7 @@ class Task(pl.LightningModule):
         try:
             yield
         except OutOfRange as error:
-            where = self.trainer.datamodule.place(int(batch["index"][error.place]), held_out)
+            where = self.trainer.datamodule.place(int(batch["index"][error.place]), held_out)  # type: ignore[attr-defined]  # Lightning sets it
             raise UserError(f"{where}: {error}") from error
 
     # State

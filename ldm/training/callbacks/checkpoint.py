@@ -114,7 +114,7 @@ class Checkpoint(pl.Callback):
         self, trainer: pl.Trainer, task: Task, state: State, states: dict[str, State], digests: list[str]
     ) -> None:
         """Rank zero's part: all but the other ranks' rows."""
-        counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}
+        counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}  # type: ignore[attr-defined]  # Lightning sets it
         facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
         facts["validation"] = task.validated if task.validated_step == task.step else {}
         background = task.device.type == "cuda" if self.background is None else self.background
@@ -203,7 +203,7 @@ class Restore(pl.Callback):
             if trainer.is_global_zero:
                 self.begin()
         task.started = time.monotonic()
-        trainer.datamodule.start(task.step * trainer.datamodule.batch_size)
+        trainer.datamodule.start(task.step * trainer.datamodule.batch_size)  # type: ignore[attr-defined]  # Lightning sets it
         self.csv.rewind(task.step)
 
     def _resume(self, trainer: pl.Trainer, task: Task, found: Path) -> None:

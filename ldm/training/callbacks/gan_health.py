@@ -27,7 +27,7 @@ class GanHealth(pl.Callback):
     def __init__(self, patience: int = 10):
         self.patience = patience
         self.before: float | None = None  # the last reconstruction loss without a discriminator
-        self._seen = -1
+        self._seen = -1.0
         self._held: dict[str, int] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:

@@ -27,7 +27,7 @@ def _call(hooks: list[Callable], *arguments: Any, **named: Any) -> None:
 
 def members(trainer: pl.Trainer) -> Iterator[pl.Callback]:
     """All callbacks of a trainer, those of its groups one by one."""
-    return _each(trainer.callbacks)
+    return _each(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning sets it
 
 
 def _each(callbacks: Iterable[pl.Callback]) -> Iterator[pl.Callback]:

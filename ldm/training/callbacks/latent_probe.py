@@ -105,7 +105,8 @@ class LatentProbe(pl.Callback):
         z = (z - mean[:, None, None]) / std[:, None, None]
         denoiser, loss = self._fit(z, trainer, ahead)
         with task.averaged():
-            features, shown = [], []
+            features: list[Tensor] = []
+            shown: list[Tensor] = []
             for generated in self._latents(denoiser, z, ahead):
                 whole = generated * std[:, None, None] + mean[:, None, None]
                 images = task.autoencoder.decode(task.regularizer.quantise(whole)).float().clamp(-1, 1)
@@ -124,9 +125,10 @@ class LatentProbe(pl.Callback):
 
     def _moments(self, task: Task, ahead: "_Ahead") -> tuple[Tensor, Tensor]:
         """Of the probe's images: what the encoder gives now [N, ...], and their features, which never change."""
-        moments, features = [], []
+        moments: list[Tensor] = []
+        features: list[Tensor] = []
         for batch in self.data.statistics_loader(batch_size=self.batch_size, num_samples=self.num_images):
-            ahead.go(f"has looked at {sum(map(len, moments))} of {self.num_images} images")
+            ahead.go(f"has looked at {sum(len(part) for part in moments)} of {self.num_images} images")
             image = batch["image"].to(task.device)
             moments.append(task.autoencoder.encode(image).float())
             if self._real is None:
@@ -176,7 +178,7 @@ class LatentProbe(pl.Callback):
             ahead.go(f"has made {start} of {self.num_samples} samples")
             numbers = torch.arange(start, min(start + self.batch_size, self.num_samples), device=like.device)
             first = normal(self.seed, "probe first noise", numbers, like.shape[1:])
-            x = init_noise(first, sigmas[0].item(), denoiser.precond.schedule)
+            x = init_noise(first, sigmas[0].item(), denoiser.precond.schedule)  # type: ignore[attr-defined]  # of the probe's own denoiser
             yield dpmpp_2m(lambda x, sigma: denoiser(x, sigma, {}), x, sigmas)
 
     def _normal(self, purpose: str, like: Tensor, channels: int) -> Tensor:

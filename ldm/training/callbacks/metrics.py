@@ -59,7 +59,7 @@ class Metrics(pl.Callback):
     def _write(self, trainer: pl.Trainer, task: Task) -> None:
         means = self._means()
         now = time.monotonic()
-        batch_size = trainer.datamodule.batch_size
+        batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]  # Lightning sets it
         skipped, in_row = task.guard.counts()
         task.latest = {
             **{f"train/{name}": value for name, value in means.items()},

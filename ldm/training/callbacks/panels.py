@@ -31,7 +31,7 @@ class Panels(pl.Callback):
 
     def draw(self, trainer: pl.Trainer, task: Task) -> None:
         """Draw on rank zero; the other ranks go on, or compute along where weights are sharded."""
-        data = trainer.datamodule
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         if not (trainer.is_global_zero or task.sharded):
             return
         panels = {}

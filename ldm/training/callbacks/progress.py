@@ -65,7 +65,7 @@ class ProgressLine(pl.Callback):
         self._stop()
 
     def _text(self, trainer: pl.Trainer, task: Task, now: float) -> str:
-        rate = (task.step - self._begin[1]) * trainer.datamodule.batch_size / max(now - self._begin[0], 1e-9)
+        rate = (task.step - self._begin[1]) * trainer.datamodule.batch_size / max(now - self._begin[0], 1e-9)  # type: ignore[attr-defined]  # Lightning sets it
         shown = [text.format(task.latest[name]) for name, text in SHOWN.items() if name in task.latest]
         return "  ".join([f"{rate:.1f} samples/s", *shown])
 

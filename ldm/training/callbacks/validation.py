@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from ldm.training.distributed import in_step, means_over_ranks
 from ldm.training.task import Task
@@ -26,11 +27,12 @@ class Validation(pl.Callback):
 
     def validate(self, trainer: pl.Trainer, task: Task) -> None:
         """One pass over this rank's share of the held-out samples."""
-        data = trainer.datamodule
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         if task.step == self.validated_step or not data.num_validation:
             return
         self.validated_step = task.step
-        sums, count = {}, 0
+        sums: dict[str, Tensor] = {}
+        count = 0
         with task.averaged():
             loader = data.validation_loader(trainer.global_rank, trainer.world_size, self.batch_size, images=False)
             one = data.validation_loader(0, 1, 1, images=False)
