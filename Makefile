@@ -1,5 +1,5 @@
 # make quickstart   the whole chain on the built-in data, from nothing to a report; SIZE=full adds experts
-# make test         lint, formats and all tests but the slow ones
+# make test         lint, formats, types and all tests but the slow ones
 # make test-slow    whole processes, kills, browsers
 
 # ARGS="key=value ..." goes to scripts/quickstart.py; TORCH_INDEX=URL is where pip gets torch and torchvision.
@@ -35,6 +35,7 @@ test-slow: .venv/.installed-test
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv runs samples

@@ -131,5 +131,5 @@ def _read(path: Path, check: bool) -> tuple[dict[str, Any], memoryview] | None:
     return found if found and found[0].get("kind") == KIND else None
 
 
-def _as_it_is(number: int) -> int:
+def _as_it_is(number: Any) -> Any:
     return number

@@ -4,7 +4,7 @@ Sampling, evaluation and pages meet nothing else of a model. A new kind is a cla
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ class Drawer(Protocol):
     """Draws images of `image_size`, px, for `fields` of a batch; `data` is what it was trained on."""
 
     name: str
-    weights: list[Weights]  # all that it draws with: what is made of it depends on their digests
+
+    @property
+    def weights(self) -> list[Weights]:
+        """All that it draws with: what is made of it depends on their digests."""
 
     @property
     def fields(self) -> set[str]:
@@ -76,8 +79,8 @@ class Drawer(Protocol):
     def decode_in_tiles(self, size: int | None) -> None:
         """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""
 
-    def to(self, device: torch.device | str) -> "Drawer":
+    def to(self, device: torch.device | str) -> Self:
         """Itself, with all parts moved."""
 
-    def tuned(self, compile: bool = False) -> "Drawer":
+    def tuned(self, compile: bool = False) -> Self:
         """Itself, with its networks as its device likes them (layers.tuned); after `to`."""

@@ -24,6 +24,7 @@ from ldm.diffusion.guidance import Bound
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.tiles import Tiling
 from ldm.errors import UserError
+from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Size, bind, bound_to, check_guidance, check_size, generate, guided
 from ldm.networks.layers import tuned
@@ -38,7 +39,7 @@ class Model:
     """A first stage, a conditioner and a denoiser under one schedule, from one run: a Drawer."""
 
     name: str
-    first_stage: nn.Module
+    first_stage: FirstStage | Identity
     conditioner: Conditioners
     denoiser: nn.Module
     schedule: Schedule
@@ -82,7 +83,7 @@ class Model:
         negative = ["caption"] if tree.get("negative_prompt") else []
         chosen = recipe(tree, self.parts.tree, bool(self.conditioner.guidable(negative, use)))
         chosen |= {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
-        given = {"schedule": self.schedule, "first_stage": self.first_stage}
+        given: dict[str, Any] = {"schedule": self.schedule, "first_stage": self.first_stage}
         given["tiling"] = Parts({**self.parts.tree, **chosen}, **given)["tiling"]
         if tree.get("weak_model"):
             if not chosen["guidance"] or not takes(chosen["guidance"], "weak_model"):

@@ -73,7 +73,9 @@ class Layout(Field):
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:
         """One row of tokens for each sample."""
         pairs = zip(values, views, strict=True)
-        return torch.stack([self._tokens(*value, view=view, image_size=image_size) for value, view in pairs])
+        return torch.stack([
+            self._tokens(classes, boxes, size, view, image_size) for (classes, boxes, size), view in pairs
+        ])  # fmt: skip
 
     def _tokens(
         self, classes: np.ndarray, boxes: np.ndarray, size: tuple[int, int], view: View, image_size: int

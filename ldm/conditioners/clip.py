@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class ClipText(Conditioner):
     @property
     def encoder(self) -> TextEncoder:
         """The frozen encoder with its tokenizer."""
-        return self.frozen.encoder.module
+        return cast(TextEncoder, self.frozen.encoder.module)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)

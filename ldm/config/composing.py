@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -86,7 +86,7 @@ def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[
         for last in (False, True):
             try:
                 config = _composed(config_name, overrides)
-                return OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
+                return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=complete))
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 added = None if last else _with_plus(config_name, parsed)
                 if not added:

@@ -48,7 +48,7 @@ class Written:
 
     files: list[Path] = field(default_factory=list)
     pipeline: str = ""
-    components: dict[str, list[Any]] = field(default_factory=dict)
+    components: dict[str, Any] = field(default_factory=dict)
     first_stage: str = "vqvae"
     sample_size: int | None = None
     divides: bool = True
@@ -84,7 +84,7 @@ def _clip_text(part: ClipText, latent: Latent, out: Path) -> Written:
     place = "bert" if latent.is_vq else "text_encoder"
     encoder, tokenizer = part.encoder.model, part.encoder.tokenizer
     files = _pretrained(encoder, out / place) + _pretrained(tokenizer, out / "tokenizer")
-    components = {place: _of_transformers(encoder), "tokenizer": _of_transformers(tokenizer)}
+    components: dict[str, Any] = {place: _of_transformers(encoder), "tokenizer": _of_transformers(tokenizer)}
     if latent.is_vq:  # StableDiffusionPipeline decodes KL first stages only
         return _eighths(files, components, latent)
     nothing: dict[str, Any] = {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}

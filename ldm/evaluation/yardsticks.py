@@ -54,7 +54,8 @@ class LastRemembered(Features):
         super().__init__()
         self.features = features
         self.name, self.dim, self.frechet = features.name, features.dim, features.frechet
-        self._asked, self._answer = None, None
+        self._asked: Tensor | None = None
+        self._answer: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """As `features`; another tensor is another batch, whatever it holds."""

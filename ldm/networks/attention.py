@@ -58,8 +58,8 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, heads, N, d]
-        return self.proj(join_heads(attention(*qkv.unbind(0), mask=None if mask is None else mask[:, None, None])))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
+        return self.proj(join_heads(attention(q, k, v, None if mask is None else mask[:, None, None])))
 
 
 class Attention(nn.Module):

@@ -85,8 +85,7 @@ class UNet(nn.Module):
                 f"4 network.channels, and it is {vector_width} wide; set conditioner.label.width={blocks.emb_width}"
             )
         if vector_width:
-            layers = [blocks.embedding(vector_width)] if project_vector else []
-            self.label_emb = nn.Sequential(*layers)
+            self.label_emb = nn.Sequential(*([blocks.embedding(vector_width)] if project_vector else []))
         self.input_blocks, skips = blocks.encoder((in_channels + concat_channels) * patch_size**2)
         width = skips[-1]
         self.middle_block = blocks.middle(width)

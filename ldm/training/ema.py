@@ -60,7 +60,7 @@ class Averages(ABC):
             if self._current is not None:
                 self._buffers[place].lerp_(self._current, 1 - decay)
             else:
-                current = [parameter.float() for parameter in self._rows(self._parameters)]
+                current = [parameter.float() for parameter in self._rows(list(self._parameters))]
                 torch._foreach_lerp_(self._rows(self._averages[place]), current, 1 - decay)
         self.num_updates += 1
 

@@ -102,7 +102,7 @@ def adam(lr: float, betas: Sequence[float] = (0.5, 0.9), eps: float = 1e-8, fuse
     )
 
 
-def _check(lr: float, betas: list[float], eps: float) -> None:
+def _check(lr: float, betas: Sequence[float], eps: float) -> None:
     for name, value in (("lr", lr), ("eps", eps)):
         if value < 0:
             raise UserError(f"optimizer.{name}={value}: must be at least 0")
