@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 from data.errors import ShardError
 from data.objects import Url
+from data.progress import say
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 DENIED = (400, 401, 403, 404, 410)
@@ -75,4 +77,20 @@ def repeat(action: Callable[[], Found]) -> Found:
             pause = next(pauses, None)
             if pause is None or trouble.is_final:
                 raise trouble.report() from trouble.error
+            _tell(trouble)
             time.sleep(pause)
+
+
+@cache
+def _told() -> set[tuple[str, str]]:
+    return set()
+
+
+def _tell(trouble: Trouble) -> None:
+    """Say once in a process what a place answers in the stead of bytes."""
+    status = getattr(trouble.error, "status", None)
+    answer = f"status {status}" if status else type(trouble.error).__name__
+    place = str(trouble.url.parent)
+    if (place, answer) not in _told():
+        _told().add((place, answer))
+        say(f"{place}: {answer}; asking again with growing pauses, and not saying so again")

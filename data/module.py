@@ -2,6 +2,8 @@
 Lightning. A batch is described at `Samples.batch`; its order needs no saved state, only `start(number)`.
 """
 
+import os
+import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -21,6 +23,7 @@ from data.fields import Derived, Field
 from data.fields.field_set import FieldSet
 from data.filters import FilterRules, read_filters
 from data.framing import CropSize, framing
+from data.local_copies import LocalCopies
 from data.objects import Location
 from data.paths import expand
 from data.plan import BatchPlan, permute
@@ -45,8 +48,9 @@ class ShardData(pl.LightningDataModule):
     `max_samples` and `validation_samples` keep the first so many. `mixture` takes the place of `train`: NAME: {shards,
     weight}, mixed in that proportion, each set in epochs of its own. `filters` (see Filters) choose training samples.
     `shuffle_block` keeps the order local (see Plan). `decoder=fast` needs an extra and gives other last bits. `cache`
-    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. `with_images=false`: the
-    samples have none, only fields. More than ten arguments: each is a key of the YAML.
+    is a folder of scripts/encode.py, used once `read_cache` has held it against the run. Remote shards are copied to
+    `cache_dir`, at most `cache_dir_gb` 10^9 bytes of them, while they are read (see data.local_copies).
+    `with_images=false`: the samples have none, only fields. More than ten arguments: each is a key of the YAML.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class ShardData(pl.LightningDataModule):
         crop_size: CropSize = None,
         derived: Mapping[str, Field | Derived] | None = None,
         with_images: bool = True,
+        cache_dir: str | None = None,
+        cache_dir_gb: float = 100.0,
     ):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size, "accumulation": accumulation}.items():
@@ -120,6 +126,8 @@ class ShardData(pl.LightningDataModule):
         self.with_images = with_images
         self.images = False  # whether batches need them where the cache is read
         self._caches: dict[Samples, Cache] = {}
+        self._copies = LocalCopies(cache_dir, cache_dir_gb) if cache_dir else None
+        self._copying: subprocess.Popen | None = None
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -153,7 +161,7 @@ class ShardData(pl.LightningDataModule):
     def _samples(self, shards: ShardSet, source: Callable[[int], str] | None = None) -> Samples:
         return Samples(
             shards, self.framing, self.fields, self.memo_samples, self.decoder, source, self.keys.derived,
-            self.with_images,
+            self.with_images, self._copies,
         )  # fmt: skip
 
     @cached_property
@@ -310,6 +318,7 @@ class ShardData(pl.LightningDataModule):
         samples = self._with_cache(self._train_samples, images=False)
         stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)
         self._check_shared_memory(samples, self.batch_size // (world_size * self.accumulation))
+        self._begin_copying()
         return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
 
     def validation_loader(
@@ -371,6 +380,20 @@ class ShardData(pl.LightningDataModule):
             processes = 1 if self.trainer is None else self.trainer.num_devices
         if samples.images:
             check_shared_memory(batch_size * 3 * self.framing.window**2 * 4, self.num_workers, processes)
+
+    def _begin_copying(self) -> None:
+        """Copy remote shards to `cache_dir` from now on: one process of each node."""
+        first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+        if self._copies and first and self._copying is None:
+            shards = [part.shards for part in self.parts()]
+            entries = [entry for own in shards for entry in own.shards]
+            self._copying = self._copies.begin(entries, [known for own in shards for known in own.listed()])
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End what runs beside the training."""
+        if self._copying is not None:
+            self._copying.communicate()
+            self._copying = None
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

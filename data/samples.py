@@ -12,6 +12,7 @@ from data.decoding import IMAGE_EXTENSIONS, Decoder, read_picture
 from data.errors import BadSample
 from data.fields import Derived, Field
 from data.framing import Framing
+from data.local_copies import LocalCopies
 from data.rasters import Picture
 from data.shards import MemberReader, ShardSet
 from data.transforms import View, to_tensor
@@ -33,7 +34,8 @@ class Samples:
     """Decoded samples by index; the first `memo_samples` met are kept in memory, in each process that reads.
 
     `derived` fields are made of the windows of a batch. `source` names the data set that a sample is from, where
-    several are mixed. Without `images` no sample needs one, and their batches have none.
+    several are mixed. Without `images` no sample needs one, and their batches have none. Remote shards are read from
+    `copies` once they are there.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Samples:
         source: Callable[[int], str] | None = None,
         derived: Mapping[str, Derived] | None = None,
         images: bool = True,
+        copies: LocalCopies | None = None,
     ):
         self.shards = shards
         self.framing = framing
@@ -57,7 +60,7 @@ class Samples:
         self.images = images
         self._imageless = {name: field for name, field in self.fields.items() if field.extension is not None}
         self._extensions = frozenset(field.extension for field in self._imageless.values())
-        self._reader = MemberReader()
+        self._reader = MemberReader(copies)
         self._memo: dict[int, Sample] = {}
 
     def get_all(self, indices: Sequence[int]) -> list[Sample | BadSample]:

@@ -16,6 +16,7 @@ from data.bounded_json import load_json
 from data.errors import BadSample, ShardError
 from data.index import ShardIndex, split_name
 from data.index_cache import Entry, entries, open_index
+from data.local_copies import LocalCopies
 from data.objects import CHANGED, Location, Span, Url
 from data.open_files import OpenFile, OpenFiles, room
 from data.storage import read_spans, read_whole
@@ -111,9 +112,12 @@ class ShardSet:
 
     def fingerprints(self) -> list[str]:
         """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
+        return [known or shard.digest for known, shard in zip(self.listed(), self.shards, strict=True)]
+
+    def listed(self) -> list[str | None]:
+        """SHA-256 of each shard's bytes where the manifest beside it lists it."""
         manifests = {folder: listed_shards(folder) for folder in {shard.path.parent for shard in self.shards}}
-        listed = [manifests[s.path.parent].get((s.path.name, s.facts.num_bytes)) for s in self.shards]
-        return [known or shard.digest for known, shard in zip(listed, self.shards, strict=True)]
+        return [manifests[s.path.parent].get((s.path.name, s.facts.num_bytes)) for s in self.shards]
 
     def fingerprint(self) -> str:
         """SHA-256 over the shards' names and their own, and over which samples are kept."""
@@ -136,13 +140,17 @@ def listed_shards(folder: Location) -> dict[tuple[str, int], str]:
 
 
 class MemberReader:
-    """Reads members where the index says they are: local files by position, remote ones all at the same time."""
+    """Reads members where the index says they are: local files by position, remote ones all at the same time.
 
-    def __init__(self) -> None:
+    A remote shard that `copies` has a copy of is a local file.
+    """
+
+    def __init__(self, copies: LocalCopies | None = None) -> None:
         self._files = OpenFiles(MAX_OPEN_FILES)
+        self._copies = copies
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_files": OpenFiles(MAX_OPEN_FILES)}  # another process opens its own
+        return {**self.__dict__, "_files": OpenFiles(MAX_OPEN_FILES)}  # another process opens its own
 
     def read(self, shard: ShardIndex, sample: int, wanted: Container[str]) -> dict[str, bytes]:
         """The wanted members of one sample; those it lacks are absent. Raises BadSample if one is too large."""
@@ -163,19 +171,25 @@ class MemberReader:
         """
         found: list[Any] = [_choose(shard, sample, wanted, first_of) for shard, sample in places]
         usable = [place for place, extents in enumerate(found) if not isinstance(extents, BadSample)]
-        remote = [(*places[p], found[p]) for p in usable if isinstance(places[p][0].path, Url)]
-        fetched = iter(_fetch(remote))
-        touched = {}
+        files = {shard.path: self._file(shard) for shard in {places[p][0].path: places[p][0] for p in usable}.values()}
+        fetched = iter(_fetch([(*places[p], found[p]) for p in usable if files[places[p][0].path] is None]))
         for place in usable:
-            shard = places[place][0]
-            if isinstance(shard.path, Url):
-                found[place] = next(fetched)
-            else:
-                touched[shard.path] = file = self._files.open(shard.path, shard.facts)
-                found[place] = _read_members(file, found[place])
-        for file in touched.values():
-            file.check()  # after the reads
+            file = files[places[place][0].path]
+            found[place] = next(fetched) if file is None else _read_members(file, found[place])
+        for file in files.values():
+            if file is not None:
+                file.check()  # after the reads
         return found
+
+    def _file(self, shard: ShardIndex) -> OpenFile | None:
+        """The shard or its copy, None for one that is only read where it lies."""
+        if not isinstance(shard.path, Url):
+            return self._files.open(shard.path, shard.facts)
+        copy = self._copies.find(shard.path, shard.facts) if self._copies else None
+        try:
+            return self._files.open(*copy) if copy else None
+        except FileNotFoundError:  # deleted a moment ago
+            return None
 
 
 def _read_members(file: OpenFile, extents: dict[str, Extent]) -> dict[str, bytes]:

@@ -1,5 +1,8 @@
 """Remote shards: the same samples as from disk, few requests at the same time, faults survived or named."""
 
+import hashlib
+import os
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,11 +15,16 @@ from range_server import RangeServer, serving
 from test_data_module import NUM, make, same, sample, take, write
 
 from data import attempts, index_cache, ranges
+from data.copying import copy_all
 from data.errors import ShardError
 from data.index import read_index
+from data.local_copies import GB, LocalCopies, job_for
+from data.module import ShardData
+from data.objects import Span
 from data.paths import expand
 from data.shards import MemberReader, ShardSet
-from data.storage import Url
+from data.storage import Url, facts, read_spans
+from data.user_error import UserError
 from data.writing import write_shard
 
 
@@ -374,3 +382,75 @@ def test_workers_open_their_own_connections(server: RangeServer) -> None:
     remote = f"{server.url}/train-{{0..2}}.tar"
     first = take(make(remote), 2)  # through connections of this process, before it forks
     assert all(same(a, b) for a, b in zip(take(make(remote, num_workers=2), 2), first, strict=True))
+
+
+# -- copies on a local disk ------------------------------------------------------------------------------------------
+
+
+def copied(data: ShardData) -> None:
+    """Wait until the process that copies has nothing more to do."""
+    folder = data._copies.folder
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*.tar"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_copies_give_what_the_place_gives_and_leave_it_alone(server: RangeServer, tmp_path: Path) -> None:
+    """Training begins before the copies are there; with them the batches are the same and nothing is asked for."""
+    remote = f"{server.url}/train-{{0..2}}.tar"
+    options = {"cache_dir": str(tmp_path / "copies"), "num_workers": 1, "horizontal_flip_prob": 0.5}
+    without = batches(remote)
+    data = make(remote, **options)
+    first = take(data, 5)
+    copied(data)
+    data.teardown()
+    assert not list((tmp_path / "copies").glob("*.partial"))
+    asked = len(server.gets(".tar"))
+    later = make(remote, **options)
+    assert all(same(a, b) and same(a, c) for a, b, c in zip(without, first, take(later, 5), strict=True))
+    assert later._copying is None and len(server.gets(".tar")) == asked
+    (server.folder / "train-1.tar").touch()  # another version: its copy is not it
+    again = make(remote, **options)
+    assert again._copies.find(Url(f"{server.url}/train-1.tar"), facts(Url(f"{server.url}/train-1.tar"))) is None
+
+
+def test_copies_keep_to_their_bound_and_let_unused_ones_go(server: RangeServer, tmp_path: Path) -> None:
+    shards = ShardSet.open(expand(f"{server.url}/train-{{0..2}}.tar", "data.train")).shards
+    jobs = [job_for(shard, None) for shard in shards]
+    sizes = [shard.facts.num_bytes for shard in shards]
+    copies = LocalCopies(tmp_path / "copies", (sizes[0] + sizes[1]) / GB)
+    stranger = copies.folder / "0123.tar"
+    stranger.write_bytes(b"x" * sizes[0])
+    copy_all(copies, jobs)
+    assert [copies.find(s.path, s.facts) is not None for s in shards] == [True, False, False] and stranger.exists()
+    os.utime(stranger, (0, 0))
+    copy_all(copies, jobs)
+    assert [copies.find(s.path, s.facts) is not None for s in shards] == [True, True, False] and not stranger.exists()
+
+
+def test_a_copy_has_the_hash_that_its_manifest_says(
+    server: RangeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [shard] = ShardSet.open(expand(f"{server.url}/train-0.tar", "data.train")).shards
+    copies = LocalCopies(tmp_path / "copies", 1.0)
+    copy_all(copies, [job_for(shard, "0" * 64)])
+    assert copies.find(shard.path, shard.facts) is None and "another hash than its manifest" in capsys.readouterr().err
+    copy_all(copies, [job_for(shard, hashlib.sha256((tmp_path / "train-0.tar").read_bytes()).hexdigest())])
+    assert copies.find(shard.path, shard.facts) is not None
+
+
+@pytest.mark.parametrize(("folder", "gb"), [("file/copies", 1.0), ("copies", 0.0)])
+def test_where_there_can_be_no_copies_is_said(folder: str, gb: float, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^data\.cache_dir"):
+        LocalCopies(tmp_path / folder, gb)
+
+
+def test_pauses_are_told_of_once(server: RangeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    attempts._told.cache_clear()
+    url = Url(f"{server.url}/train-0.tar")
+    known = facts(url)
+    for _ in range(2):
+        server.failures = 1
+        read_spans([Span(url, 0, 512, known)])
+    assert capsys.readouterr().err.count("asking again") == 1
