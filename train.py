@@ -3,16 +3,19 @@
     python train.py experiment=quickstart/autoencoder
     python train.py experiment=quickstart/diffusion first_stage=runs/quickstart-autoencoder
     python train.py -m experiment=sweep/autoencoder autoencoder=f2,f4,f8 regularizer=kl,vq
+    python train.py -m launcher=submitit launcher.partition=gpu experiment=sweep/autoencoder autoencoder=f4,f8
 
 The same command again resumes.
 """
 
-import subprocess
+import os
 import sys
 from typing import NoReturn
 
 from ldm.config import compose, expand_sweep, guarded, help_text, run_name
 from ldm.errors import UserError
+from ldm.launching import FINISHED, SUBMITTED, Job
+from ldm.launching.choice import is_of_launcher, take_launcher
 
 EXAMPLES = __doc__.split("\n\n")[1]
 
@@ -24,6 +27,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if "-m" in arguments or "--multirun" in arguments:
         return sweep([a for a in arguments if a not in ("-m", "--multirun")])
+    for word in filter(is_of_launcher, arguments):
+        raise UserError(f"{word}: goes with -m, which also starts a single job: python train.py -m {word} ...")
     tree = compose("config", arguments)
     from ldm.fit import fit  # torch and Lightning are only needed once the tree is known to be good
 
@@ -38,21 +43,21 @@ def leave(status: int) -> NoReturn:
 
 
 def sweep(arguments: list[str]) -> int:
-    """Run every job of the product in its own process, one after the other; a failed job does not stop the others.
+    """Run every job of the product in its own process; a failed job does not stop the others.
 
-    ``run=NAME`` begins the names of all.
+    ``run=NAME`` begins the names of all, ``launcher=`` says where they run.
     """
-    failed = []
-    jobs = [(job, run_name(job, swept)) for job, swept in expand_sweep(arguments)]
-    names = [name for _, name in jobs]
+    launch, arguments = take_launcher(arguments)
+    jobs = []
+    for words, swept in expand_sweep(arguments):
+        name = run_name(words, swept)
+        jobs.append(Job(name, (*(word for word in words if not word.startswith("run=")), f"run={name}")))
+    names = [job.name for job in jobs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two jobs of this sweep would share the folder {twice}; sweep other values")
-    for number, (job, name) in enumerate(jobs, start=1):
-        print(f"[{number}/{len(jobs)}] {name}", flush=True)
-        words = [word for word in job if not word.startswith("run=")]
-        if subprocess.run([sys.executable, __file__, *words, f"run={name}"]).returncode:
-            failed.append(name)
+    os.environ.setdefault("WANDB_RUN_GROUP", run_name(arguments))
+    failed = [name for name, status in zip(names, launch(jobs), strict=True) if status not in (FINISHED, SUBMITTED)]
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs did not finish: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

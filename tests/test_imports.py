@@ -49,6 +49,7 @@ LAYERS = {
     "ldm.ensemble": 4,
     "ldm.loading": 4,
     "ldm.places": 4,
+    "ldm.launching": 4,
     "ldm.lineage": 4,
     "ldm.overwriting": 4,
     "ldm.run": 4,

@@ -11,7 +11,9 @@ from ldm.checkpoint import weights
 
 @pytest.mark.slow
 def test_two_values_give_two_folders(tmp_path):
-    arguments = [word for word in tiny("quickstart/autoencoder", tmp_path) if not word.startswith("regularizer=")]
+    """Each of them on two devices, whose further process a fresh one starts itself."""
+    devices = ("trainer.accelerator=cpu", "trainer.devices=2")
+    arguments = [w for w in tiny("quickstart/autoencoder", tmp_path, *devices) if not w.startswith("regularizer=")]
     result = subprocess.run(
         [sys.executable, "train.py", "-m", *arguments, "regularizer=kl,vq", "regularizer.channels=3"],
         cwd=ROOT, capture_output=True, text=True, timeout=400,

@@ -218,7 +218,7 @@ class Autoencoder(nn.Module):
         if len(multipliers) < 2:
             raise UserError(
                 "autoencoder.multipliers: one level is f = 1, pixel space, where there is nothing to train; train the "
-                "diffusion model with first_stage=null"
+                "diffusion model with first_stage=null, or sweep over f: scripts/sweep_f.py f=[1,2,4]"
             )
         if channels % norm_groups:
             raise UserError(f"autoencoder.channels={channels} must be a multiple of norm_groups={norm_groups}")

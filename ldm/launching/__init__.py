@@ -1,0 +1,34 @@
+"""Where the jobs of ``train.py -m``, of a sweep or of a tree run: each is ``train.py`` with words, in fresh processes.
+
+A launcher is one file here and one YAML in conf/launcher.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+ROOT = Path(__file__).resolve().parents[2]
+FINISHED, STOPPED, SUBMITTED = 0, 3, -1  # what a launcher says of a job; another number is the status it ended with
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: the run's name, and the words of its command line, ``run=`` among them."""
+
+    name: str
+    words: tuple[str, ...]
+
+    def command(self) -> list[str]:
+        """The process that trains it."""
+        return [sys.executable, str(ROOT / "train.py"), *self.words]
+
+
+class Launcher(Protocol):
+    """Runs jobs, in whatever order."""
+
+    def __call__(self, jobs: Sequence[Job]) -> list[int]:
+        """Start all, and say of each how it ended: FINISHED, STOPPED (and saved), SUBMITTED (runs by itself), or the
+        status of its failure. A job that fails does not stop the others. Raises UserError where none can be started.
+        """
