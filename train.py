@@ -16,6 +16,7 @@ from ldm.config import compose, expand_sweep, guarded, help_text, run_name
 from ldm.errors import UserError
 from ldm.launching import FINISHED, SUBMITTED, Job
 from ldm.launching.choice import is_of_launcher, take_launcher
+from ldm.sweep_agents import agents_id
 
 EXAMPLES = __doc__.split("\n\n")[1]
 
@@ -32,7 +33,8 @@ def main(arguments: list[str]) -> int:
     tree = compose("config", arguments)
     from ldm.fit import fit  # torch and Lightning are only needed once the tree is known to be good
 
-    run = fit(tree, tree["run"] or run_name(arguments))
+    own = [run_name(arguments), agents_id()]  # each run of an agent's sweep has a folder of its own
+    run = fit(tree, tree["run"] or "-".join(filter(None, own)))
     return 0 if run.finished else 3
 
 

@@ -1,7 +1,6 @@
 """Fit one run: open its folder, build its parts, let Lightning train them, write down what came of it."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +23,9 @@ from ldm.device import computes_bf16, keep_memory
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.holding import Hold, check_launch, held
-from ldm.lineage import begun_from, note_plugins
+from ldm.lineage import begun_from, note_plugins, root
 from ldm.places import relative
-from ldm.ranks import check_ranks, is_rank_zero, way_out
+from ldm.ranks import check_ranks, is_rank_zero, warn_of_shared_store, way_out
 from ldm.redaction import redacted
 from ldm.run import Run, inherit, open_run, settle_precision
 from ldm.training.callbacks.checkpoint import Checkpoint, Restore
@@ -37,8 +36,7 @@ from ldm.training.distributed import end_process_group, lost_ranks_named
 from ldm.training.loggers import CSVLog, close, forget
 from ldm.training.task import Task
 from ldm.training.trainer import check_trainer, make_trainer
-
-log = logging.getLogger(__name__)
+from ldm.training.wandb_links import alert, failure_told, introduce, refer_to_weights
 
 # Messages of Lightning and W&B about choices that are made on purpose here.
 QUIET = (
@@ -93,13 +91,13 @@ def _finished(run: Run) -> bool:
 def _fit(run: Run, hold: Hold | None) -> Run:
     """The same for a run that is to be trained; rank zero holds its folder."""
     quieten()
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_rank_zero():
-        warn_of_shared_store()
+    warn_of_shared_store()
     tree = run.tree
     make = instantiate({**tree["trainer"], "_partial_": True}, {}, "trainer")
     check_trainer(tree["trainer"], make)
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
-    parts = Parts(tree, folder=run.folder, run_name=run.name, run_id=run.lineage["wandb_id"])
+    own = {"run_name": run.name, "run_id": run.lineage["wandb_id"], "root_run": root(run.lineage)}
+    parts = Parts(tree, folder=run.folder, **own)
     task, data = parts["task"], parts["data"]
     data.setup()
     if data.cache is not None:
@@ -115,17 +113,22 @@ def _fit(run: Run, hold: Hold | None) -> Run:
         if data.removed:
             print(f"{run.name}: trains on {data.num_train} samples; data.filters removed {describe(data.removed)}")
     trainer = _trainer(run, parts, make, hold)
-    with handlers_kept(), failures_named():  # a worker that is killed interrupts whatever is being done
+    # a worker that is killed interrupts whatever is being done
+    with handlers_kept(), failures_named(), failure_told(trainer.loggers, run.name):
         try:
             trainer.fit(task, datamodule=data)
         except TooManyBadSamples:
             _note_bad_shards(run, data)
             raise
-    close(trainer.loggers)
     if task.step >= task.max_steps:
         _conclude(run, trainer, task, parts, hold)
+        refer_to_weights(trainer.loggers, run.folder / "weights", run.name)
+        alert(trainer.loggers, f"{run.name} finished", f"step {task.step}")
     elif trainer.is_global_zero:
-        print(f"{run.name}: stopped and saved at step {task.step} of {task.max_steps}; the same command goes on there")
+        said = f"stopped and saved at step {task.step} of {task.max_steps}; the same command goes on there"
+        print(f"{run.name}: {said}")
+        alert(trainer.loggers, f"{run.name} stopped", said)
+    close(trainer.loggers)
     end_process_group()
     return run
 
@@ -144,6 +147,7 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
     if hold is not None:
         callbacks = [WhileHeld(hold, saving), *callbacks]
     loggers = [csv, *([parts["logger"]] if parts["logger"] else [])]
+    introduce(loggers, redacted(tree), run.lineage["parent"])
     if run.anew:
         forget(loggers)
     trainer = make_trainer(tree["trainer"], make, callbacks=[Group(callbacks)], logger=loggers)
@@ -234,12 +238,6 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts, hold: Hol
         skipped_samples=data.skipped,
         removed_samples=data.removed,
     )
-
-
-def warn_of_shared_store() -> None:
-    """Torchrun serves all attempts from one store, where the next finds the last one's addresses (pytorch #135712)."""
-    if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
-        log.warning("torchrun --max-restarts: a restart connects only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set")
 
 
 def quieten() -> None:

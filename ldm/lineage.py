@@ -69,11 +69,18 @@ def parent_of(branch: str, folder: Path) -> dict[str, Any]:
     before = (grand.get("parent") or {}).get("samples_seen_total", 0)
     return {
         "run": run_folder.absolute().name,
+        "root": root(grand) or run_folder.absolute().name,
         "wandb_id": grand.get("wandb_id"),
         "checkpoint": relative(checkpoint, folder),
         "sha256": sha256(checkpoint / "manifest.json"),
         "samples_seen_total": before + samples_seen,
     }
+
+
+def root(lineage: dict[str, Any]) -> str | None:
+    """The name of the run that the tree of branches began with, to which a lineage belongs; a run's own if it did."""
+    parent = lineage.get("parent")
+    return (parent.get("root") or parent["run"]) if parent else lineage.get("run")
 
 
 def begun_from(lineage: dict[str, Any], folder: Path) -> Path | None:

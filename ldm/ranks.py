@@ -2,10 +2,13 @@
 be: variables that an earlier launch left behind would let one process train a half of a run.
 """
 
+import logging
 import os
 from typing import Any
 
 from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # What says which one a process is -> what says how many there are.
 TORCHRUN = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "GROUP_RANK": "WORLD_SIZE", "NODE_RANK": "WORLD_SIZE"}
@@ -87,3 +90,12 @@ def _number(name: str) -> int:
         return int(os.environ[name])
     except ValueError:
         raise UserError(f"{name}={os.environ[name]} in the environment: not a number; env -u {name}") from None
+
+
+def warn_of_shared_store() -> None:
+    """Say what restarts by torchrun need: it serves all attempts from one store, where the next finds the last one's
+    addresses (pytorch #135712).
+    """
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarts and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1" and is_rank_zero():
+        log.warning("torchrun --max-restarts: a restart connects only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set")

@@ -32,6 +32,7 @@ from ldm.lineage import (
 from ldm.loading import load as load  # where it was, for one release
 from ldm.overwriting import check_overwrite, clear, is_run
 from ldm.redaction import agrees, redacted
+from ldm.sweep_agents import agents_id
 
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
@@ -105,7 +106,7 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
         raise UserError(f"run={name}: a run's name is made of letters, digits, '-', '_' and '.'")
     folder = Path(tree["runs_dir"]).expanduser() / name
     _check_place(folder)
-    wandb_id = f"{name}-{secrets.token_hex(4)}"
+    wandb_id = agents_id() or f"{name}-{secrets.token_hex(4)}"
     anew, own_id, saved = tree["overwrite"], identity.new_id(), None
     if anew:
         check_overwrite(folder, tree)

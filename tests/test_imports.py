@@ -50,6 +50,7 @@ LAYERS = {
     "ldm.loading": 4,
     "ldm.places": 4,
     "ldm.launching": 4,
+    "ldm.sweep_agents": 0,
     "ldm.lineage": 4,
     "ldm.overwriting": 4,
     "ldm.run": 4,

@@ -12,7 +12,8 @@ import pytest
 from toys import tiny
 from wandb.proto.wandb_internal_pb2 import Record
 
-from ldm.config import compose
+from ldm.config import compose, load_tree
+from ldm.files import read_json
 from ldm.fit import fit
 from ldm.training.loggers import CSVLog, close, curves, forget, read_metrics, wandb
 
@@ -158,6 +159,8 @@ def test_a_resumed_run_goes_on_in_wandb(first_stage, tmp_path, monkeypatch):
         words = tiny("quickstart/diffusion", tmp_path, *own, f"max_steps={steps}")
         run = fit(compose("config", [word for word in words if word != "~logger"]), "a")
         time.sleep(1.1)
+    words = tiny("quickstart/diffusion", tmp_path, *own[-1:], f"branch={run.folder}", "max_steps=1")
+    child = fit(compose("config", [word for word in words if word != "~logger"]), "b")
     files = sorted(run.folder.glob(f"wandb/offline-run-*-{run.lineage['wandb_id']}/*.wandb"))
     rows = [row for file in files for row in history(file)]
     steps = [row["_step"] for row in rows if "train/loss" in row]
@@ -165,6 +168,25 @@ def test_a_resumed_run_goes_on_in_wandb(first_stage, tmp_path, monkeypatch):
     assert [row["_step"] for row in rows] == sorted(row["_step"] for row in rows)
     assert all(row["_step"] == row["trainer/global_step"] and row["speed/forward_ms"] > 0 for row in rows)
     assert [row["_step"] for row in rows if any(name.startswith("panels/") for name in row)] == [2, 4]
+    assert_is_linked(files[-1], "a", "a", None, run.folder)
+    [file] = child.folder.glob("wandb/offline-run-*/*.wandb")
+    assert_is_linked(file, "b", "a", run.lineage["wandb_id"], child.folder)
+
+
+def assert_is_linked(file: Path, name: str, group: str, parent: str | None, folder: Path) -> None:
+    """The client's log of a run says its configuration and parent, that it ended, and where its weights are."""
+    records = {kind: [getattr(r, kind) for r in wandb_records(file) if r.WhichOneof("record_type") == kind]
+               for kind in ("run", "alert", "request", "artifact")}  # fmt: skip
+    [run] = records["run"][:1]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert run.run_group == group and config["max_steps"] == load_tree(folder / "config.yaml")["max_steps"]
+    assert (config["parent"] or {}).get("wandb_id") == parent
+    assert [alert.title for alert in records["alert"]] == [f"{name} finished"]
+    [artifact] = records["artifact"] or [r.log_artifact.artifact for r in records["request"]]
+    newest = max((folder / "weights").glob("*.json"))
+    entries = {entry.path: entry.ref for entry in artifact.manifest.contents}
+    assert artifact.name == f"{name}-weights" and json.loads(artifact.metadata)["sha256"] == read_json(newest)["sha256"]
+    assert entries[f"{newest.stem}.ema.safetensors"] == newest.with_suffix(".ema.safetensors").absolute().as_uri()
 
 
 def test_a_run_that_starts_anew_is_told_from_its_first_step(tmp_path):

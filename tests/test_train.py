@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from untrained import OVERRIDES
@@ -10,6 +11,7 @@ from untrained import OVERRIDES
 import train
 from ldm.config import compose
 from ldm.fit import fit
+from ldm.run import open_run
 
 ROOT = Path(train.__file__).parent
 
@@ -90,3 +92,16 @@ def test_the_name_of_a_sweep_begins_those_of_its_jobs_and_first_stages_are_swept
     assert [words[-1] for words in started] == ["run=mine-first_stage_x", "run=mine-first_stage_y"]
     for words, name in zip(started, "xy", strict=True):
         assert f"first_stage=runs/{name}" in words and [word.partition("=")[0] for word in words].count("run") == 1
+
+
+def test_each_run_of_an_agents_sweep_has_its_folder_and_its_id(monkeypatch, tmp_path):
+    """What ``wandb sweep`` starts says the swept keys as key=value words, and in the environment which run this is."""
+    started = []
+    monkeypatch.setattr("ldm.fit.fit", lambda tree, name: started.append(name) or SimpleNamespace(finished=True))
+    monkeypatch.setenv("WANDB_RUN_ID", "ab12cd34")
+    words = ["experiment=quickstart/autoencoder", f"runs_dir={tmp_path}", "optimizer.lr=1e-4"]
+    assert train.main(words) == train.main([*words, "run=mine"]) == 0
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    assert train.main(words) == 0
+    assert started == ["quickstart-autoencoder", "mine", "quickstart-autoencoder-ab12cd34"]
+    assert open_run(compose("config", words), "a").lineage["wandb_id"] == "ab12cd34"

@@ -97,6 +97,7 @@ class WandB(Logger):
         self._settings = settings
         self._told_step, self._told_names = told
         self._run: Any = None
+        self.config: dict[str, Any] = {}  # what the client's run shows as its configuration
 
     name: str = "wandb"
     version: str = ""
@@ -105,9 +106,14 @@ class WandB(Logger):
     def experiment(self) -> Any:
         """The client's run, begun when it is first needed."""
         if self._run is None:
-            self._run = _begun(**self._settings)
+            self._run = _begun(**self._settings, config=self.config, allow_val_change=True)
             self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._run
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run of the client by now."""
+        return self._run is not None
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -172,16 +178,29 @@ def _checkout() -> dict[str, str]:
     return {"git_remote_url": redacted(remote), "git_commit": commit}
 
 
-def wandb(folder: Path, run_id: str, run_name: str, project: str = "ldm", mode: str = "offline") -> WandB:
+def wandb(
+    folder: Path,
+    run_id: str,
+    run_name: str,
+    project: str = "ldm",
+    mode: str = "offline",
+    group: str | None = None,
+    root_run: str | None = None,
+) -> WandB:
     """Weights & Biases under the run's own id, so that a resumed run continues the same curves.
 
-    `mode`: offline (files in the run's folder, sent later with ``wandb sync``), online or disabled.
+    Runs are shown together by `group`, else by what the environment's WANDB_RUN_GROUP says (a sweep's name), else by
+    `root_run`, the run that a tree of branches began with. `mode`: offline (files in the run's folder, sent later with
+    ``wandb sync``), online or disabled.
     """
     if mode not in ("offline", "online", "disabled"):
         raise UserError(f"logger.mode={mode}: choose offline, online or disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
     _client()  # not there is said now, not when the first number comes
-    settings = {"name": run_name, "id": run_id, "project": project, "dir": str(folder), "resume": "allow", "mode": mode}
+    settings = {
+        "name": run_name, "id": run_id, "project": project, "dir": str(folder), "resume": "allow", "mode": mode,
+        "group": group or os.environ.get("WANDB_RUN_GROUP") or root_run,
+    }  # fmt: skip
     csv_file = folder / "metrics.csv"
     rows = read_metrics(csv_file) if csv_file.exists() else []
     last = max((step for step, *_ in rows), default=-1)
