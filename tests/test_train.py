@@ -11,6 +11,7 @@ from untrained import OVERRIDES
 import train
 from ldm.config import compose
 from ldm.fit import fit
+from ldm.launching import local
 from ldm.run import open_run
 
 ROOT = Path(train.__file__).parent
@@ -64,11 +65,11 @@ def test_help_shows_the_groups(capsys):
 def test_a_sweep_starts_a_process_per_job_and_counts_failures(monkeypatch, capsys):
     started = []
 
-    def start(command, **_):
+    def start(command):
         started.append(command[2:])
-        return subprocess.CompletedProcess(command, int("autoencoder=f8" in command))
+        return int("autoencoder=f8" in command)
 
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(local, "run", start)
     status = train.main(["-m", "experiment=sweep/autoencoder", "autoencoder=f4,f8", "seed=0,1", "data.train=a,b"])
     assert status == 1
     names = [f"sweep-autoencoder-{f}-seed_{seed}" for f in ("f4", "f8") for seed in (0, 1)]
@@ -78,16 +79,14 @@ def test_a_sweep_starts_a_process_per_job_and_counts_failures(monkeypatch, capsy
 
 
 def test_a_sweep_whose_jobs_would_share_a_folder_is_refused(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(local, "run", lambda *_: pytest.fail("started"))
     with pytest.raises(ValueError, match="would share the folder"):
         train.main(["-m", "experiment=sweep/autoencoder", "optimizer.betas=[0.9,0.99],[-0.9,0.99]"])
 
 
 def test_the_name_of_a_sweep_begins_those_of_its_jobs_and_first_stages_are_swept(monkeypatch):
     started = []
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: started.append(command[2:]) or subprocess.CompletedProcess(command, 0)
-    )
+    monkeypatch.setattr(local, "run", lambda command: started.append(command[2:]) or 0)
     assert train.main(["-m", "experiment=a", "run=mine", "first_stage=runs/x,runs/y", "data.train=a,b"]) == 0
     assert [words[-1] for words in started] == ["run=mine-first_stage_x", "run=mine-first_stage_y"]
     for words, name in zip(started, "xy", strict=True):

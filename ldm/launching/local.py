@@ -1,6 +1,5 @@
 """Jobs on this machine, one after the other."""
 
-import os
 import subprocess
 from collections.abc import Sequence
 
@@ -12,5 +11,15 @@ def launch(jobs: Sequence[Job]) -> list[int]:
     statuses = []
     for number, job in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
-        statuses.append(subprocess.run(job.command(), env=os.environ).returncode)
+        statuses.append(run(job.command()))
     return statuses
+
+
+def run(command: Sequence[str]) -> int:
+    """The status of a process that has ended. Ctrl-C, which it gets too, waits until it has saved what it does."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise

@@ -1,25 +1,23 @@
 """The sweep over the downsampling factor (arXiv 2112.10752, figures 6 and 7): equal networks, equal budgets, any f."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.config import compose, overriding
-from ldm.device import choose, mixed_precision
+from ldm.config import compose, instantiate, overriding
+from ldm.device import choose
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.table import write_csv
 from ldm.files import read_json, write_json
 from ldm.holding import held
+from ldm.launching import FINISHED, STOPPED, SUBMITTED, Job
 from ldm.loading import load
 from ldm.report.plots import loss_curves, quality_over_speed
 from ldm.training.loggers import log_summary
 
-ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, float]
 
 
@@ -34,11 +32,11 @@ def sweep_f(tree: dict[str, Any]) -> Path | None:
 
 
 def _swept(tree: dict[str, Any], folder: Path, factors: list[int]) -> Path | None:
+    runs = _train(tree, factors)
+    if runs is None:
+        return None
     steps, speed = [], []
-    for f in factors:
-        run = _train(tree, f)
-        if run is None:
-            return None
+    for f, run in runs.items():
         for weights in sorted((run / "weights").glob("step_*.ema.safetensors")):
             step = int(weights.name[5:13])
             point = _quality(tree, folder / f"f{f}" / f"step_{step:08d}", weights, tree["num_steps"])
@@ -51,25 +49,35 @@ def _swept(tree: dict[str, Any], folder: Path, factors: list[int]) -> Path | Non
     return folder
 
 
-def _train(tree: dict[str, Any], f: int) -> Path | None:
-    """The finished diffusion run of f, each training in a fresh process; None if one was stopped and saved."""
+def _train(tree: dict[str, Any], factors: list[int]) -> dict[int, Path] | None:
+    """The finished diffusion run of each f: all first stages, then all that need them. None if one was stopped."""
+    launch = instantiate(tree["launcher"], {}, "launcher")
     runs, family = Path(tree["runs_dir"]), tree["family"]
-    shared = [f"runs_dir={runs}", f"seed={tree['seed']}", f"logger.mode={tree['logger']['mode']}"]
-    base, first_stage = runs / f"{family}-diffusion-f{f}", runs / f"{family}-autoencoder-f{f}"
-    jobs, precision = [], f"trainer.precision={mixed_precision()}"
-    if f > 1:
-        own = [f"autoencoder=f{f}", precision, *tree["autoencoder_overrides"].split()]
-        jobs.append([f"experiment={family}/autoencoder", f"run={first_stage.name}", *own, *shared])
-    own = [*([f"first_stage={first_stage}"] if f > 1 else []), precision, *tree["diffusion_overrides"].split()]
-    jobs.append([f"experiment={family}/diffusion", f"run={base.name}", *own, *shared])
-    for job in map(overriding, jobs):
-        print(f"\n[f = {f}] python train.py {' '.join(job)}", flush=True)
-        status = subprocess.run([sys.executable, str(ROOT / "train.py"), *job], cwd=Path.cwd()).returncode
-        if status == 3:
+    first_stages = {f: runs / f"{family}-autoencoder-f{f}" for f in factors if f > 1}
+    diffusion = {f: runs / f"{family}-diffusion-f{f}" for f in factors}
+    own = {f: [f"autoencoder=f{f}", *tree["autoencoder_overrides"].split()] for f in first_stages}
+    on = {f: [f"first_stage={first_stages[f]}"] if f in first_stages else [] for f in factors}
+    stages = (
+        [_job(tree, f"{family}/autoencoder", run, own[f]) for f, run in first_stages.items()],
+        [_job(tree, f"{family}/diffusion", run, [*on[f], *tree["diffusion_overrides"].split()])
+         for f, run in diffusion.items()],
+    )  # fmt: skip
+    for jobs in filter(None, stages):
+        statuses = launch(jobs)
+        if SUBMITTED in statuses:
+            raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
+        for job, status in zip(jobs, statuses, strict=True):
+            if status not in (FINISHED, STOPPED):
+                raise UserError(f"train.py {' '.join(job.words)} ended with status {status}; its message is above")
+        if STOPPED in statuses:
             return None
-        if status:
-            raise UserError(f"f={f}: train.py {' '.join(job)} ended with status {status}; its message is above")
-    return base
+    return diffusion
+
+
+def _job(tree: dict[str, Any], experiment: str, run: Path, own: list[str]) -> Job:
+    shared = [f"runs_dir={run.parent}", f"seed={tree['seed']}", f"logger.mode={tree['logger']['mode']}"]
+    words = [f"experiment={experiment}", f"run={run.name}", "trainer.precision=auto", *own, *shared]
+    return Job(run.name, tuple(overriding(words)))
 
 
 def _quality(tree: dict[str, Any], folder: Path, model: Path, num_steps: int) -> Row:
