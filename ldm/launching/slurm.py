@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import submitit
-
 from ldm.config import compose
 from ldm.errors import UserError
 from ldm.launching import ROOT, STOPPED, SUBMITTED, Job
@@ -72,6 +70,7 @@ class Submitit:
         }  # fmt: skip
 
     def __call__(self, jobs: Sequence[Job]) -> list[int]:
+        _submitit()
         for program in ("sbatch", "srun", "scontrol"):
             if shutil.which(program) is None:
                 raise UserError(f"launcher=submitit: there is no {program} here; start it on a machine of the cluster")
@@ -87,6 +86,7 @@ class Submitit:
         return [_ended(submitted[place]) if self.wait else SUBMITTED for place in range(len(jobs))]
 
     def _submit(self, nodes: Nodes, jobs: Sequence[Job]) -> list[Any]:
+        submitit = _submitit()
         executor = submitit.AutoExecutor(self.folder / "%j", "slurm", slurm_max_num_timeout=self.max_requeues)
         options = {key: value for key, value in self.options.items() if value is not None}
         options |= {"nodes": nodes.nodes, "tasks_per_node": nodes.tasks, "name": jobs[0].name}
@@ -122,17 +122,26 @@ class Training:
         _wait(self.process)
         return self.process.wait()
 
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+    def checkpoint(self) -> Any:
         """Called before the time is up: let the run save itself, and say what to go on with."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             _wait(self.process)
-        return submitit.helpers.DelayedSubmission(Training(self.command))
+        return _submitit().helpers.DelayedSubmission(Training(self.command))
+
+
+def _submitit() -> Any:
+    """The library, which only those who submit need. Raises UserError where it is not installed."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError(f"launcher=submitit: {error}; pip install submitit") from error
+    return submitit
 
 
 def _leave_the_signal_to_submitit() -> None:
     """SLURM sends it to all processes of a task; the training would end at once of it."""
-    signal.signal(submitit.JobEnvironment._usr_sig(), signal.SIG_IGN)
+    signal.signal(_submitit().JobEnvironment._usr_sig(), signal.SIG_IGN)
 
 
 def _wait(process: subprocess.Popen) -> None:
@@ -145,11 +154,12 @@ def _wait(process: subprocess.Popen) -> None:
 
 def _ended(job: Any) -> int:
     """The status of a job that has ended, as rank zero's task says it."""
+    errors = _submitit().core.utils
     while not job.done():
         time.sleep(POLL_SECONDS)
     try:
         return job.results()[0]
-    except submitit.core.utils.UncompletedJobError:
-        return STOPPED
-    except submitit.core.utils.FailedJobError:
+    except errors.FailedJobError:
         return 1
+    except errors.UncompletedJobError:  # cancelled
+        return STOPPED
