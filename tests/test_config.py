@@ -492,8 +492,8 @@ def test_evaluation_takes_several_scales_of_any_guidance_and_sampling_one():
     tree = compose("evaluate", ["model=x", "guidance.scale=[1,2.5]"])
     assert tree["guidance"] == {"scale": [1, 2.5]}, "the run's guidance"
     words = ["model=x", "guidance=autoguidance", "weak_model=runs/a, b"]
-    tree = compose("evaluate", [*words, "guidance.scale=[1,2.5]", "guidance.sigma_lo=0.3"])
-    assert tree["guidance"]["scale"] == [1, 2.5] and tree["guidance"]["sigma_lo"] == 0.3
+    tree = compose("evaluate", [*words, "guidance.scale=[1,2.5]", "guidance.limits.sigma_lo=0.3"])
+    assert tree["guidance"]["scale"] == [1, 2.5] and tree["guidance"]["limits"]["sigma_lo"] == 0.3
     assert tree["weak_model"] == "runs/a, b" and tree["loss_guidance"] in (None, {}, [])
     assert "scale" not in compose("evaluate", words)["guidance"], "the usual ones"
     assert "num_steps" not in compose("sample", ["model=x", "sigmas=karras"])["sigmas"], "as many as the run says"
@@ -553,7 +553,7 @@ def test_a_saved_tree_is_read_back_as_it_was(tmp_path):
     tree = compose("config", [DIFFUSION, "run=a: b # c", "ema.decay=1e-7"])
     (tmp_path / "config.yaml").write_text(dump(tree))
     assert load_tree(tmp_path / "config.yaml") == tree
-    assert tree["ema"]["decay"] == 1e-7 and tree["guidance"]["sigma_lo"] == 0.0
+    assert tree["ema"]["decay"] == 1e-7 and tree["guidance"]["limits"]["sigma_lo"] == 0.0
 
 
 def test_text_in_a_saved_tree_is_not_interpolated(tmp_path):

@@ -17,6 +17,7 @@ from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
 from ldm.config.plugins import CONF, needed, search_path
 from ldm.config.registry import groups, is_part, keys_of, parameters, resolve_target, root
+from ldm.config.upgrades import with_moved_keys
 from ldm.config.validation import check_root_key, nearest, nested, validate
 from ldm.config.words import check_once, meant, split_literal, take_plugins
 from ldm.errors import UserError
@@ -32,6 +33,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     `plugins` of the tree are those that it needs. Raises UserError with the offending key and the nearest valid one, or
     with a key that has to be given and is not (it stays ``???`` unless `complete`).
     """
+    arguments = with_moved_keys(arguments)
     check_once(arguments)
     arguments = take_plugins(arguments, known="plugins" in root(config_name)[0])
     facts, arguments = _split_facts(config_name, arguments)
