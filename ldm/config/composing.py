@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -51,7 +51,6 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     parsed = [override for override in parsed if override.key_or_group not in left_out]
     tree = _resolved(config_name, parsed, complete)
     tree = {**_restore(tree, held), **facts, **named, **dict.fromkeys(left_out - {"experiment"})}
-    _forget_unchosen(tree, parsed, config_name)
     _forget_undecided(tree)
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
@@ -87,8 +86,10 @@ def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for last in (False, True):
             try:
-                config = _composed(config_name, overrides)
-                return OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
+                tree = cast(dict[str, Any], OmegaConf.to_container(_composed(config_name, overrides)))
+                _forget_unchosen(tree, parsed, config_name)  # before other parts take over what a group has
+                config = OmegaConf.create(tree)
+                return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=complete))
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 added = None if last else _with_plus(config_name, parsed)
                 if not added:
