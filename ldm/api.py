@@ -80,7 +80,8 @@ class Pipeline(Codec):
 
     Keyword options are the keys of sample.py, and what is left out is as the run says. A group is a name,
     ``sampler="heun"``, or a name with its keys, ``sampler={"ddim": {"eta": 1}}``; guidance is also a scale, or keys
-    that change the run's own, ``guidance={"scale": 3, "sigma_lo": 0.3}``. An option that is a file may be a PIL image.
+    that change the run's own, ``guidance={"scale": 3, "limits": {"sigma_lo": 0.3}}``. An option that is a file may be a
+    PIL image.
     """
 
     def __init__(self, drawer: Any, device: torch.device, asked: Mapping[str, Any]):

@@ -172,8 +172,18 @@ def recipe(tree: Mapping[str, Any], run: Mapping[str, Any], guidable: bool) -> d
     if "_target_" not in tree["guidance"]:
         own = run["guidance"] or {}
         fits = own and all(takes(own, key) for key in tree["guidance"])
-        chosen["guidance"] = {**(own if fits else CLASSIFIER_FREE), **tree["guidance"]}
+        chosen["guidance"] = changed(own if fits else CLASSIFIER_FREE, tree["guidance"])
     return chosen
+
+
+def changed(part: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a tree with the keys that are `asked` for; so are parts within it that stay of the same class."""
+    both = {**part, **asked}
+    for key, value in asked.items():
+        own = part.get(key)
+        if isinstance(own, dict) and isinstance(value, dict) and own.get("_target_", 0) == value.get("_target_"):
+            both[key] = changed(own, value)
+    return both
 
 
 def load_model(path: Path, first_stage: str | None = None, ema: str = "ema") -> Model:

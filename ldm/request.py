@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.config import with_moved_keys
+from ldm.config.keys import bare
+from ldm.config.overrides import parse
 from ldm.drawer import Drawer
 from ldm.given import asked_size, check_given, class_number, collate, negatives, read_given
 from ldm.prompts import read_conditions
@@ -44,8 +47,28 @@ class Request:
 
 def asked_guidance(words: Sequence[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the command line says of `guidance`: all of it by its name, else the keys that it sets; None is nothing."""
-    named = [word.lstrip("~+").partition("=")[0] for word in words]
-    if guidance is None or "guidance" in named:
+    words = with_moved_keys(words)
+    if guidance is None or "guidance" in map(bare, words):
         return guidance
-    keys = {name.split(".")[1] for name in named if name.startswith("guidance.")}
-    return {key: value for key, value in guidance.items() if key in keys} or None
+    set_here = parse([word for word in words if bare(word).startswith("guidance.")])
+    paths = [[*word.key_or_group.split(".")[1:], *rest] for word in set_here for rest in _paths(word.value())]
+    return _at(guidance, paths) or None
+
+
+def _paths(value: Any) -> list[list[str]]:
+    """The keys of a mapping, with those of mappings within it; one empty path for any other value."""
+    if not isinstance(value, dict):
+        return [[]]
+    return [[str(key), *rest] for key, item in value.items() for rest in _paths(item)]
+
+
+def _at(node: dict[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What a part of a tree has at `paths`; parts within it keep their class."""
+    found = {}
+    for key in dict.fromkeys(first for first, *_ in paths if first in node):
+        below, value = [rest for first, *rest in paths if first == key], node[key]
+        if [] in below or not isinstance(value, dict):
+            found[key] = value
+        else:
+            found[key] = {**{k: v for k, v in value.items() if k == "_target_"}, **_at(value, below)}
+    return found

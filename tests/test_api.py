@@ -71,7 +71,10 @@ def test_the_lines_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ({}, []),
         ({"num_images": 5, "batch_size": 3, "seed": 7}, ["num_images=5", "batch_size=3", "seed=7"]),
-        ({"guidance": {"scale": 9, "sigma_lo": 0.3}}, ["guidance.scale=9", "guidance.sigma_lo=0.3"]),
+        (
+            {"guidance": {"scale": 9, "limits": {"sigma_lo": 0.3, "channels": [0]}}},
+            ["guidance.scale=9", "guidance.limits.sigma_lo=0.3", "guidance.limits.channels=[0]"],
+        ),
         (
             {"guidance": {"per_condition": {"scales": {"label": 9}}}},
             ["guidance=per_condition", "guidance.scales={label:9}"],
@@ -165,7 +168,10 @@ def test_denoise_is_the_guided_estimate(labelled: Path):
     [
         ({"num_image": 3}, "num_image: no such option; did you mean 'num_images'"),
         ({"sampler": "huen"}, "sampler=huen: no such option; did you mean 'heun'"),
-        ({"guidance": {"sigma_low": 1}}, r"guidance\.sigma_low: no such key; did you mean 'guidance\.sigma_lo'"),
+        (
+            {"guidance": {"sigma_low": 1}},
+            r"guidance\.sigma_low: no such key; did you mean 'guidance\.limits\.sigma_lo'",
+        ),
         ({"num_images": "4"}, "num_images='4': expected int"),
         ({"num_images": 0}, "num_images=0: must be at least 1"),
         ({"ema": "raw"}, r"ema: is said to ldm\.load\(path, ema="),

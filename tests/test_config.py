@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 import yaml
 
+from ldm.build import Parts
 from ldm.config import (
     CONF,
     SWEPT,
@@ -28,8 +29,10 @@ from ldm.config import (
     resolve_target,
     run_name,
     split_literal,
+    takes,
     validate,
 )  # fmt: skip
+from ldm.diffusion.noise import NoiseDistribution
 from ldm.errors import UserError
 from ldm.training.ema import EMA
 
@@ -230,6 +233,20 @@ def test_options_not_chosen_take_what_the_experiment_sets_in_them_along():
     assert list(tree["conditioner"]) == ["label"] and list(tree["callback"]) == ["metrics"]
     with pytest.raises(ValueError, match=r"conditioner\.text: its keys are set but it is not chosen"):
         compose("config", [*words, "conditioner.text.memo_captions=3"])
+
+
+@pytest.mark.parametrize("sigmas", groups()["sigmas"])
+def test_noise_that_goes_by_the_sigma_schedule_takes_every_one(sigmas):
+    """Whatever an experiment sets in its own schedule: it is taken over as the chosen one is, not before."""
+    options = {name: yaml.safe_load((CONF / "noise" / f"{name}.yaml").read_text()) for name in groups()["noise"]}
+    takers = [name for name, node in options.items() if takes(node, "sigmas")]
+    assert "sampler_matched" in takers
+    for noise in takers:
+        words = [DIFFUSION, "schedule=linear", f"noise={noise}", f"sigmas={sigmas}"]
+        tree = compose("config", words)
+        assert tree["noise"]["sigmas"] == tree["sigmas"]
+        assert isinstance(Parts(tree)["noise"], NoiseDistribution)
+        assert compose("config", [*words, "num_steps=7"])["noise"]["sigmas"].get("num_steps", 7) == 7
 
 
 def test_callback_add_is_beside_those_that_are_there():
@@ -492,8 +509,8 @@ def test_evaluation_takes_several_scales_of_any_guidance_and_sampling_one():
     tree = compose("evaluate", ["model=x", "guidance.scale=[1,2.5]"])
     assert tree["guidance"] == {"scale": [1, 2.5]}, "the run's guidance"
     words = ["model=x", "guidance=autoguidance", "weak_model=runs/a, b"]
-    tree = compose("evaluate", [*words, "guidance.scale=[1,2.5]", "guidance.sigma_lo=0.3"])
-    assert tree["guidance"]["scale"] == [1, 2.5] and tree["guidance"]["sigma_lo"] == 0.3
+    tree = compose("evaluate", [*words, "guidance.scale=[1,2.5]", "guidance.limits.sigma_lo=0.3"])
+    assert tree["guidance"]["scale"] == [1, 2.5] and tree["guidance"]["limits"]["sigma_lo"] == 0.3
     assert tree["weak_model"] == "runs/a, b" and tree["loss_guidance"] in (None, {}, [])
     assert "scale" not in compose("evaluate", words)["guidance"], "the usual ones"
     assert "num_steps" not in compose("sample", ["model=x", "sigmas=karras"])["sigmas"], "as many as the run says"
@@ -553,7 +570,7 @@ def test_a_saved_tree_is_read_back_as_it_was(tmp_path):
     tree = compose("config", [DIFFUSION, "run=a: b # c", "ema.decay=1e-7"])
     (tmp_path / "config.yaml").write_text(dump(tree))
     assert load_tree(tmp_path / "config.yaml") == tree
-    assert tree["ema"]["decay"] == 1e-7 and tree["guidance"]["sigma_lo"] == 0.0
+    assert tree["ema"]["decay"] == 1e-7 and tree["guidance"]["limits"]["sigma_lo"] == 0.0
 
 
 def test_text_in_a_saved_tree_is_not_interpolated(tmp_path):

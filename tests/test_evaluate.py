@@ -30,8 +30,8 @@ def test_points_are_kept_for_the_same_guidance_whatever_its_scales(tmp_path: Pat
     assert identity() == identity("guidance.scale=[7]")
     assert identity(*auto) == identity(*auto, "guidance.scale=[1,7]")
     others = [
-        [], ["guidance=classifier_free"], ["guidance=classifier_free", "guidance.sigma_lo=1"], auto,
-        ["guidance=autoguidance", f"weak_model={other}"], [*auto, "guidance.channels=[0]"],
+        [], ["guidance=classifier_free"], ["guidance=classifier_free", "guidance.limits.sigma_lo=1"], auto,
+        ["guidance=autoguidance", f"weak_model={other}"], [*auto, "guidance.limits.channels=[0]"],
         ["tiling=blended"], ["tiling=blended", "tiling.size=4"],
     ]  # fmt: skip
     assert len({identity(*words) for words in others}) == len(others)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.guidance import Autoguidance, Bound, ClassifierFree, Limits, PerCondition
+from ldm.diffusion.guidance import Autoguidance, Bound, ClassifierFree, PerCondition
+from ldm.diffusion.limits import Limits
 
 X = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 SIGMA = torch.tensor([0.1, 1.0, 2.0, 5.0])
@@ -50,7 +51,7 @@ def test_guidance_extrapolates_from_the_reference(scale):
 
 
 def test_scale_1_is_the_identity_and_never_calls_the_reference():
-    for guidance in (ClassifierFree(1.0), ClassifierFree(1.0, sigma_lo=0.5, sigma_hi=2.0)):
+    for guidance in (ClassifierFree(1.0), ClassifierFree(1.0, Limits(sigma_lo=0.5, sigma_hi=2.0))):
         assert torch.equal(guidance(conditional, never)(X, SIGMA), conditional(X, SIGMA))
 
 
@@ -59,7 +60,7 @@ def test_scale_0_is_the_reference_and_never_calls_the_condition():
 
 
 def test_the_interval_is_half_open_and_the_condition_rules_outside():
-    guidance = ClassifierFree(3.0, sigma_lo=1.0, sigma_hi=5.0)
+    guidance = ClassifierFree(3.0, Limits(sigma_lo=1.0, sigma_hi=5.0))
     result = guidance(conditional, unconditional)(X, SIGMA)
     inside = ClassifierFree(3.0)(conditional, unconditional)(X, SIGMA)
     assert torch.equal(result[1:3], inside[1:3])
@@ -80,7 +81,9 @@ def test_guidance_on_the_denoiser_is_guidance_on_the_network():
 
 
 def test_rescaling_gives_each_sample_the_deviation_of_the_conditional_one():
-    plain, whole, half = (ClassifierFree(6.0, rescale=r)(conditional, unconditional)(X, SIGMA) for r in (0.0, 1.0, 0.5))
+    plain, whole, half = (
+        ClassifierFree(6.0, Limits(rescale=r))(conditional, unconditional)(X, SIGMA) for r in (0.0, 1.0, 0.5)
+    )
     torch.testing.assert_close(whole.flatten(1).std(1), conditional(X, SIGMA).flatten(1).std(1))
     torch.testing.assert_close(half, (plain + whole) / 2)
     assert torch.equal(plain, ClassifierFree(6.0)(conditional, unconditional)(X, SIGMA))
@@ -94,13 +97,13 @@ def test_rescaling_gives_each_sample_the_deviation_of_the_conditional_one():
 )
 def test_a_profile_is_linear_in_the_logarithm_of_sigma_and_constant_beyond_its_points(sigma, share):
     profile, level = [[0.1, 2.0], [1.0, 1.0], [100.0, 0.0]], torch.full((4,), sigma)
-    result = ClassifierFree(3.0, profile=profile)(conditional, unconditional)(X, level)
+    result = ClassifierFree(3.0, Limits(profile=profile))(conditional, unconditional)(X, level)
     scale = 1 + (3.0 - 1) * share
     torch.testing.assert_close(result, ClassifierFree(scale)(conditional, unconditional)(X, level))
 
 
 def test_a_profile_holds_for_each_sample_and_where_it_is_0_nothing_is_compared():
-    guidance = ClassifierFree(3.0, profile=[[1.0, 1.0], [2.0, 0.0]])
+    guidance = ClassifierFree(3.0, Limits(profile=[[1.0, 1.0], [2.0, 0.0]]))
     result = guidance(conditional, unconditional)(X, SIGMA)
     torch.testing.assert_close(result[:2], ClassifierFree(3.0)(conditional, unconditional)(X, SIGMA)[:2])
     assert torch.equal(result[2:], conditional(X, SIGMA)[2:])
@@ -108,12 +111,12 @@ def test_a_profile_holds_for_each_sample_and_where_it_is_0_nothing_is_compared()
 
 
 def test_only_the_named_channels_are_guided():
-    result = ClassifierFree(3.0, channels=[1])(conditional, unconditional)(X, SIGMA)
+    result = ClassifierFree(3.0, Limits(channels=[1]))(conditional, unconditional)(X, SIGMA)
     assert torch.equal(result[:, 0], conditional(X, SIGMA)[:, 0])
     assert torch.equal(result[:, 1], ClassifierFree(3.0)(conditional, unconditional)(X, SIGMA)[:, 1])
     flat = X.flatten(1)[:, :2]
     assert torch.equal(
-        ClassifierFree(3.0, channels=[0])(conditional, unconditional)(flat, SIGMA)[:, 1], 0.5 * flat[:, 1] + 1
+        ClassifierFree(3.0, Limits(channels=[0]))(conditional, unconditional)(flat, SIGMA)[:, 1], 0.5 * flat[:, 1] + 1
     )
 
 
@@ -178,7 +181,7 @@ def test_conditions_and_models_that_are_not_there_are_named():
 
 def test_autoguidance_leads_away_from_the_worse_network():
     model, asked = bound("text")
-    weak = Autoguidance(2.5, lambda given: unconditional if given is model else never, sigma_lo=1.0)
+    weak = Autoguidance(2.5, lambda given: unconditional if given is model else never, Limits(sigma_lo=1.0))
     result = weak.guide(model)(X, SIGMA)
     expected = unconditional(X, SIGMA) + 2.5 * (model.denoise(X, SIGMA) - unconditional(X, SIGMA))
     torch.testing.assert_close(result[1:], expected[1:])
@@ -189,10 +192,10 @@ def test_autoguidance_leads_away_from_the_worse_network():
 
 # Gradients
 
-LIMITS = {"sigma_lo": 0.5, "profile": [[1.0, 1.0], [5.0, 0.5]], "channels": [0]}
+LIMITS = Limits(sigma_lo=0.5, profile=[[1.0, 1.0], [5.0, 0.5]], channels=[0])
 
 
-@pytest.mark.parametrize("limits", [{}, LIMITS], ids=["plain", "limited"])
+@pytest.mark.parametrize("limits", [None, LIMITS], ids=["plain", "limited"])
 @pytest.mark.parametrize("kind", ["classifier_free", "per_condition", "autoguidance"])
 def test_gradients_flow_as_in_closed_form(kind, limits):
     """A Gaussian of variance v has D = m + v (x - m) / (v + sigma^2), so that dD/dx = v / (v + sigma^2)."""
@@ -208,9 +211,9 @@ def test_gradients_flow_as_in_closed_form(kind, limits):
     model = Bound(gaussian("ab"), gaussian, ("a", "b"), {}, len(X), lambda z: z)
     none, a, both = slope(4.0), slope(1.0), slope(0.25)
     guidance, expected = {
-        "classifier_free": (ClassifierFree(3.0, **limits), none + 3 * (both - none)),
-        "per_condition": (PerCondition({"a": 3.0, "b": 2.0}, **limits), none + 3 * (a - none) + 2 * (both - a)),
-        "autoguidance": (Autoguidance(3.0, lambda given: gaussian("a"), **limits), a + 3 * (both - a)),
+        "classifier_free": (ClassifierFree(3.0, limits), none + 3 * (both - none)),
+        "per_condition": (PerCondition({"a": 3.0, "b": 2.0}, limits), none + 3 * (a - none) + 2 * (both - a)),
+        "autoguidance": (Autoguidance(3.0, lambda given: gaussian("a"), limits), a + 3 * (both - a)),
     }[kind]
     x = X.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(guidance.guide(model)(x, SIGMA).sum(), x)
@@ -226,11 +229,11 @@ def test_gradients_flow_as_in_closed_form(kind, limits):
 
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="rescale"):
-        ClassifierFree(2.0, rescale=1.5)
+        ClassifierFree(2.0, Limits(rescale=1.5))
     with pytest.raises(ValueError, match="scale"):
         ClassifierFree(math.nan)
     with pytest.raises(ValueError, match="sigma_lo"):
-        ClassifierFree(2.0, sigma_lo=3.0, sigma_hi=1.0)
+        ClassifierFree(2.0, Limits(sigma_lo=3.0, sigma_hi=1.0))
     with pytest.raises(ValueError, match=r"guidance\.scales\.text: must be finite"):
         PerCondition({"text": math.inf})
     with pytest.raises(ValueError, match="scales: names no condition"):
@@ -245,12 +248,10 @@ def test_bad_settings_are_refused():
         [[0.0, 1.0], [1.0, 0.0]],
         [[1.0, -1.0], [2.0, 0.0]],
     ):
-        with pytest.raises(ValueError, match="profile: needs at least two points"):
-            ClassifierFree(2.0, profile=profile)
+        with pytest.raises(ValueError, match=r"limits\.profile: needs at least two points"):
+            ClassifierFree(2.0, Limits(profile=profile))
     for channels in ([], [-1], [0, 0]):
         with pytest.raises(ValueError, match="channels"):
-            ClassifierFree(2.0, channels=channels)
-    with pytest.raises(
-        ValueError, match=r"guidance\.channels=\[0, 2\]: the latents of this model have channels 0\.\.1"
-    ):
-        ClassifierFree(2.0, channels=[0, 2])(conditional, unconditional)(X, SIGMA)
+            ClassifierFree(2.0, Limits(channels=channels))
+    with pytest.raises(ValueError, match=r"limits\.channels=\[0, 2\]: the latents of this model have channels 0\.\.1"):
+        ClassifierFree(2.0, Limits(channels=[0, 2]))(conditional, unconditional)(X, SIGMA)

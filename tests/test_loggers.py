@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from toys import tiny
 from wandb.proto.wandb_internal_pb2 import Record
 
 from ldm.config import compose, load_tree
 from ldm.files import read_json
 from ldm.fit import fit
-from ldm.training.loggers import CSVLog, close, curves, forget, read_metrics, wandb
+from ldm.training.loggers import CSVLog, close, curves, forget, log_histogram, read_metrics, wandb
 
 
 def log_of(path: Path, *steps: int) -> CSVLog:
@@ -100,6 +101,9 @@ def wandb_records(path: Path) -> Iterator[Record]:
             record = b""
 
 
+VALUES = torch.tensor([[-1.0, 0.0, 0.5, 2.0], [2.5, 3.0, math.inf, math.nan]], requires_grad=True)
+
+
 def history(path: Path) -> list[dict]:
     """Rows that were logged, name -> value."""
     rows = [record.history.item for record in wandb_records(path) if record.WhichOneof("record_type") == "history"]
@@ -112,6 +116,8 @@ def test_wandb_offline_holds_the_metrics_under_the_runs_own_id(tmp_path, monkeyp
         logger = wandb(tmp_path, run_id="toy-0123abcd", run_name="toy", project="tests")
         for step in steps:
             logger.log_metrics({"train/loss": step / 4, "train/lr": 1e-4}, step)
+            log_histogram([logger, CSVLog(tmp_path / "none.csv")], "weights", step * VALUES, step, num_bins=4)
+            log_histogram([logger], "nothing", torch.tensor([math.nan]), step)
         close([logger])
         time.sleep(1.1)  # the client names its folder by the second
     files = sorted(tmp_path.glob("wandb/offline-run-*-toy-0123abcd/*.wandb"))
@@ -119,6 +125,10 @@ def test_wandb_offline_holds_the_metrics_under_the_runs_own_id(tmp_path, monkeyp
     rows = [row for file in files for row in history(file)]
     assert [(row["trainer/global_step"], row["train/loss"]) for row in rows] == [(1, 0.25), (2, 0.5), (3, 0.75)]
     assert all(row["train/lr"] == 1e-4 for row in rows)
+    assert not any("nothing" in name for row in rows for name in row)
+    for step, row in enumerate(rows, 1):
+        assert row["weights.values"] == [1, 2, 0, 3], "what is not finite is left out"
+        assert row["weights.bins"] == [step * edge for edge in (-1.0, 0.0, 1.0, 2.0, 3.0)]
     runs = [record.run for record in wandb_records(files[0]) if record.WhichOneof("record_type") == "run"]
     assert {(run.run_id, run.display_name, run.project) for run in runs} == {("toy-0123abcd", "toy", "tests")}
 

@@ -14,6 +14,7 @@ from untrained import untrained_run
 from ldm.config import overriding
 from ldm.diffusion import operators
 from ldm.diffusion.guidance import Bound, ClassifierFree
+from ldm.diffusion.limits import Limits
 from ldm.diffusion.loss_guidance import AlignmentGuidance, ClassifierGuidance, HalfSquaredError, ImageGuidance, fitted
 from ldm.diffusion.samplers import heun
 from ldm.diffusion.sigmas import karras
@@ -169,11 +170,11 @@ def test_alignment_leads_each_sample_towards_its_own_caption():
 
 def kinds() -> dict[str, tuple]:
     return {
-        "classifier": (lambda scale, **limits: ClassifierGuidance(scale, Mixture(0.3), **limits),
+        "classifier": (lambda scale, limits=None: ClassifierGuidance(scale, Mixture(0.3), limits),
                        bound(Mixture(0.3).unconditional, label=torch.tensor([0, 1, 0, 1, 1]))),
-        "image": (lambda scale, **limits: ImageGuidance(scale, operators.identity, HalfSquaredError(), **limits),
+        "image": (lambda scale, limits=None: ImageGuidance(scale, operators.identity, HalfSquaredError(), limits),
                   bound(target=torch.zeros(B, 3, 2, 2))),
-        "alignment": (lambda scale, **limits: AlignmentGuidance(scale, Brightness(), **limits),
+        "alignment": (lambda scale, limits=None: AlignmentGuidance(scale, Brightness(), limits),
                       bound(caption=["bright"] * B)),
     }  # fmt: skip
 
@@ -184,11 +185,11 @@ def test_scale_0_is_the_identity_and_limits_hold(kind):
     assert make(0.0).guide(model) is model.denoise
     plain, whole = model.denoise(X, SIGMA), make(0.5).guide(model)(X, SIGMA)
     assert (whole - plain).flatten(1).abs().amax(1).gt(1e-5).all()
-    inside = make(0.5, sigma_lo=0.4, sigma_hi=3.0).guide(model)(X, SIGMA)
+    inside = make(0.5, Limits(sigma_lo=0.4, sigma_hi=3.0)).guide(model)(X, SIGMA)
     assert torch.equal(inside[[0, 3, 4]], plain[[0, 3, 4]]) and torch.equal(inside[1:3], whole[1:3])
-    half = make(0.5, profile=[[0.1, 0.5], [1.0, 0.5]]).guide(model)(X, SIGMA)
+    half = make(0.5, Limits(profile=[[0.1, 0.5], [1.0, 0.5]])).guide(model)(X, SIGMA)
     torch.testing.assert_close(half, (plain + whole) / 2)
-    one = make(0.5, channels=[2]).guide(model)(X, SIGMA)
+    one = make(0.5, Limits(channels=[2])).guide(model)(X, SIGMA)
     assert torch.equal(one[:, :2], plain[:, :2]) and torch.equal(one[:, 2], whole[:, 2])
     with pytest.raises(ValueError, match=rf"loss_guidance\.{kind}\.scale: must be finite"):
         make(math.nan)

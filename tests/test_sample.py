@@ -199,7 +199,7 @@ def test_a_weak_model_works_in_the_same_windows(model, tmp_path):
         (["label=1", "guidance=autoguidance"], "second, worse network; .* weak_model=runs/NAME"),
         (["label=1", "weak_model=runs/nowhere"], "weak_model=runs/nowhere: only guidance=autoguidance takes it"),
         (["label=1", "guidance=autoguidance", "weak_model=runs/no, where"], "weak_model=runs/no, where: .*no weights"),
-        (["label=1", "guidance.channels=[0,3]"], r"guidance\.channels=\[0, 3\]: .* channels 0\.\.2"),
+        (["label=1", "guidance.limits.channels=[0,3]"], r"limits\.channels=\[0, 3\]: .* channels 0\.\.2"),
         (["label=x"], "label='x': expected int"),
         (["label=1", "image_size=9"], "image_size=9: must be a multiple of 2, .* f = 1 times the network's 2"),
         (["label=1", "height=12", "width=7"], "height=12, width=7: must be a multiple of 2"),
@@ -238,9 +238,9 @@ def test_every_guidance_of_one_model(tmp_path):
         "plain": ["guidance.scale=1"],
         "free": ["guidance.scale=41"],
         "per_condition": ["guidance=per_condition", "guidance.scales={label:41}"],
-        "profile": ["guidance.scale=41", "guidance.profile=[[0.1,1],[80,0]]"],
-        "channels": ["guidance.scale=41", "guidance.channels=[0]"],
-        "constant": ["guidance.scale=21", "guidance.profile=[[0.1,2],[80,2]]"],
+        "profile": ["guidance.scale=41", "guidance.limits.profile=[[0.1,1],[80,0]]"],
+        "channels": ["guidance.scale=41", "guidance.limits.channels=[0]"],
+        "constant": ["guidance.scale=21", "guidance.limits.profile=[[0.1,2],[80,2]]"],
     }
     images = {name: first_image(model, tmp_path / name, "label=1", *given) for name, given in words.items()}
     assert np.abs(images["free"] - images["per_condition"]).max() <= 1
@@ -290,13 +290,22 @@ def test_a_model_without_conditions_or_without_null_is_not_guided(tmp_path, caps
 
 
 def test_a_sample_is_by_the_recipe_of_the_run_unless_another_is_asked_for(tmp_path):
-    own = ["guidance.scale=41", "guidance.sigma_lo=0.01"]
+    lowest = "guidance.limits.sigma_lo=0.01"
+    own = ["guidance.scale=41", lowest, "guidance.limits.rescale=0.5"]
     run = untrained_run(tmp_path / "run", *own, "num_steps=4", "sampler=heun", "sigmas=exponential")
     recipe = ["sampler=heun", "sigmas=exponential", "num_steps=4"]
     plain = first_image(run, tmp_path / "plain", "label=1")
     assert np.array_equal(plain, first_image(run, tmp_path / "asked", "label=1", *own, *recipe))
     assert np.array_equal(plain, first_image(run, tmp_path / "named", "label=1", "guidance=classifier_free", *own))
-    others = [["guidance.scale=1"], ["guidance.sigma_lo=1"], ["num_steps=5"], ["sampler=euler"], ["sigmas=karras"]]
+    for place, words in enumerate(([lowest], ["guidance.sigma_lo=0.01"], ["guidance.limits={sigma_lo:0.01}"])):
+        one = first_image(run, tmp_path / f"one {place}", "label=1", *words)
+        assert np.array_equal(plain, one), "the other limits are the run's own"
+    none = ["guidance.limits=null"]
+    named = ["guidance=classifier_free", "guidance.scale=41"]
+    unlimited = [first_image(run, tmp_path / f"free {len(words)}", "label=1", *words) for words in (none, named)]
+    assert np.array_equal(*unlimited) and not np.array_equal(plain, unlimited[0])
+    lo = ["guidance.limits.sigma_lo=1"]
+    others = [["guidance.scale=1"], lo, ["num_steps=5"], ["sampler=euler"], ["sigmas=karras"]]
     drawn = [plain, *(first_image(run, tmp_path / f"{place}", "label=1", *more) for place, more in enumerate(others))]
     assert len({image.tobytes() for image in drawn}) == len(drawn)
     steps = [len(load(run).sampling(compose("sample", [f"model={run}", *more])).sigmas) for more in others]

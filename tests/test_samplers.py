@@ -1,33 +1,72 @@
 """Samplers: orders of convergence on a known Gaussian, the ends of a sigma schedule, and parity with diffusers."""
 
 import math
-from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 
+from ldm.config import CONF, groups, instantiate
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.precond import Eps, Flow
-from ldm.diffusion.samplers import (
-    ddim,
-    ddpm,
-    deis,
-    dpmpp_2m,
-    dpmpp_2s,
-    dpmpp_sde,
-    euler,
-    euler_ancestral,
-    heun,
-    kutta3,
-    plms,
-)
+from ldm.diffusion.samplers import ddim, ddpm, deis, dpmpp_2m, dpmpp_2s, dpmpp_sde, euler, euler_ancestral, heun, plms
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.sigmas import ddim_sigmas, exponential, flow, init_noise, karras, trailing
 
 MEAN, STD = 0.3, 0.7
-DETERMINISTIC = [euler, ddim, heun, kutta3, dpmpp_2m, dpmpp_2s, plms, deis]
-STOCHASTIC = [lambda *a, **k: ddim(*a, eta=0.5, **k), euler_ancestral, ddpm, dpmpp_sde]
+
+
+class Row(NamedTuple):
+    """What is known of a sampler: its order of convergence between positive sigmas (None for one that has no single
+    order), its evaluations of ten steps that end in 0, and whether it draws noise.
+    """
+
+    order: int | None
+    evaluations: int
+    draws: bool = False
+
+
+# A row for each option of conf/sampler, and more for other keys of one.
+TABLE = {
+    "ddim": Row(1, 10),
+    "ddim eta=0.5": Row(None, 10, draws=True),
+    "ddpm": Row(None, 10, draws=True),
+    "deis": Row(None, 10),  # whose first steps limit it, see below
+    "deis order=1": Row(1, 10),
+    "deis order=2": Row(2, 10),
+    "dpmpp_2m": Row(2, 10),
+    "dpmpp_2s": Row(2, 19),
+    "dpmpp_sde": Row(None, 19, draws=True),
+    "dpmpp_sde eta=0.0": Row(2, 19),
+    "euler": Row(1, 10),
+    "euler_ancestral": Row(None, 10, draws=True),
+    "heun": Row(2, 19),
+    "kutta3": Row(3, 28),
+    "plms": Row(2, 11),
+}
+every_sampler = pytest.mark.parametrize("name", TABLE)
+
+
+def sampler_of(name):
+    """The sampler of a row of the table, as its YAML makes it."""
+    option, *keys = name.split()
+    node = yaml.safe_load((CONF / "sampler" / f"{option}.yaml").read_text())
+    return instantiate(
+        node | {key: yaml.safe_load(value) for key, value in (k.split("=") for k in keys)}, {}, "sampler"
+    )
+
+
+def test_every_sampler_has_a_row_and_every_row_a_sampler():
+    options, rows = set(groups()["sampler"]), {name.split()[0] for name in TABLE}
+    assert not options - rows, (
+        f"conf/sampler has {', '.join(sorted(options - rows))}, and TABLE in tests/test_samplers.py has no row for it: "
+        "add its order of convergence, its evaluations of ten steps into 0, and whether it draws noise"
+    )
+    assert not rows - options, (
+        f"TABLE has rows for {', '.join(sorted(rows - options))}, which conf/sampler does not have"
+    )
 
 
 def gaussian(x, sigma):
@@ -41,15 +80,10 @@ def normals(seed, shape=(20_000, 1)):
     return lambda step: torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
-ORDERS = [
-    (euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2), (dpmpp_2s, 2), (plms, 2), (kutta3, 3),
-    (partial(deis, order=1), 1), (partial(deis, order=2), 2),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("sampler", "order"), ORDERS)
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.order is not None])
 @pytest.mark.parametrize("ladder", [exponential, karras])
-def test_order_of_convergence_between_positive_sigmas(sampler, order, ladder):
+def test_order_of_convergence_between_positive_sigmas(name, ladder):
+    sampler, order = sampler_of(name), TABLE[name].order
     x = torch.linspace(-20, 20, 9, dtype=torch.float64)[:, None]
     exact = MEAN + (x - MEAN) * math.sqrt((STD**2 + 0.05**2) / (STD**2 + 10.0**2))
     errors = [
@@ -69,44 +103,42 @@ def test_each_order_of_deis_is_more_accurate_though_its_first_steps_limit_it(lad
     assert errors[0] > 3 * errors[1] > 4 * errors[2]
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
+@every_sampler
 @pytest.mark.parametrize("ladder", [karras(30, 0.002, 80.0), exponential(7, 0.01, 5.0)[:-1], torch.tensor([3.0, 0.0])])
-def test_any_decreasing_schedule_is_accepted(sampler, ladder):
+def test_any_decreasing_schedule_is_accepted(name, ladder):
     x = 10 * normals(0, (5, 2))(0)
     before = x.clone()
-    result = sampler(gaussian, x, ladder, noise=normals(1, (5, 2)))
+    result = sampler_of(name)(gaussian, x, ladder, noise=normals(1, (5, 2)))
     assert result.shape == x.shape and result.isfinite().all()
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
-def test_a_certain_denoiser_is_met_exactly_at_zero(sampler):
+@every_sampler
+def test_a_certain_denoiser_is_met_exactly_at_zero(name):
     x0 = normals(0, (5, 2))(0)
-    result = sampler(lambda x, sigma: x0, 80 * normals(1, (5, 2))(0), karras(12, 0.002, 80.0), noise=normals(2, (5, 2)))
+    x, noise = 80 * normals(1, (5, 2))(0), normals(2, (5, 2))
+    result = sampler_of(name)(lambda x, sigma: x0, x, karras(12, 0.002, 80.0), noise=noise)
     assert torch.equal(result, x0)
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
-def test_samples_have_the_data_distribution(sampler):
+@every_sampler
+def test_samples_have_the_data_distribution(name):
     x = 80 * normals(0)(0)
-    result = sampler(gaussian, x, karras(200, 0.002, 80.0), noise=normals(1))
+    result = sampler_of(name)(gaussian, x, karras(200, 0.002, 80.0), noise=normals(1))
     assert result.mean().item() == pytest.approx(MEAN, abs=0.03)
     assert result.std().item() == pytest.approx(STD, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "num_evaluations"),
-    [(euler, 10), (ddim, 10), (heun, 19), (kutta3, 28), (dpmpp_2m, 10), (dpmpp_2s, 19), (plms, 11), (deis, 10)],
-)
-def test_number_of_evaluations(sampler, num_evaluations):
+@every_sampler
+def test_number_of_evaluations(name):
     sigmas_seen = []
 
     def denoise(x, sigma):
         sigmas_seen.append(sigma)
         return gaussian(x, sigma)
 
-    sampler(denoise, normals(0, (3, 1))(0), karras(10, 0.002, 80.0))
-    assert len(sigmas_seen) == num_evaluations
+    sampler_of(name)(denoise, normals(0, (3, 1))(0), karras(10, 0.002, 80.0), noise=normals(1, (3, 1)))
+    assert len(sigmas_seen) == TABLE[name].evaluations
     assert all(sigma.shape == (3,) and (sigma > 0).all() for sigma in sigmas_seen)
 
 
@@ -129,21 +161,36 @@ def test_ddim_without_noise_is_euler():
     assert torch.equal(ddim(gaussian, x, karras(20, 0.002, 80.0)), euler(gaussian, x, karras(20, 0.002, 80.0)))
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC + STOCHASTIC)
+@every_sampler
 @pytest.mark.parametrize("ladder", [[1.0], [1.0, 2.0], [1.0, 1.0, 0.0], [1.0, -0.1], [math.inf, 1.0], [math.nan, 0.0]])
-def test_a_bad_schedule_is_refused(sampler, ladder):
+def test_a_bad_schedule_is_refused(name, ladder):
     with pytest.raises(ValueError, match="sigmas"):
-        sampler(gaussian, torch.zeros(2, 1), torch.tensor(ladder), noise=normals(0, (2, 1)))
+        sampler_of(name)(gaussian, torch.zeros(2, 1), torch.tensor(ladder), noise=normals(0, (2, 1)))
 
 
-def test_eta_and_its_noise_are_checked():
-    for sampler in (ddpm, euler_ancestral, dpmpp_sde):
-        with pytest.raises(ValueError, match="noise"):
-            sampler(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]))
-    with pytest.raises(ValueError, match="order"):
-        deis(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]), order=5)
-    with pytest.raises(ValueError, match="eta"):
-        ddim(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]), eta=1.5)
+@every_sampler
+def test_what_draws_noise_needs_it_and_nothing_else_does(name):
+    sampler, x, ladder, drawn = sampler_of(name), normals(0, (2, 1))(0), torch.tensor([2.0, 1.0, 0.0]), []
+
+    def noise(step):
+        drawn.append(step)
+        return normals(step, (2, 1))(0)
+
+    sampler(gaussian, x, ladder, noise=noise)
+    assert bool(drawn) == TABLE[name].draws
+    if TABLE[name].draws:
+        with pytest.raises(ValueError, match="noise: a stochastic sampler"):
+            sampler(gaussian, x, ladder)
+    else:
+        sampler(gaussian, x, ladder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("deis order=5", "order"), ("ddim eta=1.5", "eta"), ("dpmpp_sde eta=-1", "eta")]
+)
+def test_keys_out_of_their_range_are_refused(name, key):
+    with pytest.raises(ValueError, match=key):
+        sampler_of(name)(gaussian, torch.zeros(2, 1), torch.tensor([1.0, 0.0]), noise=normals(0, (2, 1)))
 
 
 def test_sampling_takes_no_gradients_but_its_results_may_train():

@@ -11,7 +11,7 @@ from untrained import untrained_run
 
 from ldm.build import Parts
 from ldm.config import completed, compose, dump, load_tree, registry
-from ldm.config.upgrades import MOVED, upgrade
+from ldm.config.upgrades import MOVED, upgrade, with_moved_keys
 from ldm.diffusion.counter_random import uniform
 from ldm.run import check_unchanged, load
 
@@ -101,6 +101,37 @@ def test_a_moved_target_is_found_wherever_it_stands_and_nothing_else_is():
     today = {"_target_": new, "inner": [{"_target_": new}, [old]], 3: {"_target_": [old]}, "note": old}
     assert upgrade({"noise": part, "odd": None}) == {"noise": today, "odd": None}
     assert upgrade({"noise": today}) == {"noise": today}
+
+
+LIMITS = ("sigma_lo=0.3", "sigma_hi=20", "rescale=0.7", "profile=[[1,1],[20,0.5]]", "channels=[0,1,2]")
+
+
+def test_limits_that_stood_among_the_keys_of_guidance_are_a_part_of_it(tmp_path: Path):
+    saved = load_tree(SAVED / "guidance_limits.yaml")["guidance"]
+    for where in ("guidance", "guidance.limits"):
+        words = ["guidance.scale=5", *(f"{where}.{limit}" for limit in LIMITS)]
+        asked = compose("config", tiny("quickstart/diffusion", tmp_path, "first_stage=runs/ae", *words))["guidance"]
+        assert asked == saved
+    own = {"_target_": "mine.Guidance", "sigma_lo": 1.0}
+    for other in (own, {"_target_": [1], "channels": 3}, {**saved, "rescale": 1.0}):
+        assert upgrade({"guidance": other}) == {"guidance": other}
+
+
+def test_words_of_older_commands_have_the_keys_of_today():
+    older = ["+guidance.rescale=1", "~guidance.sigma_lo", "loss_guidance.image.profile=[[1,2],[3,4]]", "++a.sigma_lo=2"]
+    today = [
+        older[0].replace(".", ".limits."),
+        "~guidance.limits.sigma_lo",
+        older[2].replace(".p", ".limits.p"),
+        older[3],
+    ]
+    assert with_moved_keys(older) == today == with_moved_keys(today)
+    kept = ["guidance.scales={text:3}", "guidance.sigma_lower=1", "guidance.limits.sigma_lo=guidance.sigma_lo=1"]
+    assert with_moved_keys(kept) == kept
+    with pytest.raises(ValueError, match=r"guidance\.limits\.sigma_lo is given 2 times"):
+        compose("sample", ["model=x", "guidance.sigma_lo=1", "guidance.limits.sigma_lo=2"])
+    tree = compose("sample", ["model=x", "loss_guidance=[image]", "loss_guidance.image.sigma_lo=2"])
+    assert tree["loss_guidance"]["image"]["limits"]["sigma_lo"] == 2
 
 
 def test_weights_of_an_earlier_run_give_the_same_images(tmp_path: Path):

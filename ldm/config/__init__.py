@@ -13,7 +13,7 @@ from ldm.config.keys import SWEPT, is_literal
 from ldm.config.plugins import CONF, use_plugins, versions
 from ldm.config.registry import groups, registry, resolve_target
 from ldm.config.saved import dump, load_plain, load_tree
-from ldm.config.upgrades import with_begun_fields
+from ldm.config.upgrades import with_begun_fields, with_moved_keys
 from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import check_once, expand_sweep, meant, overriding, run_name, split_literal, take_plugins
 
@@ -21,5 +21,5 @@ __all__ = [
     "CONF", "SWEPT", "accepts", "check_once", "check_range", "completed", "compose", "dump", "expand_sweep", "groups",
     "guarded", "help_text", "instantiate", "is_literal", "load_plain", "load_tree", "meant", "overriding", "registry",
     "resolve_target", "run_name", "split_literal", "take_plugins", "takes", "use_plugins", "validate", "versions",
-    "with_begun_fields",
+    "with_begun_fields", "with_moved_keys",
 ]  # fmt: skip

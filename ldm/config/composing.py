@@ -17,6 +17,7 @@ from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
 from ldm.config.plugins import CONF, needed, search_path
 from ldm.config.registry import groups, is_part, keys_of, parameters, resolve_target, root
+from ldm.config.upgrades import with_moved_keys
 from ldm.config.validation import check_root_key, nearest, nested, validate
 from ldm.config.words import check_once, meant, split_literal, take_plugins
 from ldm.errors import UserError
@@ -32,6 +33,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     `plugins` of the tree are those that it needs. Raises UserError with the offending key and the nearest valid one, or
     with a key that has to be given and is not (it stays ``???`` unless `complete`).
     """
+    arguments = with_moved_keys(arguments)
     check_once(arguments)
     arguments = take_plugins(arguments, known="plugins" in root(config_name)[0])
     facts, arguments = _split_facts(config_name, arguments)
@@ -49,7 +51,6 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     parsed = [override for override in parsed if override.key_or_group not in left_out]
     tree = _resolved(config_name, parsed, complete)
     tree = {**_restore(tree, held), **facts, **named, **dict.fromkeys(left_out - {"experiment"})}
-    _forget_unchosen(tree, parsed, config_name)
     _forget_undecided(tree)
     _check_root(tree, config_name)
     validate(tree, SWEPT.get(config_name, ()))
@@ -85,7 +86,9 @@ def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for last in (False, True):
             try:
-                config = _composed(config_name, overrides)
+                tree = cast(dict[str, Any], OmegaConf.to_container(_composed(config_name, overrides)))
+                _forget_unchosen(tree, parsed, config_name)  # before other parts take over what a group has
+                config = OmegaConf.create(tree)
                 return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=complete))
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 added = None if last else _with_plus(config_name, parsed)

@@ -1,14 +1,18 @@
 """Saved trees of older code, upgraded to what this code reads: one function for each change; load_tree applies them."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ldm.config.keys import bare
 
 Tree = dict[str, Any]
 
 
 def upgrade(tree: Tree) -> Tree:
     """A saved tree as it would be saved now; what is unknown here stays as it is, for the validation to judge."""
-    return with_slots(with_derived_fields(with_own_task(with_moved_targets(tree))))
+    return with_limits(with_slots(with_derived_fields(with_own_task(with_moved_targets(tree)))))
 
 
 def with_own_task(tree: Tree) -> Tree:
@@ -39,6 +43,28 @@ def with_moved_targets(node: Any) -> Any:
         target = found.get("_target_")
         return {**found, "_target_": MOVED.get(target, target)} if isinstance(target, str) else found
     return [with_moved_targets(value) for value in node] if isinstance(node, list) else node
+
+
+LIMITED = ("sigma_lo", "sigma_hi", "rescale", "profile", "channels")
+
+
+def with_limits(tree: Tree) -> Tree:
+    """The limits of guidance were among its own keys; now they are a part of it."""
+    part = _mapping(tree.get("guidance"))
+    found = {key: part[key] for key in LIMITED if key in part}
+    if not found or "limits" in part or not str(part.get("_target_")).startswith("ldm.diffusion.guidance."):
+        return tree
+    limits = {"_target_": "ldm.diffusion.limits.Limits", **found}
+    return {**tree, "guidance": {**_without(part, *LIMITED), "limits": limits}}
+
+
+LIMIT = re.compile(rf"(guidance|loss_guidance\.\w+)\.({'|'.join(LIMITED)})")
+
+
+def with_moved_keys(words: Sequence[str]) -> list[str]:
+    """Words of a command line, written for older code, with the keys of today."""
+    moved = [(word, LIMIT.fullmatch(bare(word))) for word in words]
+    return [word.replace(key[0], f"{key[1]}.limits.{key[2]}", 1) if key else word for word, key in moved]
 
 
 def with_slots(tree: Tree) -> Tree:

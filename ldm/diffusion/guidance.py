@@ -1,10 +1,10 @@
 """Guidance: wraps `denoise(x, sigma) -> x0` together with what it is compared with into one guided `denoise`.
 
-Classifier-free guidance (arXiv:2207.12598), jointly or with a scale for each condition, and autoguidance, all within
-`Limits`. Linear in D, so the same on noise, v or velocity. Samplers never know of it.
+Classifier-free guidance (arXiv:2207.12598), jointly or with a scale for each condition, and autoguidance. The classes
+hold the formulas, linear in D and so the same on noise, v or velocity; how much of them is taken is `Limits`' to say
+(limits.py). Samplers never know of guidance.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import Denoise, expand
+from ldm.diffusion.denoiser import Denoise
+from ldm.diffusion.limits import Limits
 from ldm.errors import UserError
 
 MAX_SCALE = 1e38
@@ -66,110 +67,15 @@ class ScaledGuidance(Guidance, Protocol):
         """The same guidance at another scale."""
 
 
-class Limits:
-    """How much of guidance is taken and where, in this order: `profile`, `channels`, `rescale`, all in the interval.
-
-    `profile`: points [sigma, share], share of D_guided - D_c that is taken, linear in ln(sigma) between the points and
-    constant beyond them: any schedule of the scale (arXiv:2404.13040). `channels`: only these are guided (three of the
-    four in the public code of arXiv:2212.09748). `rescale` draws the standard deviation of the guided D towards that of
-    D_c, each over all values of a sample (arXiv:2305.08891, equations 15 and 16, on x0): 0 not at all, 1 wholly.
-    Outside [sigma_lo, sigma_hi) (arXiv:2404.07724), and where the share is 0, stands D_c and nothing else is evaluated.
-    """
-
-    def __init__(
-        self,
-        sigma_lo: float = 0.0,
-        sigma_hi: float = math.inf,
-        rescale: float = 0.0,
-        profile: Sequence[Sequence[float]] | None = None,
-        channels: Sequence[int] | None = None,
-    ):
-        if not 0 <= sigma_lo < sigma_hi:
-            raise UserError(f"sigma_lo, sigma_hi: need 0 <= sigma_lo < sigma_hi, got {sigma_lo:g} and {sigma_hi:g}")
-        if not 0 <= rescale <= 1:
-            raise UserError(f"rescale: must lie in [0, 1], got {rescale:g}")
-        if profile is not None:
-            _check_profile(profile)
-        if channels is not None and (not channels or min(channels) < 0 or len(set(channels)) < len(channels)):
-            raise UserError(f"channels: must name channels of the latent from 0, each once, got {list(channels)}")
-        self.sigma_lo = sigma_lo
-        self.sigma_hi = sigma_hi
-        self.rescale = rescale
-        self.profile = profile
-        self.channels = channels
-
-    def apply(self, denoise: Denoise, guided: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Denoise:
-        """`denoise` and what guidance makes of `(x, sigma, D_c)` -> the limited one."""
-
-        def inner(x: Tensor, sigma: Tensor) -> Tensor:
-            conditional = denoise(x, sigma)
-            return self.limit(x, sigma, conditional, guided(x, sigma, conditional))
-
-        return self.within(denoise, inner)
-
-    def limit(self, x: Tensor, sigma: Tensor, conditional: Tensor, result: Tensor) -> Tensor:
-        """What is taken of the guided `result` instead of `conditional`, both [B, ...] and inside the interval."""
-        if self.profile is not None:
-            result = torch.lerp(conditional, result, expand(self._share(sigma), x).to(result))
-        if self.channels is not None:
-            result = torch.where(self._guided_channels(x), result, conditional)
-        if self.rescale:
-            ratio = conditional.flatten(1).std(1) / result.flatten(1).std(1).clamp(min=1e-12)
-            result = result * (1 + self.rescale * (expand(ratio, x) - 1))
-        return result
-
-    def within(self, outer: Denoise, inner: Denoise) -> Denoise:
-        """`inner` where there is guidance, `outer` elsewhere."""
-        if self.sigma_lo == 0 and self.sigma_hi == math.inf and self.profile is None:
-            return inner
-
-        def limited(x: Tensor, sigma: Tensor) -> Tensor:
-            inside = (sigma >= self.sigma_lo) & (sigma < self.sigma_hi)
-            if self.profile is not None:
-                inside = inside & (self._share(sigma) > 0)
-            if bool(inside.all()):
-                return inner(x, sigma)
-            if not bool(inside.any()):
-                return outer(x, sigma)
-            return torch.where(expand(inside, x), inner(x, sigma), outer(x, sigma))
-
-        return limited
-
-    def _share(self, sigma: Tensor) -> Tensor:
-        points = torch.tensor(self.profile, dtype=torch.float32, device=sigma.device)
-        levels, shares = points[:, 0].log(), points[:, 1].contiguous()
-        place = sigma.float().log().clamp(levels[0], levels[-1]).contiguous()
-        right = torch.searchsorted(levels.contiguous(), place).clamp(min=1)
-        left = right - 1
-        return torch.lerp(shares[left], shares[right], (place - levels[left]) / (levels[right] - levels[left]))
-
-    def _guided_channels(self, x: Tensor) -> Tensor:
-        if max(self.channels) >= x.shape[1]:
-            raise UserError(
-                f"guidance.channels={list(self.channels)}: the latents of this model have channels 0..{x.shape[1] - 1}"
-            )
-        mask = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
-        mask[list(self.channels)] = True
-        return mask.view(-1, *[1] * (x.ndim - 2))
-
-
 class ClassifierFree:
     """D = D_u + scale (D_c - D_u) within `Limits`, D_c elsewhere; scale 0 is the reference D_u, 1 the identity.
 
     The reference is given no condition, each replaced by its null or its negative.
     """
 
-    def __init__(
-        self,
-        scale: float,
-        sigma_lo: float = 0.0,
-        sigma_hi: float = math.inf,
-        rescale: float = 0.0,
-        profile: Sequence[Sequence[float]] | None = None,
-        channels: Sequence[int] | None = None,
-    ):
+    def __init__(self, scale: float, limits: Limits | None = None):
         self.scale = finite(scale, "guidance.scale")
-        self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
+        self.limits = limits or Limits()
 
     def __call__(self, denoise: Denoise, reference: Denoise) -> Denoise:
         """`denoise` with the condition and `reference` without it -> the guided one."""
@@ -209,19 +115,11 @@ class PerCondition:
     one for all conditions.
     """
 
-    def __init__(
-        self,
-        scales: Mapping[str, float],
-        sigma_lo: float = 0.0,
-        sigma_hi: float = math.inf,
-        rescale: float = 0.0,
-        profile: Sequence[Sequence[float]] | None = None,
-        channels: Sequence[int] | None = None,
-    ):
+    def __init__(self, scales: Mapping[str, float], limits: Limits | None = None):
         if not scales:
             raise UserError("guidance.scales: names no condition, guidance.scales={text:3,label:1.5} names two")
         self.scales = {name: finite(scale, f"guidance.scales.{name}") for name, scale in scales.items()}
-        self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
+        self.limits = limits or Limits()
 
     def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
         """Those whose scale is not that of all before it. Raises ValueError naming one that is not in `conditions`."""
@@ -271,19 +169,10 @@ class Autoguidance:
     `weak_model` gives the worse model's denoiser for what is bound.
     """
 
-    def __init__(
-        self,
-        scale: float,
-        weak_model: Callable[[Bound], Denoise],
-        sigma_lo: float = 0.0,
-        sigma_hi: float = math.inf,
-        rescale: float = 0.0,
-        profile: Sequence[Sequence[float]] | None = None,
-        channels: Sequence[int] | None = None,
-    ):
+    def __init__(self, scale: float, weak_model: Callable[[Bound], Denoise], limits: Limits | None = None):
         self.scale = finite(scale, "guidance.scale")
         self.weak_model = weak_model
-        self.limits = Limits(sigma_lo, sigma_hi, rescale, profile, channels)
+        self.limits = limits or Limits()
 
     def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
         """None: the worse model is given the same."""
@@ -308,7 +197,7 @@ def _compare(denoise: Denoise, reference: Denoise, scale: float, limits: Limits)
     """reference + scale (denoise - reference), evaluating neither where its factor is 0."""
     if scale == 1:
         return denoise
-    if scale == 0 and limits.profile is None and limits.channels is None:
+    if scale == 0 and limits.whole:
         return limits.within(denoise, reference)
 
     def guided(x: Tensor, sigma: Tensor, conditional: Tensor) -> Tensor:
@@ -322,14 +211,3 @@ def finite(scale: float, name: str) -> float:
     if not abs(scale) <= MAX_SCALE:
         raise UserError(f"{name}: must be finite and below {MAX_SCALE:g}, got {scale:g}")
     return scale
-
-
-def _check_profile(profile: Sequence[Sequence[float]]) -> None:
-    pairs = len(profile) > 1 and all(len(point) == 2 for point in profile)
-    levels = [point[0] for point in profile] if pairs else []
-    rising = pairs and all(low < high for low, high in pairwise([0.0, *levels]))
-    if not rising or not all(math.isfinite(sigma) and 0 <= share < math.inf for sigma, share in profile):
-        raise UserError(
-            "profile: needs at least two points [sigma, share], sigma above 0 and rising, share not below 0; "
-            f"got {[list(point) for point in profile]}"
-        )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoise, expand
-from ldm.diffusion.guidance import Bound, Limits, finite
+from ldm.diffusion.guidance import Bound, finite
+from ldm.diffusion.limits import Limits
 from ldm.errors import UserError
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -22,23 +23,15 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 class ClassifierGuidance:
     """Towards batch["label"] [B], by a `classifier` of latents at all noise levels (arXiv:2105.05233, Algorithm 2).
 
-    On a conditional model as on an unconditional one. `sigma_lo`, `sigma_hi`, `profile`, `channels` as of `Limits`.
+    On a conditional model as on an unconditional one.
     """
 
     fields = ("label",)
 
-    def __init__(
-        self,
-        scale: float,
-        classifier: NoisyClassifier,
-        sigma_lo: float = 0.0,
-        sigma_hi: float = float("inf"),
-        profile: Sequence[Sequence[float]] | None = None,
-        channels: Sequence[int] | None = None,
-    ):
+    def __init__(self, scale: float, classifier: NoisyClassifier, limits: Limits | None = None):
         self.scale = finite(scale, "loss_guidance.classifier.scale")
         self.classifier = classifier
-        self.limits = Limits(sigma_lo, sigma_hi, 0.0, profile, channels)
+        self.limits = limits or Limits()
 
     def guide(self, bound: Bound) -> Denoise:
         """Raises ValueError if the batch has no labels, or one that the classifier does not know."""
@@ -74,15 +67,12 @@ class ImageGuidance:
         scale: float,
         operator: Callable[[Tensor], Tensor],
         distance: Distance,
-        sigma_lo: float = 0.0,
-        sigma_hi: float = float("inf"),
-        profile: Sequence[Sequence[float]] | None = None,
-        channels: Sequence[int] | None = None,
+        limits: Limits | None = None,
     ):
         self.scale = finite(scale, "loss_guidance.image.scale")
         self.operator = operator
         self.distance = distance
-        self.limits = Limits(sigma_lo, sigma_hi, 0.0, profile, channels)
+        self.limits = limits or Limits()
 
     def guide(self, bound: Bound) -> Denoise:
         """Raises ValueError if the batch has no target."""
@@ -103,18 +93,10 @@ class AlignmentGuidance:
 
     fields = ("caption",)
 
-    def __init__(
-        self,
-        scale: float,
-        alignment: nn.Module,
-        sigma_lo: float = 0.0,
-        sigma_hi: float = float("inf"),
-        profile: Sequence[Sequence[float]] | None = None,
-        channels: Sequence[int] | None = None,
-    ):
+    def __init__(self, scale: float, alignment: nn.Module, limits: Limits | None = None):
         self.scale = finite(scale, "loss_guidance.alignment.scale")
         self.alignment = alignment
-        self.limits = Limits(sigma_lo, sigma_hi, 0.0, profile, channels)
+        self.limits = limits or Limits()
 
     def guide(self, bound: Bound) -> Denoise:
         """Raises ValueError if the batch has no captions."""

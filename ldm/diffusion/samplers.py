@@ -1,8 +1,9 @@
 """Samplers: pure functions `(denoise, x, sigmas, *, noise=None) -> x` of `denoise(x, sigma [B]) -> x0`.
 
 They integrate dx/dsigma = (x - D(x, sigma)) / sigma (EDM, equation 3) down any decreasing sigmas; a last level of 0 is
-reached by D itself. `noise(step) -> tensor like x` feeds the stochastic ones, the others ignore it. Nothing here knows
+reached by D itself. `noise(step) -> tensor like x` feeds the stochastic ones, the others ignore it. They know no
 networks, conditions, guidance or experts. x keeps its scale x0 + sigma noise throughout, whatever the schedule.
+`steps`, `estimate`, `move` and `ancestral` are what they are made of, and a new one may be.
 """
 
 import itertools
@@ -18,8 +19,11 @@ from ldm.errors import UserError
 Noise = Callable[[int], Tensor]
 
 
-def _steps(sigmas: Tensor) -> Iterator[tuple[float, float]]:
-    """Pairs (sigma, next sigma) of a sigma schedule [n + 1], as exact Python floats."""
+def steps(sigmas: Tensor) -> Iterator[tuple[float, float]]:
+    """Pairs (sigma, next sigma) of a sigma schedule [n + 1], as exact Python floats.
+
+    Raises ValueError unless it has two or more finite levels, strictly decreasing, none below 0.
+    """
     levels = sigmas.tolist()
     falls = all(high > low for high, low in itertools.pairwise(levels))
     if len(levels) < 2 or not falls or levels[-1] < 0 or math.isinf(levels[0]):
@@ -29,33 +33,48 @@ def _steps(sigmas: Tensor) -> Iterator[tuple[float, float]]:
     return itertools.pairwise(levels)
 
 
-def _estimate(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
+def estimate(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
+    """D(x, sigma), the estimate of x0 [B, ...], for x [B, ...] that is all at one level of noise."""
     return denoise(x, x.new_full((x.shape[0],), sigma))
 
 
-def _move(x0: Tensor, x: Tensor, ratio: float) -> Tensor:
+def move(x0: Tensor, x: Tensor, ratio: float) -> Tensor:
     """x0 + ratio (x - x0): keeps x's noise direction at ratio times the level; exact at ratio 0 (x0) and 1 (x)."""
     return torch.lerp(x0, x, ratio)
+
+
+def ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """(level to go down to, standard deviation of the noise to add there) of a step from sigma to sigma_next.
+
+    `eta` is the share of the posterior's standard deviation (arXiv:2010.02502, equation 16): 0 adds none, 1 is DDPM.
+    """
+    added = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+    return math.sqrt(sigma_next**2 - added**2), added
+
+
+def check_eta(eta: float, noise: Noise | None) -> None:
+    """Raises ValueError unless eta lies in [0, 1], and there is noise to draw where it is above 0."""
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta: must lie in [0, 1], got {eta:g}")
+    if eta > 0 and noise is None:
+        raise UserError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
 
 
 @torch.no_grad()
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
     """Euler's method, order 1."""
-    for sigma, sigma_next in _steps(sigmas):
-        x = _move(_estimate(denoise, x, sigma), x, sigma_next / sigma)
+    for sigma, sigma_next in steps(sigmas):
+        x = move(estimate(denoise, x, sigma), x, sigma_next / sigma)
     return x
 
 
 @torch.no_grad()
 def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0) -> Tensor:
     """DDIM (arXiv:2010.02502, equations 12 and 16), in sigma: eta 0 is Euler's method, eta 1 the posterior of DDPM."""
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta: must lie in [0, 1], got {eta:g}")
-    if eta > 0 and noise is None:
-        raise UserError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
-    for step, (sigma, sigma_next) in enumerate(_steps(sigmas)):
-        kept, added = _ancestral(sigma, sigma_next, eta)
-        x = _move(_estimate(denoise, x, sigma), x, kept / sigma)
+    check_eta(eta, noise)
+    for step, (sigma, sigma_next) in enumerate(steps(sigmas)):
+        kept, added = ancestral(sigma, sigma_next, eta)
+        x = move(estimate(denoise, x, sigma), x, kept / sigma)
         if added > 0:
             x = x + added * noise(step)
     return x
@@ -76,12 +95,12 @@ def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
 @torch.no_grad()
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
     """Heun's method, order 2, two evaluations a step (EDM, Algorithm 1); Euler into 0."""
-    for sigma, sigma_next in _steps(sigmas):
-        x0 = _estimate(denoise, x, sigma)
+    for sigma, sigma_next in steps(sigmas):
+        x0 = estimate(denoise, x, sigma)
         slope = (x - x0) / sigma
-        x = _move(x0, x, sigma_next / sigma)
+        x = move(x0, x, sigma_next / sigma)
         if sigma_next > 0:
-            slope_next = (x - _estimate(denoise, x, sigma_next)) / sigma_next
+            slope_next = (x - estimate(denoise, x, sigma_next)) / sigma_next
             x = x + (sigma_next - sigma) / 2 * (slope_next - slope)
     return x
 
@@ -89,16 +108,16 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
 @torch.no_grad()
 def kutta3(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
     """Kutta's method in sigma: order 3, three evaluations, eDiff-I's "3-kutta" (arXiv:2204.13902); Euler into 0."""
-    for sigma, sigma_next in _steps(sigmas):
-        x0 = _estimate(denoise, x, sigma)
+    for sigma, sigma_next in steps(sigmas):
+        x0 = estimate(denoise, x, sigma)
         if sigma_next == 0:
             return x0
         step, middle = sigma_next - sigma, (sigma + sigma_next) / 2
         slope_1 = (x - x0) / sigma
         x_2 = x + step / 2 * slope_1
-        slope_2 = (x_2 - _estimate(denoise, x_2, middle)) / middle
+        slope_2 = (x_2 - estimate(denoise, x_2, middle)) / middle
         x_3 = x + step * (2 * slope_2 - slope_1)
-        slope_3 = (x_3 - _estimate(denoise, x_3, sigma_next)) / sigma_next
+        slope_3 = (x_3 - estimate(denoise, x_3, sigma_next)) / sigma_next
         x = x + step / 6 * (slope_1 + 4 * slope_2 + slope_3)
     return x
 
@@ -107,15 +126,15 @@ def kutta3(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None =
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
     """DPM-Solver++(2M): order 2, one evaluation a step (arXiv:2211.01095, Algorithm 2); Euler first and into 0."""
     x0_before, width_before = None, None
-    for sigma, sigma_next in _steps(sigmas):
-        x0 = _estimate(denoise, x, sigma)
+    for sigma, sigma_next in steps(sigmas):
+        x0 = estimate(denoise, x, sigma)
         if sigma_next == 0:
             return x0
         width = math.log(sigma / sigma_next)
         middle = x0
         if x0_before is not None:
             middle = x0 + width / (2 * width_before) * (x0 - x0_before)  # linear in ln(sigma), to the step's middle
-        x = _move(middle, x, sigma_next / sigma)
+        x = move(middle, x, sigma_next / sigma)
         x0_before, width_before = x0, width
     return x
 
@@ -127,14 +146,14 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
     Adams-Bashforth on the noise estimate; the first step takes two evaluations, one into 0 is Euler's.
     """
     slopes: list[Tensor] = []  # newest first
-    for sigma, sigma_next in _steps(sigmas):
-        x0 = _estimate(denoise, x, sigma)
+    for sigma, sigma_next in steps(sigmas):
+        x0 = estimate(denoise, x, sigma)
         if sigma_next == 0:
             return x0
         slopes = [(x - x0) / sigma, *slopes[:3]]
         if len(slopes) == 1:
             ahead = x + (sigma_next - sigma) * slopes[0]
-            slope = (slopes[0] + (ahead - _estimate(denoise, ahead, sigma_next)) / sigma_next) / 2
+            slope = (slopes[0] + (ahead - estimate(denoise, ahead, sigma_next)) / sigma_next) / 2
         else:
             slope = sum(weight * value for weight, value in zip(_ADAMS[len(slopes)], slopes, strict=True))  # type: ignore[assignment]  # of at least one slope
         x = x + (sigma_next - sigma) * slope
@@ -155,8 +174,8 @@ def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
         raise UserError(f"order: DEIS has the orders 1 to 4, got {order}")
     slopes: list[Tensor] = []  # newest first
     levels: list[float] = []  # their logarithms
-    for sigma, sigma_next in _steps(sigmas):
-        x0 = _estimate(denoise, x, sigma)
+    for sigma, sigma_next in steps(sigmas):
+        x0 = estimate(denoise, x, sigma)
         if sigma_next == 0:
             return x0
         slopes = [(x - x0) / sigma, *slopes[: order - 1]]
@@ -192,30 +211,21 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | Non
 
     The noise of the half step and of the whole step are increments of one Brownian motion in sigma.
     """
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta: must lie in [0, 1], got {eta:g}")
-    if eta > 0 and noise is None:
-        raise UserError("noise: a stochastic sampler (eta > 0) needs noise(step); pass it, or choose eta 0")
-    for step, (sigma, sigma_next) in enumerate(_steps(sigmas)):
-        x0 = _estimate(denoise, x, sigma)
+    check_eta(eta, noise)
+    for step, (sigma, sigma_next) in enumerate(steps(sigmas)):
+        x0 = estimate(denoise, x, sigma)
         if sigma_next == 0:
             return x0
         middle = math.sqrt(sigma * sigma_next)
-        kept, added = _ancestral(sigma, middle, eta)
-        half = _move(x0, x, kept / sigma)
+        kept, added = ancestral(sigma, middle, eta)
+        half = move(x0, x, kept / sigma)
         if added > 0:
             first, second = noise(2 * step), noise(2 * step + 1)
             half = half + added * first
-        x0 = _estimate(denoise, half, middle)
-        kept, added = _ancestral(sigma, sigma_next, eta)
-        x = _move(x0, x, kept / sigma)
+        x0 = estimate(denoise, half, middle)
+        kept, added = ancestral(sigma, sigma_next, eta)
+        x = move(x0, x, kept / sigma)
         if added > 0:
             early, late = (sigma - middle) / (sigma - sigma_next), (middle - sigma_next) / (sigma - sigma_next)
             x = x + added * (math.sqrt(early) * first + math.sqrt(late) * second)
     return x
-
-
-def _ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """(level to go down to, standard deviation of the noise to add there) of a step from sigma to sigma_next."""
-    added = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-    return math.sqrt(sigma_next**2 - added**2), added

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.files import refusals_named, sync, write_text
@@ -214,6 +216,18 @@ def log_picture(loggers: list[Logger], name: str, path: Path, step: int) -> None
             import wandb as client
 
             logger.log_metrics({name: client.Image(str(path))}, step)
+
+
+def log_histogram(loggers: list[Logger], name: str, values: Tensor, step: int, num_bins: int = 64) -> None:
+    """Show in W&B, where there is one, in `num_bins` <= 512 how the finite ones of `values`, of any shape, lie."""
+    finite = values.detach().double().flatten()
+    finite = finite[finite.isfinite()].cpu()
+    for logger in loggers:
+        if isinstance(logger, WandB) and len(finite):
+            import wandb as client
+
+            histogram = client.Histogram(np_histogram=np.histogram(finite.numpy(), bins=num_bins))
+            logger.log_metrics({name: histogram}, step)
 
 
 def forget(loggers: list[Logger]) -> None:
