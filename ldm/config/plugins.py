@@ -174,6 +174,8 @@ def _check_content(path: Path, is_part: bool) -> None:
         raise UserError(f"{path}: not to be read as YAML: {' '.join(str(error).split())[:300]}") from error
     if not is_part:
         return
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key != "defaults"}
     nodes = list(content.values()) if isinstance(content, dict) and "_target_" not in content else [content]
     if not nodes or not all(isinstance(node, dict) and "_target_" in node for node in nodes):
         raise UserError(f"{path}: describes no part; it begins with _target_: package.module.Class")

@@ -46,7 +46,12 @@ def _groups(confs: tuple[Path, ...]) -> dict[str, list[str]]:
 def keys_of(group: str, option: str) -> list[str]:
     """What an option of a group that takes several fills there: mostly its own name."""
     paths = (conf / group / f"{option}.yaml" for conf in folders())
-    return list(yaml.safe_load(next(path for path in paths if path.exists()).read_text()))
+    return list(_content(next(path for path in paths if path.exists())))
+
+
+def _content(leaf: Path) -> dict[str, Any]:
+    """What a leaf file says itself, without the list of those whose keys it begins with."""
+    return {key: value for key, value in yaml.safe_load(leaf.read_text("utf-8")).items() if key != "defaults"}
 
 
 def registry() -> frozenset[str]:
@@ -91,7 +96,7 @@ def _leaves(confs: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
         for path in sorted(conf.glob("*/**/*.yaml")):
             group = path.relative_to(conf).parts[0]
             if group != "experiment":
-                yield group, yaml.safe_load(path.read_text(encoding="utf-8"))
+                yield group, _content(path)
 
 
 def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
