@@ -365,7 +365,14 @@ def test_every_argument_of_a_constructor_can_be_set():
     assert tree["data"]["fields"]["caption"]["extension"] == "txt" and tree["trainer"]["detect_anomaly"] is True
     tree = compose("sample", ["model=x", "guidance=per_condition", "guidance.scales.text=2"])
     assert tree["guidance"]["scales"]["text"] == 2
+    depth = {"_target_": "data.fields.Picture", "extension": "depth.png"}
+    given = "={_target_:data.fields.Picture,extension:depth.png}"
+    tree = compose("config", [*words, f"data.fields.depth{given}", f"derived.depth{given}"])
+    assert tree["data"]["fields"]["depth"] == tree["derived"]["depth"] == depth
     for word, said in {
+        "data.fields.depth.extension=txt": "there is no data.fields.depth; a new one is given whole, data.fields.d",
+        "network=own": "network=own: no such option; one of a package of your own needs plugins=[package]",
+        "derived.depth={_target_:own.Depth}": "in conf/ can be built; one of a package of your own needs plugins=",
         "data.fields.caption.extention=txt": "did you mean 'data.fields.caption.extension'",
         "data.fields.caption.max_chars=many": "data.fields.caption.max_chars='many': expected int",
         "data.fields.cap.extension=txt": "data.fields.cap.extension",

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ldm.config.plugins import CONF, folders, roots
+from ldm.config.plugins import CONF, folders, of_a_package, roots
 from ldm.errors import UserError
 
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
@@ -112,7 +112,9 @@ def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
 def resolve_target(name: str, where: str) -> Callable:
     """The class or function a ``_target_`` names. Raises ValueError unless it is in the registry and ours."""
     if not isinstance(name, str) or name not in registry():
-        raise UserError(f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built")
+        raise UserError(
+            f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built{of_a_package()}"
+        )
     module, _, attribute = name.rpartition(".")
     try:
         target = getattr(importlib.import_module(module), attribute, None)
