@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from data.cache_labels import LABEL, SUMS, read_label, row_sum, stranger
 from data.errors import BadSample, ShardError
 from data.samples import Sample, Samples
-from data.seals import SEAL, check_seal
+from data.seals import check_seal
 from data.shards import ShardSet
 from data.transforms import View
 from data.user_error import UserError
@@ -39,7 +39,7 @@ OF_IMAGE = (*LATENTS, IMAGE)  # how names of what has a row for each sample begi
 
 def file_names(shards: ShardSet) -> list[str]:
     """The name of each shard's file: what is in it goes with the shard's content, wherever the shard lies."""
-    marks = zip(shards.shards, shards.fingerprints(), strict=True)
+    marks = zip(shards.shards, shards.fingerprints, strict=True)
     return [f"{shard.path.name.removesuffix('.tar')}-{mark[:16]}.safetensors" for shard, mark in marks]
 
 
@@ -64,13 +64,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check(
-    folder: Path, image_size: int, decoder: str, first_stage: str, encoders: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The manifest of a cache made at this size, with this decoder and first stage and, of what it has, these encoders.
+    folder: Path,
+    made: Mapping[str, Any],
+    image_size: int,
+    decoder: str,
+    first_stage: str,
+    encoders: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Hold what a cache was `made` with to this size, this decoder and first stage and, of what it has, these encoders.
 
     Raises ValueError naming what differs.
     """
-    made = read_manifest(folder)
     asked = {"image_size": image_size, "crop": CROP, "decoder": decoder, "first_stage": first_stage}
     for name, value in asked.items():
         if made[name] != value:
@@ -84,7 +88,6 @@ def check(
             raise UserError(
                 f"data.cache={folder}: made with another encoder for conditioner.{name}: {', '.join(differing)}"
             )
-    return made
 
 
 class CacheFile:
@@ -148,11 +151,14 @@ class CacheFile:
 
 
 class Cache:
-    """What a cache has of the samples of `shards`, by their index: latents, and the answers of these `encoders`."""
+    """What a cache has of the samples of `shards`, by their index: latents, and the answers of these `encoders`.
 
-    def __init__(self, folder: Path, shards: ShardSet, encoders: Collection[str]):
+    `seal` is that of its manifest; None is of one from before there were seals.
+    """
+
+    def __init__(self, folder: Path, shards: ShardSet, encoders: Collection[str], seal: str | None):
         self.paths = [folder / name for name in file_names(shards)]
-        self._seal = read_manifest(folder).get(SEAL)
+        self._seal = seal
         self.shards = shards
         self.encoders = frozenset(encoders)
         for shard, path in zip(shards.shards, self.paths, strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from data.batches import Batches
-from data.cache import Cache, CachedSamples, check
+from data.cache import Cache, CachedSamples, check, read_manifest
 from data.decoding import DECODERS
 from data.encoding import EncodingStream, Span
 from data.errors import BadSample, SkipLog, printable
@@ -28,6 +28,7 @@ from data.objects import Location
 from data.paths import expand
 from data.plan import BatchPlan, permute
 from data.samples import Samples
+from data.seals import SEAL
 from data.shards import ShardSet
 from data.streams import PassStream, TrainStream
 from data.training_set import Source, TrainingSet, read_mixture
@@ -175,6 +176,11 @@ class ShardData(pl.LightningDataModule):
             raise UserError("data.validation names no shards; give some, or switch validation off")
         return self._samples(ShardSet.open(expand(self.validation, "data.validation")))
 
+    @cached_property
+    def cache_made(self) -> dict[str, Any]:
+        """What `cache` was made with. Raises ValueError if there is none."""
+        return read_manifest(Path(self.cache).expanduser())
+
     def read_cache(
         self, first_stage: str, encoders: Mapping[str, Mapping[str, Any]], images: Collection[str]
     ) -> list[str]:
@@ -185,15 +191,15 @@ class ShardData(pl.LightningDataModule):
         ValueError naming what differs in what the cache was made with. Returns the conditioners whose encoders it has
         nothing of.
         """
-        folder = Path(self.cache).expanduser()
-        made = check(folder, self.image_size, self.decoder.name, first_stage, encoders)
+        folder, made = Path(self.cache).expanduser(), self.cache_made
+        check(folder, made, self.image_size, self.decoder.name, first_stage, encoders)
         known = [(encoder["digest"], encoder.get("pixels")) for encoder in made["encoders"].values()]
         asked = [(encoder["digest"], encoder.get("pixels")) for encoder in encoders.values()]
         wanted = {digest for digest, pixels in asked if (digest, pixels) in known}
         answered = {name for name, encoder in encoders.items() if encoder["digest"] in wanted}
         if "first_stage" not in images or answered.intersection(images):
             self._check_windows(made["flips"])
-        self._caches = {part: Cache(folder, part.shards, wanted) for part in self.parts()}
+        self._caches = {part: Cache(folder, part.shards, wanted, made.get(SEAL)) for part in self.parts()}
         self.images = not answered.issuperset(images)
         return [name for name in encoders if name not in answered]
 

@@ -5,6 +5,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ class ShardSet:
         self._indices[number] = found
         return found
 
+    @cached_property
     def fingerprints(self) -> list[str]:
         """SHA-256 of each shard: from the manifest beside it where that lists it, else over its index."""
         return [known or shard.digest for known, shard in zip(self.listed(), self.shards, strict=True)]
@@ -121,7 +123,7 @@ class ShardSet:
 
     def fingerprint(self) -> str:
         """SHA-256 over the shards' names and their own, and over which samples are kept."""
-        rows = [f"{s.path.name} {own}\n" for s, own in zip(self.shards, self.fingerprints(), strict=True)]
+        rows = [f"{s.path.name} {own}\n" for s, own in zip(self.shards, self.fingerprints, strict=True)]
         kept = "" if self.kept is None else f"kept {self.kept.digest}\n"
         return hashlib.sha256("".join([*rows, kept]).encode()).hexdigest()
 

@@ -70,9 +70,9 @@ class Parts:
 
     @cached_property
     def callbacks(self) -> list[Any]:
-        """The callbacks of the tree, in its order; one that declares that it comes last does."""
+        """The callbacks of the tree, in its order; one that declares that it comes first, or last, does."""
         found = instantiate(self.tree["callback"] or {}, self, "callback").values()
-        return sorted(found, key=lambda callback: getattr(callback, "comes_last", False))
+        return sorted(found, key=lambda own: getattr(own, "comes_last", False) - getattr(own, "comes_first", False))
 
 
 def _conditioner(parts: Parts) -> Conditioners:

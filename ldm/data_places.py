@@ -7,7 +7,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from data.cache import read_manifest
 from data.layout import Stopped, layout, repaired, stopped_by
 from data.module import ShardData
 from ldm.errors import UserError
@@ -88,8 +87,7 @@ def _identities(data: ShardData) -> dict[str, str]:
     if kept is not None:
         found["train_kept"] = kept.digest
     if data.cache is not None:
-        made = read_manifest(Path(data.cache).expanduser())
-        facts = json.dumps({name: made.get(name) for name in MADE}, sort_keys=True)
+        facts = json.dumps({name: data.cache_made.get(name) for name in MADE}, sort_keys=True)
         found["cache_made"] = sha256(facts.encode()).hexdigest()
     return found
 

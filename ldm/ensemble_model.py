@@ -13,7 +13,7 @@ from ldm.checkpoint.weights import Weights
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
 from ldm.errors import UserError
-from ldm.generate import Size, check_size, decoded, latent_shape
+from ldm.generate import Size, decoded, latent_shape
 from ldm.model import Model
 from ldm.sampling import Sampling, draw
 
@@ -159,10 +159,9 @@ class Ensemble:
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see Model.generate."""
         size = size or self.image_size
-        height, width = (size, size) if isinstance(size, int) else size
         factor = math.lcm(*[member.denoiser.factor for member in self.members])
-        check_size(height, width, self.first_stage.spec.f, factor, sampling.tiling)
+        shape = latent_shape(self.first_stage, size, factor, sampling.tiling)
         batch = {**batch, "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
-        z = draw(denoise, sampling, latent_shape(self.first_stage, size), numbers, seed)
+        z = draw(denoise, sampling, shape, numbers, seed)
         return decoded(self.first_stage, z, batch, numbers)

@@ -225,7 +225,8 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts, hold: Hol
         run.lineage["finished_step"] = task.step  # for this process's exit status; rank zero writes it down
         return
     hold.check()
-    weights.amend(run.folder / "weights", {**metadata, "data_fingerprint": data.fingerprint})
+    fingerprint = data.fingerprint
+    weights.amend(run.folder / "weights", {**metadata, "data_fingerprint": fingerprint})
     samples = task.step * data.batch_size
     before = (run.lineage.get("parent") or {}).get("samples_seen_total", 0)
     run.record(
@@ -233,7 +234,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts, hold: Hol
         samples_seen=samples,
         samples_seen_total=before + samples,
         device_hours=task.clock()["device_hours"],
-        data_fingerprint=data.fingerprint,
+        data_fingerprint=fingerprint,
         first_stage=run.lineage.get("first_stage"),
         skipped_samples=data.skipped,
         removed_samples=data.removed,

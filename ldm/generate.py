@@ -48,17 +48,17 @@ def generate(
     Guidance is against the conditioner's null, or where a field is in `negative` against that. Raises NotFinite for
     images that are not, ValueError for guidance that would need a null which no training saw.
     """
-    shape = latent_shape(first_stage, size)
+    shape = latent_shape(first_stage, size, denoiser.factor, sampling.tiling)
     batch = {**batch, "number": numbers}
     bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
     return decoded(first_stage, draw(guided(bound, sampling.guidances), sampling, shape, numbers, seed), batch, numbers)
 
 
-def latent_shape(first_stage: nn.Module, size: Size) -> tuple[int, ...]:
-    """Of the latent of one image of `size`. Raises ValueError for a size that f does not divide."""
+def latent_shape(first_stage: nn.Module, size: Size, factor: int = 1, tiling: Tiling | None = None) -> tuple[int, ...]:
+    """Of the latent of one image of `size`. Raises ValueError for a size that does not do; see check_size."""
     spec = first_stage.spec
     height, width = (size, size) if isinstance(size, int) else size
-    check_size(height, width, spec.f)
+    check_size(height, width, spec.f, factor, tiling)
     return spec.shape((height // spec.f, width // spec.f))
 
 

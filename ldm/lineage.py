@@ -58,9 +58,14 @@ def branch_point(branch: str | None) -> Path | None:
     return newest
 
 
-def parent_of(branch: str, folder: Path) -> dict[str, Any]:
-    """What the lineage of a new run in `folder` says of its parent, whose checkpoint is relative to that folder."""
-    checkpoint = branch_point(branch)
+def branched_run(branch: str) -> Path:
+    """The folder of the run that a ``branch=`` names, or of whose checkpoints it names one; nothing of it is read."""
+    path = Path(branch).expanduser()
+    return path.parent.parent if path.suffix == ".ckpt" else path
+
+
+def parent_of(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """What the lineage of a new run in `folder` says of its parent's `checkpoint`, which is relative to that folder."""
     run_folder = checkpoint.parent.parent
     grand = read_lineage(run_folder, "none") if (run_folder / NAME).exists() else {}
     samples_seen = read_json(checkpoint / "state.json").get("samples_seen")

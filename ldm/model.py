@@ -26,7 +26,7 @@ from ldm.diffusion.tiles import Tiling
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.spec import LatentSpec
-from ldm.generate import Size, bind, bound_to, check_guidance, check_size, generate, guided
+from ldm.generate import Size, bind, bound_to, check_guidance, generate, guided
 from ldm.networks.layers import tuned
 from ldm.places import first_stage_of, paths_of
 from ldm.sampling import Sampling
@@ -152,8 +152,6 @@ class Model:
     ) -> Tensor:  # fmt: skip
         """Images [B, 3, H, W] in [-1, 1]; see generate.generate. `size` None is that of the training images."""
         size = size or self.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        check_size(height, width, self.first_stage.spec.f, self.denoiser.factor, sampling.tiling)
         return generate(
             self.denoiser, self.conditioner, self.first_stage, sampling, batch, numbers, seed, size, negative
         )

@@ -72,7 +72,7 @@ def fingerprint(run: Path) -> str | None:
 def _candidates(run: Path, path: Path) -> Iterator[Path]:
     """As the run noted it, as it is spelled, and around the run."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        yield run.resolve() / read_json(run / "lineage.json")["first_stage_path"]
+        yield Path(os.path.normpath(run.resolve() / read_json(run / "lineage.json")["first_stage_path"]))
     yield path
     yield from _around(run, path)
 

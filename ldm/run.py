@@ -22,6 +22,7 @@ from ldm.files import sweep, write_json, write_text
 from ldm.lineage import (
     RUN_NAME,
     branch_point,
+    branched_run,
     original,
     parent_kept,
     parent_of,
@@ -125,9 +126,11 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
             anew = True  # the command was corrected before anything came of it
         if saved is not None and known is not None and not anew:
             return Run(folder, tree, _own(known, folder, saved, tree, wandb_id))
+    parent = None
     if tree["branch"]:
-        check_branch(tree, _tree_of(branch_point(tree["branch"]), tree["branch"]), tree["branch"])
-    parent = parent_of(tree["branch"], folder) if tree["branch"] else None
+        checkpoint = branch_point(tree["branch"])
+        check_branch(tree, _tree_of(checkpoint, tree["branch"]), tree["branch"])
+        parent = parent_of(checkpoint, folder)
     facts = {"run": name, "wandb_id": wandb_id, "parent": parent, "code_version": code_version()}
     return Run(folder, tree, {"id": own_id, **facts}, anew)
 
@@ -182,7 +185,7 @@ def _own(
     replaced = lineage["parent"] and tree["branch"] and not parent_kept(lineage, folder)
     if replaced and _without_a_step(folder, lineage):
         with suppress(ValueError):  # where nothing takes its place, what is missing is said when it is read
-            lineage = {**lineage, "parent": parent_of(tree["branch"], folder)}
+            lineage = {**lineage, "parent": parent_of(branch_point(tree["branch"]), folder)}
     return {**lineage, "run": folder.name}
 
 
@@ -205,7 +208,9 @@ def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:
         return tree
     own = Path(tree["runs_dir"]).expanduser() / name
     resumed = (own / "config.yaml").exists() and not tree["overwrite"]
-    known = own if resumed else branch_point(tree["branch"]).parent.parent
+    known = own if resumed else branched_run(tree["branch"])
+    if not (known / "config.yaml").exists():  # what is missing is said when the run is opened
+        return tree
     return {**tree, "first_stage": places.first_stage_of(known)}
 
 

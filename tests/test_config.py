@@ -49,8 +49,12 @@ SMALL = [
 ]  # is quick
 
 
-def leaf(name: str) -> dict:
+def read(name: str) -> dict:
     return yaml.safe_load((CONF / f"{name}.yaml").read_text())
+
+
+def leaf(name: str) -> dict:
+    return {key: value for key, value in read(name).items() if key != "defaults"}
 
 
 def parameters(target: Callable) -> dict[str, inspect.Parameter]:
@@ -91,8 +95,24 @@ def test_a_leaf_of_a_group_that_takes_several_nests_under_its_own_name():
             assert list(leaf(f"{group}/{name}")) == [name]
 
 
+def begun_with(name: str) -> dict:
+    """The keys of the leaves that a leaf begins with."""
+    above = [f"{name.split('/')[0]}/{each}" for each in read(name).get("defaults", []) if each != "_self_"]
+    return {key: value for each in above for key, value in (begun_with(each) | leaf(each)).items()}
+
+
+@pytest.mark.parametrize("group", ["data", "autoencoder"])
+def test_a_key_that_the_options_of_a_group_share_is_one_line_in_one_file(group):
+    names = [f"{group}/{option}" for option in groups()[group]]
+    [base] = [name for name in names if not begun_with(name)]
+    for name in names:
+        above, own = begun_with(name), leaf(name)
+        assert (above | own).keys() == leaf(base).keys()
+        assert {key for key in own if key in above and own[key] == above[key]} <= {"_target_"}, f"{name} repeats it"
+
+
 def test_only_facts_of_the_root_are_interpolated():
-    root = set(leaf("config")) - {"defaults"} | {"sigmas"}  # the sigma schedule, for noise that is matched to it
+    root = set(leaf("config")) | {"sigmas"}  # the sigma schedule, for noise that is matched to it
     for name in LEAVES:
         text = (CONF / f"{name}.yaml").read_text()
         for fragment in text.split("${")[1:]:
@@ -104,7 +124,7 @@ ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 @pytest.mark.parametrize("root", ROOTS)
 def test_a_root_key_bears_the_name_of_a_group_of_its_root_only_to_sweep_a_key_of_it(root):
-    keys = leaf(root)
+    keys = read(root)
     chosen = {key for entry in keys.pop("defaults") if isinstance(entry, dict) for key in entry}
     both = [f"{group}.{key}" for group in sorted(chosen & set(keys)) for key in keys[group]]
     assert both == list(SWEPT.get(root, ()))
@@ -362,7 +382,14 @@ def test_every_argument_of_a_constructor_can_be_set():
     assert tree["data"]["fields"]["caption"]["extension"] == "txt" and tree["trainer"]["detect_anomaly"] is True
     tree = compose("sample", ["model=x", "guidance=per_condition", "guidance.scales.text=2"])
     assert tree["guidance"]["scales"]["text"] == 2
+    depth = {"_target_": "data.fields.Picture", "extension": "depth.png"}
+    given = "={_target_:data.fields.Picture,extension:depth.png}"
+    tree = compose("config", [*words, f"data.fields.depth{given}", f"derived.depth{given}"])
+    assert tree["data"]["fields"]["depth"] == tree["derived"]["depth"] == depth
     for word, said in {
+        "data.fields.depth.extension=txt": "there is no data.fields.depth; a new one is given whole, data.fields.d",
+        "network=own": "network=own: no such option; one of a package of your own needs plugins=[package]",
+        "derived.depth={_target_:own.Depth}": "in conf/ can be built; one of a package of your own needs plugins=",
         "data.fields.caption.extention=txt": "did you mean 'data.fields.caption.extension'",
         "data.fields.caption.max_chars=many": "data.fields.caption.max_chars='many': expected int",
         "data.fields.cap.extension=txt": "data.fields.cap.extension",

@@ -32,6 +32,7 @@ from data.decoding import PilDecoder
 from data.errors import ShardError, TooManyBadSamples
 from data.fields import Caption, Picture
 from data.module import ShardData
+from data.shards import listed_shards
 from ldm.build import Parts, load_first_stage
 from ldm.conditioners import lazy as unread
 from ldm.conditioners import t5
@@ -159,9 +160,14 @@ def test_training_from_a_cache_in_fp16_differs_by_its_rounding(train_on, make_ca
         assert other == pytest.approx(one, rel=FP16)
 
 
-def test_a_run_on_a_cache_goes_on_bit_for_bit(train_on, cache: Path):
+def test_a_run_on_a_cache_goes_on_bit_for_bit(train_on, cache: Path, monkeypatch: pytest.MonkeyPatch):
     own = ("network.dropout=0.1", "accumulation=2")
-    whole = train_on(cache, *own, run="whole")
+    with monkeypatch.context() as patch:
+        read: list[Path] = []
+        patch.setattr("data.module.read_manifest", lambda folder: read.append(folder) or read_manifest(folder))
+        patch.setattr("data.shards.listed_shards", lambda folder: read.append(folder) or listed_shards(folder))
+        whole = train_on(cache, *own, run="whole")
+        assert read.count(cache) == 1 and len(read) == 3, "one manifest of the cache, one of each set of shards"
     train_on(cache, *own, "max_steps=3", run="parts")
     parts = train_on(cache, *own, "data.num_workers=2", run="parts")
     assert_equal_runs(whole.folder, parts.folder, step=6)

@@ -136,8 +136,7 @@ def test_manifests_and_files_of_caches(tmp_path: Path):
 
     def use(content: Any) -> None:
         (tmp_path / MANIFEST).write_text(json.dumps(content))
-        read_manifest(tmp_path)
-        check(tmp_path, 8, "pil", "f", {"text": {"digest": "d", "max_tokens": 3}})
+        check(tmp_path, read_manifest(tmp_path), 8, "pil", "f", {"text": {"digest": "d", "max_tokens": 3}})
 
     hold(tree, use)
     for content in SAFETENSORS.values():

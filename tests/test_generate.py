@@ -33,6 +33,8 @@ X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 class Shifted(nn.Module):
     """A posterior mean whose prior is centred where its condition says."""
 
+    factor = 1
+
     def forward(self, x, sigma, cond):
         centre = cond["vector"].mean(1).view(-1, 1, 1, 1) if cond else 0.0
         return centre + (x - centre) / (1 + sigma.view(-1, 1, 1, 1) ** 2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from toys import curve
 from untrained import LABEL, OVERRIDES
 
 import ldm
@@ -77,6 +78,22 @@ class Guided(pl.Callback):
         self.got = (weak_model, classifier)
 
 
+class Logs(pl.Callback):
+    comes_first = True
+
+    def on_train_batch_end(self, trainer, task, *_):
+        task.logs["own"] = task.logs["loss"] * 0 + task.step
+
+
+class LogsLate(Logs):
+    comes_first = False
+
+
+class LogsOtherwise(pl.Callback):
+    def on_train_batch_end(self, trainer, task, *_):
+        task.log("own", 1.0, on_epoch=True)
+
+
 def lost(num_bins: int = 10):
     return {}["a key of its own"]
 
@@ -84,6 +101,7 @@ def lost(num_bins: int = 10):
 def odd(num_bins: int = 10):
     raise ValueError("num_bins of 10 divide nothing")
 '''
+CALLBACKS = ("Heard", "NeedsRate", "Twisted", "Guided", "Logs", "LogsLate", "LogsOtherwise")
 CANARY = "from pathlib import Path\nPath({canary!r}).write_text('imported')\n\n\nclass Net:\n    pass\n"
 
 
@@ -112,7 +130,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             "hidden.py": "class Net: pass\n",
             "conf/network/two_layers.yaml": network,
             "conf/experiment/own_parts/small.yaml": experiment + "  - override /network: two_layers\naccumulation: 4\n",
-            **{f"conf/callback/{n.lower()}.yaml": callback(n) for n in ("Heard", "NeedsRate", "Twisted", "Guided")},
+            **{f"conf/callback/{n.lower()}.yaml": callback(n) for n in CALLBACKS},
             "conf/resampler/lost.yaml": "_target_: own_parts.wired.lost\n",
             "conf/resampler/odd.yaml": "_target_: own_parts.wired.odd\n",
         },
@@ -162,6 +180,8 @@ def test_a_network_from_elsewhere_is_trained_resumed_sampled_and_exported(elsewh
     assert yaml.safe_load((elsewhere / "out" / "config.yaml").read_text())["plugins"] == ["own_parts"]
 
     use_plugins([])
+    with pytest.raises(UserError, match=r"plugins=\[own_parts\], in Python plugins=\['own_parts'\]"):
+        ldm.load(run.folder, device="cpu")
     for plugins in (["own_parts"], None, "own_parts"):  # None: those that were named before
         model = ldm.load(run.folder, device="cpu", plugins=plugins)
         assert len(model.sample(label=3, num_images=2, num_steps=1)) == 2
@@ -215,7 +235,23 @@ def test_an_experiment_of_a_plugin_is_found_and_what_does_not_need_it_does_not_n
         ("conf/network/unet.yaml", "_target_: own_parts.network.TwoLayers", r"network/unet\.yaml is in ldm already"),
         ("conf/netwrok/a.yaml", "_target_: own_parts.network.TwoLayers", r"netwrok/a\.yaml is in no group"),
         ("conf/sample.yaml", "a: 1", r"sample\.yaml is in no group"),
-        ("conf/network/a.yaml", "width: 8", r"network/a\.yaml: describes no part; it begins with _target_"),
+        ("conf/network/a.yaml", "width: 8", r"network/a\.yaml: describes no part, which has _target_"),
+        (
+            "conf/network/a.yaml",
+            "a:\n  _target_: own_parts.network.TwoLayers",
+            r"^network: its file has a below it, where",
+        ),
+        (
+            "conf/callback/a.yaml",
+            "_target_: own_parts.wired.Logs",
+            r"^callback: own_parts\.wired\.Logs is described at the "
+            "top of its file; .* under a name of its own",
+        ),
+        (
+            "conf/callback/a.yaml",
+            "a:\n  b:\n    _target_: own_parts.wired.Logs",
+            r"callback/a\.yaml: describes no part",
+        ),
         ("conf/network/a.yaml", "[1", r"network/a\.yaml: not to be read as YAML"),
         ("conf/experiment/a.yaml", "# @package _global_\nplugins: [os]", r"plugins: is for the command line"),
         (
@@ -231,7 +267,8 @@ def test_what_is_wrong_in_a_package_is_a_line(elsewhere, file, text, said):
     write(elsewhere / "own_parts", {file: text})
     words = [word for word in run_words(elsewhere) if word != "network=two_layers"]
     with pytest.raises(UserError, match=said):
-        compose("config", [*words, "experiment=a" if "experiment" in file else "network=a"])
+        group = file.split("/")[1]
+        compose("config", overriding([*words, f"{group}=[a]" if group == "callback" else f"{group}=a"]))
 
 
 @pytest.mark.parametrize("name", ["nosuch", "os", "torch", "ldm", "data", "../own_parts", "own_parts.network", "a b"])
@@ -318,6 +355,19 @@ def test_a_part_is_given_what_its_annotations_accept(elsewhere):
         compose("config", run_words(elsewhere, "callback=[guided,checkpoint]")), folder=elsewhere
     ).callbacks
     assert guided.got == (None, None), "what there is none of keeps its default"
+
+
+def test_what_a_callback_logs_is_written_or_refused(elsewhere):
+    def run(*names: str) -> dict[int, float]:
+        words = run_words(elsewhere, "callback.metrics.every_steps=1", f"callback=[{','.join(names)}]")
+        return curve(fit(compose("config", words), "-".join(names)).folder, "train/own")
+
+    assert run("metrics", "checkpoint", "logs") == {1: 1.0, 2: 2.0}
+    assert run("logslate", "metrics", "checkpoint") == {1: 1.0, 2: 2.0}, "as it is written"
+    with pytest.raises(UserError, match=r"task\.logs\['own'\]: was put there after .*comes_first = True"):
+        run("metrics", "checkpoint", "logslate")
+    with pytest.raises(UserError, match=r"log\('own'\): Lightning counts other steps .*task\.logs\['own'\]"):
+        run("logsotherwise", "metrics", "checkpoint")
 
 
 @pytest.mark.parametrize(

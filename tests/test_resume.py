@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from toys import Process, assert_equal_runs, curve, losses, newest_step, state, 
 from data.seals import sealed
 from ldm.checkpoint import resume, weights
 from ldm.config import compose
-from ldm.files import write_json
+from ldm.files import read_text, sha256, write_json
 from ldm.fit import fit
 from ldm.holding import FolderHeld, FolderLost, held
 from ldm.run import Run, open_run
@@ -80,6 +81,24 @@ def test_diffusion_goes_on_bit_for_bit(train_diffusion: Train):
     parts = train_diffusion(*DIFFUSION, "max_steps=4", run="parts")
     assert_equal_runs(whole.folder, parts.folder, step=4)
     assert parts.lineage["samples_seen"] == 16 and len(curve(parts.folder)) == 4
+
+
+def test_a_checkpoint_is_hashed_once_to_be_resumed(
+    diffusion: Run, first_stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy = shutil.copytree(diffusion.folder, tmp_path / "copy")
+    hashed, read = [], []
+    monkeypatch.setattr(resume, "sha256", lambda path: hashed.append(path) or sha256(path))
+    monkeypatch.setattr(resume, "read_text", lambda path, limit: read.append(path) or read_text(path, limit))
+    given = f"first_stage={first_stage.folder}"
+    train("quickstart/diffusion", tmp_path, given, "max_steps=3", run="copy")
+    old = copy / "checkpoints" / "step_00000002.ckpt"
+    assert hashed.count(old / "state.pt") == 1
+    assert read.count(old / "manifest.json") == 4  # whose run, before and in its lock; whether it is whole; its files
+    hashed.clear()
+    train("quickstart/diffusion", tmp_path, given, f"branch={old}", run="branch")
+    own = [path for path in hashed if path.name == "state.pt" and path.parent.name == old.name and path.exists()]
+    assert len(own) == 3  # whether it is whole, before and in the lock of the new run; and when it is read
 
 
 def test_a_classifier_goes_on_bit_for_bit(first_stage: Run, tmp_path: Path):

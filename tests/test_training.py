@@ -49,6 +49,18 @@ def test_every_experiment_trains_two_steps(
     assert any(name.startswith("validation/") for _, name, _ in losses(run.folder))
 
 
+def test_the_toys_make_tiny_what_is_chosen_and_leave_the_choice(tmp_path: Path):
+    words = ("network=dit", "network.depth=3", "sampler=heun", "lr=cosine", "callback=[checkpoint]", "regularizer=vq")
+    tree = compose("config", tiny("quickstart/diffusion", tmp_path, *words))
+    kept = {key: tree[key]["_target_"].rpartition(".")[2] for key in ("network", "sampler", "lr", "regularizer")}
+    assert kept == {"network": "DiT", "sampler": "heun", "lr": "cosine", "regularizer": "VQ"}
+    assert list(tree["callback"]) == ["checkpoint"] and tree["callback"]["checkpoint"]["every_steps"] == 1000
+    assert (tree["network"]["width"], tree["network"]["depth"], tree["regularizer"]["num_codes"]) == (8, 3, 32)
+    for f, levels in (("f4", 3), ("f16", 5)):
+        tree = compose("config", tiny("sweep/autoencoder", tmp_path, f"autoencoder={f}"))
+        assert tree["autoencoder"]["multipliers"] == [1] * levels
+
+
 def test_conditions_of_other_widths_and_slots_train_together(train_diffusion: Train):
     words = {
         "t5": [f"path={t5_folder()}", "width=384", "dtype=fp32"],

@@ -24,7 +24,8 @@ from PIL import Image
 
 from ldm.checkpoint import resume
 from ldm.conditioners import clip
-from ldm.config import CONF, compose, overriding
+from ldm.config import CONF, compose, groups, overriding
+from ldm.config.keys import bare
 from ldm.convert.clip_encoder import write_encoder
 from ldm.fit import fit
 from ldm.run import Run
@@ -47,14 +48,14 @@ TINY_RUN = [
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
     "lr=constant",
-    "lr.warmup_steps=0",
-    "callback.metrics.every_steps=1",
-    "callback.checkpoint.every_steps=1000",
-    "callback.validation.every_steps=1000",
-    "callback.panels.every_steps=1000",
-    "callback.panels.num_images=2",
 ]
 TINY_PARTS = {
+    "ldm.training.optim.constant": ["warmup_steps=0"],
+    "ldm.training.optim.cosine": ["warmup_steps=0"],
+    "ldm.training.callbacks.metrics.Metrics": ["every_steps=1"],
+    "ldm.training.callbacks.checkpoint.Checkpoint": ["every_steps=1000"],
+    "ldm.training.callbacks.validation.Validation": ["every_steps=1000"],
+    "ldm.training.callbacks.panels.Panels": ["every_steps=1000", "num_images=2"],
     "ldm.networks.autoencoder.Autoencoder": ["channels=8", "num_blocks=1", "norm_groups=4", "mid_attention=false"],
     "ldm.networks.discriminator.PatchDiscriminator": ["channels=4", "num_layers=2"],
     "ldm.first_stage.regularizers.VQ": ["num_codes=32"],
@@ -74,24 +75,30 @@ TINY_PARTS = {
 
 
 def tiny(experiment: str, runs_dir: Path, *more: str) -> list[str]:
-    """The command line of `experiment` as a toy in `runs_dir`; `more` comes last and wins."""
-    words = [*_tiny(experiment), f"runs_dir={runs_dir}", *more]
+    """The command line of `experiment` as a toy in `runs_dir`; `more` comes last and wins.
+
+    What `more` chooses of a group, ``network=dit``, is made tiny, and not what the experiment has in its place.
+    """
+    chosen = tuple(word for word in more if bare(word) in (*groups(), "callback_add", "plugins"))
+    words = [*_tiny(experiment, chosen), f"runs_dir={runs_dir}", *more]
     return overriding(words)
 
 
 @cache
-def _tiny(experiment: str) -> list[str]:
+def _tiny(experiment: str, chosen: tuple[str, ...]) -> list[str]:
+    """The same without `more`, of which `chosen` are the words that choose options."""
     words = [f"experiment={experiment}", *TINY_RUN, "~logger"]
-    tree = compose("config", words, complete=False)
+    tree = compose("config", overriding([*words, *chosen]), complete=False)
     conditioners = {f"conditioner.{name}": part for name, part in (tree["conditioner"] or {}).items()}
-    for place, part in {**tree, **conditioners}.items():
+    callbacks = {f"callback.{name}": part for name, part in (tree["callback"] or {}).items()}
+    for place, part in {**tree, **conditioners, **callbacks}.items():
         if isinstance(part, dict):
             words += [f"{place}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
     if "conditioner.clip_text" in conditioners:
         words.append(f"conditioner.clip_text.path={clip_folder()}")
-    if {"layout", "segmentation", "embeddings"} & set(tree["data"]["fields"] or {}):
+    if {"layout", "segmentation", "embeddings"} & set((tree["data"] or {}).get("fields") or {}):
         words += [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
-    if tree["task"].get("single_factor"):  # the toy first stage whitens each channel
+    if (tree["task"] or {}).get("single_factor"):  # the toy first stage whitens each channel
         words.append("task.single_factor=false")
     if tree["autoencoder"]:  # as many levels as it has
         words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))

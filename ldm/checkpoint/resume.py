@@ -83,14 +83,7 @@ def _rows_folder(folder: Path, step: int, world_size: int) -> Path:
 def load(checkpoint: Path) -> dict[str, Any]:
     """The state of one checkpoint folder, after checking it. Raises ValueError saying what is wrong with it."""
     check(checkpoint)
-    return _joined(checkpoint, lazy=False)
-
-
-def load_checked(checkpoint: Path) -> dict[str, Any]:
-    """The same of a checkpoint that one rank has checked for all: tensors are read where they are used, of what was
-    saved in rows as `shards.Rows`.
-    """
-    return _joined(checkpoint, lazy=True)
+    return load_checked(checkpoint)
 
 
 def check(checkpoint: Path) -> None:
@@ -100,7 +93,11 @@ def check(checkpoint: Path) -> None:
         raise UserError(f"{checkpoint}: {problem}")
 
 
-def _joined(checkpoint: Path, lazy: bool) -> dict[str, Any]:
+def load_checked(checkpoint: Path, lazy: bool = False) -> dict[str, Any]:
+    """The same of a checkpoint whose hashes have been looked at, by one rank for all.
+
+    `lazy`: tensors are read where they are used, of what was saved in rows as `shards.Rows`.
+    """
     files = [Path(name).name for name in _manifest(checkpoint)["files"]]
     state, *rows = [
         safe_load.load(checkpoint / name, f"{checkpoint}: {name}", lazy)
@@ -129,13 +126,14 @@ def damage(checkpoint: Path) -> str | None:
         return f"incomplete: {Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
-    return foreign(checkpoint) if manifest["finite"] is True else "it holds numbers that are not finite"
+    return foreign(checkpoint, manifest) if manifest["finite"] is True else "it holds numbers that are not finite"
 
 
-def foreign(checkpoint: Path) -> str | None:
+def foreign(checkpoint: Path, manifest: dict[str, Any] | None = None) -> str | None:
     """What speaks against a checkpoint being of the run it lies in; None for one that cannot be read at all."""
     try:
-        return identity.foreign(_manifest(checkpoint), checkpoint.absolute().parent.parent)
+        own = _manifest(checkpoint) if manifest is None else manifest
+        return identity.foreign(own, checkpoint.absolute().parent.parent)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
 

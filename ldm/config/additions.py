@@ -3,6 +3,7 @@
 from hydra.core.override_parser.types import Override
 
 from ldm.config.overrides import parse
+from ldm.config.plugins import of_a_package
 from ldm.config.registry import groups
 from ldm.config.validation import nearest
 from ldm.errors import UserError
@@ -18,7 +19,8 @@ def with_added(parsed: list[Override]) -> list[Override]:
     options = groups()["callback"]
     if not isinstance(names, list) or not all(name in options for name in names):
         wrong = next((n for n in names if n not in options), names) if isinstance(names, list) else names
-        hint = nearest(wrong, options) if isinstance(names, list) else f"; several are callback_add=[{names},...]"
+        unknown = nearest(wrong, options) or of_a_package()
+        hint = unknown if isinstance(names, list) else f"; several are callback_add=[{names},...]"
         raise UserError(f"callback_add={wrong}: no such option{hint} (there are: {', '.join(options)})")
     chosen = own.value() if own is not None else None
     chosen = chosen if isinstance(chosen, list) else [chosen] if chosen else []

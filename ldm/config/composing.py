@@ -15,9 +15,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from ldm.config.additions import with_added
 from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
-from ldm.config.plugins import CONF, needed, search_path
+from ldm.config.plugins import CONF, needed, of_a_package, search_path
 from ldm.config.registry import groups, is_part, keys_of, parameters, resolve_target, root
 from ldm.config.upgrades import with_moved_keys
+from ldm.config.shapes import check_shape
 from ldm.config.validation import check_root_key, nearest, nested, validate
 from ldm.config.words import check_once, meant, split_literal, take_plugins
 from ldm.errors import UserError
@@ -103,7 +104,9 @@ def _composed(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
-    """The overrides, with a + before each that sets a left-out argument of a constructor; None if none does."""
+    """The overrides, with a + before each that sets a left-out argument of a constructor, or gives a part under a new
+    name; None if none does.
+    """
     chosen = [override.input_line for override in parsed if override.key_or_group in groups()]
     try:
         tree = OmegaConf.to_container(_composed(config_name, chosen))
@@ -111,31 +114,39 @@ def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
         return None
     texts = [override.input_line for override in parsed]
     for place, override in enumerate(parsed):
-        key = override.key_or_group
-        if texts[place].startswith(key) and key not in groups() and _is_left_out(tree, key.split(".")):
+        key, path = override.key_or_group, override.key_or_group.split(".")
+        whole = isinstance(override.value(), dict) and "_target_" in override.value()  # a part under a name of its own
+        places = (key, path[0]) if len(path) == 2 and path[0] in groups() else (key,)
+        left_out = _missing(tree, path)[0] in places if whole else _is_left_out(tree, path)
+        if texts[place].startswith(key) and key not in groups() and left_out:
             texts[place] = f"+{texts[place]}"
     return texts if texts != [override.input_line for override in parsed] else None
 
 
-def _is_left_out(node: Any, path: list[str]) -> bool:
+def _is_left_out(tree: Any, path: list[str]) -> bool:
     """Whether the first key of `path` that is not in the tree is an argument of the part that should have it."""
+    _, annotation = _missing(tree, path)
+    return annotation is not None and not is_part(annotation)  # a part has to be given whole
+
+
+def _missing(node: Any, path: list[str]) -> tuple[str, Any]:
+    """The first key along `path` that is not in the tree, and what the part that should have it says of it, or None."""
     annotation: Any = None
-    for key in path:
+    for place, key in enumerate(path):
+        where = ".".join(path[: place + 1])
         if node in (None, "???") and nested(annotation, key):  # a mapping that has no entries yet
             node = {}
         if not isinstance(node, dict):
-            return False
+            return where, None
         if "_target_" in node:
             known = parameters(resolve_target(node["_target_"], ".".join(path)))
             annotation = known[key].annotation if key in known else None
         else:
             annotation = nested(annotation, key)
-            if key not in node and is_part(annotation):  # which has to be given whole
-                return False
         if key not in node:
-            return annotation is not None
+            return where, annotation
         node = node[key]
-    return False
+    return ".".join(path), None
 
 
 def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
@@ -186,6 +197,7 @@ def _check_root(tree: dict[str, Any], config_name: str) -> None:
         node = tree.setdefault(group, None)
         if node is None and group in NEEDED:
             raise UserError(f"{group}: cannot be left out; {group} is one of {', '.join(groups()[group])}")
+        check_shape(group, node, isinstance(chosen, list))
         several = isinstance(chosen, list) and isinstance(node, dict)  # each option nests under its own name
         for where, option in [(f"{group}.{k}", v) for k, v in node.items()] if several else [(group, node)]:
             chosen_or_empty = option is None or (isinstance(option, dict) and "_target_" in option)
@@ -228,7 +240,8 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
         options = known_groups[key]
         for option in value if isinstance(value, list) else [value]:
             if option not in options:
-                return f"{key}={option}: no such option{nearest(option, options)} (there are: {', '.join(options)})"
+                hint = nearest(option, options) or of_a_package()
+                return f"{key}={option}: no such option{hint} (there are: {', '.join(options)})"
     selections = [override.input_line for override in parsed if override.key_or_group in known_groups]
     with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
         tree = OmegaConf.to_container(_composed(config_name, selections))
@@ -237,6 +250,11 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             key = override.key_or_group
             left_out = _is_left_out(tree, key.split("."))
             if not override.is_add() and key not in known_groups and key not in names and not left_out:
+                where, annotation = _missing(tree, key.split("."))
+                if is_part(annotation):
+                    return (
+                        f"{key}: there is no {where}; a new one is given whole, {where}={{_target_:module.Class,...}}"
+                    )
                 return f"{key}: no such key{nearest(key, [*names, *_siblings(tree, key), *known_groups])}"
     if str(error).startswith("Error merging override "):
         return f"{first_line(error)[len('Error merging override ') :]}: cannot take the place of what is there"

@@ -57,6 +57,11 @@ def named() -> list[str]:
     return [plugin.name for plugin in _named]
 
 
+def of_a_package() -> str:
+    """What to say of a name that nobody knows, as the end of a message, where no package is named."""
+    return "" if _named else "; one of a package of your own needs plugins=[package]"
+
+
 def folders() -> tuple[Path, ...]:
     """The configuration's folders: ours, then those of the plugins."""
     return CONF, *(plugin.conf for plugin in _named)
@@ -91,10 +96,11 @@ def check_needed(tree: dict[str, Any], source: str) -> None:
     known = {plugin.name for plugin in _named}
     names = [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
     for name in names:
+        all_of_them = [*known, name]
         if name not in known and NAME.fullmatch(name) and len(name) < 100:
             raise UserError(
                 f"{source}: needs the package {name}, whose code is not ours: if it is known to you, install it and "
-                f"say plugins=[{','.join([*known, name])}]"
+                f"say plugins=[{','.join(all_of_them)}], in Python plugins={all_of_them}"
             )
 
 
@@ -174,6 +180,9 @@ def _check_content(path: Path, is_part: bool) -> None:
         raise UserError(f"{path}: not to be read as YAML: {' '.join(str(error).split())[:300]}") from error
     if not is_part:
         return
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key != "defaults"}
     nodes = list(content.values()) if isinstance(content, dict) and "_target_" not in content else [content]
     if not nodes or not all(isinstance(node, dict) and "_target_" in node for node in nodes):
-        raise UserError(f"{path}: describes no part; it begins with _target_: package.module.Class")
+        raise UserError(f"{path}: describes no part, which has _target_: package.module.Class at its top, or, of "
+                        "a group of several, under a name of its own")  # fmt: skip

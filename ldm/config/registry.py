@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ldm.config.plugins import CONF, folders, roots
+from ldm.config.plugins import CONF, folders, of_a_package, roots
 from ldm.errors import UserError
 
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
@@ -46,7 +46,12 @@ def _groups(confs: tuple[Path, ...]) -> dict[str, list[str]]:
 def keys_of(group: str, option: str) -> list[str]:
     """What an option of a group that takes several fills there: mostly its own name."""
     paths = (conf / group / f"{option}.yaml" for conf in folders())
-    return list(yaml.safe_load(next(path for path in paths if path.exists()).read_text()))
+    return list(_content(next(path for path in paths if path.exists())))
+
+
+def _content(leaf: Path) -> dict[str, Any]:
+    """What a leaf file says itself, without the list of those whose keys it begins with."""
+    return {key: value for key, value in yaml.safe_load(leaf.read_text("utf-8")).items() if key != "defaults"}
 
 
 def registry() -> frozenset[str]:
@@ -91,7 +96,7 @@ def _leaves(confs: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
         for path in sorted(conf.glob("*/**/*.yaml")):
             group = path.relative_to(conf).parts[0]
             if group != "experiment":
-                yield group, yaml.safe_load(path.read_text(encoding="utf-8"))
+                yield group, _content(path)
 
 
 def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
@@ -107,7 +112,9 @@ def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
 def resolve_target(name: str, where: str) -> Callable:
     """The class or function a ``_target_`` names. Raises ValueError unless it is in the registry and ours."""
     if not isinstance(name, str) or name not in registry():
-        raise UserError(f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built")
+        raise UserError(
+            f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built{of_a_package()}"
+        )
     module, _, attribute = name.rpartition(".")
     try:
         target = getattr(importlib.import_module(module), attribute, None)

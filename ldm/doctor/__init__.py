@@ -141,7 +141,7 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
     parts["data"].setup()
     check_parts(parts)
     checkpoint = branch_point(tree["branch"])
-    parent = (resume.load(checkpoint), str(checkpoint)) if checkpoint else None
+    parent = (resume.load_checked(checkpoint), str(checkpoint)) if checkpoint else None
     make_trainer = instantiate({**alone["trainer"], "_partial_": True}, parts, "trainer")
     return try_steps(make_trainer, parts["task"], parts["data"], parent)
 

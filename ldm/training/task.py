@@ -111,6 +111,17 @@ class Task(pl.LightningModule):
 
     # What Lightning asks
 
+    def log(self, name: str, *_: Any, **__: Any) -> None:
+        """Refused: Lightning would log it at its own count of batches, which begins anew with every resume."""
+        raise UserError(
+            f"log({name!r}): Lightning counts other steps than the run; put it into task.logs[{name!r}], a tensor "
+            "without dimensions, which callback.metrics logs as train/... (of a callback that says comes_first = True)"
+        )
+
+    def log_dict(self, dictionary: Any, *_: Any, **__: Any) -> None:
+        """Refused like `log`."""
+        self.log(next(iter(dictionary), ""))
+
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):

@@ -207,7 +207,7 @@ class Restore(pl.Callback):
         self.csv.rewind(task.step)
 
     def _resume(self, trainer: pl.Trainer, task: Task, found: Path) -> None:
-        state = resume.load_checked(found) if task.sharded else resume.load(found)
+        state = resume.load_checked(found, lazy=task.sharded)
         task.load_resume_state(state, str(found))
         task.seconds_before = state["counters"]["seconds"]
         for callback in members(trainer):
@@ -217,9 +217,8 @@ class Restore(pl.Callback):
         trainer.should_stop = task.step >= task.max_steps
 
     def _branch(self, trainer: pl.Trainer, task: Task, branch: Path) -> None:
-        if task.sharded:
-            with together():
-                if trainer.is_global_zero:
-                    resume.check(branch)
-        state = resume.load_checked(branch) if task.sharded else resume.load(branch)
+        with together():
+            if trainer.is_global_zero:
+                resume.check(branch)
+        state = resume.load_checked(branch, lazy=task.sharded)
         task.branch_from(state, str(branch), self.keep_optimizer)

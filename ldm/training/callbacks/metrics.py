@@ -16,9 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class Metrics(pl.Callback):
-    """Log means over the last `every_steps` steps, of the values that are finite.
+    """Log means over the last `every_steps` steps, of the values in `task.logs` that are finite.
 
-    `max_skipped_steps` steps in a row that were skipped end the run with a clear message.
+    `max_skipped_steps` steps in a row that were skipped end the run with a clear message. Raises UserError for a value
+    that is put into `task.logs` after this callback has taken the others, which would be lost.
     """
 
     def __init__(self, every_steps: int = 50, max_skipped_steps: int = 20):
@@ -29,15 +30,32 @@ class Metrics(pl.Callback):
         self._steps = 0
         self._since = 0.0
         self._warned_at = 0
+        self._taken: tuple[str, ...] | None = None  # names in the logs of the last micro-batch, when they were taken
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         self._since = time.monotonic()
         self._sums = {names: value.to(task.device) for names, value in self._sums.items()}
 
+    def on_train_batch_start(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
+        self._check_all_taken(task)
+
+    def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
+        self._check_all_taken(task)
+
+    def _check_all_taken(self, task: Task) -> None:
+        late = [] if self._taken is None else [name for name in task.logs if name not in self._taken]
+        if late:
+            raise UserError(
+                f"task.logs[{late[0]!r}]: was put there after callback.metrics had taken what is logged of the step; a "
+                "callback that logs in on_train_batch_end says comes_first = True in its class, or stands before "
+                "metrics in callback=[...]"
+            )
+
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
+        self._taken = tuple(task.logs)
         if task.logs:
-            names = tuple(task.logs)
+            names = self._taken
             values = torch.stack([value.detach().float() for value in task.logs.values()])
             finite = values.isfinite()
             added = torch.stack([values.where(finite, torch.zeros_like(values)), finite.float()])

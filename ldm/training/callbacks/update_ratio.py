@@ -17,8 +17,10 @@ MAX_ENTRIES = 1 << 16  # of a tensor, evenly spaced: no second copy of the model
 class UpdateRatio(pl.Callback):
     """``train/update_ratio``: |change of w| / |w| of every `every_steps`-th step, over the model's trained weights.
 
-    Of large tensors `MAX_ENTRIES` entries stand for all. It needs callback.metrics after it, which logs it.
+    Of large tensors `MAX_ENTRIES` entries stand for all. callback.metrics logs it.
     """
+
+    comes_first = True  # before callback.metrics, which takes what is in task.logs
 
     def __init__(self, every_steps: int = 50):
         if every_steps < 1:

@@ -36,7 +36,7 @@ def run(options: dict) -> None:
         data = ShardData(str(tar), IMAGE_SIZE, batch_size, cache=folder)
         data.read_cache("benchmark", ENCODERS, images=())
         [shards] = [part.shards for part in data.parts()]
-        cache, views = Cache(Path(folder), shards, ["text"]), [View()] * batch_size
+        cache, views = Cache(Path(folder), shards, ["text"], None), [View()] * batch_size
         count = NUM_SAMPLES // batch_size
         indices = Plan(NUM_SAMPLES, seed=0).indices(np.arange(count * batch_size)).reshape(count, batch_size).tolist()
 

@@ -10,7 +10,7 @@ from safetensors.torch import save as tensors_of
 import sample
 from chaoses import mutations as spoil
 from chaoses.file_kinds import Kind
-from data.cache import CacheFile, check
+from data.cache import CacheFile, check, read_manifest
 from data.filters import Filters
 from ldm.config import compose
 
@@ -23,7 +23,7 @@ def _cache_json(rng: random.Random) -> bytes:
 
 def _read_cache_json(folder: Path, content: bytes, how: spoil.Mutation) -> list[str]:
     (folder / "cache.json").write_bytes(content)
-    check(folder, 48, "pil", "f", {"text": {"model": "x", "digest": "0" * 64}})
+    check(folder, read_manifest(folder), 48, "pil", "f", {"text": {"model": "x", "digest": "0" * 64}})
     return []
 
 
