@@ -12,6 +12,7 @@ from toys import Process, annotated_shard
 from untrained import untrained_run
 
 from ldm.config import compose, overriding
+from ldm.device import choose
 from ldm.ensemble import write_manifest
 from ldm.evaluation import evaluate as evaluation
 from ldm.evaluation.evaluate import evaluate
@@ -121,6 +122,15 @@ def test_kept_points_that_are_none_are_named(tmp_path: Path):
 
 
 # Grids, and several processes
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose(name) == torch.device("cuda:3") and choose("cuda:1") == torch.device("cuda:1")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert choose(name) == torch.device("cuda:0")
 
 
 def test_ranks_share_the_samples_whatever_their_number(tmp_path: Path):
