@@ -30,7 +30,10 @@ from ldm.request import Request
 
 Picture = Image.Image | str | Path | Tensor  # a PIL image, an image file, or a tensor [3, H, W] in [-1, 1]
 # Options that mean nothing to a single evaluation.
-OF_DRAWING = ("sampler", "sigmas", "num_steps", "num_images", "batch_size", "seed", "height", "width", "tile")
+OF_DRAWING = (
+    "sampler", "sigmas", "num_steps", "num_images", "batch_size", "seed", "height", "width", "tile",
+    "start", "strength", "start_mask",
+)  # fmt: skip
 
 
 class Images(list[Image.Image]):

@@ -10,12 +10,12 @@ from ldm.errors import UserError
 
 
 def choose(name: str = "auto") -> torch.device:
-    """`auto` is a GPU (the first, or under torchrun each process's own) or else the CPU.
+    """`auto` is a GPU (the first, or under torchrun each process's own, as `cuda` is) or else the CPU.
 
     Raises ValueError for a device that is not there.
     """
+    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's processes take a GPU each
     if name == "auto":
-        local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's processes take a GPU each
         return torch.device(local if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -25,7 +25,7 @@ def choose(name: str = "auto") -> torch.device:
         raise UserError(f"device={name}: computes nothing; choose auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}: no GPU is available here")
-    return device
+    return torch.device(local) if name == "cuda" else device
 
 
 def keep_memory() -> None:

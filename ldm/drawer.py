@@ -12,6 +12,7 @@ from torch import Tensor
 from data.module import ShardData
 from ldm.checkpoint.weights import Weights
 from ldm.diffusion.denoiser import Denoise
+from ldm.editing import Edit
 from ldm.generate import Size
 from ldm.sampling import Sampling
 
@@ -73,8 +74,12 @@ class Drawer(Protocol):
         seed: int,
         size: Size | None = None,
         negative: dict[str, Any] | None = None,
+        edit: Edit | None = None,
     ) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1], all that is random addressed by `seed` and `numbers` [B]."""
+        """Images [B, 3, H, W] in [-1, 1], all that is random addressed by `seed` and `numbers` [B].
+
+        From noise, or as `edit` says from a picture of their size.
+        """
 
     def decode_in_tiles(self, size: int | None) -> None:
         """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""

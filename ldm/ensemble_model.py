@@ -12,6 +12,7 @@ from data.module import ShardData
 from ldm.checkpoint.weights import Weights
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
+from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.generate import Size, decoded, latent_shape
 from ldm.model import Model
@@ -156,6 +157,7 @@ class Ensemble:
         seed: int,
         size: Size | None = None,
         negative: dict[str, Any] | None = None,
+        edit: Edit | None = None,
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see Model.generate."""
         size = size or self.image_size
@@ -163,5 +165,6 @@ class Ensemble:
         shape = latent_shape(self.first_stage, size, factor, sampling.tiling)
         batch = {**batch, "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
-        z = draw(denoise, sampling, shape, numbers, seed)
+        start, known = edit.begin(self.first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
+        z = draw(denoise, sampling, shape, numbers, seed, start, known)
         return decoded(self.first_stage, z, batch, numbers)

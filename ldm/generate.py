@@ -15,6 +15,7 @@ from ldm.conditioners.base import Conditioners
 from ldm.diffusion.denoiser import ConditionalDenoise, Denoise
 from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
 from ldm.diffusion.tiles import Tiling
+from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.sampling import Sampling, draw
 
@@ -42,16 +43,20 @@ def generate(
     seed: int,
     size: Size,
     negative: Mapping[str, Any] | None = None,
+    edit: Edit | None = None,
 ) -> Tensor:
     """Images [B, 3, H, W] of `size` in [-1, 1] for the conditions in `batch`; `numbers` [B] address all that is drawn.
 
-    Guidance is against the conditioner's null, or where a field is in `negative` against that. Raises NotFinite for
-    images that are not, ValueError for guidance that would need a null which no training saw.
+    Guidance is against the conditioner's null, or where a field is in `negative` against that. They are drawn from
+    noise, or as `edit` says from a picture of that size. Raises NotFinite for images that are not, ValueError for
+    guidance that would need a null which no training saw.
     """
     shape = latent_shape(first_stage, size, denoiser.factor, sampling.tiling)
     batch = {**batch, "number": numbers}
     bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
-    return decoded(first_stage, draw(guided(bound, sampling.guidances), sampling, shape, numbers, seed), batch, numbers)
+    start, known = edit.begin(first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
+    z = draw(guided(bound, sampling.guidances), sampling, shape, numbers, seed, start, known)
+    return decoded(first_stage, z, batch, numbers)
 
 
 def latent_shape(first_stage: nn.Module, size: Size, factor: int = 1, tiling: Tiling | None = None) -> tuple[int, ...]:

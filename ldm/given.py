@@ -22,6 +22,7 @@ from data.making.files import refuse_special
 from data.module import ShardData
 from data.transforms import View, to_tensor
 from ldm.drawer import Drawer
+from ldm.editing import STRENGTH, Edit
 from ldm.errors import UserError
 from ldm.generate import Size
 from ldm.sampling import Sampling
@@ -175,6 +176,36 @@ def asked_size(tree: Mapping[str, Any], model: Drawer) -> Size:
     if beside and model.beside_latent and size != (side, side):
         raise UserError(f"{beside[0]}: stands beside the latent, so height and width must be image_size")
     return size
+
+
+def read_edit(tree: Mapping[str, Any], size: Size) -> Edit | None:
+    """What `tree` says to begin from, for images of `size`; None where that is noise.
+
+    Raises ValueError for pictures of another size, what is broken, and what means nothing without start=; OSError for a
+    file that is not there.
+    """
+    if tree["start"] is None:
+        for key in ("start_mask", "strength"):
+            if tree[key] is not None:
+                raise UserError(f"{key}: says what is done with start=FILE; give that too, or leave {key} out")
+        return None
+    picture, mask = (None if tree[key] is None else _of_size(tree, key, size) for key in ("start", "start_mask"))
+    strength = tree["strength"]
+    if strength is None:
+        strength = STRENGTH if mask is None else 1.0
+    return Edit(picture, strength, None if mask is None else mask.mean(1, keepdim=True) > 0)
+
+
+def _of_size(tree: Mapping[str, Any], key: str, size: Size) -> Tensor:
+    """The image file under `key`, [1, 3, H, W] in [-1, 1], of just that `size`."""
+    height, width = (size, size) if isinstance(size, int) else size
+    image = _named(key, tree[key], decode_image)
+    if image.size != (width, height):
+        raise UserError(
+            f"{key}={tree[key]}: has {image.width} x {image.height} px, and the images will have {width} x {height}; "
+            "resize it, or say height= and width="
+        )
+    return to_tensor([np.asarray(image)])
 
 
 def collate(conditions: Collection[Mapping[str, Any]], device: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.guidance import Bound
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.tiles import Tiling
+from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.spec import LatentSpec
@@ -148,12 +149,12 @@ class Model:
 
     def generate(
         self, sampling: Sampling, batch: dict[str, Any], numbers: Tensor, seed: int, size: Size | None = None,
-        negative: dict[str, Any] | None = None,
+        negative: dict[str, Any] | None = None, edit: Edit | None = None,
     ) -> Tensor:  # fmt: skip
         """Images [B, 3, H, W] in [-1, 1]; see generate.generate. `size` None is that of the training images."""
         size = size or self.image_size
         return generate(
-            self.denoiser, self.conditioner, self.first_stage, sampling, batch, numbers, seed, size, negative
+            self.denoiser, self.conditioner, self.first_stage, sampling, batch, numbers, seed, size, negative, edit
         )
 
 

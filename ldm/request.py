@@ -10,7 +10,7 @@ from ldm.config import with_moved_keys
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.drawer import Drawer
-from ldm.given import asked_size, check_given, class_number, collate, negatives, read_given
+from ldm.given import asked_size, check_given, class_number, collate, negatives, read_edit, read_given
 from ldm.prompts import read_conditions
 
 
@@ -27,6 +27,7 @@ class Request:
         check_given(tree, drawer, self.sampling, captioned="caption" in rows[0])
         self._size = asked_size(tree, drawer)
         self._given = read_given(tree, drawer)
+        self._edit = read_edit(tree, self._size)
         label = {} if tree["label"] is None else {"label": class_number(tree["label"], drawer.data)}
         self.rows = [{**row, **label} for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
@@ -42,7 +43,7 @@ class Request:
         """Images [B, 3, H, W] in [-1, 1] for pairs of (row, number); see Drawer.generate."""
         numbers = torch.tensor([number for _, number in part], device=self._device)
         batch, negative = self.batch([place for place, _ in part], numbers)
-        return self._drawer.generate(self.sampling, batch, numbers, self._seed, self._size, negative)
+        return self._drawer.generate(self.sampling, batch, numbers, self._seed, self._size, negative, self._edit)
 
 
 def asked_guidance(words: Sequence[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -2,17 +2,19 @@
 
     python scripts/evaluate.py model=runs/quickstart-diffusion guidance.scale=[1,2,4] num_samples=500
     python scripts/evaluate.py model=runs/ensemble.yaml num_samples=5000 metric=inception metric.path=inception.pth
+    python scripts/evaluate.py model=runs/quickstart-diffusion guidance.scale=[1,2,4] num_steps=[10,25,50] ema=[ema,raw]
+    torchrun --nproc_per_node=8 scripts/evaluate.py model=runs/quickstart-diffusion num_samples=50000
     python scripts/evaluate.py model=runs/quickstart-autoencoder
 
 Numbers carry the name of the backbone that made them. Sample n has the same noise at every scale and model. A first
-stage is measured on its validation images, under torchrun by all processes.
+stage is measured on its validation images. Under torchrun all processes share the work, and what comes out is the same.
 """
 
 from ldm.config import compose, guarded, help_text
 
 
 def main(arguments: list[str]) -> int:
-    """Measure and print a table; of the scales of guidance each is written once it is done."""
+    """Measure and print a table; each point of the curves over guidance is kept once it is done."""
     if "--help" in arguments or "-h" in arguments:
         usage, examples, note = __doc__.strip().split("\n\n")
         print(help_text("evaluate", f"python scripts/evaluate.py model=...\n\n{usage}\n{note}", examples))

@@ -114,6 +114,20 @@ def test_a_hole_is_filled_from_pictures(tmp_path: Path):
     assert same(load(run).sample(image=picture, mask=hole, num_images=2), expected)
 
 
+def test_a_sample_begins_at_a_picture_of_python(labelled: Path, tmp_path: Path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    hole = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
+    picture.save(tmp_path / "picture.png")
+    hole.save(tmp_path / "hole.png")
+    words = [f"model={labelled}", "label=1", f"start={tmp_path}/picture.png", "strength=0.4"]
+    model = load(labelled)
+    assert same(model.sample(label=1, start=picture, strength=0.4), files(tmp_path / "out", *words))
+    words = [*words[:3], f"start_mask={tmp_path}/hole.png"]
+    assert same(model.sample(label=1, start=picture, start_mask=hole), files(tmp_path / "held", *words))
+    with pytest.raises(ValueError, match="strength: is for sample"):
+        model.denoise(torch.zeros(3, 8, 8), 1.0, strength=0.5)
+
+
 def test_an_ensemble_and_a_weights_file_from_another_folder(labelled: Path, tmp_path: Path, monkeypatch):
     write_manifest(tmp_path / "e.yaml", [labelled])
     (file,) = (labelled / "weights").glob("*.ema.safetensors")

@@ -37,7 +37,8 @@ TOY = (
 
 def test_conditions_are_whole_batches_that_repeat_the_images_in_order():
     data = Parts(compose("config", tiny("quickstart/autoencoder", Path("runs"), "data.max_samples=5")))["data"]
-    batches = list(conditions(data, 12, batch_size=2))
+    batches, numbers = zip(*conditions(data, 12, batch_size=2), strict=True)
+    assert torch.cat(numbers).tolist() == list(range(12))
     assert [len(batch["key"]) for batch in batches] == [2, 2, 1, 2, 2, 1, 2]
     keys = [key for batch in batches for key in batch["key"]]
     [all_five] = data.statistics_loader(batch_size=5)

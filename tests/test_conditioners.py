@@ -203,6 +203,37 @@ def test_a_negative_is_not_for_conditions_that_are_not_used(encoder):
     assert torch.equal(led[:, 6:], null[:, 6:]) and not torch.equal(led[:, :6], null[:, :6])
 
 
+def test_a_bias_is_for_the_tokens_of_what_is_given(conditioners):
+    text = torch.rand(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    batch, none = {**BATCH, "tokens_bias": {"text": text}}, conditioners.drop_none(3)
+    plain = conditioners(BATCH, drop=none)
+    given = conditioners(batch, drop=none)
+    assert torch.equal(given["tokens_bias"][:, :6], text) and not given["tokens_bias"][:, 6:].any(), "label has none"
+    assert given["tokens_bias"].shape == (3, given["tokens"].shape[1], 4, 4)
+    assert all(torch.equal(given[key], value) for key, value in plain.items())
+    zero = conditioners({**BATCH, "tokens_bias": {"text": 0 * text}}, drop=none)
+    assert zero.keys() == plain.keys(), "the network computes what it does without"
+    for dropped in (conditioners.drop_all(3), conditioners.drop_all_but(["label"], 3)):
+        assert "tokens_bias" not in conditioners(batch, drop=dropped)
+        assert "tokens_bias" not in conditioners(batch, drop=dropped, negative={"caption": ["a cat"] * 3})
+    some = {**none, "text": torch.tensor([False, True, False])}
+    expected = text * torch.tensor([1.0, 0, 1]).view(3, 1, 1, 1)
+    assert torch.equal(conditioners(batch, drop=some)["tokens_bias"][:, :6], expected)
+    with pytest.raises(ValueError, match=r"tokens_bias of text: of \[3, 5, 4, 4\], must be \[3, 6, h, w\]"):
+        conditioners({**BATCH, "tokens_bias": {"text": text[:, 1:]}}, drop=none)
+
+
+def test_a_conditioner_may_give_a_bias_of_its_own():
+    class Pointing(NullToken):
+        def forward(self, batch, drop):
+            given = super().forward(batch, drop)
+            return {**given, "tokens_bias": torch.ones(*given["tokens"].shape[:2], 2, 2)}
+
+    pointing = Conditioners({"a": NullToken(width=4), "b": Pointing(width=4, num_tokens=3)})
+    cond = pointing({"tokens_bias": {"b": torch.ones(2, 3, 2, 2)}}, drop=pointing.drop_none(2))
+    assert torch.equal(cond["tokens_bias"], torch.tensor([0.0, 2, 2, 2]).view(1, 4, 1, 1).expand(2, 4, 2, 2))
+
+
 def test_every_conditioner_says_which_field_it_reads():
     assert all(isinstance(kind.key, str) for kind in Conditioner.__subclasses__() if kind is not NullToken)
 

@@ -1,18 +1,23 @@
 """The evaluation of a diffusion model: what its kept points depend on."""
 
+import csv
 import io
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from toys import annotated_shard
+from toys import Process, annotated_shard
 from untrained import untrained_run
 
 from ldm.config import compose, overriding
+from ldm.device import choose
 from ldm.ensemble import write_manifest
-from ldm.evaluation.evaluate import _identity, evaluate
-from ldm.evaluation.reference import Reference
+from ldm.evaluation import evaluate as evaluation
+from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.points import identity_of
+from ldm.evaluation.reference import Reference, conditions
 from ldm.evaluation.table import show
 from ldm.holding import FolderHeld, held
 from ldm.model import Model
@@ -24,7 +29,7 @@ def test_points_are_kept_for_the_same_guidance_whatever_its_scales(tmp_path: Pat
     model = load(run)
 
     def identity(*words: str) -> str:
-        return _identity(model, compose("evaluate", [f"model={run}", *words]))
+        return identity_of(model, compose("evaluate", [f"model={run}", *words]))
 
     auto = ["guidance=autoguidance", f"weak_model={one}"]
     assert identity() == identity("guidance.scale=[7]")
@@ -50,7 +55,7 @@ def test_what_guides_by_a_likelihood_is_evaluated_too(diffusion: Run, classifier
     (plain,), (guided,) = rows
     assert plain.keys() == guided.keys() and plain["kid/efficientnet_lite0@32"] != guided["kid/efficientnet_lite0@32"]
     model = load(diffusion.folder)
-    identities = {_identity(model, compose("evaluate", [*words, *more])) for more in ([], led, [*led[:1], led[2]])}
+    identities = {identity_of(model, compose("evaluate", [*words, *more])) for more in ([], led, [*led[:1], led[2]])}
     assert len(identities) == 3
 
 
@@ -105,7 +110,7 @@ def test_images_that_are_not_finite_end_the_evaluation(tmp_path: Path, monkeypat
 def test_points_of_other_conditions_are_measured_anew(tmp_path: Path):
     model = load(untrained_run(tmp_path / "run"))
     words = [[], ["use_conditions=[label]"], ["use_conditions=[]"]]
-    identities = [_identity(model, compose("evaluate", ["model=x", *OPTIONS, *more])) for more in words]
+    identities = [identity_of(model, compose("evaluate", ["model=x", *OPTIONS, *more])) for more in words]
     assert len(set(identities)) == 3
 
 
@@ -114,6 +119,163 @@ def test_kept_points_that_are_none_are_named(tmp_path: Path):
     (tmp_path / "points.json").write_text('{"identity": 3}')
     with pytest.raises(ValueError, match=r"points\.json: not the points of a curve"):
         evaluate(compose("evaluate", [f"model={model}", f"out={tmp_path}", *OPTIONS]))
+
+
+# Grids, and several processes
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose(name) == torch.device("cuda:3") and choose("cuda:1") == torch.device("cuda:1")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert choose(name) == torch.device("cuda:0")
+
+
+def test_ranks_share_the_samples_whatever_their_number(tmp_path: Path):
+    data = load(untrained_run(tmp_path / "run", "data.max_samples=5")).data
+    data.setup()
+
+    def shared(world_size: int, num_samples: int) -> dict[int, str]:
+        pairs = [
+            (number, key)
+            for rank in range(world_size)
+            for batch, numbers in conditions(data, num_samples, 3, rank, world_size)
+            for number, key in zip(numbers.tolist(), batch["key"], strict=True)
+        ]
+        assert len(dict(pairs)) == len(pairs) == num_samples
+        return dict(pairs)
+
+    for num_samples in (4, 5, 13):
+        alone = shared(1, num_samples)
+        assert [alone[number] for number in range(5, num_samples)] == [alone[n % 5] for n in range(5, num_samples)]
+        for world_size in (2, 3, 4, 7):
+            assert shared(world_size, num_samples) == alone
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_a_killed_grid_goes_on_and_its_rows_are_those_of_single_curves(tmp_path: Path, monkeypatch):
+    labelled = ["conditioner.label.num_classes=9", "~data.fields.caption"]  # no alignment, no pictures of curves
+    model = untrained_run(tmp_path / "run", "data.max_samples=6", *labelled)
+    words = [*OPTIONS, f"model={model}", "guidance.scale=[1,2]"]
+    grid = [*words, f"out={tmp_path}/grid", "num_steps=[2,1]", "ema=[ema,raw]"]
+    measured: list[float] = []
+    measure = evaluation.measure
+
+    def killed(model, sampling, *rest):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(sampling.guidance.scale)
+        return measure(model, sampling, *rest)
+
+    monkeypatch.setattr(evaluation, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(compose("evaluate", grid))
+    monkeypatch.setattr(
+        evaluation, "measure", lambda *given: measured.append(given[1].guidance.scale) or measure(*given)
+    )
+    rows, folder = evaluate(compose("evaluate", grid))
+    assert measured == [1, 2] * 4, "what was measured was kept"
+    assert [(row["ema"], row["num_steps"], row["scale"]) for row in rows] == [
+        (ema, steps, scale) for ema in ("ema", "raw") for steps in (2, 1) for scale in (1.0, 2.0)
+    ]
+    with (folder / "grid.csv").open() as file:
+        written = list(csv.DictReader(file))
+    kid = next(name for name in rows[0] if name.startswith("kid/"))
+    assert [float(row[kid]) for row in written] == [row[kid] for row in rows]
+    single, _ = evaluate(compose("evaluate", [*words, f"out={tmp_path}/single", "num_steps=2", "ema=raw"]))
+    assert [{**row, "ema": "raw", "num_steps": 2} for row in single] == rows[4:6]
+    monkeypatch.setattr(evaluation, "_measure", None)
+    assert evaluate(compose("evaluate", grid))[0] == rows
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_sets_of_conditions_are_a_grid_too(tmp_path: Path):
+    labelled = ["conditioner.label.num_classes=9", "~data.fields.caption"]
+    model = untrained_run(tmp_path / "run", "data.max_samples=6", *labelled)
+    words = [*OPTIONS, f"model={model}", "guidance.scale=[1]", "num_steps=1"]
+    rows, _ = evaluate(compose("evaluate", [*words, f"out={tmp_path}/both", "use_conditions=[[label],[]]"]))
+    assert [row["use_conditions"] for row in rows] == ["label", "none"]
+    [[none], _] = evaluate(compose("evaluate", [*words, f"out={tmp_path}/none", "use_conditions=[]"]))
+    assert rows[1] == {"use_conditions": "none", **none} != {**rows[0], "use_conditions": "none"}
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["num_steps=[]"], r"num_steps=\[\]: .* at least one"),
+        (["num_steps=[2,0]"], r"num_steps=\[2, 0\]: must be at least 1"),
+        (["num_steps=[2,many]"], "num_steps=.*: expected"),
+        (["ema=[ema,row]"], "ema=row: choose ema, raw"),
+        (["ema=[]"], r"ema=\[\]: .* at least one"),
+        (["num_steps=[2,3]", "use_conditions=[[label],[text]]"], "use_conditions: no condition text"),
+        (["use_conditions=[[label],[]]", "guidance.scale=[2]"], r"guidance\.scale=2: .*no conditions"),
+    ],
+)
+def test_a_grid_is_refused_before_any_of_it_is_sampled(tmp_path: Path, sampled_never, words, problem):
+    model = untrained_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=problem):
+        evaluate(compose("evaluate", overriding([f"model={model}", f"out={tmp_path}/out", *OPTIONS, *words])))
+    assert not (tmp_path / "out").exists()
+
+
+# One rank of two, without a launcher that would end the other; what the second one does comes first.
+RANK = """
+import os, sys
+rank, port, does = sys.argv[1:4]
+os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+from ldm.config import guarded
+from ldm.errors import UserError
+from ldm.generate import NotFinite
+from ldm.model import Model
+from scripts.evaluate import main
+
+original, calls = Model.generate, []
+
+def generate(model, sampling, batch, numbers, *rest):
+    calls.append(1)
+    if rank == "1" and len(calls) == 2 and does == "dies":
+        os._exit(9)
+    if rank == "1" and len(calls) == 2 and does == "refuses":
+        raise NotFinite("not finite: image number 3", None, None)
+    return original(model, sampling, batch, numbers, *rest)
+
+Model.generate = generate
+sys.argv[1:] = sys.argv[4:]
+guarded(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("does", ["nothing", "refuses", "dies"])
+def test_two_ranks_measure_what_one_does_and_end_together(tmp_path: Path, does: str):
+    model = untrained_run(tmp_path / "run", "conditioner=[text]", "network.attention_factors=[1]", "data.max_samples=6")
+    words = [*OPTIONS, "num_samples=9", "batch_size=2", f"model={model}", "guidance.scale=[1,2]", "num_steps=[1,2]"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        Process(
+            ["-c", RANK, str(rank), str(port), does, *overriding(words), f"out={tmp_path}/two"],
+            tmp_path / f"{rank}.txt",
+        )
+        for rank in range(2)
+    ]
+    ended = [rank.wait() for rank in ranks]
+    said = [rank.said for rank in ranks]
+    if does == "refuses":
+        assert ended == [2, 2] and all("not finite: image number 3" in text for text in said), said
+    if does == "dies":
+        assert ended == [2, 9] and "rank 0: another rank ended" in said[0], said
+    if does != "nothing":
+        return
+    assert ended == [0, 0] and "kid/" in said[0] and "kid/" not in said[1], said
+    assert (tmp_path / "two" / "grid.png").exists()
+    alone, _ = evaluate(compose("evaluate", [*overriding(words), f"out={tmp_path}/one"]))
+    with (tmp_path / "two" / "grid.csv").open() as file:
+        both = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert both == [pytest.approx(row, rel=1e-6, abs=1e-6) for row in alone]
 
 
 # Whatever draws

@@ -10,6 +10,7 @@ from untrained import randomise
 
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label
+from ldm.conditioners.null_token import NullToken
 from ldm.diffusion.counter_random import normal
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import Bound, ClassifierFree
@@ -143,6 +144,30 @@ def test_what_a_sampler_leaves_is_decoded_in_the_scale_of_its_schedule(end):
     assert decoded(scaled_linear(0.00085, 0.012)) == pytest.approx(0.5 / (1 + end**2) ** 0.5)
     assert decoded(Flow()) == pytest.approx(0.5 / (1 + end))
     assert decoded(VE()) == 0.5
+
+
+def test_a_bias_of_tokens_steers_the_conditional_branch_alone():
+    """One of zeros changes no bit; the reference of guidance never sees one, and who guides knows nothing of it."""
+    torch.manual_seed(0)
+    tokens = Conditioners({"label": Label(5, width=4), "null": NullToken(width=4)})
+    network = UNet(3, 3, 8, [1, 2], 1, [1, 2], head_channels=8, tokens_width=4, norm_groups=4)
+    randomise(network, 0.3, seed=0)
+    denoiser = Denoiser(network, EDM(VE(), 1.0))
+    regions = torch.zeros(2, 1, 8, 8)
+    regions[..., :4] = 2
+
+    def drawn(scale: float, **more) -> torch.Tensor:
+        sampling = Sampling(euler, SIGMAS, ClassifierFree(scale), VE())
+        return generate(denoiser, tokens, Identity(), sampling, {**BATCH, **more}, NUMBERS, 0, 8)
+
+    for scale in (1.0, 3.0):
+        assert torch.equal(drawn(scale, tokens_bias={"label": 0 * regions}), drawn(scale))
+        assert not torch.equal(drawn(scale, tokens_bias={"label": regions}), drawn(scale))
+    assert torch.equal(drawn(0.0, tokens_bias={"label": regions}), drawn(0.0)), "unconditional"
+    x, level = normal(0, "x", NUMBERS, (3, 8, 8)), torch.full((2,), 2.0)
+    own, plain = (bind(denoiser, tokens, {**BATCH, **more}, 2) for more in ({"tokens_bias": {"label": regions}}, {}))
+    assert torch.equal(own(())(x, level), plain(())(x, level))
+    assert not torch.equal(own(["label"])(x, level), plain(["label"])(x, level))
 
 
 # Drawing from what is there

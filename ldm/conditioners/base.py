@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.frozen import Batch, FrozenEncoder
+from ldm.conditioners.token_bias import bias_of, filled
 from ldm.diffusion.counter_random import uniform
 from ldm.errors import UserError
 
@@ -60,9 +61,10 @@ class Conditioner(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        """{slot: tensor} for each of its slots, the null where drop [B] (bool); "tokens_mask" [B, N] may be with them.
+        """{slot: tensor} for each of its slots, the null where drop [B] (bool).
 
-        A batch whose samples are all dropped need not hold the field.
+        "tokens_mask" [B, N] may be with them, and "tokens_bias" [B, N, h, w], how much more each place of the latent
+        looks at each token (`layers.attention`). A batch whose samples are all dropped need not hold the field.
         """
 
     def published_state(self) -> dict[str, Tensor]:
@@ -172,19 +174,27 @@ class Conditioners(nn.Module):
         """The network's keywords for a batch; `drop` as made by draw_drop or the methods beside it.
 
         A condition `used` that is dropped for the whole batch has its field of `negative`, if there, for its null.
+        batch["tokens_bias"], {name: [B, N, h, w]} for the tokens of some conditions, is added to the bias of these. A
+        bias is for what is given: it is zero where a sample is dropped, and left out where it is zero throughout.
         """
         parts: dict[str, list[Tensor]] = {}
-        used = self.used(use)
+        used, asked = self.used(use), batch.get("tokens_bias", {})
+        biases: list[tuple[Tensor, Tensor | None]] = []
         for name, conditioner in self.parts.items():
             if negative and name in used and conditioner.key in negative and drop[name].all():
                 given = conditioner({**batch, "encoded": {}, **negative}, ~drop[name])
             else:
                 given = conditioner(batch, drop[name])
+            bias = given.get("tokens_bias")
+            given = {key: value for key, value in given.items() if key != "tokens_bias"}
             if "tokens" in given:
                 given = {"tokens_mask": _all_real(given["tokens"]), **given}
+                biases.append((given["tokens"], bias_of(name, given["tokens"], drop[name], bias, asked.get(name))))
             for key, value in given.items():
                 parts.setdefault(key, []).append(value)
-        along = {"vector": -1, "tokens": 1, "tokens_mask": 1, "concat": 1}
+        if any(bias is not None and bool(bias.any()) for _, bias in biases):
+            parts["tokens_bias"] = filled(biases)
+        along = {"vector": -1, "tokens": 1, "tokens_mask": 1, "tokens_bias": 1, "concat": 1}
         return {key: torch.cat(values, dim=along[key]) for key, values in parts.items()}
 
 

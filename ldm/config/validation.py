@@ -87,10 +87,11 @@ def check_root_key(key: str, annotation: Any, value: Any) -> None:
     """Raises ValueError for a value of a key of the root that is not of its type, or not in its range."""
     if not accepts(annotation, value):
         raise UserError(f"{key}={repr(value)[:200]}: expected {readable(annotation)}")
-    if key in POSITIVE and value is not None and value < 1:
-        raise UserError(f"{key}={value}: must be at least 1")
-    if isinstance(value, int) and value > AT_MOST.get(key, math.inf):
-        raise UserError(f"{key}={value}: must be at most {AT_MOST[key]}")
+    for item in value if isinstance(value, list) else [value]:
+        if key in POSITIVE and item is not None and item < 1:
+            raise UserError(f"{key}={value}: must be at least 1")
+        if isinstance(item, int) and item > AT_MOST.get(key, math.inf):
+            raise UserError(f"{key}={value}: must be at most {AT_MOST[key]}")
 
 
 def check_range(where: str, annotation: Any, value: Any) -> None:

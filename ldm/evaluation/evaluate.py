@@ -1,10 +1,11 @@
 """The evaluation of one model as a job: a first stage's reconstructions, or the guidance curve of a diffusion model.
 
-The curve is resumable point by point, and written as CSV and PNG.
+Curves are resumable point by point, over any number of processes, and written as CSV and PNG.
 """
 
-import hashlib
-import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +13,134 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from data.module import ShardData
 from ldm.build import is_first_stage
-from ldm.checkpoint.weights import load as load_weights
 from ldm.config import accepts, load_tree
 from ldm.device import choose
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.first_stage import evaluate_first_stage
+from ldm.evaluation.grid import Cell, cells
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure
+from ldm.evaluation.points import identity_of, keep, points_of
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
-from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.loading import load_drawer
 from ldm.report.plots import trade_off
 from ldm.sampling import Sampling
+from ldm.training.distributed import broadcast, process_group, together
 
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for
 FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
+Row = dict[str, Any]
 
 
-def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tuple[list[Point], Path]:
+@dataclass
+class Curve:
+    """Scales of guidance of one drawer under one recipe, and the points of them that are `done`, kept in `folder`."""
+
+    model: Drawer
+    columns: dict[str, str | int]  # what tells it from the others of a grid
+    folder: Path
+    sampling: Sampling
+    scales: list[float]
+    identity: str
+    done: dict[str, Point]
+
+    @property
+    def missing(self) -> list[float]:
+        """The scales that are not measured yet."""
+        return [scale for scale in self.scales if f"{scale:g}" not in self.done]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of the table, one for each scale; all are measured."""
+        return [{**self.columns, "scale": scale, **self.done[f"{scale:g}"]} for scale in self.scales]
+
+
+def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tuple[list[Row], Path]:
     """Measure the model of `tree` (conf/evaluate.yaml); returns the rows of its table and the folder with the files.
 
-    A diffusion model gives a row for each guidance scale, a first stage one for each metric (no rows on ranks but 0).
-    `yardsticks`, of the kinds that `tree` names, are those of the models before; None loads them.
+    A diffusion model gives a row for each guidance scale of each cell of a grid, a first stage one for each metric. No
+    rows on ranks but 0; an error of one is raised on all. `yardsticks`, of the kinds that `tree` names, are those of
+    the models before; None loads them.
     """
     path = Path(tree["model"])
     config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
     if config.exists() and is_first_stage(load_tree(config)):
         return evaluate_first_stage(tree)
     asked = _asked_scales(tree["guidance"].get("scale"))
-    if tree["num_samples"] < FEWEST:
-        raise UserError(f"num_samples at least {FEWEST}: precision asks for the third neighbour")
+    asked_cells = list(cells(tree))
     device = choose(tree["device"])
-    model = load_drawer(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
-    folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"evaluation-{model.name}"
-    kept = folder / "points.json"
-    identity = _identity(model, tree)
-    with held(folder, "evaluating into"):
-        done = _points_of(kept, identity)
-        sampling = _sampling(tree, model)
-        scales = asked or _usual_scales(model, sampling)
-        missing = [scale for scale in scales if f"{scale:g}" not in done]
+    with process_group(device) as (rank, world_size), ExitStack() as stack:
+        if tree["num_samples"] < max(FEWEST, world_size):
+            raise UserError(
+                f"num_samples at least {max(FEWEST, world_size)}: precision asks for the third neighbour, and each "
+                "process for a sample"
+            )
+        with together():
+            names = dict.fromkeys(cell.tree["ema"] for cell in asked_cells)
+            models = {
+                ema: load_drawer(path, tree["first_stage"], ema).to(device).tuned(tree["compile"]) for ema in names
+            }
+            name = next(iter(models.values())).name
+            own = (path if path.is_dir() else path.parent) / f"evaluation-{name}"
+            folder = Path(tree["out"]) if tree["out"] else own
+            if rank == 0:
+                stack.enter_context(held(folder, "evaluating into"))
+            curves = [_curve(models[cell.tree["ema"]], cell, folder, asked, rank) for cell in asked_cells]
+            missing = [curve for curve in curves if curve.missing]
+            if missing:
+                data, images = (_over(missing[0].model.data, tree[key]) for key in ("data", "reference"))
+                _check_images(data, images)
+                for curve in missing:
+                    _check_fields(curve, data)
+                by = yardsticks or yardsticks_of(tree, device)
+        for curve, done in zip(curves, broadcast([curve.done for curve in curves]), strict=True):
+            curve.done = done
+        missing = [curve for curve in curves if curve.missing]
         if missing:
-            for scale in missing:
-                model.left_out(sampling.with_scale(scale))
-            data, images = (_over(model.data, tree[key]) for key in ("data", "reference"))
-            _check_data(model, sampling, data, images)
-            measured_by = yardsticks or yardsticks_of(tree, device)
-            _measure(tree, model, sampling, missing, data, images, done, kept, identity, measured_by)
-        rows = [{"scale": scale, **done[f"{scale:g}"]} for scale in scales]
-        write_csv(folder / "curve.csv", rows)
-        quality, alignment = curve_keys(rows[0])
-        if alignment:
-            points = [(row["scale"], row[quality], row[alignment]) for row in rows]
-            trade_off(folder / "curve.png", {model.name: points}, quality_label=quality, alignment_label=alignment)
-    return rows, folder
+            _measure(tree, missing, data, images, by, rank, world_size)
+        if rank:
+            return [], folder
+        return _write(folder, curves), folder
+
+
+def _curve(model: Drawer, cell: Cell, folder: Path, asked: list[float], rank: int) -> Curve:
+    """As rank 0 finds it; others, who may not see its disk, have to be told what is done.
+
+    Raises ValueError for a scale that is not measured yet and that the model cannot be guided at.
+    """
+    sampling, identity = _sampling(cell.tree, model), identity_of(model, cell.tree)
+    own = folder / cell.name
+    curve = Curve(
+        model, cell.columns, own, sampling, asked or _usual_scales(model, sampling), identity,
+        points_of(own, identity) if rank == 0 else {},
+    )  # fmt: skip
+    for scale in curve.missing:
+        model.left_out(sampling.with_scale(scale))
+    return curve
+
+
+def _write(folder: Path, curves: list[Curve]) -> list[Row]:
+    """The rows of all curves: each in its own folder as curve.csv and curve.png, those of a grid together as grid.*."""
+    for curve in curves:
+        _draw(curve.folder / "curve", [curve])
+    if curves[0].columns:
+        _draw(folder / "grid", curves)
+    return [row for curve in curves for row in curve.rows]
+
+
+def _draw(stem: Path, curves: list[Curve]) -> None:
+    rows = [row for curve in curves for row in curve.rows]
+    write_csv(stem.with_suffix(".csv"), rows)
+    quality, alignment = curve_keys(rows[0])
+    if alignment:
+        labels = [", ".join(f"{key} {value}" for key, value in curve.columns.items()) for curve in curves]
+        named = {
+            label or curve.model.name: [(row["scale"], row[quality], row[alignment]) for row in curve.rows]
+            for label, curve in zip(labels, curves, strict=True)
+        }
+        trade_off(stem.with_suffix(".png"), named, quality_label=quality, alignment_label=alignment)
 
 
 def _asked_scales(given: Any) -> list[float]:
@@ -89,7 +162,7 @@ def _usual_scales(model: Drawer, sampling: Sampling) -> list[float]:
     return list(SCALES)
 
 
-def curve_keys(point: Point) -> tuple[str, str | None]:
+def curve_keys(point: Mapping[str, Any]) -> tuple[str, str | None]:
     """The columns of a point that make the curve: its KID and its alignment, if it has one, whatever the backbones."""
     alignments = (name for name in point if name.startswith(("alignment_score/", "clip_score/")))
     return next(name for name in point if name.startswith("kid/")), next(alignments, None)
@@ -108,13 +181,17 @@ def _over(data: ShardData, shards: str | list[str] | None) -> ShardData:
     return data if shards is None else data.over(shards)
 
 
-def _check_data(model: Drawer, sampling: Sampling, data: ShardData, images: ShardData) -> None:
-    """Raises ValueError unless `data` gives what the model is conditioned on, and `images` what to compare with."""
+def _check_fields(curve: Curve, data: ShardData) -> None:
+    """Raises ValueError unless `data` gives what the model of a curve is conditioned on."""
     spec = data.batch_spec
-    for name, field in model.missing(spec, sampling).items():
+    for name, field in curve.model.missing(spec, curve.sampling).items():
         raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")
-    for field in sampling.fields - spec.keys():
+    for field in curve.sampling.fields - spec.keys():
         raise UserError(f"loss_guidance reads {field!r}, which data.fields of the run does not give")
+
+
+def _check_images(data: ShardData, images: ShardData) -> None:
+    """Raises ValueError unless there are `images` to compare with."""
     for each in (data, images):
         each.setup()
     if "image" not in images.batch_spec:
@@ -124,54 +201,21 @@ def _check_data(model: Drawer, sampling: Sampling, data: ShardData, images: Shar
 
 
 def _measure(
-    tree: dict,
-    model: Drawer,
-    sampling: Sampling,
-    scales: list[float],
-    data: ShardData,
-    images: ShardData,
-    done: dict,
-    kept: Path,
-    identity: str,
-    by: Yardsticks,
+    tree: dict, curves: list[Curve], data: ShardData, images: ShardData, by: Yardsticks, rank: int, world_size: int
 ) -> None:
-    against = by.reference(images)
+    """All that is missing, each rank its share of the samples; each point is kept by rank 0 once it is done."""
+    against = by.reference(images, rank, world_size)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()) as progress:
-        bar = progress.add_task(f"sampling {model.name}", total=len(scales) * tree["num_samples"])
-        for scale in scales:
-            done[f"{scale:g}"] = measure(
-                model, sampling.with_scale(scale), data, against, tree["num_samples"], by.backbone, by.alignment,
-                tree["seed"], tree["batch_size"], by.device,
-                lambda count: progress.advance(bar, count),
-            )  # fmt: skip
-            write_json(kept, {"identity": identity, "alignment": alignment_key(by.alignment), "points": done})
-
-
-def _identity(model: Drawer, tree: dict[str, Any]) -> str:
-    """What the points depend on besides the scale; other points are measured anew."""
-    keys = ("num_samples", "num_steps", "seed", "sampler", "sigmas", "metric", "alignment")
-    facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
-    guidance = {key: value for key, value in tree["guidance"].items() if key != "scale"}
-    if guidance:
-        facts["guidance"] = guidance
-    if tree["loss_guidance"]:
-        facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
-    if tree["use_conditions"] is not None:
-        facts["use_conditions"] = sorted(tree["use_conditions"])
-    if tree["tiling"]:
-        facts["tiling"] = tree["tiling"]
-    facts |= {key: tree[key] for key in ("data", "reference") if tree[key] is not None}
-    for key in ("weak_model", "classifier"):
-        if tree[key]:
-            facts[key] = load_weights(Path(tree[key])).digest
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _points_of(kept: Path, identity: str) -> dict[str, Point]:
-    if not kept.exists():
-        return {}
-    content = read_json(kept)
-    if not isinstance(content.get("points"), dict):
-        raise UserError(f"{kept}: not the points of a curve; delete it to measure anew")
-    return content["points"] if content.get("identity") == identity else {}
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=rank != 0) as bars:
+        total = sum(len(curve.missing) for curve in curves) * tree["num_samples"]
+        bar = bars.add_task(f"sampling {curves[0].model.name}", total=total)
+        for curve in curves:
+            for scale in curve.missing:
+                point = measure(
+                    curve.model, curve.sampling.with_scale(scale), data, against, tree["num_samples"], by.backbone,
+                    by.alignment, tree["seed"], tree["batch_size"], by.device,
+                    lambda count: bars.advance(bar, count * world_size), rank, world_size,
+                )  # fmt: skip
+                curve.done[f"{scale:g}"] = point
+                if rank == 0:
+                    keep(curve.folder, curve.identity, alignment_key(by.alignment), curve.done)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from data.module import ShardData
 from ldm.drawer import Drawer
-from ldm.evaluation.reference import Reference, conditions
+from ldm.evaluation.reference import Reference, conditions, in_order
 from ldm.metrics.features import Features
 from ldm.metrics.quality import sample_quality
 from ldm.sampling import Sampling
+from ldm.training.distributed import together
 
 Point = dict[str, float]
 
@@ -31,24 +32,31 @@ def measure(
     batch_size: int,
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Point:
     """Metrics of samples for the first batches of `data`, of the alignment where these have captions.
 
-    Sample n has noise n whatever the model and the batch.
+    Sample n has noise n whatever the model, the batch and the rank it is made on; of several ranks, which call this
+    together, only 0 has the metrics.
     """
-    features, cosines, start = [], [], 0
-    for batch in conditions(data, num_samples, batch_size):
-        batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        stop = start + len(batch["key"])
-        images = model.generate(sampling, batch, torch.arange(start, stop, device=device), seed)
-        features.append(backbone(images).cpu())
-        if "caption" in batch:
-            cosines.append(alignment(images, batch["caption"]).cpu())
-        advance(stop - start)
-        start = stop
+    rows, places, captioned = [], [], False
+    with together():
+        for batch, numbers in conditions(data, num_samples, batch_size, rank, world_size):
+            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            images = model.generate(sampling, batch, numbers.to(device), seed)
+            columns, captioned = [backbone(images)], "caption" in batch
+            if captioned:
+                columns.append(alignment(images, batch["caption"]).to(columns[0])[:, None])
+            rows.append(torch.cat(columns, 1).cpu())
+            places.append(numbers)
+            advance(len(numbers))
+    every = in_order(torch.cat(rows), torch.cat(places))
+    if rank:
+        return {}
     generator = torch.Generator().manual_seed(seed)
-    table = sample_quality(against.features, torch.cat(features), backbone, generator)
-    return {**table, alignment_key(alignment): torch.cat(cosines).mean().item()} if cosines else table
+    table = sample_quality(against.features, every[:, : backbone.dim], backbone, generator)
+    return {**table, alignment_key(alignment): every[:, -1].mean().item()} if captioned else table
 
 
 def alignment_key(alignment: nn.Module) -> str:

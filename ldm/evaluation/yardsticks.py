@@ -25,11 +25,11 @@ class Yardsticks:
         self.device = device
         self._references: dict[tuple, Reference] = {}
 
-    def reference(self, data: Any) -> Reference:
-        """What samples of a model that was trained on `data` are compared with."""
+    def reference(self, data: Any, rank: int = 0, world_size: int = 1) -> Reference:
+        """What samples of a model that was trained on `data` are compared with; all ranks ask for it together."""
         facts = (data.fingerprint, data.num_train, data.image_size, *data.fields)
         if facts not in self._references:
-            self._references[facts] = reference(data, self.backbone, self.device)
+            self._references[facts] = reference(data, self.backbone, self.device, rank, world_size)
         return self._references[facts]
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import pickle
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -50,7 +51,9 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
     if world_size == 1:
         yield 0, 1
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # objects go by gloo
     try:
         with lost_ranks_named():
             yield dist.get_rank(), world_size
@@ -123,17 +126,36 @@ def gather_objects(value: Any) -> list[Any]:
     return found
 
 
+def collect(value: Any) -> list[Any]:
+    """`value`, a plain object or tensors in the memory of the CPU, of every rank in their order; [] on ranks but 0."""
+    if _world_size() == 1:
+        return [value]
+    found = [None] * _world_size() if _rank() == 0 else None
+    dist.gather_object(value, found)
+    return found or []
+
+
 @contextmanager
 def together() -> Iterator[None]:
-    """Re-raise one rank's error, a ValueError or an OSError, on all ranks, which enter this together."""
+    """Re-raise one rank's error, a ValueError or an OSError, on all ranks, which enter this together.
+
+    What cannot be sent as it is reaches the others as a UserError of the same words.
+    """
     error: Exception | None = None
     try:
         yield
     except (ValueError, OSError) as own:
         error = own
-    errors = [found for found in gather_objects(error) if found is not None]
+    errors = [found for found in gather_objects(_sendable(error)) if found is not None]
     if error is not None or errors:
         raise error or errors[0]
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # of a constructor that takes more than its message, and whatever that raises without
+        return UserError(str(error))
 
 
 def max_over_ranks(value: int, device: torch.device) -> int:
