@@ -1,8 +1,8 @@
 """Command line -> tree: conf/ composed by Hydra under what was asked for, and one line for whatever is wrong."""
 
-import contextlib
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -16,7 +16,7 @@ from ldm.config.additions import with_added
 from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
 from ldm.config.plugins import CONF, needed, search_path
-from ldm.config.registry import groups, is_part, keys_of, parameters, resolve_target, root
+from ldm.config.registry import groups, is_part, keys_of, root, taken_by
 from ldm.config.validation import check_root_key, nearest, nested, validate
 from ldm.config.words import check_once, meant, split_literal, take_plugins
 from ldm.errors import UserError
@@ -101,10 +101,8 @@ def _composed(config_name: str, overrides: list[str]) -> DictConfig:
 
 def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
     """The overrides, with a + before each that sets a left-out argument of a constructor; None if none does."""
-    chosen = [override.input_line for override in parsed if override.key_or_group in groups()]
-    try:
-        tree = OmegaConf.to_container(_composed(config_name, chosen))
-    except (HydraException, OmegaConfBaseException, ValueError):
+    tree = _unset(config_name, parsed)
+    if tree is None:
         return None
     texts = [override.input_line for override in parsed]
     for place, override in enumerate(parsed):
@@ -112,6 +110,20 @@ def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
         if texts[place].startswith(key) and key not in groups() and _is_left_out(tree, key.split(".")):
             texts[place] = f"+{texts[place]}"
     return texts if texts != [override.input_line for override in parsed] else None
+
+
+def _unset(config_name: str, parsed: list[Override]) -> Any:
+    """The tree of the parts that are chosen, nothing in them set; None if there is none such."""
+    chosen = (override.input_line for override in parsed if override.key_or_group in groups())
+    return _unset_tree(config_name, (*search_path(), *chosen))
+
+
+@lru_cache(1)  # a mistake asks twice
+def _unset_tree(config_name: str, words: tuple[str, ...]) -> Any:
+    try:
+        return OmegaConf.to_container(hydra_compose(config_name, list(words)))
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None
 
 
 def _is_left_out(node: Any, path: list[str]) -> bool:
@@ -123,7 +135,7 @@ def _is_left_out(node: Any, path: list[str]) -> bool:
         if not isinstance(node, dict):
             return False
         if "_target_" in node:
-            known = parameters(resolve_target(node["_target_"], ".".join(path)))
+            known = taken_by(node["_target_"], ".".join(path))
             annotation = known[key].annotation if key in known else None
         else:
             annotation = nested(annotation, key)
@@ -149,7 +161,7 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
         if isinstance(choices[group], list) and isinstance(chosen, list):
             unchosen = node.keys() - {key for option in chosen for key in keys_of(group, option)}
         elif isinstance(chosen, str) and "_target_" in node and "experiment" in set_here:
-            known = parameters(resolve_target(node["_target_"], group))
+            known = taken_by(node["_target_"], group)
             unchosen = {key for key in node if key not in known and not key.startswith("_")}
         else:
             continue
@@ -164,7 +176,7 @@ def _forget_undecided(tree: dict[str, Any]) -> None:
         node = tree.get(group)
         if not isinstance(node, dict) or node.get(key, 0) is not None:
             continue
-        if "_target_" not in node or key in parameters(resolve_target(node["_target_"], group)):
+        if "_target_" not in node or key in taken_by(node["_target_"], group):
             del node[key]
 
 
@@ -226,9 +238,8 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
         for option in value if isinstance(value, list) else [value]:
             if option not in options:
                 return f"{key}={option}: no such option{nearest(option, options)} (there are: {', '.join(options)})"
-    selections = [override.input_line for override in parsed if override.key_or_group in known_groups]
-    with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
-        tree = OmegaConf.to_container(_composed(config_name, selections))
+    tree = _unset(config_name, parsed)
+    if tree is not None:
         names = list(_leaves(tree))
         for override in parsed:
             key = override.key_or_group
@@ -251,7 +262,7 @@ def _siblings(tree: Any, key: str) -> list[str]:
         tree = tree.get(name) if isinstance(tree, dict) else None
     if not isinstance(tree, dict) or "_target_" not in tree:
         return []
-    return [".".join([*above, name]) for name in parameters(resolve_target(tree["_target_"], key))]
+    return [".".join([*above, name]) for name in taken_by(tree["_target_"], key)]
 
 
 def first_line(error: BaseException) -> str:
