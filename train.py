@@ -11,16 +11,14 @@ import subprocess
 import sys
 from typing import NoReturn
 
-from ldm.config import compose, expand_sweep, guarded, help_text, run_name
+from ldm.config import answered, compose, expand_sweep, guarded, run_name
 from ldm.errors import UserError
-
-EXAMPLES = __doc__.split("\n\n")[1]
 
 
 def main(arguments: list[str]) -> int:
     """Exit status of one run (0 finished, 3 stopped early and saved) or of a sweep (0 if all jobs finished)."""
-    if "--help" in arguments or "-h" in arguments:
-        print(help_text("config", "python train.py [-m] [group=option ...] [key=value ...]", EXAMPLES))
+    if text := answered("config", __doc__, arguments):
+        print(text)
         return 0
     if "-m" in arguments or "--multirun" in arguments:
         return sweep([a for a in arguments if a not in ("-m", "--multirun")])

@@ -8,14 +8,13 @@ Numbers carry the name of the backbone that made them. Sample n has the same noi
 stage is measured on its validation images, under torchrun by all processes.
 """
 
-from ldm.config import compose, guarded, help_text
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Measure and print a table; of the scales of guidance each is written once it is done."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("evaluate", f"python scripts/evaluate.py model=...\n\n{usage}\n{note}", examples))
+    if text := answered("evaluate", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("evaluate", arguments)
     from ldm.evaluation.evaluate import evaluate

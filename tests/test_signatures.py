@@ -136,7 +136,8 @@ def test_what_is_written_in_another_way_is_read_or_imported(tmp_path, monkeypatc
     assert {k: same(argument.annotation) for k, argument in taken.items()} == {
         k: same(parameter.annotation) for k, parameter in real.items()
     }
-    assert signatures.made(target) == names_of(signatures.imported(target))
+    real_made = names_of(signatures.imported(target)) - {"builtins.tuple"}  # a NamedTuple's, as no annotation asks for
+    assert signatures.made(target) == real_made
 
 
 REFUSED = {
@@ -159,7 +160,7 @@ REFUSED = {
 ONE_PROCESS = """
 import contextlib, io, runpy, sys
 for path, *words in {commands}:
-    sys.argv, out = [path, *words], io.StringIO()
+    sys.argv, out, sys.path[0] = [path, *words], io.StringIO(), path.rpartition("/")[0]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             runpy.run_path(path, run_name="__main__")

@@ -52,7 +52,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     _forget_unchosen(tree, parsed, config_name)
     _forget_undecided(tree)
     _check_root(tree, config_name)
-    validate(tree, SWEPT.get(config_name, ()))
+    validate(_given(tree), SWEPT.get(config_name, ()))
     for key in ("plugins", "callback_add"):
         if tree.get(key):
             raise UserError(f"{key}: is for the command line, and no experiment sets it")
@@ -190,7 +190,8 @@ def _check_root(tree: dict[str, Any], config_name: str) -> None:
     for key, default in keys.items():
         if key not in tree:
             raise UserError(f"{key}: cannot be left out")
-        check_root_key(key, root_type(config_name, key, default), tree[key])
+        if tree[key] != "???":
+            check_root_key(key, root_type(config_name, key, default), tree[key])
     for group, chosen in choices.items():
         node = tree.setdefault(group, None)
         if node is None and group in NEEDED:
@@ -202,6 +203,13 @@ def _check_root(tree: dict[str, Any], config_name: str) -> None:
                 raise UserError(
                     f"{where}: its keys are set but it is not chosen; {group} is one of {', '.join(groups()[group])}"
                 )
+
+
+def _given(node: Any) -> Any:
+    """A tree without the keys that have yet to be given, ``???``."""
+    if isinstance(node, list):
+        return [_given(item) for item in node]
+    return {k: _given(v) for k, v in node.items() if v != "???"} if isinstance(node, dict) else node
 
 
 def _restore(node: Any, held: dict[str, Any]) -> Any:
