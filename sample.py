@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ldm.asked import check_there
 from ldm.config import answered, compose, guarded
 from ldm.prompts import read_conditions
 
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> int:
         return 0
     tree = compose("sample", arguments)
     conditions = read_conditions(tree)
+    check_there(tree)
 
     from ldm.device import choose
     from ldm.loading import load_drawer

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import NoReturn
 
+from ldm.asked import check_first_stage, check_training
 from ldm.config import answered, compose, expand_sweep, guarded, run_name
 from ldm.errors import UserError
 
@@ -23,9 +24,12 @@ def main(arguments: list[str]) -> int:
     if "-m" in arguments or "--multirun" in arguments:
         return sweep([a for a in arguments if a not in ("-m", "--multirun")])
     tree = compose("config", arguments)
+    name = tree["run"] or run_name(arguments)
+    check_training(tree)
+    check_first_stage(tree, name)
     from ldm.fit import fit  # torch and Lightning are only needed once the tree is known to be good
 
-    run = fit(tree, tree["run"] or run_name(arguments))
+    run = fit(tree, name)
     return 0 if run.finished else 3
 
 

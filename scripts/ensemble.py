@@ -8,6 +8,7 @@ Members tile the noise; one that was trained on all of it serves what the others
 
 from pathlib import Path
 
+from ldm.asked import check_there
 from ldm.config import answered, compose, guarded
 
 
@@ -17,6 +18,7 @@ def main(arguments: list[str]) -> int:
         print(text)
         return 0
     tree = compose("ensemble", arguments)
+    check_there(tree)
     from ldm.ensemble import write_manifest
 
     manifest = write_manifest(Path(tree["out"]), [Path(member) for member in tree["members"]])

@@ -8,6 +8,7 @@ Numbers carry the name of the backbone that made them. Sample n has the same noi
 stage is measured on its validation images, under torchrun by all processes.
 """
 
+from ldm.asked import check_there
 from ldm.config import answered, compose, guarded
 
 
@@ -17,6 +18,7 @@ def main(arguments: list[str]) -> int:
         print(text)
         return 0
     tree = compose("evaluate", arguments)
+    check_there(tree)
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.table import show
 

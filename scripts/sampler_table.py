@@ -7,6 +7,7 @@ The sigma schedule is the run's own, in the number of steps asked for. Points th
 started again, it goes on where it was. CSV and a plot of quality over evaluations of the network lie beside them.
 """
 
+from ldm.asked import check_there
 from ldm.config import answered, compose, guarded
 
 
@@ -16,6 +17,7 @@ def main(arguments: list[str]) -> int:
         print(text)
         return 0
     tree = compose("sampler_table", arguments)
+    check_there(tree)
     from ldm.evaluation.sampler_table import sampler_table
     from ldm.evaluation.table import show
 

@@ -6,6 +6,7 @@
 Writes index.html, table.csv and PNG plots.
 """
 
+from ldm.asked import check_there
 from ldm.config import answered, compose, guarded
 
 
@@ -15,6 +16,7 @@ def main(arguments: list[str]) -> int:
         print(text)
         return 0
     tree = compose("sweep_report", arguments)
+    check_there(tree)
     from ldm.sweep.sweep_report import sweep_report
 
     print(f"look at {sweep_report(tree)}")

@@ -146,14 +146,14 @@ REFUSED = {
     "scripts/convert.py": ["layout", "experiment=ldm/first_stage/kl_f8", "autoencoder.foo=3"],
     "scripts/doctor.py": ["experiment=quickstart/autoencoder", "trainer.precisionn=32"],
     "scripts/encode.py": ["out=x", "conditioner=[text]", "conditioner.text.foo=3"],
-    "scripts/ensemble.py": ["out=x"],
-    "scripts/evaluate.py": ["model=x", "metric.foo=3"],
+    "scripts/ensemble.py": ["out=x", "members=[nowhere]"],
+    "scripts/evaluate.py": ["model=nowhere"],
     "scripts/fetch_pretrained.py": ["nothing"],
     "scripts/make_shards.py": ["sorce=x"],
     "scripts/quickstart.py": ["logger.foo=3"],
     "scripts/sampler_table.py": ["model=x", "metric.foo=3"],
     "scripts/sweep_f.py": ["metric=inception"],
-    "scripts/sweep_report.py": ["metric.foo=3"],
+    "scripts/sweep_report.py": ["runs=[nowhere]"],
     "scripts/dev/chaos.py": ["case=nothing"],
     "scripts/dev/benchmark.py": ["suite=nothing"],
 }
@@ -180,4 +180,9 @@ def run_all(commands: list[list[str]], refused: bool, lines: str) -> None:
 
 
 def test_a_mistake_is_told_before_torch_is_imported():
-    run_all([[path, *words] for path, words in REFUSED.items()], refused=True, lines="== 1")
+    more = [
+        ["train.py"],
+        ["train.py", "experiment=quickstart/diffusion", "first_stage=nowhere"],
+        ["sample.py", "model=nowhere"],
+    ]
+    run_all([*more, *([path, *words] for path, words in REFUSED.items())], refused=True, lines="== 1")

@@ -23,8 +23,8 @@ def header(text: str) -> list[str]:
 def comments(text: str) -> dict[Path, str]:
     """What a file says of its keys, beside them or above. Items of a list, as of defaults, count as the list's keys."""
     keys: dict[int, list[Path]] = {}
-    for path, line in _places(yaml.compose(text)):
-        keys.setdefault(line, []).append(path)
+    for path, place in _places(yaml.compose(text)):
+        keys.setdefault(place, []).append(path)
     ends = {token.end_mark.line: token.end_mark.column for token in yaml.scan(text) if _has_text(token)}
     found: dict[Path, str] = {}
     above: list[str] = []

@@ -155,6 +155,7 @@ def _fields(sources: Sources, found: Definition) -> list[_Said]:
 def _lineage(sources: Sources, found: Definition) -> Iterator[Definition]:
     """A class and its bases in the order in which Python asks them, but for those that take nothing."""
     yield found
+    assert isinstance(found.node, ast.ClassDef)
     for base in found.node.bases:
         value = sources.evaluated(base, found.module)
         if not isinstance(typing.get_origin(value) or value, type):  # a NamedTuple is made by a function
