@@ -20,7 +20,8 @@ from ldm.errors import UserError
 def main(arguments: list[str]) -> int:
     """Print the findings as one table."""
     places = [word.partition("=")[2] for word in arguments if word.startswith("verify=")]
-    if text := answered("config", __doc__, arguments or ["--help"]):
+    words = [word for word in arguments if not word.startswith("verify=")]
+    if text := answered("config", __doc__, words if arguments else ["--help"]):
         print(text)
         return 0
     if places:

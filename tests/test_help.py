@@ -15,8 +15,9 @@ from ldm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train.py", "sample.py", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.py")))]
-COMMANDS = [*SCRIPTS, "scripts/dev/benchmark.py", "scripts/dev/chaos.py"]
-NO_TREE = ("convert", "fetch_pretrained", "make_shards", "benchmark", "chaos")
+DEV = ("benchmark", "chaos", "make_alignment_heads", "make_quickstart_data")
+COMMANDS = [*SCRIPTS, *(f"scripts/dev/{name}.py" for name in DEV)]
+NO_TREE = ("convert", "fetch_pretrained", "make_shards", *DEV)
 TEXT = """\
 # Of the file.
 # More.

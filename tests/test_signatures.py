@@ -140,6 +140,16 @@ def test_what_is_written_in_another_way_is_read_or_imported(tmp_path, monkeypatc
     assert signatures.made(target) == real_made
 
 
+@pytest.mark.parametrize("text", ["def part(: ...", "from math import nothing as part", "part = 3", ""])
+def test_what_is_no_part_is_said_by_python(tmp_path, monkeypatch, text):
+    (tmp_path / "no_part.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(signatures, "folders", lambda: (tmp_path,))
+    with pytest.raises((SyntaxError, ImportError, TypeError)):
+        signatures.arguments("no_part.part")
+    sys.modules.pop("no_part", None)
+
+
 REFUSED = {
     "train.py": ["experiment=quickstart/diffusion", "network.width=abc"],
     "sample.py": ["model=x", "sampler=heun", "sampler.foo=3"],

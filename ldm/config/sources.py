@@ -101,7 +101,10 @@ class Sources:
         """The module of this name; None for one that is not there or not written in Python."""
         if name not in self._modules:
             path = _path(name)
-            self._modules[name] = Module(name, path) if path else None
+            try:
+                self._modules[name] = Module(name, path) if path else None
+            except (SyntaxError, ValueError):  # which an import says better
+                self._modules[name] = None
         return self._modules[name]
 
     def definition(self, module: str, name: str) -> Definition:
@@ -125,13 +128,16 @@ class Sources:
             node = ast.parse(node.value, mode="eval").body
         try:
             return eval(compile(ast.Expression(node), module.name, "eval"), {}, _Scope(self, module))
-        except (TypeError, NameError, AttributeError, SyntaxError) as error:
+        except (TypeError, NameError, AttributeError, SyntaxError, RecursionError) as error:
             raise Unreadable(f"{module.name}: {ast.unparse(node)}") from error
 
     def _find(self, module: str, name: str, asked: tuple[tuple[str, str], ...]) -> Any:
         """A Definition, or a value of the standard library, or what is neither, as a class without bases."""
         if module.partition(".")[0] in sys.stdlib_module_names:
-            return getattr(importlib.import_module(module), name)
+            try:
+                return getattr(importlib.import_module(module), name)
+            except (AttributeError, ImportError) as error:
+                raise Unreadable(f"{module}.{name}") from error
         source = self.module(module)
         if source is None or (module, name) in asked:
             return self._submodule(module, name)
@@ -189,7 +195,7 @@ def _classes(bases: list[Any]) -> tuple[type, ...]:
 
 def _path(name: str) -> Path | None:
     origin = getattr(_spec(name), "origin", None)
-    return Path(origin) if origin and origin.endswith(".py") else None
+    return Path(origin) if origin and origin.endswith(".py") and Path(origin).is_file() else None
 
 
 def _spec(name: str) -> Any:
