@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldm.config import compose, guarded, help_text
+from ldm.asked import check_there
+from ldm.config import answered, compose, guarded
 from ldm.prompts import read_conditions
 
 MAX_SHOWN = 1000  # images in the grid
@@ -26,12 +27,12 @@ MAX_SHOWN = 1000  # images in the grid
 
 def main(arguments: list[str]) -> int:
     """Write one PNG per image and a grid of all, prompts as rows."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples = __doc__.split("\n\n")[0], __doc__.split("\n\n")[1]
-        print(help_text("sample", f"python sample.py model=... [key=value ...]\n\n{usage}", examples))
+    if text := answered("sample", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("sample", arguments)
     conditions = read_conditions(tree)
+    check_there(tree)
 
     from ldm.device import choose
     from ldm.loading import load_drawer

@@ -12,29 +12,31 @@ import os
 import sys
 from typing import NoReturn
 
-from ldm.config import compose, expand_sweep, guarded, help_text, run_name
+from ldm.asked import check_first_stage, check_training
+from ldm.config import answered, compose, expand_sweep, guarded, run_name
 from ldm.errors import UserError
 from ldm.launching import FINISHED, SUBMITTED, Job
 from ldm.launching.choice import is_of_launcher, take_launcher
 from ldm.sweep_agents import agents_id
 
-EXAMPLES = __doc__.split("\n\n")[1]
-
 
 def main(arguments: list[str]) -> int:
     """Exit status of one run (0 finished, 3 stopped early and saved) or of a sweep (0 if all jobs finished)."""
-    if "--help" in arguments or "-h" in arguments:
-        print(help_text("config", "python train.py [-m] [group=option ...] [key=value ...]", EXAMPLES))
+    if text := answered("config", __doc__, arguments):
+        print(text)
         return 0
     if "-m" in arguments or "--multirun" in arguments:
         return sweep([a for a in arguments if a not in ("-m", "--multirun")])
     for word in filter(is_of_launcher, arguments):
         raise UserError(f"{word}: goes with -m, which also starts a single job: python train.py -m {word} ...")
     tree = compose("config", arguments)
+    own = [run_name(arguments), agents_id()]  # each run of an agent's sweep has a folder of its own
+    name = tree["run"] or "-".join(filter(None, own))
+    check_training(tree)
+    check_first_stage(tree, name)
     from ldm.fit import fit  # torch and Lightning are only needed once the tree is known to be good
 
-    own = [run_name(arguments), agents_id()]  # each run of an agent's sweep has a folder of its own
-    run = fit(tree, tree["run"] or "-".join(filter(None, own)))
+    run = fit(tree, name)
     return 0 if run.finished else 3
 
 

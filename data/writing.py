@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import webdataset as wds
-
 from data.user_error import UserError
 
 MANIFEST = "manifest.json"
@@ -25,11 +23,13 @@ def write_shard(
     Owner, mode and time are fixed, so the same samples give the same bytes. Where a row is `expected`, other samples
     are a ValueError, and a file that has these bytes already is left alone.
     """
+    from webdataset import TarWriter  # and with it torch, which takes seconds
+
     partial = path.with_name(path.name + ".partial")
     count = 0
     with open(partial, "wb") as file:
         # an open file, not a name: webdataset would run a name that begins with "pipe:"
-        with wds.TarWriter(file, encoder=False, user="ldm", group="ldm", mtime=0) as tar:
+        with TarWriter(file, encoder=False, user="ldm", group="ldm", mtime=0) as tar:
             for sample in samples:
                 tar.write(sample)
                 count += 1

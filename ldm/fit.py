@@ -13,6 +13,7 @@ from data.module import ShardData
 from data.plan import BatchPlan
 from data.selection import describe
 from data.workers import failures_named
+from ldm.asked import check_training
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.identity import check_finished
@@ -54,13 +55,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     Nothing is written, and no old run deleted, before all that the run is made of has been built. Raises FolderHeld if
     another process trains it.
     """
-    if not 0 <= tree["seed"] < 1 << 32:
-        raise UserError(f"seed={tree['seed']}: must be between 0 and {(1 << 32) - 1}")
-    for key in ("task", "data"):
-        if tree[key] is None:
-            raise UserError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
-    if tree["branch_changes"] and not tree["branch"]:
-        raise UserError("branch_changes: says what may be another than the parent's, but no branch= names one")
+    check_training(tree)
     check_ranks(tree["trainer"])
     tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ldm.asked import there
 from ldm.build import kind_of, load_first_stage
 from ldm.config import load_plain, load_tree
 from ldm.drawer import Drawer
@@ -31,7 +32,7 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> 
     the first stage of a model lies now, if it moved. `ema` chooses among a run's averages of its weights: ``ema``,
     ``raw``, or a relative length such as ``0.05``. Raises ValueError naming what is wrong with it.
     """
-    path = _there(path)
+    path = there(path)
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema)
     config = _run_of(path) / "config.yaml"
@@ -43,17 +44,10 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> 
 
 def load_drawer(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Drawer:
     """What draws images at a path: see `load`. Raises ValueError for a run that yields something else."""
-    path = _there(path)
+    path = there(path)
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema)
     return load_model(path, first_stage, ema)
-
-
-def _there(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"model={path}: no such run or manifest")
-    return path
 
 
 def _run_of(path: Path) -> Path:

@@ -12,13 +12,21 @@ that is given. format is safetensors, published or diffusers. plugins=[package] 
 
 from pathlib import Path
 
-from ldm.config import check_once, compose, guarded, help_text, meant, take_plugins
+from ldm.config import check_once, compose, guarded, meant, take_plugins
 from ldm.errors import UserError
 
 KEYS = {
-    "layout": (),
-    "import": ("checkpoint", "out", "scale_factor"),
-    "export": ("model", "format", "out"),
+    "layout": {},
+    "import": {
+        "checkpoint": "a published file of weights",
+        "out": "the run's folder, which is made",
+        "scale_factor": "of the latents; the file's own or the published one if it is not given",
+    },
+    "export": {
+        "model": "a run's folder, one of its weights files, or an ensemble's manifest",
+        "format": "safetensors, published or diffusers",
+        "out": "the folder or file to write",
+    },
 }
 OPTIONAL = ("scale_factor",)
 
@@ -26,9 +34,11 @@ OPTIONAL = ("scale_factor",)
 def main(arguments: list[str]) -> int:
     """Exit status 0 once it is printed or written."""
     if not arguments or "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        words = "layout|import|export"
-        print(help_text("config", f"python scripts/convert.py {words} [key=value ...]\n\n{usage}\n{note}", examples))
+        print(f"{__doc__.strip()}\n\nkeys")
+        for job, keys in KEYS.items():
+            for key, meaning in keys.items():
+                print(f"  {job:<8}{key + '=':<16}# {meaning}")
+        print("layout and import take experiment= and other keys of train.py too (python train.py --help).")
         return 0
     job, *rest = arguments
     if job not in KEYS:

@@ -13,17 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, help_text, run_name, take_plugins
+from ldm.config import answered, compose, guarded, run_name, take_plugins
 from ldm.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
     """Print the findings as one table."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("config", f"python scripts/doctor.py experiment=...\n\n{usage}\n{note}", examples))
-        return 0
     places = [word.partition("=")[2] for word in arguments if word.startswith("verify=")]
+    words = [word for word in arguments if not word.startswith("verify=")]
+    if text := answered("config", __doc__, words if arguments else ["--help"]):
+        print(text)
+        return 0
     if places:
         if len(take_plugins(arguments)) > 1 or not places[0]:
             raise UserError("verify=: takes one folder, .yaml or set of shards and no other key but plugins=")

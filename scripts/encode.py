@@ -7,14 +7,13 @@ Training reads them with data.cache=DIR in the place of images. There is a file 
 are left as they are: stopped and started again, with any number of processes, it goes on.
 """
 
-from ldm.config import compose, guarded, help_text
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Encode what is not encoded yet."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("encode", f"python scripts/encode.py first_stage=... out=...\n\n{usage}\n{note}", examples))
+    if text := answered("encode", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("encode", arguments)
     from ldm.latent_cache import encode

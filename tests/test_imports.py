@@ -41,6 +41,7 @@ LAYERS = {
     "ldm.generate": 2,
     "ldm.training": 3,
     "ldm.config": 4,
+    "ldm.asked": 4,
     "ldm.build": 4,
     "ldm.checks": 4,
     "ldm.compatibility": 4,

@@ -17,7 +17,18 @@ from untrained import LABEL, OVERRIDES
 import ldm
 import sample
 from ldm.build import Parts
-from ldm.config import compose, dump, groups, load_tree, overriding, registry, use_plugins, validate, versions
+from ldm.config import (
+    answered,
+    compose,
+    dump,
+    groups,
+    load_tree,
+    overriding,
+    registry,
+    use_plugins,
+    validate,
+    versions,
+)  # fmt: skip
 from ldm.errors import UserError
 from ldm.fit import fit
 from ldm.run import check_unchanged, load
@@ -225,6 +236,11 @@ def test_an_experiment_of_a_plugin_is_found_and_what_does_not_need_it_does_not_n
     assert tree["network"]["_target_"] == "own_parts.network.TwoLayers" and tree["accumulation"] == 4
     assert compose("config", [*OVERRIDES, PLUGINS])["plugins"] == []
     assert "two_layers" in groups()["network"]
+    assert "network=two_layers\n  network.width=8\n" in answered("config", "", ["--help=network", PLUGINS])
+    assert "# python train.py plugins=[own_parts]" in answered("config", "", ["--help", *words])
+    with pytest.raises(ValueError, match=r"network\.widht: no such key; did you mean 'network.width'"):
+        compose("config", [*words, "network.widht=3"])
+    assert "own_parts.network" not in sys.modules, "its code is imported where it is built"
     assert compose("config", OVERRIDES)["plugins"] == [] and "two_layers" not in groups()["network"]
     assert not any(name.startswith("own_parts") for name in registry())
 

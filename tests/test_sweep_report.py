@@ -87,6 +87,9 @@ def test_runs_that_cannot_be_compared_are_named_before_any_is_measured(first_sta
         named = ",".join(map(str, runs))
         with pytest.raises(ValueError, match=problem):
             sweep_report(compose("sweep_report", [f"runs=[{named}]", f"out={tmp_path}/report", "device=cpu"]))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out=.*file: is a file"):
+        sweep_report(compose("sweep_report", [f"runs=[{first_stage.folder}]", f"out={tmp_path}/file", "device=cpu"]))
     lineage = json.loads((other / "lineage.json").read_text())
     del lineage["finished_step"]
     (other / "config.yaml").write_text(config)

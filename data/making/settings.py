@@ -24,16 +24,16 @@ class Settings:
     """One field per key of the command line. `images` and `annotations` may be left out as ''."""
 
     source: Path  # a folder of images, or a table
-    out: Path
+    out: Path  # a folder for the shards, which is made
     images: str = ""  # where a table's images lie; '' is beside it
-    image_column: str = "image"
+    image_column: str = "image"  # of a table
     caption_column: str = "caption"  # '' for none
     annotations: str = ""  # COCO files, with commas between them
-    size: int = 0  # 0 keeps the files as they are
-    validation: float = 0.05
-    shard_samples: int = 1000
-    quality: int = 95
-    workers: int = field(default_factory=_cores)
+    size: int = 0  # px of the shortest side, where it is longer; 0 keeps the files as they are
+    validation: float = 0.05  # share of the images that are held out
+    shard_samples: int = 1000  # images of each shard
+    quality: int = 95  # of WebP, 1 to 100
+    workers: int = field(default_factory=_cores)  # processes; all cores
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:

@@ -8,7 +8,8 @@ else, whatever a checkpoint's tree says.
 
 from ldm.config.building import completed, instantiate, takes
 from ldm.config.composing import compose
-from ldm.config.entry import guarded, help_text
+from ldm.config.entry import guarded
+from ldm.config.help import answered, help_text
 from ldm.config.keys import SWEPT, is_literal
 from ldm.config.plugins import CONF, use_plugins, versions
 from ldm.config.registry import groups, registry, resolve_target
@@ -18,8 +19,8 @@ from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import check_once, expand_sweep, meant, overriding, run_name, split_literal, take_plugins
 
 __all__ = [
-    "CONF", "SWEPT", "accepts", "check_once", "check_range", "completed", "compose", "dump", "expand_sweep", "groups",
-    "guarded", "help_text", "instantiate", "is_literal", "load_plain", "load_tree", "meant", "overriding", "registry",
-    "resolve_target", "run_name", "split_literal", "take_plugins", "takes", "use_plugins", "validate", "versions",
-    "with_begun_fields", "with_moved_keys",
+    "CONF", "SWEPT", "accepts", "answered", "check_once", "check_range", "completed", "compose", "dump", "expand_sweep",
+    "groups", "guarded", "help_text", "instantiate", "is_literal", "load_plain", "load_tree", "meant", "overriding",
+    "registry", "resolve_target", "run_name", "split_literal", "take_plugins", "takes", "use_plugins", "validate",
+    "versions", "with_begun_fields", "with_moved_keys",
 ]  # fmt: skip

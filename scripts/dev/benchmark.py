@@ -4,6 +4,13 @@
     python scripts/dev/benchmark.py suite=autoencoder repeats=9 batch_size=2 image_size=64
     python scripts/dev/benchmark.py suite=unet_sample precision=fp32 compile=true
 
+suite=          # one of those below
+repeats=7       # how often each contestant's turn comes
+batch_size=0    # 0 is the suite's own
+image_size=0    # px; 0 is the suite's own
+precision=both  # both, fp32 or bf16
+compile=false   # true: torch.compile too, minutes the first time
+
 One thread; the contestants take turns, and the median of their times counts. The fastest setting of a peer is the one
 that ours is held against. The peers need the test extra (diffusers).
 """
@@ -22,8 +29,7 @@ from ldm.config import guarded
 from ldm.errors import UserError
 
 SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "overhead", "cache", "loader")
-# precision: both, fp32 or bf16. compile: torch.compile too, minutes the first time. memory_of: for the processes that
-# measure memory. 0 is the suite's own size.
+# memory_of is for the processes that measure memory.
 KEYS = {
     "suite": "", "repeats": 7, "batch_size": 0, "image_size": 0, "precision": "both", "compile": False, "memory_of": "",
 }  # fmt: skip

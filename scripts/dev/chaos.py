@@ -1,13 +1,16 @@
 """Faults on purpose: real processes, real files, and a figure for each goal that the project promises.
 
-    python scripts/dev/chaos.py case=bit_flips
     python scripts/dev/chaos.py case=bit_flips,kills runs=10 seed=3
     python scripts/dev/chaos.py case=all
 
-`runs` is the number of trials of each case (its own by default); `seed` repeats one draw of faults. Exit status 1 if a
-trial fails.
+case=   # one or several of those below, or all
+runs=0  # trials of each case; 0 is its own number
+seed=0  # repeats one draw of faults
+
+Exit status 1 if a trial fails.
 """
 
+import ast
 import importlib
 import logging
 import os
@@ -15,6 +18,7 @@ import random
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -55,7 +59,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(__doc__.strip() + "\n\ncases:")
         for name in CASES:
-            print(f"  {name:<20} {_module(name).GOAL} ({_module(name).RUNS} runs)")
+            print(textwrap.fill(_does(name), 118, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22))
         return 0
     options = _read(arguments)
     logging.getLogger("ldm").setLevel(logging.ERROR)  # the faults' own warnings; the cases read what they need
@@ -71,6 +75,12 @@ def _read(arguments: list[str]) -> dict:
         if name not in (*CASES, "all"):
             raise UserError(f"case={name}: there are {', '.join(CASES)}, all")
     return options
+
+
+def _does(name: str) -> str:
+    """What a case does, as its source begins: to import them all takes many seconds."""
+    source = Path(__file__).parent / "chaoses" / f"{name}.py"
+    return ast.get_docstring(ast.parse(source.read_text())).partition("\n\n")[0]
 
 
 def _module(name: str):

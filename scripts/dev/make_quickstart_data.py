@@ -1,6 +1,8 @@
 """Rebuild data/quickstart: emoji in three styles as WebDataset shards, from four pinned npm packages.
 
-python scripts/dev/make_quickstart_data.py [--source FOLDER_WITH_ALL_TGZ] [--out data/quickstart]
+    python scripts/dev/make_quickstart_data.py
+    python scripts/dev/make_quickstart_data.py --source FOLDER_WITH_ALL_TGZ --out data/quickstart
+
 Without --source the packages are fetched with `npm pack` into --cache; all are checked by sha256. The same packages
 give the same bytes with the Pillow version that the manifest names (its WebP encoder decides the last bit).
 """
@@ -52,7 +54,9 @@ PINNED = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", type=Path, help="folder that already holds all .tgz files")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "ldm" / "packages")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "quickstart")

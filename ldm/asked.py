@@ -1,0 +1,45 @@
+"""What is asked for, as far as it can be judged before torch, which takes seconds, is imported."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+
+RUNS = ("weak_model", "classifier", "first_stage", "runs", "members")  # root keys that name one run or several
+
+
+def check_training(tree: Mapping[str, Any]) -> None:
+    """Raises UserError if a tree of conf/config.yaml trains nothing, or says what does not go together."""
+    if not 0 <= tree["seed"] < 1 << 32:
+        raise UserError(f"seed={tree['seed']}: must be between 0 and {(1 << 32) - 1}")
+    for key in ("task", "data"):
+        if tree[key] is None:
+            raise UserError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
+    if tree["branch_changes"] and not tree["branch"]:
+        raise UserError("branch_changes: says what may be another than the parent's, but no branch= names one")
+
+
+def check_first_stage(tree: Mapping[str, Any], name: str) -> None:
+    """Raises UserError if the first stage is not there of a run that has yet to begin."""
+    if not (Path(tree["runs_dir"]).expanduser() / name).exists():
+        check_there({"first_stage": tree["first_stage"]})
+
+
+def check_there(tree: Mapping[str, Any]) -> None:
+    """Raises UserError for a run or a manifest that a tree names at its root, and that is not there."""
+    if "model" in tree:
+        there(tree["model"])
+    for key in RUNS:
+        value = tree.get(key) or []
+        for path in value if isinstance(value, list) else [value]:
+            if not Path(path).expanduser().exists():
+                raise UserError(f"{key}={path}: no such run")
+
+
+def there(model: str | Path) -> Path:
+    """The path of a model. Raises UserError if nothing is there."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        raise UserError(f"model={path}: no such run or manifest")
+    return path
