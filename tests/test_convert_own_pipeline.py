@@ -1,7 +1,6 @@
-"""Every denoiser as a folder that DiffusionPipeline opens: the same latents from the same noise, and what is refused."""
+"""Every denoiser as a folder that DiffusionPipeline opens: our latents from the same noise, and what is refused."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,25 @@ import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler
 from safetensors.torch import load_file
 from test_convert_pipelines import NUMBERS, STEPS, Spied, _no_cache_of_modules, close  # noqa: F401
+from test_imports import ROOT, others, ours
 from torch import Tensor, nn
-from toys import TINY_PARTS, clip_folder, t5_folder, tiny, train
+from toys import TINY_PARTS, clip_folder, clip_image_folder, t5_folder, tiny, train
 
 from ldm.build import Parts, load_first_stage
 from ldm.checkpoint import weights
-from ldm.config import compose, load_tree
-from ldm.convert import export_model
+from ldm.conditioners.base import Conditioners
+from ldm.conditioners.label import Label
+from ldm.config import compose, dump, load_tree
+from ldm.convert import export_model, own_conditions
+from ldm.convert.encoders import Encoder
+from ldm.convert.own_conditions import Condition
 from ldm.diffusion.counter_random import normal
 from ldm.run import Run, load
 
 SIZE = 32
 CAPTIONS = ["a red fox", "two blue houses by the sea"]
-UNET = ["network=unet", "network.channels=16", "network.multipliers=[1,2]", "network.num_blocks=1", "network.norm_groups=4",
-        "network.attention_factors=[2]", "network.head_channels=8"]  # fmt: skip
+UNET = ["network=unet", "network.channels=16", "network.multipliers=[1,2]", "network.num_blocks=1",
+        "network.norm_groups=4", "network.attention_factors=[2]", "network.head_channels=8"]  # fmt: skip
 EDM_UNET = [*UNET, "conditioner=[]"]
 CHAIN = ["schedule=scaled_linear", "noise=discrete", "sigmas=ddim", "sampler=ddim"]
 FLOW = ["schedule=flow", "precond=flow", "noise=logit_normal", "sigmas=flow", "sampler=euler"]
@@ -81,11 +85,14 @@ def opened(folder: Path) -> DiffusionPipeline:
     return pipeline
 
 
-def drawn(run: Run, batch: dict[str, Any], scale: float, negative: dict[str, Any] | None = None) -> list[Tensor]:
-    """First noise, last latents and images of this package."""
+def drawn(
+    run: Run, batch: dict[str, Any], scale: float, negative: dict[str, Any] | None = None, sampler: str = ""
+) -> list[Tensor]:
+    """First noise, last latents and images of this package, by the run's sampler or another."""
     model = load(run.folder)
     guidance = {**model.parts.tree["guidance"], "scale": scale}
-    sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": guidance, "num_steps": STEPS})
+    other = {"_target_": sampler, "_partial_": True} if sampler else None
+    sampling = model.sampling({"sampler": other, "sigmas": None, "guidance": guidance, "num_steps": STEPS})
     decode = model.first_stage.decode = Spied(model.first_stage.decode)
     images = model.generate(sampling, batch, NUMBERS, seed=0, size=SIZE, negative=negative)
     return [normal(0, "first noise", NUMBERS, tuple(decode.seen.shape[1:])), decode.seen, images]
@@ -112,7 +119,8 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any], tuple[float, ...]]] = {
     "dit v": ("vq_f4", [*EULER, "precond=v"], {"prompt": CAPTIONS}, (3.0,)),
     "dit eps chain": ("kl_f4", [*CHAIN, "precond=eps"], {"prompt": CAPTIONS}, (3.0,)),
     "dit eps": ("kl_f4", [*EULER, "precond=eps"], {"prompt": CAPTIONS}, (3.0,)),
-    "dit x0": ("kl_f4", [*EULER, "precond=x0", "sigmas=exponential", "sigmas.sigma_max=20"], {"prompt": CAPTIONS}, (3.0,)),
+    "dit x0": ("kl_f4", [*EULER, "precond=x0", "sigmas=exponential", "sigmas.sigma_max=20"], {"prompt": CAPTIONS},
+               (3.0,)),
     "unet edm": ("vq_f4", [*EDM_UNET, *EULER], {}, (1.0,)),
     "unet edm pixels": ("pixels", [*EDM_UNET, "precond.sigma_data=0.5"], {}, (1.0,)),
     "unet flow text": ("kl_f4", [*UNET, *FLOW, *TEXT], {"prompt": CAPTIONS}, (3.0,)),
@@ -140,6 +148,9 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any], tuple[float, ...]]] = {
     "dit layout": ("kl_f4", ["conditioner=[layout_transformer]", "conditioner.layout_transformer.width=8",
                    "conditioner.layout_transformer.depth=1", "conditioner.layout_transformer.drop_prob=0.1"],
                    {"layout": torch.randint(0, 8192, (2, 92), generator=RANDOM)}, (3.0,)),
+    "dit style": ("kl_f4", ["conditioner=[clip_image]", f"conditioner.clip_image.path={clip_image_folder()}",
+                  "conditioner.clip_image.slots=[vector,tokens]", "conditioner.clip_image.width=8", "derived=[style]"],
+                  {"style": PICTURE}, (3.0,)),
     "dit t5 and clip": ("kl_f4", ["conditioner=[t5,clip_text]", f"conditioner.t5.path={t5_folder()}",
                         "conditioner.t5.dtype=fp32", f"conditioner.clip_text.path={clip_folder()}"],
                         {"prompt": ["a red heart", "red"]}, (3.0,)),
@@ -165,3 +176,90 @@ def test_a_negative_prompt_and_one_of_two_conditions(stages, tmp_path):
     expected = drawn(run, {"caption": CAPTIONS}, 2.0, {"caption": negative})
     assert_same(pipeline, *expected, prompt=CAPTIONS, negative_prompt="a dog", guidance_scale=2.0)
     assert_same(pipeline, *drawn(run, {"label": LABELS}, 2.0), class_labels=LABELS, guidance_scale=2.0)
+
+
+def test_the_quickstarts_own_model_opens_and_draws_what_sample_draws(tmp_path):
+    """Trained, not made: by the two commands of the quickstart at toy length."""
+    stage = train("quickstart/autoencoder", tmp_path)
+    run = train("quickstart/diffusion", tmp_path, f"first_stage={stage.folder}", "max_steps=8", "ema=null")
+    files = export_model(run.folder, "diffusers", tmp_path / "out")
+    assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    pipeline = opened(tmp_path / "out")
+    facts = load_tree(run.folder / "config.yaml")
+    assert pipeline.config.guidance_scale == facts["guidance"]["scale"] == 3
+    assert pipeline.config.num_inference_steps == facts["num_steps"]
+    assert type(pipeline.scheduler).__name__ == "EDMDPMSolverMultistepScheduler"  # the run's dpmpp_2m
+    assert_same(pipeline, *drawn(run, {"caption": CAPTIONS}, 3.0), prompt=CAPTIONS, guidance_scale=3.0)
+    [image, _] = pipeline(CAPTIONS).images
+    assert image.size == (SIZE, SIZE)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(tmp_path / "out")
+    pipeline.scheduler = EDMEulerScheduler.from_config(pipeline.scheduler.config)
+    expected = drawn(run, {"caption": CAPTIONS}, 3.0, sampler="ldm.diffusion.samplers.euler")
+    assert_same(pipeline, *expected, prompt=CAPTIONS, guidance_scale=3.0)
+    assert pipeline.to(torch.bfloat16)(CAPTIONS, output_type="pt").images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["network=unet", *UNET[1:], *CHAIN, "precond=flow"], "precond: .*no scheduler for Flow.*format=safetensors"),
+        (["precond=edm", *FLOW[:1], *FLOW[2:]], "precond: .*no scheduler for EDM"),
+    ],
+)
+def test_what_no_scheduler_steps_is_refused_before_anything_is_written(words, message, stages, tmp_path):
+    run = made(stages["kl_f4"], tmp_path, *words)
+    with pytest.raises(ValueError, match=message):
+        export_model(run.folder, "diffusers", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert export_model(run.folder, "safetensors", tmp_path / "out")[0].exists()
+
+
+def altered(run: Run, **groups: Any) -> Path:
+    """The run with other groups in its tree."""
+    (run.folder / "config.yaml").write_text(dump({**load_tree(run.folder / "config.yaml"), **groups}))
+    return run.folder
+
+
+def test_networks_conditions_and_encoders_that_have_no_form_are_refused_by_name(stages, tmp_path, monkeypatch):
+    run = made(stages["kl_f4"], tmp_path)
+    monkeypatch.delitem(own_conditions.KINDS, "ldm.conditioners.text.frozen_text")
+    with pytest.raises(ValueError, match=r"conditioner\.text: has no form"):
+        export_model(run.folder, "diffusers", tmp_path / "out")
+    encoder = Encoder([], lambda folder: [])
+    three = {name: Condition("Text", "prompt", {}, encoder=encoder) for name in "abc"}
+    monkeypatch.setattr(own_conditions, "KINDS", {name: lambda part, name=name: three[name] for name in three})
+    parts = Conditioners({name: Label(3, width=4) for name in three})
+    with pytest.raises(ValueError, match="a, b, c need the folders text_encoder, text_encoder_2, text_encoder_3"):
+        own_conditions.describe(parts, {name: name for name in three})
+    with pytest.raises(ValueError, match=r"network: .*not EncoderUNet"):
+        export_model(altered(run, network={"_target_": "ldm.networks.encoder_unet.EncoderUNet"}), "diffusers", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_run_whose_levels_or_guidance_diffusers_lacks_says_so(stages, tmp_path, caplog):
+    words = ["sigmas=polynomial", "sigmas.sigma_max=20", "guidance=per_condition", "guidance.scales={text:3}"]
+    run = made(stages["kl_f4"], tmp_path, *words)
+    export_model(run.folder, "diffusers", tmp_path / "out")
+    assert "karras is written, 0.01 to 20" in caplog.text and "guides by one scale" in caplog.text
+    config = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
+    assert (config["sigma_schedule"], config["sigma_max"]) == ("karras", 20.0)
+
+
+def test_any_model_exports_to_safetensors(stages, tmp_path):
+    """Whatever the published layout has no place for goes out under our own names."""
+    for number, (stage, words) in enumerate((
+        ("pixels", [*UNET, "conditioner=[]"]),
+        ("vq_f4", [*UNET, *CHAIN, "precond=eps", *TEXT]),
+        ("kl_f4", [*UNET, *CHAIN, "precond=eps", "conditioner=[label,null_token]", "conditioner.label.width=384"]),
+        ("kl_f4", [*UNET, *CHAIN, "precond=eps", *TEXT, "conditioner.text.width=8", "conditioner.text.drop_prob=0"]),
+    )):  # fmt: skip
+        run = made(stages[stage], tmp_path / str(number), *words)
+        path = export_model(run.folder, "safetensors", tmp_path / str(number) / "out")[0]
+        names, own = load_file(path).keys(), weights.load(run.folder).state.keys()
+        assert own <= names or any(name.startswith("model.diffusion_model.") for name in names), number
+
+
+def test_code_that_travels_imports_torch_and_diffusers_only(tmp_path):
+    for path in (ROOT / "ldm/convert/remote").glob("latent_*.py"):
+        assert others(path) <= {"torch", "diffusers"} and not ours(path), path

@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm.conditioners.base import Conditioner, Conditioners
 from ldm.conditioners.clip import ClipText
+from ldm.conditioners.clip_image import ClipImage
 from ldm.conditioners.embeddings import Embeddings
 from ldm.conditioners.image import LowResolution, MaskedImage, SemanticMap
 from ldm.conditioners.label import Label
@@ -21,7 +22,14 @@ from ldm.convert.export import write_diffusers_model
 from ldm.convert.foreign import State
 from ldm.errors import UserError
 
-PLACES = ("text_encoder", "text_encoder_2", "bert", "tokenizer", "tokenizer_2")  # of encoders in a folder
+PLACES = (
+    "text_encoder",
+    "text_encoder_2",
+    "bert",
+    "image_encoder",
+    "tokenizer",
+    "tokenizer_2",
+)  # of encoders in a folder
 TRAINED_ENCODER = "transformer."  # of captions and layouts, which LDMBertModel holds
 
 
@@ -139,6 +147,12 @@ def _embeddings(part: Embeddings) -> Condition:
     return Condition("Embeddings", "embeddings", arguments)
 
 
+def _clip_image(part: ClipImage) -> Condition:
+    arguments = {"slots": list(part.widths), "embedding_width": part.frozen.width, "width": _width(part)}
+    encoder = pretrained(part.frozen.model.module)
+    return Condition("Picture", "style", arguments, encoder=encoder, place="image_encoder")
+
+
 def _low_resolution(part: LowResolution) -> Condition:
     return Condition("Channels", "low_resolution", {"channels": part.widths["concat"]})
 
@@ -161,6 +175,7 @@ KINDS: dict[str, Callable[[Any], Condition]] = {
     "ldm.conditioners.label.Label": _label,
     "ldm.conditioners.null_token.NullToken": _null_token,
     "ldm.conditioners.embeddings.Embeddings": _embeddings,
+    "ldm.conditioners.clip_image.clip_image": _clip_image,
     "ldm.conditioners.image.LowResolution": _low_resolution,
     "ldm.conditioners.image.MaskedImage": _masked_image,
     "ldm.conditioners.image.SemanticMap": _semantic_map,

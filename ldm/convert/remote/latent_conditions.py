@@ -72,6 +72,21 @@ class Embeddings(Part):
         return {"tokens": self.project(tokens.to(getattr(self.project, "weight", tokens)))}
 
 
+class Picture(Part):
+    """CLIP's embedding of a picture [B, D]: as it is, as one token, or both."""
+
+    def __init__(self, slots, embedding_width, width=None):
+        super().__init__()
+        self.slots = slots
+        self.width = embedding_width
+        self.project = nn.Linear(embedding_width, width, bias=False) if width else nn.Identity()
+
+    def forward(self, given, num, size):
+        vector = torch.zeros(num, self.width) if given is None else given
+        token = self.project(vector[:, None].to(getattr(self.project, "weight", vector)))
+        return {slot: {"vector": vector, "tokens": token}[slot] for slot in self.slots}
+
+
 class Channels(Part):
     """A picture of the latent's size, [B, channels, h, w], beside it: a small one, or an encoded one with its hole."""
 
@@ -101,7 +116,7 @@ class SemanticMap(Part):
         return {"concat": self.channel_mapper(maps)}
 
 
-KINDS = {kind.__name__: kind for kind in (Text, Label, NullToken, Embeddings, Channels, SemanticMap)}
+KINDS = {kind.__name__: kind for kind in (Text, Label, NullToken, Embeddings, Picture, Channels, SemanticMap)}
 
 
 class LatentConditions(ModelMixin, ConfigMixin):

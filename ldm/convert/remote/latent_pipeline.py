@@ -6,7 +6,8 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "bert")
+ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "bert", "image_encoder")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class LatentPipeline(DiffusionPipeline):
@@ -16,18 +17,19 @@ class LatentPipeline(DiffusionPipeline):
     """
 
     _optional_components = ["unet", "transformer", "vae", "conditioner", *ENCODERS]  # noqa: RUF012
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->bert->conditioner->unet->transformer->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->bert->image_encoder->conditioner->unet->transformer->vae"
 
     def __init__(
         self, scheduler, unet=None, transformer=None, vae=None, conditioner=None, text_encoder=None, tokenizer=None,
-        text_encoder_2=None, tokenizer_2=None, bert=None, process="chain", noise_scale=1.0, channels=4, downsampling=8,
+        text_encoder_2=None, tokenizer_2=None, bert=None, image_encoder=None, process="chain", noise_scale=1.0,
+        channels=4, downsampling=8,
         image_size=256, latents_mean=0.0, latents_std=1.0, num_inference_steps=25, guidance_scale=1.0,
     ):  # fmt: skip
         super().__init__()
         self.register_modules(
             scheduler=scheduler, unet=unet, transformer=transformer, vae=vae, conditioner=conditioner,
             text_encoder=text_encoder, tokenizer=tokenizer, text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
-            bert=bert,
+            bert=bert, image_encoder=image_encoder,
         )  # fmt: skip
         self.register_to_config(
             process=process, noise_scale=noise_scale, channels=channels, downsampling=downsampling,
@@ -44,9 +46,9 @@ class LatentPipeline(DiffusionPipeline):
         """Images for prompts (a text or several) and class_labels (numbers), or `batch_size` of an unconditional model.
 
         Other conditions come as `fields`: low_resolution [B, 3, h, w], image [B, 3, H, W] with mask [B, 1, H, W] (1
-        where the hole is), both in [-1, 1], segmentation [B, H, W] (numbers), embeddings [B, N, D], layout [B, N].
-        `latents`: standard normal noise [B, channels, h, w]. None is the model's own. output_type: pil, np, pt
-        (in [0, 1]) or latent.
+        where the hole is) and style [B, 3, H, W], all in [-1, 1], segmentation [B, H, W] (numbers), embeddings
+        [B, N, D], layout [B, N]. `latents`: standard normal noise [B, channels, h, w]. None is the model's own.
+        output_type: pil, np, pt (in [0, 1]) or latent.
         """
         prompt = [prompt] if isinstance(prompt, str) else prompt
         class_labels = [class_labels] if isinstance(class_labels, int) else class_labels
@@ -123,6 +125,8 @@ class LatentPipeline(DiffusionPipeline):
         if "encoder" not in part:
             return value
         encoder = getattr(self, part["encoder"])
+        if part["field"] == "style":
+            return encoder(pixel_values=_for_clip(value.to(device), encoder.config.image_size)).image_embeds
         if "tokenizer" not in part:
             tokens = encoder(value.to(device))[0]
             return tokens.float(), torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
@@ -154,3 +158,13 @@ class LatentPipeline(DiffusionPipeline):
         if self.vae is not None:
             images = self.vae.decode((images / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
         return VaeImageProcessor().postprocess(images.clamp(-1, 1), output_type=output_type)
+
+
+def _for_clip(image, size):
+    """The middle square of an image [B, 3, H, W] in [-1, 1], as CLIP takes it: [B, 3, size, size]."""
+    side = min(image.shape[2:])
+    top, left = ((length - side) // 2 for length in image.shape[2:])
+    square = image[:, :, top : top + side, left : left + side].float()
+    small = F.interpolate(square, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return ((small + 1) / 2 - mean) / std

@@ -21,14 +21,12 @@ def sinusoid(timestep, width):
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 
 
-class Double(nn.Module):
-    def forward(self, x):
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+def double(x):
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class Halve(nn.Module):
-    def forward(self, x):
-        return F.avg_pool2d(x, 2)
+def halve(x):
+    return F.avg_pool2d(x, 2)
 
 
 class Downsample(nn.Module):
@@ -46,7 +44,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x, emb, tokens, mask):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(double(x))
 
 
 class ResBlock(nn.Module):
@@ -102,10 +100,9 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x, emb, tokens, mask):
         qkv = self.qkv(self.norm(x).flatten(2)).transpose(1, 2)  # [B, N, 3C]
-        if self.legacy_order:
-            qkv = qkv.unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        else:
-            qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        by_head, by_kind = ((self.num_heads, 3, -1), (3, 0, 2, 1, 4)), ((3, self.num_heads, -1), (2, 0, 3, 1, 4))
+        shape, order = by_head if self.legacy_order else by_kind
+        qkv = qkv.unflatten(-1, shape).permute(order)
         return x + self.proj_out(attend(*qkv).transpose(1, 2)).unflatten(2, x.shape[2:])
 
 
@@ -123,23 +120,15 @@ class Attention(nn.Module):
         return self.to_out(attend(*(h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for h in heads), mask))
 
 
-class GEGLU(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.proj = nn.Linear(width, 8 * width)
-
-    def forward(self, x):
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
 class FeedForward(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width), nn.Identity(), nn.Linear(4 * width, width))
+        gate = nn.ModuleDict({"proj": nn.Linear(width, 8 * width)})  # GEGLU's, by its name
+        self.net = nn.ModuleList([gate, nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x):
-        return self.net(x)
+        value, gate = self.net[0]["proj"](x).chunk(2, dim=-1)
+        return self.net[2](value * F.gelu(gate))
 
 
 class TransformerBlock(nn.Module):
@@ -164,9 +153,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear_projections else nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, tokens_width, num_heads) for _ in range(depth)
-        )
+        blocks = [TransformerBlock(channels, tokens_width, num_heads) for _ in range(depth)]
+        self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(channels, channels) if linear_projections else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x, emb, tokens, mask):
@@ -203,11 +191,9 @@ class LatentUNet(ModelMixin, ConfigMixin):
 
         def attention(width):
             heads = num_heads or width // head_channels
-            if tokens_width:
-                return SpatialTransformer(
-                    width, heads, tokens_width, transformer_depth, norm_groups, linear_projections
-                )
-            return AttentionBlock(width, heads, norm_groups, legacy_attention_order)
+            if not tokens_width:
+                return AttentionBlock(width, heads, norm_groups, legacy_attention_order)
+            return SpatialTransformer(width, heads, tokens_width, transformer_depth, norm_groups, linear_projections)
 
         def block(width, out_width, factor):
             return [res(width, out_width), *([attention(out_width)] if factor in attention_factors else [])]
@@ -224,7 +210,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
                 width = channels * multiplier
                 widths.append(width)
             if level != len(multipliers) - 1:
-                down = res(width, width, resample=Halve()) if resblock_updown else Downsample(width)
+                down = res(width, width, resample=halve) if resblock_updown else Downsample(width)
                 self.input_blocks.append(nn.ModuleList([down]))
                 widths.append(width)
         self.middle_block = nn.ModuleList([res(width, width), attention(width), res(width, width)])
@@ -234,7 +220,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
                 layers = block(width + widths.pop(), channels * multiplier, 2**level)
                 width = channels * multiplier
                 if level and place == num_blocks:
-                    layers.append(res(width, width, resample=Double()) if resblock_updown else Upsample(width))
+                    layers.append(res(width, width, resample=double) if resblock_updown else Upsample(width))
                 self.output_blocks.append(nn.ModuleList(layers))
         last = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
         self.out = nn.Sequential(nn.GroupNorm(norm_groups, width), nn.SiLU(), last)
