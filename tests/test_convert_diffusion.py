@@ -15,7 +15,7 @@ from ldm.build import Parts
 from ldm.conditioners import clip
 from ldm.config import compose, overriding
 from ldm.convert import export_model, import_checkpoint, layout
-from ldm.convert.diffusion import buffers
+from ldm.convert.schedule_buffers import buffers
 from ldm.run import Run, load
 
 # Narrow, and shallow in the transformers; everything that makes the layouts differ stays.

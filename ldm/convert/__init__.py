@@ -11,7 +11,7 @@ from ldm.build import is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.finite import check_finite
 from ldm.config import load_tree
-from ldm.convert import diffusion, first_stage, foreign, foreign_file
+from ldm.convert import diffusion, diffusion_export, first_stage, foreign, foreign_file
 from ldm.errors import UserError
 from ldm.files import sha256
 from ldm.holding import held
@@ -72,5 +72,5 @@ def export_model(path: Path, form: str, out: Path) -> list[Path]:
     tree = load_tree(found.run / "config.yaml")
     tree["first_stage"] = first_stage_of(found.run)
     raw = weights.load(path, "raw") if path.suffix != ".safetensors" else found
-    job = first_stage if is_first_stage(tree) else diffusion
+    job = first_stage if is_first_stage(tree) else diffusion_export
     return job.export(tree, found, raw, form, out)

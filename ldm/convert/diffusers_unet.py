@@ -1,6 +1,6 @@
 """The U-Net as diffusers holds it: a config of UNet2DModel or UNet2DConditionModel, and its names for our weights.
 
-UNet2DModel attends to itself, UNet2DConditionModel to tokens too. What neither can hold is refused by its key.
+UNet2DModel attends to itself, UNet2DConditionModel to tokens too. What neither holds has a class of ours (remote/).
 """
 
 import re
@@ -59,35 +59,36 @@ def is_head_width_enough(network: Mapping[str, Any]) -> bool:
     return own is None or all(width // heads(network, width) == own for width in attending)
 
 
-def config(network: Mapping[str, Any], in_channels: int, widths: Mapping[str, int], sample_size: int) -> dict[str, Any]:
-    """config.json of a U-Net for latents of `in_channels`.
+def holds(network: Mapping[str, Any], widths: Mapping[str, int]) -> bool:
+    """Whether one of the two is a U-Net of a tree; `widths` are those of its conditions (Conditioners.widths).
 
-    `network` is the tree's, `widths` those of its conditions (Conditioners.widths), `sample_size` the side of a latent.
-    Raises ValueError naming the key that no U-Net of diffusers can hold.
+    They have no patches, add no vector as it is, take no vector where there are no tokens, and no level that attends
+    to tokens is halved or doubled in a residual block.
     """
-    if network["patch_size"] != 1:
-        raise UserError("network.patch_size: diffusers' U-Nets have no patches; train with patch_size=1 to export")
-    if not network.get("project_vector", True):
-        raise UserError("network.project_vector: diffusers' U-Nets project a vector; export format=safetensors")
+    attends = [2**level in network["attention_factors"] for level in range(len(network["multipliers"]))]
+    by_tokens = bool(widths["tokens_width"])
+    return (
+        network["patch_size"] == 1
+        and network.get("project_vector", True)
+        and (by_tokens or not widths["vector_width"])
+        and not (by_tokens and network["resblock_updown"] and any(attends) and len(attends) > 1)
+    )
+
+
+def config(network: Mapping[str, Any], in_channels: int, widths: Mapping[str, int]) -> dict[str, Any]:
+    """config.json of a U-Net for latents of `in_channels` that `holds`, but for its sample_size.
+
+    `network` is the tree's, `widths` those of its conditions (Conditioners.widths).
+    """
     by_tokens, by_vector, updown = widths["tokens_width"], widths["vector_width"], network["resblock_updown"]
     attends = [2**level in network["attention_factors"] for level in range(len(network["multipliers"]))]
-    if by_vector and not by_tokens:
-        raise UserError(
-            "conditioner: no U-Net of diffusers takes a vector and attends to itself only; export "
-            "format=safetensors, or train with tokens instead, as conditioner.label.slot=tokens"
-        )
-    if by_tokens and updown and any(attends) and len(attends) > 1:
-        raise UserError(
-            "network.resblock_updown: diffusers has no levels that attend to tokens and are halved or doubled in a "
-            "residual block; export format=safetensors, or train with resblock_updown=false"
-        )
     attending = "CrossAttn" if by_tokens else "Attn"
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if updown else ("DownBlock2D", "UpBlock2D")
     block_widths = [network["channels"] * multiplier for multiplier in network["multipliers"]]
     shared = {
         "_class_name": "UNet2DConditionModel" if by_tokens else "UNet2DModel",
         "_diffusers_version": VERSION,
-        "sample_size": sample_size,
+        "sample_size": None,
         "in_channels": in_channels + widths["concat_channels"],
         "out_channels": in_channels,
         "center_input_sample": False,

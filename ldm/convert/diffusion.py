@@ -14,16 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.build import Parts, load_autoencoder, load_first_stage
+from ldm.build import Parts, load_first_stage
 from ldm.checkpoint import kinds, weights
 from ldm.conditioners import clip
 from ldm.conditioners.base import Conditioners
-from ldm.convert import export as exports
 from ldm.convert import first_stage as first_stages
-from ldm.convert import first_stage_layouts, foreign, own_layout, pipelines
+from ldm.convert import first_stage_layouts, foreign
 from ldm.convert.clip_encoder import write_encoder
-from ldm.convert.schedule_buffers import buffers, compare_schedule, discrete, with_schedule
-from ldm.diffusion.schedule import Discrete
+from ldm.convert.schedule_buffers import compare_schedule, discrete, with_schedule
 from ldm.errors import UserError
 from ldm.files import replace
 from ldm.run import Run, code_version
@@ -42,7 +40,7 @@ def published(tree: dict[str, Any]) -> foreign.State:
     parts = Parts({**tree, "first_stage": None})  # described by the tree, whether it is there or not
     length = len(discrete(parts).sigmas)
     with torch.device("meta"):
-        names = _network_names(parts)
+        names = network_names(parts)
         state = {name: torch.empty(length) for name in foreign.SCHEDULE}
         if tree["task"]["single_factor"]:
             state[foreign.SCALE_FACTOR] = torch.empty(())
@@ -54,7 +52,7 @@ def published(tree: dict[str, Any]) -> foreign.State:
             state |= {foreign.average_name(f"diffusion_model.{theirs}"): p for theirs, p in trained.items()}
         first_stage = first_stages.published(tree)
         state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
-        state |= {f"{foreign.CONDITIONER}{name}": value for name, value in _condition(parts, first_stage).items()}
+        state |= {f"{foreign.CONDITIONER}{name}": value for name, value in condition(parts, first_stage).items()}
     return state
 
 
@@ -65,7 +63,7 @@ def _held(parts: Parts) -> dict[str, Tensor]:
     return {**model.state_dict(keep_vars=True)}
 
 
-def _network_names(parts: Parts) -> dict[str, str]:
+def network_names(parts: Parts) -> dict[str, str]:
     """Ours -> theirs, below `NETWORK` and in their order, of what their network holds: ours and perhaps the classes."""
     with torch.device("meta"):
         names = {f"network.{name}": name for name in parts["network"].state_dict()}
@@ -83,7 +81,7 @@ def _classes(parts: Parts) -> str | None:
     return next((name for name, part in parts["conditioner"].parts.items() if "vector" in part.widths), None)
 
 
-def _condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:
+def condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:
     """What published files hold of the one conditioner that has anything to hold."""
     held: foreign.State = {}
     for name, part in parts["conditioner"].parts.items():
@@ -225,7 +223,7 @@ def _check_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], 
 
 def _ours(parts: Parts, state: Mapping[str, Tensor]) -> tuple[foreign.State, foreign.State]:
     """(our state of the model, the averages in it) from a published state, fp32."""
-    names = _network_names(parts)
+    names = network_names(parts)
     own = {name: state[f"{foreign.NETWORK}{theirs}"].float() for name, theirs in names.items()}
     for name, part in parts["conditioner"].parts.items():
         if part.state_dict() and name != _classes(parts):
@@ -239,70 +237,3 @@ def _all_trained(conditioner: Conditioners, own: foreign.State, ema: foreign.Sta
     """Averages of all that is trained: published ones leave the conditioner out, which is its own average then."""
     trained = [f"conditioner.{name}" for name, parameter in conditioner.named_parameters() if parameter.requires_grad]
     return {**{name: own[name] for name in trained}, **ema}
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Out
-
-
-def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
-    """See convert.export_model; `raw` are the weights that `found` average, or the same."""
-    if form == "safetensors" and not _has_place(tree):
-        return own_layout.export(tree, found, out)
-    if not tree.get("first_stage"):
-        raise UserError(
-            f"format={form}: a model in pixel space has no published layout, from which such exports are made; its "
-            f"weights are safetensors already, {found.path}"
-        )
-    parts, stage = load_autoencoder(Path(tree["first_stage"]))
-    described = {name: parts.tree[name] for name in ("autoencoder", "regularizer")}
-    tree = {**tree, **described}
-    first_stage = first_stages.in_order(parts.tree, stage.state)
-    first_stage, factor = exports.one_factor(first_stage, stage.metadata["latent"], tree["first_stage"])
-    if form == "diffusers":
-        return pipelines.export(tree, found, first_stage, factor, out)
-    if tree["network"].get("patch_size", 1) != 1:
-        raise UserError(
-            f"format={form}: the published layout has no patches; set network.patch_size=1 or take format=safetensors"
-        )
-    kept = weights.read_tensors(found.run / KEPT) if (found.run / KEPT).exists() else None
-    state = buffers(discrete(Parts(tree))) if kept is None else kept
-    average = found.state if raw.path != found.path else {}
-    if form == "safetensors":
-        raw, average = found, {}
-    parts = Parts({**tree, "first_stage": None})
-    names = _network_names(parts)
-    state = {**state, **_theirs(parts, raw.state)}
-    if average:
-        state = {"model_ema.decay": torch.tensor(tree["ema"]["decay"]),
-                 "model_ema.num_updates": torch.tensor(found.metadata["step"], dtype=torch.int), **state}  # fmt: skip
-        state |= {foreign.average_name(f"diffusion_model.{theirs}"): average[name] for name, theirs in names.items()}
-    state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
-    held = _condition(Parts(tree), first_stage)
-    state = {**{f"{foreign.CONDITIONER}{name}": value.clone() for name, value in held.items()}, **state}
-    # A factor is a buffer of theirs where it was measured, and has to be one where it is not 1.
-    measured = tree["task"]["single_factor"] if kept is not None else factor != 1 or tree["task"]["single_factor"]
-    task = {**tree["task"], "single_factor": measured}
-    layout = list(published({**tree, "task": task, "ema": tree["ema"] if average else None}))
-    if kept is None:
-        state[foreign.SCALE_FACTOR] = torch.tensor(factor)
-    state = {name: state[name] for name in [foreign.LOG_VARIANCE, *layout] if name in state or name in layout}
-    if form == "safetensors":
-        exports.write_safetensors(out / "model.safetensors", state, {"latent": stage.metadata["latent"]})
-        return [out / "model.safetensors"]
-    exports.write_published(out / "model.ckpt", state, {}, found.metadata["step"])
-    return [out / "model.ckpt"]
-
-
-def _has_place(tree: Mapping[str, Any]) -> bool:
-    """Whether the published layout can hold a model: of latents, without patches, under a chain of steps."""
-    patches = tree["network"].get("patch_size", 1) != 1
-    return bool(tree.get("first_stage")) and not patches and isinstance(Parts(dict(tree))["schedule"], Discrete)
-
-
-def _theirs(parts: Parts, own: Mapping[str, Tensor]) -> foreign.State:
-    """Our state of the model under the published names."""
-    names = _network_names(parts)
-    rest = {re.sub(r"^conditioner\.parts\.\w+\.", foreign.CONDITIONER, name): value for name, value in own.items()
-            if name.startswith("conditioner.") and name not in names}  # fmt: skip
-    return {f"{foreign.NETWORK}{theirs}": own[name] for name, theirs in names.items() if name in own} | rest

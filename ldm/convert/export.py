@@ -89,6 +89,11 @@ def fold_whitening(state: Mapping[str, Tensor], mean: list[float], std: list[flo
     return {**state, **{name: value.to(state[name].dtype) for name, value in folded.items()}}
 
 
+def has_one_factor(latent: Mapping[str, Any]) -> bool:
+    """Whether one scale factor is all that whitens the latents."""
+    return not any(latent["mean"]) and len(set(latent["std"])) == 1
+
+
 def one_factor(state: State, latent: Mapping[str, Any], first_stage: object) -> tuple[State, float]:
     """(the first stage, the one factor its latents are scaled by), for formats that know no other whitening.
 
@@ -96,7 +101,7 @@ def one_factor(state: State, latent: Mapping[str, Any], first_stage: object) -> 
     naming `first_stage`, the run it is from.
     """
     mean, std = latent["mean"], latent["std"]
-    if not any(mean) and len(set(std)) == 1:
+    if has_one_factor(latent):
         return state, 1 / std[0]
     if "quantize.embedding.weight" in state:
         raise UserError(

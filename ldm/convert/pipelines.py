@@ -1,126 +1,138 @@
-"""A diffusion model as a folder of diffusers: unet, first stage, scheduler, what conditions it, model_index.json.
+"""A diffusion model as a folder of diffusers: network, first stage, scheduler, conditions, model_index.json.
 
-Unconditional, text and super-resolution models are whole pipelines for DiffusionPipeline.from_pretrained. For the other
-conditions diffusers has none: their folder holds sample.py instead, which samples from the same parts. Nothing of
-diffusers is imported here.
+Where a pipeline of diffusers takes what the model is, the folder is for that one: unconditional, text and
+super-resolution U-Nets under a chain of steps. All others have a pipeline of ours, and those that such a U-Net is a
+part of sample.py besides, which samples from the same parts. Nothing of diffusers is imported here.
 """
 
 import logging
 import math
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ldm.build import Parts, window_size
 from ldm.checkpoint import weights
-from ldm.convert import conditions, diffusers_unet, sample_script
+from ldm.convert import conditions, own_conditions, own_pipeline, sample_script, schedulers
 from ldm.convert import export as exports
-from ldm.convert.conditions import Latent
+from ldm.convert.conditions import Latent, Written
 from ldm.convert.diffusers_unet import VERSION
+from ldm.convert.exported_network import ExportedNetwork, check_known, exported, is_of_diffusers
 from ldm.convert.foreign import State
-from ldm.diffusion.schedule import Discrete
+from ldm.convert.schedulers import INSTEAD
 from ldm.errors import UserError
-from ldm.files import write_json, write_text
+from ldm.files import TEMPORARY, write_json, write_text
 
 log = logging.getLogger(__name__)
-UNET = "ldm.networks.unet.UNet"
-PREDICTIONS = {
-    "ldm.diffusion.precond.Eps": "epsilon",
-    "ldm.diffusion.precond.V": "v_prediction",
-    "ldm.diffusion.precond.X0": "sample",
-}
-NAMED_SCHEDULES = {"ldm.diffusion.schedule.scaled_linear": "scaled_linear", "ldm.diffusion.schedule.linear": "linear"}
-TRAILING = "ldm.diffusion.sigmas.trailing"
-INSTEAD = "sample it with sample.py, or export format=safetensors"
 
 
-def export(tree: Mapping[str, Any], found: weights.Weights, first_stage: State, factor: float, out: Path) -> list[Path]:
+class Codec(NamedTuple):
+    """A first stage under the published names; its latents times `factor` are whitened by `mean` and `std`."""
+
+    state: State
+    factor: float = 1.0
+    mean: float | list[float] = 0.0
+    std: float | list[float] = 1.0
+
+
+def export(tree: Mapping[str, Any], found: weights.Weights, codec: Codec | None, out: Path) -> list[Path]:
     """Write the model into the folder `out`; returns the files made.
 
-    `first_stage` bears the published names, its latents are scaled by `factor`, and `tree` describes it. Raises
-    ValueError naming what diffusers cannot hold.
+    `tree` describes the first stage too; without a `codec` the model is one of pixels. Raises ValueError naming what
+    diffusers cannot hold, before anything is in `out`.
     """
-    if tree["network"]["_target_"] != UNET:
-        raise UserError(f"network: diffusers is known to hold network=unet only; {INSTEAD}")
+    check_known(tree["network"])
     intervals = found.metadata.get("intervals")
     if intervals and [tuple(pair) for pair in intervals] != [(0.0, math.inf)]:
         raise UserError(f"expert: one expert of several is no model for all of the noise; {INSTEAD}")
     parts = Parts({**tree, "first_stage": None})  # described by the tree
-    scheduler = scheduler_config(tree, parts)
-    conditioner, network = parts["conditioner"], tree["network"]
-    widths = conditioner.widths()
-    latent = _latent(tree, parts, first_stage)
-    unet_config = diffusers_unet.config(network, latent.channels, widths, latent.side)
-    unet = diffusers_unet.names(_split(parts, found), network, bool(widths["tokens_width"]))
-
+    scheduler, conditioner = schedulers.scheduler(tree, parts), parts["conditioner"]
+    latent, widths = _latent(tree, parts, codec), conditioner.widths()
+    network = exported(tree["network"], _split(parts, found), latent.channels, widths)
     targets = {name: part["_target_"] for name, part in (tree["conditioner"] or {}).items()}
-    written = conditions.write(conditioner.parts, targets, latent, out)
+    is_theirs = (
+        codec is not None
+        and codec.std == 1.0
+        and schedulers.is_chain(tree, parts)
+        and is_of_diffusers(tree["network"], widths)
+        and conditions.has_form(conditioner.parts, targets, latent)
+    )
+    with _into(out) as folder:
+        written = conditions.write(conditioner.parts, targets, latent, folder) if is_theirs else Written()
+        files = _parts(tree, codec, network, scheduler.config, written, latent, folder)
+        index: dict[str, Any] = {
+            network.place: network.index,
+            "scheduler": ["diffusers", scheduler.config["_class_name"]],
+        }
+        if codec is not None:
+            place = written.first_stage if written.pipeline else "vae"
+            index = {place: ["diffusers", "VQModel" if latent.is_vq else "AutoencoderKL"], **index}
+        if written.pipeline:
+            index = {"_class_name": written.pipeline, "_diffusers_version": VERSION, **index, **written.components}
+            files.append(write_json(folder / "model_index.json", index))
+        else:
+            described = own_conditions.describe(conditioner, targets)
+            facts = own_pipeline.facts(tree, scheduler, latent)
+            if codec is not None:
+                facts |= {"latents_mean": codec.mean, "latents_std": codec.std}
+            files += own_pipeline.write(index, conditioner, described, facts, folder)
+        if written.script:
+            text = sample_script.text(
+                written.script, network.config["_class_name"], network.module, index["vae"][1],
+                channels=latent.channels, side=latent.side, scale=(tree.get("guidance") or {}).get("scale", 1.0),
+                num_steps=tree["num_steps"], length=scheduler.config["num_train_timesteps"],
+            )  # fmt: skip
+            files.append(write_text(folder / "sample.py", text))
+    return [out / path.relative_to(folder) for path in files]
+
+
+def _parts(
+    tree: Mapping[str, Any], codec: Codec | None, network: ExportedNetwork, scheduler: Mapping[str, Any],
+    written: Written, latent: Latent, out: Path,
+) -> list[Path]:  # fmt: skip
+    """The folders of first stage, network and scheduler, beside what is `written` of conditions."""
+    files = list(written.files)
     if written.note:
         log.warning(written.note)
-    if not written.divides:
-        first_stage, factor = exports.fold_factor(first_stage, factor), 1.0
-    place = written.first_stage if written.pipeline else "vae"
-    files = exports.write_diffusers_autoencoder(
-        out / place, first_stage, tree["autoencoder"], factor, window_size(tree)
-    )
-    unet_config["sample_size"] = written.sample_size or latent.side
-    unet_class, module = unet_config["_class_name"], ""
-    if not widths["tokens_width"] and not diffusers_unet.is_head_width_enough(network):
-        unet_class, module = HEADS_CLASS, HEADS_MODULE
-        unet_config["_class_name"] = unet_class
-        files.append(write_text(out / "unet" / f"{module}.py", HEADS.format(num_heads=network["num_heads"])))
-    files += exports.write_diffusers_model(out / "unet", unet_config, unet)
-    files.append(write_json(out / "scheduler" / "scheduler_config.json", scheduler))
-
-    first_stage_class = "VQModel" if latent.is_vq else "AutoencoderKL"
-    if written.pipeline:
-        index = {
-            "_class_name": written.pipeline,
-            "_diffusers_version": VERSION,
-            place: ["diffusers", first_stage_class],
-            "unet": [module or "diffusers", unet_class],
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            **written.components,
-        }
-        return [*files, *written.files, write_json(out / "model_index.json", index)]
-    text = sample_script.text(
-        written.script, unet_class, module, first_stage_class, channels=latent.channels, side=latent.side,
-        scale=(tree.get("guidance") or {}).get("scale", 1.0), num_steps=tree["num_steps"],
-        length=scheduler["num_train_timesteps"],
-    )  # fmt: skip
-    return [*files, *written.files, write_text(out / "sample.py", text)]
+    if codec is not None:
+        if not written.divides:
+            codec = Codec(exports.fold_factor(codec.state, codec.factor))
+        place = written.first_stage if written.pipeline else "vae"
+        files += exports.write_diffusers_autoencoder(
+            out / place, codec.state, tree["autoencoder"], codec.factor, window_size(tree)
+        )
+    files += network.write(out, written.sample_size or latent.side)
+    return [*files, write_json(out / "scheduler" / "scheduler_config.json", scheduler)]
 
 
-# A U-Net of UNet2DModel's config has heads of one width; ours, as published, may have one number of heads.
-HEADS_MODULE, HEADS_CLASS = "unet_heads", "UNet2DModelOfHeads"
-HEADS = '''"""UNet2DModel with {num_heads} heads of attention at every width, which its config cannot say."""
-
-from functools import wraps
-
-from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
-
-
-class UNet2DModelOfHeads(UNet2DModel):
-    @wraps(UNet2DModel.__init__)
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.heads = {num_heads}
-'''
+@contextmanager
+def _into(out: Path) -> Iterator[Path]:
+    """A folder beside `out` whose files are moved into it at the end, and only if there was no error."""
+    folder = out.with_name(f"{TEMPORARY}{os.getpid()}-{out.name}")
+    try:
+        yield folder
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            target = out / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _latent(tree: Mapping[str, Any], parts: Parts, first_stage: State) -> Latent:
+def _latent(tree: Mapping[str, Any], parts: Parts, codec: Codec | None) -> Latent:
+    side = window_size(tree)
+    if codec is None:
+        return Latent(parts["first_stage"].spec.channels, side, 1, is_vq=False)
     with torch.device("meta"):
         f = parts["autoencoder"].f
-    side = window_size(tree)
     if side % f:
         raise UserError(f"image_size={side}: must be a multiple of the first stage's f = {f}")
-    is_vq = "quantize.embedding.weight" in first_stage
-    return Latent(parts["regularizer"].latent_channels, side // f, f, is_vq)
+    return Latent(parts["regularizer"].latent_channels, side // f, f, "quantize.embedding.weight" in codec.state)
 
 
 def _split(parts: Parts, found: weights.Weights) -> State:
@@ -133,40 +145,3 @@ def _split(parts: Parts, found: weights.Weights) -> State:
     weights.check_fit(own, found.state, str(found.path))
     parts["conditioner"].load_state_dict({name: found.state[f"conditioner.{name}"] for name in conditioner})
     return {name: found.state[f"network.{name}"] for name in network}
-
-
-def scheduler_config(tree: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
-    """scheduler_config.json of a DDIMScheduler with the levels of sigmas=ddim, or sigmas=trailing if that is the run's.
-
-    They are the same where num_steps divides the number of timesteps. Raises ValueError for a schedule or precond that
-    DDIM does not know.
-    """
-    schedule, target = parts["schedule"], tree["schedule"]["_target_"]
-    prediction = PREDICTIONS.get(tree["precond"]["_target_"])
-    if not isinstance(schedule, Discrete):
-        raise UserError(f"schedule: the pipelines of diffusers take a chain of steps, as scaled_linear is; {INSTEAD}")
-    if prediction is None:
-        raise UserError(f"precond: diffusers' DDIM knows eps, v and x0, not this model's; {INSTEAD}")
-    trailing = (tree["sigmas"] or {}).get("_target_") == TRAILING
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": schedule.num_timesteps,
-        **_betas(tree["schedule"], target, schedule),
-        "prediction_type": prediction,
-        "timestep_spacing": "trailing" if trailing else "leading",
-        "steps_offset": 1,
-        "set_alpha_to_one": trailing,
-        "clip_sample": False,
-        "thresholding": False,
-        "rescale_betas_zero_snr": False,
-    }
-
-
-def _betas(own: Mapping[str, Any], target: str, schedule: Discrete) -> dict[str, Any]:
-    if target in NAMED_SCHEDULES and not own.get("zero_terminal_snr"):
-        ends = {name: own[name] for name in ("beta_start", "beta_end")}
-        return {"beta_schedule": NAMED_SCHEDULES[target], **ends, "trained_betas": None}
-    alpha_bar = 1 / (1 + schedule.sigmas**2)
-    betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    return {"trained_betas": betas.tolist()}
