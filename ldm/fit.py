@@ -63,6 +63,8 @@ def fit(tree: dict[str, Any], name: str) -> Run:
             raise UserError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
     if tree["branch_changes"] and not tree["branch"]:
         raise UserError("branch_changes: says what may be another than the parent's, but no branch= names one")
+    if tree["adapter"] and not (tree["network"] and tree["branch"]):
+        raise UserError("adapter: adapts the network of a trained model, which branch= has to name")
     check_ranks(tree["trainer"])
     tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)

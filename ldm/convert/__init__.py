@@ -11,7 +11,7 @@ from ldm.build import is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.finite import check_finite
 from ldm.config import load_tree
-from ldm.convert import diffusion, first_stage, foreign, foreign_file
+from ldm.convert import diffusion, first_stage, foreign, foreign_file, lora
 from ldm.errors import UserError
 from ldm.files import sha256
 from ldm.holding import held
@@ -19,7 +19,7 @@ from ldm.overwriting import FIRST, LAST
 from ldm.places import first_stage_of
 from ldm.run import Run
 
-FORMATS = ("safetensors", "published", "diffusers")
+FORMATS = ("safetensors", "published", "diffusers", "lora")
 
 
 def layout(tree: dict[str, Any]) -> list[str]:
@@ -64,7 +64,8 @@ def export_model(path: Path, form: str, out: Path) -> list[Path]:
 
     ``published``: model.ckpt; ``safetensors``: model.safetensors under the published names, or where these have no
     place for the model under ours with its config.yaml, the latent statistics in its header; ``diffusers``: a folder
-    for from_pretrained, with the averaged weights and the measured statistics.
+    for from_pretrained, with the averaged weights and the measured statistics; of these an adapter is a part. ``lora``:
+    the adapter alone, as diffusers loads it.
     """
     if form not in FORMATS:
         raise UserError(f"format={form}: there are {', '.join(FORMATS)}")
@@ -72,5 +73,8 @@ def export_model(path: Path, form: str, out: Path) -> list[Path]:
     tree = load_tree(found.run / "config.yaml")
     tree["first_stage"] = first_stage_of(found.run)
     raw = weights.load(path, "raw") if path.suffix != ".safetensors" else found
+    if form == "lora":
+        return lora.export(tree, found, out)
+    tree, [found, raw] = lora.merged(tree, found, raw)
     job = first_stage if is_first_stage(tree) else diffusion
     return job.export(tree, found, raw, form, out)
