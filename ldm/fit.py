@@ -23,6 +23,7 @@ from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
 from ldm.errors import UserError
 from ldm.files import read_json
+from ldm.fine_tuning import begun_from_published
 from ldm.holding import Hold, check_launch, held
 from ldm.lineage import begun_from, note_plugins
 from ldm.places import relative
@@ -63,9 +64,10 @@ def fit(tree: dict[str, Any], name: str) -> Run:
             raise UserError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
     if tree["branch_changes"] and not tree["branch"]:
         raise UserError("branch_changes: says what may be another than the parent's, but no branch= names one")
-    if tree["adapter"] and not (tree["network"] and tree["branch"]):
-        raise UserError("adapter: adapts the network of a trained model, which branch= has to name")
+    if tree["adapter"] and not (tree["network"] and (tree["branch"] or tree["init"])):
+        raise UserError("adapter: adapts the network of a trained model, which branch= or init= has to name")
     check_ranks(tree["trainer"])
+    tree = begun_from_published(tree, name)
     tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)
     if _finished(run):

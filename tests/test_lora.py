@@ -113,7 +113,7 @@ def test_every_adapter_of_a_unet_is_used(linear):
 
 
 def test_mistakes_are_told_before_anything_is_begun(diffusion, first_stage, tmp_path):
-    with pytest.raises(ValueError, match="adapter: adapts the network of a trained model, which branch="):
+    with pytest.raises(ValueError, match="adapter: adapts the network of a trained model, which branch= or init="):
         train("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}", "adapter=lora")
     with pytest.raises(ValueError, match=r"adapter\.targets=\['\*atn\*'\]: match none .* such as x_embedder"):
         start(diffusion.folder, tmp_path, "adapter.targets=['*atn*']")

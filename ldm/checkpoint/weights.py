@@ -163,7 +163,8 @@ def described(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     file = description.with_suffix(".raw.safetensors")
     if not description.exists() or not file.exists():
         return None
-    metadata, shapes = read_json(description), {}
+    metadata = read_json(description)
+    shapes: dict[str, Any] = {}
     for path in (file, *([file.with_name(base.NAME)] if metadata.get("base") else [])):
         with safe_open(path, "pt") as tensors:
             shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
