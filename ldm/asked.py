@@ -18,6 +18,8 @@ def check_training(tree: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: nothing is chosen; experiment= chooses it (python train.py --help lists them)")
     if tree["branch_changes"] and not tree["branch"]:
         raise UserError("branch_changes: says what may be another than the parent's, but no branch= names one")
+    if tree["adapter"] and not (tree["network"] and (tree["branch"] or tree["init"])):
+        raise UserError("adapter: adapts the network of a trained model, which branch= or init= has to name")
 
 
 def check_first_stage(tree: Mapping[str, Any], name: str) -> None:

@@ -26,7 +26,7 @@ from ldm.sampling import Sampling
 
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
-    "task autoencoder regularizer reconstruction discriminator network precond schedule noise resampler weighting "
+    "task autoencoder regularizer reconstruction discriminator adapter precond schedule noise resampler weighting "
     "log_variance sigmas sampler guidance tiling operator distance alignment expert ema guard data optimizer lr logger"
 ).split()
 ROOT_FACTS = ("image_size", "seed", "accumulation", "max_steps")
@@ -76,7 +76,13 @@ class Parts:
 
 
 def _conditioner(parts: Parts) -> Conditioners:
-    return Conditioners(instantiate(parts.tree.get("conditioner") or {}, parts, "conditioner"))
+    conditioner = Conditioners(instantiate(parts.tree.get("conditioner") or {}, parts, "conditioner"))
+    return conditioner if parts["adapter"] is None else conditioner.requires_grad_(False)
+
+
+def _network(parts: Parts) -> Any:
+    network, adapter = instantiate(parts.tree.get("network"), parts, "network"), parts["adapter"]
+    return network if network is None or adapter is None else adapter(network)
 
 
 def window_size(tree: Mapping[str, Any]) -> int:
@@ -206,6 +212,7 @@ def _has_regularizer(tree: dict[str, Any]) -> bool:
 
 
 FACTS = {
+    "network": Fact(_network),
     "conditioner": Fact(_conditioner),
     "derived": Fact(lambda parts: instantiate(parts.tree.get("derived") or {}, parts, "derived")),
     "crop_size": Fact(lambda parts: parts.tree.get("crop_size")),

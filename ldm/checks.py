@@ -18,6 +18,7 @@ from ldm.conditioners.base import Conditioners
 from ldm.config import groups
 from ldm.errors import UserError
 from ldm.generate import check_size
+from ldm.networks.lora import with_adapters
 from ldm.training.task import Task
 
 PEEKED = 64  # training samples whose labels are looked at
@@ -137,7 +138,8 @@ def check_parent(checkpoint: Path, task: Task) -> None:
     if found is not None:
         metadata, shapes = found
         task.accept(metadata)
-        weights.check_fit(task.model.state_dict(), shapes, str(checkpoint))
+        own = task.model.state_dict()
+        weights.check_fit(own, with_adapters(shapes, own), str(checkpoint))
 
 
 def doubts(data: ShardData) -> Iterator[str]:

@@ -82,7 +82,8 @@ def check_branch(tree: Tree, parent: Tree, branch: str) -> None:
     unknown = [name for name in allowed if name not in groups]
     if unknown:
         raise UserError(f"branch_changes={unknown[0]}: there are {', '.join(groups)}")
-    found = differences(tree, parent, [group for group in groups if group not in allowed])
+    adapter = ["adapter"] if parent.get("adapter") else []  # a parent that has none is given one
+    found = differences(tree, parent, [*(group for group in groups if group not in allowed), *adapter])
     for key in ("image_size", "crop_size") if expert else ():
         if tree.get(key) != parent.get(key):
             found[key] = (tree.get(key), parent.get(key))

@@ -23,6 +23,7 @@ from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
 from ldm.errors import UserError
 from ldm.files import read_json
+from ldm.fine_tuning import begun_from_published
 from ldm.holding import Hold, check_launch, held
 from ldm.lineage import begun_from, note_plugins, root
 from ldm.places import relative
@@ -57,6 +58,7 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     """
     check_training(tree)
     check_ranks(tree["trainer"])
+    tree = begun_from_published(tree, name)
     tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)
     if _finished(run):

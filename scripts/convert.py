@@ -7,7 +7,8 @@
 
 layout prints key<TAB>shape of the published layout. import makes a run to sample, evaluate or branch from. The latents'
 scale_factor is the file's own or the published one where it is known; a first stage's is measured over data.train if
-that is given. format is safetensors, published or diffusers. plugins=[package] where the model was made of its parts.
+that is given. format is safetensors, published, diffusers, or lora of an adapter alone. plugins=[package] where the
+model was made of its parts.
 """
 
 from pathlib import Path

@@ -56,6 +56,7 @@ LAYERS = {
     "ldm.lineage": 4,
     "ldm.overwriting": 4,
     "ldm.run": 4,
+    "ldm.fine_tuning": 4,
     "ldm.fit": 4,
     "ldm.doctor": 4,
     "ldm.convert": 4,

@@ -38,7 +38,7 @@ SDXL = Kind(
 SD2 = Kind(
     "Stable Diffusion 2, whose text encoder is OpenCLIP's",
     r"^cond_stage_model\.model\.",
-    f"{_NOT_BUILT}; its first stage can be taken from it: experiment=ldm/first_stage/kl_f8",
+    "import it with experiment=finetune/sd21 (v), or finetune/sd21_base (eps)",
 )
 OWN = Kind(
     "weights of a run of this project",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint import identity, safe_load
+from ldm.checkpoint import base, identity, safe_load
 from ldm.checkpoint import rows as shards
 from ldm.checkpoint.finite import check_finite, not_finite
 from ldm.errors import UserError
@@ -105,9 +105,13 @@ def load_checked(checkpoint: Path, lazy: bool = False) -> dict[str, Any]:
     ]
     check_finite(state, checkpoint)  # whatever its manifest says
     try:
-        return shards.joined(state, rows, lazy) if rows else state
+        state = shards.joined(state, rows, lazy) if rows else state
     except ValueError as error:
         raise UserError(f"{checkpoint}: {error}") from error
+    if not state.get("base"):
+        return state
+    frozen = base.load(checkpoint.absolute().parent.parent / "weights", state["base"], checkpoint)
+    return {**state, "trained": {**frozen, **state["trained"]}}
 
 
 def damage(checkpoint: Path) -> str | None:

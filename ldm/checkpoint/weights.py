@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from data.seals import check_seal, sealed
-from ldm.checkpoint import identity
+from ldm.checkpoint import base, identity
 from ldm.checkpoint.finite import check_finite
 from ldm.checkpoint.rows import placed
 from ldm.errors import UserError
@@ -31,7 +31,7 @@ PATTERN = re.compile(r"step_(\d{8,})\.json")
 
 
 # What a description may say besides, and how.
-KINDS = {"latent": dict, "intervals": list, "samples_seen": int, "validation": dict, "ema_profiles": dict}
+KINDS = {"base": str, "latent": dict, "intervals": list, "samples_seen": int, "validation": dict, "ema_profiles": dict}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Weights:
 def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:
     """Write one safetensors file per kind (``ema``, ``raw``), then the JSON that makes them a set.
 
+    Of a run that has frozen weights they hold the others, and `metadata` the digest of its ``base`` (base.py).
     Sets of later steps go: they are from before the run went back to an earlier checkpoint.
     """
     digests = {}
@@ -125,7 +126,8 @@ def read(file: Path) -> Weights:
     digest = sha256(file)
     if recorded != digest:
         raise UserError(f"{file}: damaged (its hash is not the one {description.name} records)")
-    state = read_tensors(file)
+    frozen = base.load(file.parent, metadata["base"], file) if metadata.get("base") else {}
+    state = {**frozen, **read_tensors(file)}
     check_finite(state, file)
     return Weights(file.parent.parent, file, state, digest, metadata)
 
@@ -161,9 +163,12 @@ def described(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     file = description.with_suffix(".raw.safetensors")
     if not description.exists() or not file.exists():
         return None
-    with safe_open(file, "pt") as tensors:
-        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    return read_json(description), {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    metadata = read_json(description)
+    shapes: dict[str, Any] = {}
+    for path in (file, *([file.with_name(base.NAME)] if metadata.get("base") else [])):
+        with safe_open(path, "pt") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    return metadata, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -31,13 +31,27 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 49407,
     "pad_token_id": 49407,
 }
+# OpenCLIP's ViT-H/14 as Stable Diffusion 2 takes it, without the last of its 24 layers; '!' is its padding.
+OPEN_CLIP: dict[str, Any] = {
+    **CONFIG,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "projection_dim": 1024,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "pad_token_id": 0,
+}
+OPEN_CLIP_HEAD = 64  # channels of a head
+CONFIGS = {"vit_l_14": CONFIG, "open_clip_h": OPEN_CLIP}
 
 
 class ClipText(Conditioner):
     """batch["caption"], B texts -> tokens [B, 77, 768], padding among them; the null is the encoding of ''.
 
-    With `width` they are brought to it by a learned projection; with `zero_null` the null is zeros. `path` is a folder
-    with the encoder, which is frozen and not saved; '???' is no encoder, to count a model alone.
+    Of Stable Diffusion 2's encoder the tokens are 1024 wide. With `width` they are brought to it by a learned
+    projection; with `zero_null` the null is zeros. `path` is a folder with the encoder, which is frozen and not saved;
+    None (or '???') is the one of published weights, `model`, which alone is described then.
     """
 
     key = "caption"
@@ -45,18 +59,20 @@ class ClipText(Conditioner):
 
     def __init__(
         self,
-        path: str,
+        path: str | None,
         width: int | None = None,
         zero_null: bool = False,
         drop_prob: float = 0.1,
         memo_captions: int = 0,
+        model: Literal["vit_l_14", "open_clip_h"] = "vit_l_14",
     ):
         frozen = None
-        if path != "???":
+        if path not in (None, "???"):
             frozen = CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions, zero_null=zero_null)
-        encoder_width = frozen.width if frozen else CONFIG["hidden_size"]
+        encoder_width = frozen.width if frozen else CONFIGS[model]["hidden_size"]
         super().__init__({"tokens": width or encoder_width}, drop_prob, MAX_TOKENS)
         self.frozen = frozen
+        self._config = CONFIGS[model]
         self.project = projection(encoder_width, width)
 
     @property
@@ -71,10 +87,15 @@ class ClipText(Conditioner):
     def published_state(self) -> dict[str, Tensor]:
         if self.state_dict():
             raise UserError("conditioner.clip_text.width: published models have no projection of tokens")
+        if self._config is not CONFIG:
+            raise UserError(
+                "conditioner.clip_text.model=open_clip_h: the published layout of Stable Diffusion 2 is read and not "
+                "written; export format=diffusers"
+            )
         if self.frozen is None:
             return layout()
         state = self.frozen.encoder.module.model.state_dict()
-        return {f"transformer.text_model.{_bare(name)}": value for name, value in state.items()}
+        return {published_name(name): value for name, value in state.items()}
 
 
 @cache
@@ -83,13 +104,18 @@ def _encoder(folder: Path) -> TextEncoder:
     return TextEncoder.load(folder, MAX_TOKENS, see_padding=True, name="clip_text")
 
 
-def layout() -> dict[str, Tensor]:
+def layout(config: Mapping[str, Any] = CONFIG) -> dict[str, Tensor]:
     """The encoder's state under the names of the published files, on the meta device."""
     from transformers import CLIPTextConfig, CLIPTextModel  # imported here: seconds that only its users pay
 
     with torch.device("meta"):
-        state = CLIPTextModel(CLIPTextConfig(**CONFIG)).state_dict()
-    return {f"transformer.text_model.{_bare(name)}": value for name, value in state.items()}
+        state = CLIPTextModel(CLIPTextConfig(**config)).state_dict()
+    return {published_name(name): value for name, value in state.items()}
+
+
+def published_name(name: str) -> str:
+    """A weight's name below the conditioner in the published files."""
+    return f"transformer.text_model.{_bare(name)}"
 
 
 def _bare(name: str) -> str:
@@ -97,11 +123,11 @@ def _bare(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def encoder_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encoder_state(published: Mapping[str, Tensor], config: Mapping[str, Any] = CONFIG) -> dict[str, Tensor]:
     """The encoder's published state, fp32, under the names that the installed transformers has for it."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        names = CLIPTextModel(CLIPTextConfig(**CONFIG)).state_dict()
+        names = CLIPTextModel(CLIPTextConfig(**config)).state_dict()
     bare = {_bare(name): value.float() for name, value in published.items()}
     return {name: bare[_bare(name)] for name in names}

@@ -22,6 +22,7 @@ PATHS = frozenset(
     {
         "first_stage",
         "branch",
+        "init",
         "model",
         "weak_model",
         "classifier",

@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from ldm.build import Parts, load_first_stage
 from ldm.checkpoint import kinds, weights
-from ldm.conditioners import clip
 from ldm.conditioners.base import Conditioners
 from ldm.convert import first_stage as first_stages
-from ldm.convert import first_stage_layouts, foreign
-from ldm.convert.clip_encoder import write_encoder
+from ldm.convert import first_stage_layouts, foreign, text_encoders
 from ldm.convert.schedule_buffers import compare_schedule, discrete, with_schedule
 from ldm.errors import UserError
 from ldm.files import replace
@@ -30,11 +28,18 @@ log = logging.getLogger(__name__)
 FIRST_STAGE_TASK = "ldm.training.autoencoder.AutoencoderTask"
 FIRST_STAGE_RUN = "first_stage"  # folder of the imported first stage in the run's
 KEPT = "published.safetensors"  # what a published file holds and no model needs, so that it goes out as it came in
+TEXT = "clip_text"  # the conditioner whose encoder a published file holds, and a run has a folder of
 TEXT_ENCODER = "text_encoder"
+# Stable Diffusion's versions by the width of the tokens that their U-Nets attend to.
+VERSIONS = {
+    768: "Stable Diffusion 1: experiment=finetune/sd15",
+    1024: "Stable Diffusion 2: experiment=finetune/sd21 (v) or finetune/sd21_base (eps)",
+    2048: "Stable Diffusion XL, which is not built here",
+}
 
 
-def published(tree: dict[str, Any]) -> foreign.State:
-    """The published state of a tree's whole latent diffusion model, on the meta device."""
+def published(tree: dict[str, Any], text_encoder: bool = True) -> foreign.State:
+    """The published state of a tree's whole latent diffusion model, on the meta device; perhaps without CLIP."""
     if not tree.get("network") or not tree.get("autoencoder"):
         raise UserError("experiment: only first stages and latent diffusion models are published")
     parts = Parts({**tree, "first_stage": None})  # described by the tree, whether it is there or not
@@ -52,7 +57,8 @@ def published(tree: dict[str, Any]) -> foreign.State:
             state |= {foreign.average_name(f"diffusion_model.{theirs}"): p for theirs, p in trained.items()}
         first_stage = first_stages.published(tree)
         state |= {f"{foreign.LATENT}{name}": value for name, value in first_stage.items()}
-        state |= {f"{foreign.CONDITIONER}{name}": value for name, value in condition(parts, first_stage).items()}
+        held = condition(parts, first_stage, text_encoder)
+        state |= {f"{foreign.CONDITIONER}{name}": value for name, value in held.items()}
     return state
 
 
@@ -81,11 +87,11 @@ def _classes(parts: Parts) -> str | None:
     return next((name for name, part in parts["conditioner"].parts.items() if "vector" in part.widths), None)
 
 
-def condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:
+def condition(parts: Parts, first_stage: Mapping[str, Tensor], text_encoder: bool = True) -> foreign.State:
     """What published files hold of the one conditioner that has anything to hold."""
     held: foreign.State = {}
     for name, part in parts["conditioner"].parts.items():
-        if name == _classes(parts):
+        if name == _classes(parts) or (name == TEXT and not text_encoder):
             continue
         own = dict(first_stage) if part.shares_first_stage else part.published_state()
         if own and held:
@@ -95,27 +101,35 @@ def condition(parts: Parts, first_stage: Mapping[str, Tensor]) -> foreign.State:
 
 
 def import_state(
-    state: foreign.State, step: int, tree: dict[str, Any], out: Path, scale_factor: float | None, source: str
-) -> Run:
+    state: foreign.State, step: int, tree: dict[str, Any], out: Path, scale_factor: float | None, source: str,
+    text: text_encoders.Write | None = None,
+) -> Run:  # fmt: skip
     """A diffusion model's run in `out`, its first stage in `out/first_stage`; see convert.import_checkpoint.
 
-    Whether there is an average and a scale factor is the file's word, not the tree's.
+    Whether there is an average and a scale factor is the file's word, not the tree's. `text` writes the folder of its
+    text encoder, which else is the state's own, or where the tree says.
     """
-    described = published(tree)  # so that a tree which is none of a latent diffusion model is refused first
+    described = published(tree, text_encoder=False)  # first: a tree that is none of a latent diffusion model is refused
     kind = kinds.recognise(state)
     network = (foreign.NETWORK, foreign.average_name("diffusion_model"))
-    if kind not in (kinds.WHOLE, kinds.FIRST_STAGE, None) or not any(name.startswith(network) for name in state):
+    known = [kinds.WHOLE, kinds.FIRST_STAGE, None] + [kinds.SD2] * (TEXT in (tree["conditioner"] or {}))
+    if kind not in known or not any(name.startswith(network) for name in state):
         raise kinds.refusal(state, source, "a latent diffusion model")
     state = {_regular(name): value for name, value in state.items() if not name.startswith(foreign.IRREGULAR)}
     state = first_stage_layouts.weights_of_average(state, described, "model.", source)
     state = with_schedule(state, Parts(tree), source)
     tree = _as_the_file(tree, state)
-    expected = published(tree)
+    expected = published(tree, text_encoder=False)
+    _check_version(expected, state, source)
     parts = Parts(tree)
     with torch.device("meta"):
         conditioner = parts["conditioner"]
     if any(part.shares_first_stage for part in conditioner.parts.values()):
         state, expected = _without_repeated(state, source), _without(expected, foreign.CONDITIONER)
+    if TEXT in conditioner.parts:
+        if text is None and not has_encoder(tree["conditioner"][TEXT]):
+            text = text_encoders.of_state(state, source)
+        state = _without(state, foreign.CONDITIONER)
     if foreign.LOG_VARIANCE in state:
         log.warning("%s: logvar, the learned scale of the loss at each step, is kept for export alone", source)
         expected = {foreign.LOG_VARIANCE: state["betas"], **expected}
@@ -128,14 +142,13 @@ def import_state(
     factor = scale_factor or state.get(foreign.SCALE_FACTOR)
     factor = first_stages.known_factor(Parts(fs_tree)) if factor is None else float(factor)
     folder = out / FIRST_STAGE_RUN
-    first_stage = first_stages.import_state(_below(state, foreign.LATENT), step, fs_tree, folder, factor, source)
+    first_stage = first_stages.import_state(foreign.below(state, foreign.LATENT), step, fs_tree, folder, factor, source)
     first_stage.record(finished_step=first_stage.tree["max_steps"])
     tree = {**tree, "first_stage": str(folder)}
-    if "clip_text" in conditioner.parts:
-        encoder = clip.encoder_state(_below(state, f"{foreign.CONDITIONER}transformer."))
-        write_encoder(out / TEXT_ENCODER, clip.CONFIG, encoder)
-        held = {**tree["conditioner"]["clip_text"], "path": str(out / TEXT_ENCODER)}
-        tree = {**tree, "conditioner": {**tree["conditioner"], "clip_text": held}}
+    if text:
+        text(out / TEXT_ENCODER)
+        held = {**tree["conditioner"][TEXT], "path": str(out / TEXT_ENCODER)}
+        tree = {**tree, "conditioner": {**tree["conditioner"], TEXT: held}}
 
     own, ema = _ours(parts, state)
     about = {
@@ -170,11 +183,6 @@ _STAGE_TWO = (
 _UNUSED = {*foreign.SCHEDULE, *foreign.AVERAGE_COUNTERS, foreign.SCALE_FACTOR, foreign.LOG_VARIANCE}
 
 
-def _below(state: Mapping[str, Tensor], prefix: str) -> foreign.State:
-    """What lies under a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
 def _without(state: Mapping[str, Tensor], prefix: str) -> foreign.State:
     return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
@@ -195,8 +203,8 @@ def _as_the_file(tree: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str,
 
 def _without_repeated(state: foreign.State, source: str) -> foreign.State:
     """`state` without the first stage's second copy. Raises ValueError if the two differ."""
-    repeated = _without(_below(state, foreign.CONDITIONER), foreign.LOSS)
-    first_stage = _without(_below(state, foreign.LATENT), foreign.LOSS)
+    repeated = _without(foreign.below(state, foreign.CONDITIONER), foreign.LOSS)
+    first_stage = _without(foreign.below(state, foreign.LATENT), foreign.LOSS)
     if repeated:
         weights.check_fit(first_stage, repeated, f"{source}, {foreign.CONDITIONER}*,")
         differing = [name for name, value in repeated.items() if not torch.equal(value, first_stage[name])]
@@ -206,6 +214,22 @@ def _without_repeated(state: foreign.State, source: str) -> foreign.State:
                 "conditioner of this model is its own first stage"
             )
     return _without(state, foreign.CONDITIONER)
+
+
+def has_encoder(node: Mapping[str, Any]) -> bool:
+    """Whether a tree's conditioner of CLIP says itself where its encoder is."""
+    return node.get("path") not in (None, "???")
+
+
+def _check_version(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raises ValueError if the network attends to tokens of another width, as one of another version does."""
+    for name, described in expected.items():
+        if name.endswith("attn2.to_k.weight") and name in state and described.shape[1] != state[name].shape[-1]:
+            width = state[name].shape[-1]
+            raise UserError(
+                f"{source}: its U-Net attends to tokens {width} wide, and the experiment's to {described.shape[1]}"
+                f"; the file's is {VERSIONS.get(width, 'another model')}"
+            )
 
 
 def _check_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
@@ -227,7 +251,7 @@ def _ours(parts: Parts, state: Mapping[str, Tensor]) -> tuple[foreign.State, for
     own = {name: state[f"{foreign.NETWORK}{theirs}"].float() for name, theirs in names.items()}
     for name, part in parts["conditioner"].parts.items():
         if part.state_dict() and name != _classes(parts):
-            given = _below(state, foreign.CONDITIONER)
+            given = foreign.below(state, foreign.CONDITIONER)
             own |= {f"conditioner.parts.{name}.{key}": value.float() for key, value in given.items()}
     places = {name: foreign.average_name(f"diffusion_model.{theirs}") for name, theirs in names.items()}
     return own, {name: state[place].float() for name, place in places.items() if place in state}

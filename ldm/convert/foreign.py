@@ -50,6 +50,11 @@ IRREGULAR = (
 SCALE_FACTORS = {(8, 4): 0.18215, (16, 16): 0.22765929}
 
 
+def below(state: Mapping[str, Tensor], prefix: str) -> State:
+    """What of a state lies under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def average_name(name: str) -> str:
     """Where a published average holds the parameter `name`: under its name without dots."""
     return AVERAGE + name.replace(".", "")

@@ -106,7 +106,12 @@ def locate(path: Path) -> Path:
     if path.is_dir():
         if (path / "model_index.json").exists():
             raise UserError(f"checkpoint={path}: a pipeline of diffusers; name one of its models, as {path}/vae")
-        names = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")
+        names = (
+            "diffusion_pytorch_model.safetensors",
+            "diffusion_pytorch_model.fp16.safetensors",
+            "model.safetensors",
+            "diffusion_pytorch_model.bin",
+        )
         found = [path / name for name in names if (path / name).exists()]
         if not found:
             raise UserError(f"checkpoint={path}: a folder without {' or '.join(names)}; name the file of weights")

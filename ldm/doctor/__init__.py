@@ -1,7 +1,8 @@
 """What can be known of a run before it is started: each check passes, warns or fails, with the way out.
 
 Everything the run will use is built, samples are decoded, and two steps are done for real: on one device, with one
-rank's share of a micro-batch. Nothing is written, neither a run's folder nor a W&B run.
+rank's share of a micro-batch. Nothing is written, neither a run's folder nor a W&B run, but the import of published
+weights that the run begins from.
 """
 
 import math
@@ -20,6 +21,7 @@ from ldm.checks import check_parts
 from ldm.config import instantiate
 from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
+from ldm.fine_tuning import begun_from_published
 from ldm.fit import quieten
 from ldm.ranks import check_ranks
 from ldm.run import branch_point, inherit, open_run, settle_precision
@@ -33,7 +35,7 @@ SAMPLED = 64  # training samples that are decoded
 def examine(tree: dict[str, Any], name: str) -> list[Finding]:
     """All findings on the run `name` of a tree; checks that need what a failed one did not give are left out."""
     quieten()
-    tree = settle_precision(tree, name)
+    tree = settle_precision(begun_from_published(tree, name), name)
     findings: list[Finding] = []
     world_size = num_ranks(tree["trainer"])
     for check, look in (("versions", machine.versions), ("device", lambda: _devices(tree)),

@@ -124,9 +124,11 @@ def to_grid(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
-def pointwise(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Linear) -> Tensor:
-    """Apply a 1x1 convolution (or a linear layer) to tokens [B, N, C]: a matrix product without change of layout."""
-    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
+def pointwise(tokens: Tensor, layer: nn.Module) -> Tensor:
+    """Apply a 1x1 convolution, or a layer of tokens, to tokens [B, N, C]: a matrix product without change of layout."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+    return layer(tokens)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:

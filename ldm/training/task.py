@@ -21,6 +21,7 @@ from ldm.charts import Curve
 from ldm.checkpoint.weights import load_strict
 from ldm.conditioners.classes import OutOfRange
 from ldm.errors import UserError
+from ldm.networks.lora import with_adapters
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.optim import LRSchedule, load_state
@@ -57,6 +58,8 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model = model
         self.trained = trained
+        self.frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        self.base_digest: str | None = None  # of the file with them, once it is written (checkpoint/base.py)
         self.make_optimizer = optimizer
         self.lr_factor = lr
         self.ema: Averages | None = ema(model) if ema else None
@@ -126,6 +129,8 @@ class Task(pl.LightningModule):
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(f"trainer.strategy={type(strategy).__name__}: take ddp, or fsdp to shard the weights")
+        if self.sharded and self.frozen:
+            raise UserError("trainer.strategy: fsdp shards weights that are all trained; with adapter= take ddp")
         if self.sharded:
             check_shardable(self.model, self.trainer.precision)  # type: ignore[arg-type]  # what is sharded is a ModuleDict
 
@@ -239,18 +244,27 @@ class Task(pl.LightningModule):
             module.training = True
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Weights for use: ``raw`` and, with EMA, ``ema`` and the kinds beside it."""
-        return {"raw": self.model.state_dict()} | (self.ema.weights() if self.ema else {})
+        """Weights for use: ``raw`` and, with EMA, ``ema`` and the kinds beside it; without those that are frozen."""
+        found = {"raw": self.model.state_dict()} | (self.ema.weights() if self.ema else {})
+        return {kind: self._moving(state) for kind, state in found.items()}
+
+    def base(self) -> dict[str, Tensor]:
+        """The frozen weights; {} where all are trained."""
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name in self.frozen}
+
+    def _moving(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in state.items() if name not in self.frozen}
 
     def resume_state(self) -> dict[str, Any]:
         """All that a resumed run needs besides its configuration."""
         return {
             "step": self.step,
             "about": self.describe(),
-            "trained": self.trained.state_dict(),
+            "trained": self._moving(self.trained.state_dict()),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.trainer.optimizers[0].state_dict(),
             "guard": self.guard.state_dict(),
+            **({"base": self.base_digest} if self.frozen else {}),
         }
 
     def load_resume_state(self, state: dict[str, Any], source: str) -> None:
@@ -263,21 +277,26 @@ class Task(pl.LightningModule):
             self.ema.load_state_dict(state["ema"])
         load_state(self.trainer.optimizers[0], state["optimizer"])
         self.guard.load_state_dict(state["guard"])
+        self.base_digest = state.get("base")
         self.step = state["step"]
 
     def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:
         """Start from another run's model: weights and EMA, and its optimizer only if asked.
 
         A part that only training needs (a discriminator) starts fresh where the parent has none of it, as an imported
-        model, and stays behind where this run has none.
+        model, and stays behind where this run has none. What is frozen here is the parent's average, as it is sampled,
+        and adapters that the parent lacks start fresh.
         """
         self.accept(state["about"])
-        own, parents = self.trained.state_dict(), state["trained"]
+        own = self.trained.state_dict()
+        averages = with_adapters((state["ema"] or {}).get("averages", {}), own) if self.frozen else {}
+        averages = {name: tensor for name, tensor in averages.items() if name in self.frozen}
+        parents = with_adapters(state["trained"], own) | averages
         parts = {name for name, _ in self.trained.named_children()}
         fresh = parts - {name for name, _ in self.model.named_children()} - {_part(name) for name in parents}
         taken = {name: tensor for name, tensor in parents.items() if _part(name) in parts}
         load_strict(self.trained, taken | {n: t for n, t in own.items() if _part(n) in fresh}, source)
-        if self.ema and state["ema"]:
+        if self.ema and state["ema"] and not averages:
             self.ema.start_from(state["ema"])
         if keep_optimizer:
             if state["optimizer"] is None:

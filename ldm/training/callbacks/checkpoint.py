@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.checkpoint import resume, weights
+from ldm.checkpoint import base, resume, weights
 from ldm.checkpoint import rows as shards
 from ldm.checkpoint.finite import not_finite
 from ldm.errors import UserError
@@ -97,6 +97,10 @@ class Checkpoint(pl.Callback):
         if task.step == self.saved_step:
             return
         self.saved_step = task.step
+        with together():
+            if trainer.is_global_zero and task.frozen and task.base_digest is None:
+                self.before_writing()
+                task.base_digest = base.save(self.folder / "weights", task.base())
         callbacks = {callback.state_key: callback.state_dict() for callback in members(trainer)}
         state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
         with together():  # so that no rank waits for one that gave up, nor writes before the writer has swept up
@@ -116,6 +120,7 @@ class Checkpoint(pl.Callback):
         """Rank zero's part: all but the other ranks' rows."""
         counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}  # type: ignore[attr-defined]  # Lightning sets it
         facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
+        facts |= {"base": task.base_digest} if task.frozen else {}
         facts["validation"] = task.validated if task.validated_step == task.step else {}
         background = task.device.type == "cuda" if self.background is None else self.background
         if background:

@@ -1,0 +1,36 @@
+"""The weights that a run does not train, as those below adapters: kept once, in the folder of the sets of weights.
+
+Sets and checkpoints hold what is trained, and the digest of this file, with which they are whole.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.files import replace, sha256
+
+NAME = "base.safetensors"
+
+
+def save(folder: Path, state: Mapping[str, Tensor]) -> str:
+    """Write the frozen weights durably; returns the file's sha256."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    replace(folder / NAME, lambda temporary: save_file(plain, temporary))
+    return sha256(folder / NAME)
+
+
+def load(folder: Path, digest: str, asked: Path) -> dict[str, Tensor]:
+    """The frozen weights of this digest, which `asked` needs. Raises ValueError if they are not there, or others."""
+    path = folder / NAME
+    if not path.is_file():
+        raise UserError(f"{asked}: an adapter without the weights it adapts, {path}")
+    if sha256(path) != digest:
+        raise UserError(f"{path}: damaged, or not the weights that {asked} adapts (its hash is not the one recorded)")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from error

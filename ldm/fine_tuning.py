@@ -1,0 +1,126 @@
+"""Published weights where a run begins: ``init=`` a whole model, or ``first_stage=`` an autoencoder of others.
+
+They are imported once, into a run of their own in runs_dir that all runs with the same model share, and a run branches
+from that. A run that has begun needs the published files no more.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ldm.config import compose, load_tree
+from ldm.convert import import_checkpoint
+from ldm.convert.foreign import SCALE_FACTORS
+from ldm.errors import UserError
+from ldm.files import read_json
+from ldm.ranks import is_rank_zero
+
+Tree = dict[str, Any]
+DESCRIBED = ("task", "autoencoder", "regularizer", "network", "schedule", "precond", "conditioner")
+TEXT, TEXT_ENCODER = "clip_text", "text_encoder"  # the conditioner whose encoder comes with published weights
+FIRST_STAGE = "experiment=ldm/first_stage/kl_f8"  # what describes one where the tree does not
+FILES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
+FOLDERS = ("model_index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WAIT_SECONDS = 3600
+
+
+def begun_from_published(tree: Tree, name: str) -> Tree:
+    """The tree with the runs in the place of published weights that it names; as it is if it names none.
+
+    Raises ValueError in a line if they are not of the model that the tree describes.
+    """
+    if not tree["init"]:
+        _check_text_encoder(tree)
+        return _with_first_stage(tree)
+    if tree["branch"]:
+        raise UserError("init=, branch=: a run begins from one of them; branch= takes runs, init= published weights")
+    saved = Path(tree["runs_dir"]).expanduser() / name / "config.yaml"
+    begun = load_tree(saved) if saved.exists() and not tree["overwrite"] else {}
+    if begun.get("init") == tree["init"]:
+        folder = Path(begun["branch"])
+    else:
+        folder = _imported(tree, Path(tree["init"]).expanduser(), "init")
+    conditioner = dict(tree["conditioner"] or {})
+    encoder = conditioner.get(TEXT)
+    if encoder and encoder["path"] is None:
+        conditioner[TEXT] = {**encoder, "path": str(folder / TEXT_ENCODER)}
+    return _with_first_stage({**tree, "branch": str(folder), "conditioner": conditioner})
+
+
+def _check_text_encoder(tree: Tree) -> None:
+    encoder = (tree["conditioner"] or {}).get(TEXT)
+    if encoder and encoder["path"] is None:
+        raise UserError(
+            "conditioner.clip_text.path: has to be given, a folder with CLIP's text encoder and tokenizer; or init= "
+            "names published weights that have one"
+        )
+
+
+def _with_first_stage(tree: Tree) -> Tree:
+    path = Path(tree["first_stage"]).expanduser() if tree["first_stage"] else None
+    if path is None or not _is_published(path):
+        return tree
+    described = compose("config", [FIRST_STAGE], complete=False)
+    if tree["autoencoder"]:
+        described |= {group: tree[group] for group in ("autoencoder", "regularizer")}
+    if not _has_factor(described):  # then its latents are measured
+        described |= {key: tree[key] for key in ("data", "derived", "image_size", "crop_size", "seed")}
+    described["runs_dir"] = tree["runs_dir"]
+    path = path / "vae" if (path / FOLDERS[0]).is_file() else path
+    return {**tree, "first_stage": str(_imported(described, path, "first_stage"))}
+
+
+def _has_factor(tree: Tree) -> bool:
+    """Whether such a first stage was published with a factor for its latents."""
+    f = 2 ** (len(tree["autoencoder"]["multipliers"]) - 1)
+    return "num_codes" in tree["regularizer"] or (f, tree["regularizer"]["channels"]) in SCALE_FACTORS
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a path is no run of ours, nor a file of its weights, but weights of others."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in FOLDERS) and not (path / "config.yaml").exists()
+    beside = path.with_name(f"{path.name.split('.')[0]}.json")
+    return path.is_file() and path.suffix in FILES and not beside.exists()
+
+
+def _imported(tree: Tree, source: Path, key: str) -> Path:
+    """The run that the weights at `source` are imported into, made if it is not there. Other ranks wait for it."""
+    if not source.exists():
+        raise UserError(f"{key}={source}: no such file or folder")
+    folder = Path(tree["runs_dir"]).expanduser() / f"{key}-{source.stem}-{_digest(tree, source)}"
+    if not is_rank_zero():
+        _wait(folder)
+    elif not _is_whole(folder):
+        print(f"{key}={source}: is imported into {folder}, once", flush=True)
+        whole = {"adapter": None, "init": None, "branch": None, "branch_changes": None, "first_stage": None,
+                 "overwrite": False}  # fmt: skip
+        try:
+            import_checkpoint(source, {**tree, **whole}, folder, None, anew=True)
+        except ValueError as error:
+            raise UserError(str(error).replace("checkpoint=", f"{key}=", 1)) from error
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "lineage.json").is_file() and "imported" in read_json(folder / "lineage.json")
+
+
+def _wait(folder: Path) -> None:
+    """For rank zero, which imports; it ends the others if it fails."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not _is_whole(folder):
+        if time.monotonic() > deadline:
+            raise UserError(f"{folder}: rank zero has not imported it in {WAIT_SECONDS} s")
+        time.sleep(0.2)
+
+
+def _digest(tree: Mapping[str, Any], source: Path) -> str:
+    """Of the files, by size and time, and of the model that they are read as."""
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    content = json.dumps([stats, {key: tree[key] for key in DESCRIBED}], sort_keys=True)
+    return sha256(content.encode()).hexdigest()[:8]
