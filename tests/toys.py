@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,12 @@ def tiny(experiment: str, runs_dir: Path, *more: str) -> list[str]:
 
 @cache
 def _tiny(experiment: str) -> list[str]:
-    words = [f"experiment={experiment}", *TINY_RUN, "~logger"]
+    return shrunk([f"experiment={experiment}"])
+
+
+def shrunk(words: Sequence[str]) -> list[str]:
+    """The command line `words` of train.py as a toy: what makes it tiny takes the place of what it says of that."""
+    words = overriding([*words, *TINY_RUN, "~logger"])
     tree = compose("config", words, complete=False)
     conditioners = {f"conditioner.{name}": part for name, part in (tree["conditioner"] or {}).items()}
     for place, part in {**tree, **conditioners}.items():
@@ -95,7 +101,7 @@ def _tiny(experiment: str) -> list[str]:
         words.append("task.single_factor=false")
     if tree["autoencoder"]:  # as many levels as it has
         words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))
-    return words
+    return overriding(words)
 
 
 @cache
