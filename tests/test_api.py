@@ -1,4 +1,4 @@
-"""Models in Python: the lines of docs/sampling.md, images that are those of sample.py, options that name what is wrong."""
+"""Models in Python: the lines of docs/sampling.md, images as sample.py makes them, options that name what is wrong."""
 
 import subprocess
 import sys

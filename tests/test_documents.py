@@ -1,4 +1,4 @@
-"""README and docs/: links lead somewhere, messages are those of the code, and, slow, every command does what it says."""
+"""README and docs/: links lead somewhere, messages are those of the code, and, slow, every command runs."""
 
 import ast
 import re
@@ -98,10 +98,11 @@ def test_the_commands_of(page: Path, workshop: Workshop, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "path", [*sys.path])
     names: dict = {}
     try:
-        for block in blocks(page):
+        for block in blocks(page):  # first: what a package holds is looked up once in a process
             if block.mark == "file":
                 workshop.write(block)
-            elif block.language == "python" and not block.mark:
+        for block in blocks(page):
+            if block.language == "python" and not block.mark:
                 workshop.execute(block, names)
             for command in commands(block):
                 if command.runs and command.script != "make":

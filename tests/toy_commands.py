@@ -22,6 +22,9 @@ EXPERIMENT_OF = {"cin256": "ldm/cin256_v2"}
 SMALL = ["device=cpu", "num_steps=2"]
 METRIC = ["metric.size=32", "num_samples=4", "batch_size=4"]
 DATA = ["data.max_samples=16", "data.validation_samples=4", "data.num_workers=0"]
+# What happens at each step of a toy, the last where the command asks for it.
+PROBE = ["num_images=4", "num_samples=4", "fit_steps=2", "batch_size=4", "channels=32", "num_steps=2", "metric.size=32"]
+OFTEN = ("callback.checkpoint.every_steps", "ema.snapshot_every_steps")
 # What is put behind the words of each script.
 TOYS = {
     "sample": [*SMALL, "num_images=2"],
@@ -50,7 +53,8 @@ class Workshop:
             return
         self._done.add((command.script, *words))
         for text in (command.script, *command.words):
-            self.provide(text)
+            if not text.startswith("out="):
+                self.provide(text)
         use_plugins([])
         for arguments in self._toys(command.script, words):
             status = main_of(command.script)(arguments)
@@ -121,7 +125,9 @@ class Workshop:
 
     def _trained(self, words: list[str]) -> list[str]:
         own = [word for word in words if word.startswith(("data.train=", "data.validation=", "data.mixture="))]
-        toy = overriding([*shrunk(words), "callback.checkpoint.every_steps=1", *own])
+        often = [f"{key}=1" for key in OFTEN if key.startswith("callback.") or any(w.startswith(key) for w in words)]
+        probe = [f"callback.latent_probe.{key}" for key in PROBE if "callback_add=[latent_probe]" in words]
+        toy = overriding([*shrunk(words), *often, *probe, "trainer.devices=1", *own])
         return [word for word in toy if not (word.startswith("data.max_samples=") and "data.train=null" in own)]
 
 
