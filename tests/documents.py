@@ -17,13 +17,14 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SHELL = ("sh", "bash", "shell", "console", "")  # of blocks; one without a language counts if it begins with a command
 # What a command is not run for: it begins with one of these.
 REASONS = (
+    "a cluster",
+    "hours",
+    "installs",
+    "minutes",
+    "published weights",
     "several GPUs",
     "several machines",
-    "published weights",
-    "minutes",
-    "hours",
-    "a process for each",
-    "installs",
+    "the network",
 )
 OWN = re.compile(r"(?:\S*/)??((?:scripts/(?:dev/)?)?[a-z_]+)\.py$")
 FENCE = re.compile(r"^\s*```(\w*)\s*$")

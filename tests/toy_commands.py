@@ -11,7 +11,7 @@ import numpy as np
 import webdataset as wds
 from documents import ROOT, Block, Command, blocks, commands
 from PIL import Image
-from toys import EXPERIMENTS, QUICKSTART, shrunk, train
+from toys import EXPERIMENTS, TINY_RUN, shrunk, train
 
 from ldm.config import CONF, compose, expand_sweep, overriding, run_name, use_plugins
 
@@ -92,21 +92,17 @@ class Workshop:
         maybe = (EXPERIMENT_OF.get(name), name.replace("-", "/", 1), f"ldm/{name}", f"ldm/first_stage/{name}")
         for experiment in maybe:
             if experiment in EXPERIMENTS:
-                has_latents = compose("config", [f"experiment={experiment}"], complete=False)["task"]
-                self.provide("runs/quickstart-autoencoder")
-                first_stage = (
-                    ["first_stage=runs/quickstart-autoencoder"] if "Diffusion" in has_latents["_target_"] else []
-                )
+                first_stage = [] if "first_stage" in experiment else ["first_stage=runs/quickstart-autoencoder"]
+                self.provide(" ".join(first_stage))
                 train(experiment, Path("runs"), *first_stage, run=name)
                 return
 
     def _toys(self, script: str, words: list[str]) -> list[list[str]]:
         """The command lines to call a script with in the place of `words`: several for a sweep."""
         if script == "train" and "-m" in words:
-            jobs = [
-                ([*job, f"run={run_name(job, swept)}"]) for job, swept in expand_sweep([w for w in words if w != "-m"])
-            ]
-            return [self._trained(overriding(job)) for job in (jobs[0], jobs[-1])]
+            swept = expand_sweep([word for word in words if word != "-m"])
+            jobs = [overriding([*job, f"run={run_name(job, keys)}"]) for job, keys in swept]
+            return [self._trained(job) for job in (jobs[0], jobs[-1])]
         verified = any(word.startswith("verify=") for word in words)
         if script == "train" or (script == "scripts/doctor" and not verified):
             return [self._trained(words)]
@@ -114,11 +110,7 @@ class Workshop:
             return [words]
         more = TOYS.get(script, [])
         if script == "scripts/encode" and "data=quickstart" in words:
-            more = [
-                *more,
-                f"data.train={QUICKSTART}/train-00000.tar",
-                f"data.validation={QUICKSTART}/validation-00000.tar",
-            ]
+            more = [*more, *TINY_RUN[:2]]
         if any(word.startswith("image_size=") for word in words):
             more = [*more, "image_size=64"]
         return [overriding([*words, *more])]
@@ -158,13 +150,8 @@ def check(command: Command) -> None:
     elif script in ("train", "scripts/doctor"):
         compose("config", words, complete=False)
     elif script == "scripts/convert":
-        keys = importlib.import_module("scripts.convert").KEYS[words[0]]
-        rest = [word for word in words[1:] if word.partition("=")[0] not in keys]
-        compose(
-            "config",
-            [word for word in rest if not (words[0] == "export" and word.startswith("plugins="))],
-            complete=False,
-        )
+        own = importlib.import_module("scripts.convert").KEYS[words[0]]
+        compose("config", [word for word in words[1:] if word.partition("=")[0] not in own], complete=False)
     elif script == "scripts/make_shards":
         importlib.import_module("scripts.make_shards").parse(words)
     elif script.startswith("scripts/dev/"):
@@ -219,13 +206,13 @@ def _write_inputs(folder: Path) -> None:
     Image.fromarray((mask > 0).astype(np.uint8)).save(folder / "classes.png")
     (folder / "objects.json").write_text(json.dumps({"objects": [{"category": 0, "box": [0, 0, 0.5, 0.5]}]}))
     (folder / "evaluation.txt").write_text("no-such-key\n")
-    facts = {"similarity": 0.3, "LANGUAGE": "en", "caption": "a photo", "width": 48, "height": 48}
+    facts = {"similarity": 0.3, "LANGUAGE": "en", "caption": "a photo", "width": 300, "height": 300}
     for name in ("photos", "art", "laion"):
         (folder / ELSEWHERE.lstrip("/") / name).mkdir()
         with wds.TarWriter(str(folder / ELSEWHERE.lstrip("/") / name / "00000.tar")) as writer:
             for number in range(16):
                 pixels = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(pixels, "png")
+                Image.new("RGB", (300, 300), (15 * number, 100, 200)).save(pixels, "png")
                 writer.write({"__key__": f"{name}{number:03d}", "png": pixels.getvalue(), "json": json.dumps(facts)})
 
 
