@@ -76,7 +76,8 @@ def test_what_is_only_parsed_says_why_and_is_the_smaller_part():
         assert not command.block.mark or command.block.note.startswith(REASONS), (
             f"{command.block}: {command.block.note}"
         )
-    assert sum(not command.runs for command in found) <= len(found) / 3
+    run = [command for command in found if command.runs]
+    assert len(run) > 50 and len(found) - len(run) <= len(found) / 3
 
 
 @pytest.mark.parametrize("command", [c for c in documented(PAGES) if not c.runs or c.script == "make"], ids=str)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 import webdataset as wds
 from documents import ROOT, Block, Command, blocks, commands
 from PIL import Image
 from toys import EXPERIMENTS, TINY_RUN, shrunk, train
 
+from ldm.build import Parts, kind_of, load_first_stage
 from ldm.config import CONF, compose, expand_sweep, overriding, run_name, use_plugins
 
 ELSEWHERE = "/path/to/"  # what readers put their own folders in the place of
@@ -116,11 +118,21 @@ class Workshop:
         return [overriding([*words, *more])]
 
     def _trained(self, words: list[str]) -> list[str]:
+        build(words)
         own = [word for word in words if word.startswith(("data.train=", "data.validation=", "data.mixture="))]
         often = [f"{key}=1" for key in OFTEN if key.startswith("callback.") or any(w.startswith(key) for w in words)]
         probe = [f"callback.latent_probe.{key}" for key in PROBE if "callback_add=[latent_probe]" in words]
         toy = overriding([*shrunk(words), *often, *probe, "trainer.devices=1", *own])
         return [word for word in toy if not (word.startswith("data.max_samples=") and "data.train=null" in own)]
+
+
+def build(words: list[str]) -> None:
+    """Build the model of a command line of train.py as it stands, without memory: a toy may hide a wrong key."""
+    tree = compose("config", words)
+    stage = {"first_stage": load_first_stage(Path(tree["first_stage"]))} if tree["first_stage"] else {}
+    part = {"first_stage": "autoencoder", "classifier": "classifier"}.get(kind_of(tree), "denoiser")
+    with torch.device("meta"):
+        assert Parts(tree, **stage)[part] is not None
 
 
 def main_of(script: str) -> Callable[[list[str]], int | None]:
