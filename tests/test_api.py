@@ -1,4 +1,4 @@
-"""Models in Python: the README's lines, images that are those of sample.py, options that name what is wrong."""
+"""Models in Python: the lines of docs/sampling.md, images as sample.py makes them, options that name what is wrong."""
 
 import subprocess
 import sys
@@ -44,10 +44,15 @@ def test_importing_the_package_brings_no_torch():
     assert done.stdout.strip() == "[False, False] True"
 
 
-def test_the_lines_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_lines_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = ["conditioner=[text]", "network.attention_factors=[1]"]
     run = untrained_run(tmp_path / "runs" / "quickstart-diffusion", *words)
-    lines = (ROOT / "README.md").read_text().split("```python\nimport torch\nfrom ldm import load\n")[1].split("```")[0]
+    lines = (
+        (ROOT / "docs" / "sampling.md")
+        .read_text()
+        .split("```python\nimport torch\nfrom ldm import load\n")[1]
+        .split("```")[0]
+    )
     monkeypatch.chdir(tmp_path)
     seen = {"torch": torch, "load": load}
     exec(lines, seen)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,15 @@ def tiny(experiment: str, runs_dir: Path, *more: str) -> list[str]:
 @cache
 def _tiny(experiment: str, chosen: tuple[str, ...]) -> list[str]:
     """The same without `more`, of which `chosen` are the words that choose options."""
-    words = [f"experiment={experiment}", *TINY_RUN, "~logger"]
+    return shrunk([f"experiment={experiment}"], chosen)
+
+
+def shrunk(words: Sequence[str], chosen: Sequence[str] = ()) -> list[str]:
+    """The command line `words` of train.py as a toy under the options of `chosen`, which are not among what comes back.
+
+    What makes it tiny takes the place of what it says of that.
+    """
+    words = overriding([*words, *TINY_RUN, "~logger"])
     tree = compose("config", overriding([*words, *chosen]), complete=False)
     conditioners = {f"conditioner.{name}": part for name, part in (tree["conditioner"] or {}).items()}
     callbacks = {f"callback.{name}": part for name, part in (tree["callback"] or {}).items()}
@@ -102,7 +111,7 @@ def _tiny(experiment: str, chosen: tuple[str, ...]) -> list[str]:
         words.append("task.single_factor=false")
     if tree["autoencoder"]:  # as many levels as it has
         words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))
-    return words
+    return overriding(words)
 
 
 @cache
