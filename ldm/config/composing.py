@@ -112,7 +112,8 @@ def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
     texts = [override.input_line for override in parsed]
     for place, override in enumerate(parsed):
         key, path = override.key_or_group, override.key_or_group.split(".")
-        whole = isinstance(override.value(), dict) and "_target_" in override.value()  # a part under a name of its own
+        value = override.value()
+        whole = isinstance(value, dict) and "_target_" in value  # a part under a name of its own
         places = (key, path[0]) if len(path) == 2 and path[0] in groups() else (key,)
         left_out = _missing(tree, path)[0] in places if whole else _is_left_out(tree, path)
         if texts[place].startswith(key) and key not in groups() and left_out:
@@ -127,7 +128,9 @@ def _is_left_out(tree: Any, path: list[str]) -> bool:
 
 
 def _missing(node: Any, path: list[str]) -> tuple[str, Any]:
-    """The first key along `path` that is not in the tree, and what the part that should have it says of it, or None."""
+    """The first key along `path` that is not in the tree, '' if all are, and what the part that should have it says of
+    it, or None.
+    """
     annotation: Any = None
     for place, key in enumerate(path):
         where = ".".join(path[: place + 1])
@@ -143,7 +146,7 @@ def _missing(node: Any, path: list[str]) -> tuple[str, Any]:
         if key not in node:
             return where, annotation
         node = node[key]
-    return ".".join(path), None
+    return "", None
 
 
 def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
@@ -247,10 +250,10 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             key = override.key_or_group
             left_out = _is_left_out(tree, key.split("."))
             if not override.is_add() and key not in known_groups and key not in names and not left_out:
-                where, annotation = _missing(tree, key.split("."))
+                absent, annotation = _missing(tree, key.split("."))
                 if is_part(annotation):
                     return (
-                        f"{key}: there is no {where}; a new one is given whole, {where}={{_target_:module.Class,...}}"
+                        f"{key}: there is no {absent}; a new one is given whole, {absent}={{_target_:module.Class,...}}"
                     )
                 return f"{key}: no such key{nearest(key, [*names, *_siblings(tree, key), *known_groups])}"
     if str(error).startswith("Error merging override "):
