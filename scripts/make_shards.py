@@ -11,6 +11,9 @@ A table (csv, tsv, jsonl, parquet): one row for each image, its path relative to
 that folder. Other columns keep their names in the .json member. Several rows of one image give it several captions.
 COCO's annotations: objects with their boxes (of the upright image), captions, or both.
 
+With members=depth.png,pose.json the files x.depth.png and x.pose.json beside x.jpg go with it as they are, for fields
+of your own; an image that lacks one is left out.
+
 With size= images are scaled down (shortest side, never up) and stored upright as WebP of quality= (95), otherwise their
 files are copied as they are. What cannot be used is left out, counted and named in the manifest. Started again, it goes
 on; the number of workers changes no byte. A finished folder is confirmed, never changed.

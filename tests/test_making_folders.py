@@ -12,6 +12,7 @@ from data.decoding import IMAGE_EXTENSIONS, decode_image
 from data.index import read_index
 from data.making import walk as walking
 from data.making.files import MAX_TEXT_BYTES
+from data.user_error import UserError
 from scripts.make_shards import main
 
 OTHERS = ("svg", "psd", "cr2", "jxl", "heic", "BMP", "gif", "tiff", "avif", "jfif")
@@ -50,6 +51,28 @@ def test_what_systems_put_among_images_is_no_class_and_no_sample(tmp_path: Path,
     manifest = run(tmp_path / "photos", tmp_path / "out", validation=0)
     assert (manifest["class_names"], manifest["samples"]) == (["cat", "dog"], 2)
     assert left_out(manifest) == {hidden: "hidden or system file"}
+
+
+def test_files_beside_an_image_go_with_it_as_members(tmp_path: Path) -> None:
+    photos, members = tmp_path / "photos", "depth.png,pose.json"
+    for name in ("cat/a", "cat/b.1", "dog/c"):
+        picture(photos / f"{name}.jpg", 0)
+        picture(photos / f"{name}.depth.png", 1)
+        (photos / f"{name}.pose.json").write_text('{"joints": 3}')
+    (photos / "dog" / "c.pose.json").unlink()
+    manifest = run(photos, tmp_path / "out", validation=0, members=members)
+    assert manifest["samples"] == 2 and left_out(manifest) == {"dog/c.jpg": "missing member"}
+    assert {"depth.png": 2, "pose.json": 2}.items() <= manifest["fields"].items()
+    assert not any("part of another" in note for note in manifest["notes"])
+    shard = next((tmp_path / "out").glob("*.tar"))
+    index = read_index(shard)
+    extent = index.members(0)["depth.png"]
+    content = shard.read_bytes()[extent.offset : extent.offset + extent.size]
+    assert content in [path.read_bytes() for path in photos.glob("cat/*.depth.png")]
+    assert run(photos, tmp_path / "out", validation=0, members=members) == manifest
+    for wrong in ("json", "png", "depth.PNG", "a/b.png", "depth.png,", ".png"):
+        with pytest.raises(UserError, match=f"members=.*{wrong.split(',')[-1]}"):
+            run(photos, tmp_path / "else", members=wrong)
 
 
 def test_links_are_followed_each_folder_once(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ MAX_WEBP_SIDE = 16383  # pixels; the format has no room for more
 @dataclass(frozen=True)
 class Job:
     """A shard to be made. `done` is what an earlier run noted of it, `finished` its row in the manifest of a finished
-    run, which the shard must come to again.
+    run, which the shard must come to again. `members` are the endings of the files beside an image that go with it.
     """
 
     path: Path
@@ -34,6 +34,7 @@ class Job:
     quality: int
     done: dict[str, Any] | None = None
     finished: dict[str, Any] | None = None
+    members: tuple[str, ...] = ()
 
 
 def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -57,15 +58,22 @@ def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
 
 def _digest(job: Job) -> str:
     """Changes when the shard would have to be written anew."""
-    facts: list[Any] = [job.size, job.quality]
+    facts: list[Any] = [job.size, job.quality, *job.members]
     for source in job.sources:
-        facts += [source.name, source.facts, source.problem, source.raster, None if source.problem else _state(source)]
+        facts += [
+            source.name,
+            source.facts,
+            source.problem,
+            source.raster,
+            None if source.problem else _state(source.path),
+        ]
+        facts += [_state(_beside(source, member)) for member in job.members]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _state(source: Source) -> tuple[int, int] | None:
+def _state(path: Path) -> tuple[int, int] | None:
     try:
-        state = source.path.stat()
+        state = path.stat()
     except OSError:  # it is gone since it was found; reading it says so
         return None
     return state.st_size, state.st_mtime_ns
@@ -87,14 +95,30 @@ def _samples(
             extension, image, content = _image(source, job)
             facts = {**_facts(source, image, kept=not job.size), "name": source.name}
             text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            further = {member: _further(source, member) for member in job.members}
             if len(text) > MAX_TEXT_BYTES:
                 raise BadSample("too much text", f"{len(text)} bytes are known about it, {MAX_TEXT_BYTES} are allowed")
         except BadSample as error:
             skipped.append(LeftOut(source.name, *Problem.of(error)))
         else:
-            fields.update([extension, *(f"json: {key}" for key in facts)])
-            yield {"__key__": source.key, extension: content, "json": text}
+            fields.update([extension, *further, *(f"json: {key}" for key in facts)])
+            yield {"__key__": source.key, extension: content, **further, "json": text}
         advance(1)
+
+
+def _beside(source: Source, member: str) -> Path:
+    return source.path.with_name(f"{source.path.stem}.{member}")
+
+
+def _further(source: Source, member: str) -> bytes:
+    """The file beside an image with this ending, as it is; BadSample where there is none."""
+    path = _beside(source, member)
+    if not path.exists():
+        raise BadSample("missing member", f"no {path.name} beside it")
+    try:
+        return read_file(path, MAX_IMAGE_BYTES)
+    except BadSample as error:
+        raise BadSample(error.kind, f"{path.name}: {error}") from None
 
 
 def _facts(source: Source, content: bytes, kept: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Where no image has a text file, the class's name is the caption, and a folder wi
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,11 +58,12 @@ class _Seen:
         return caption
 
 
-def scan(folder: Path) -> Sources:
-    """All images below a folder with what their names and neighbours say."""
+def scan(folder: Path, members: Sequence[str] = ()) -> Sources:
+    """All images below a folder, but for `members` of others, with what their names and neighbours say."""
     if not folder.is_dir():
         raise UserError(f"source={folder} is neither a folder nor a table")
     found = walk(folder)
+    found.pictures = _without_members(found.pictures, members)
     if not found.pictures:
         raise UserError(f"source={folder} holds no images ({', '.join(IMAGE_EXTENSIONS)}){_instead(found.left_out)}")
     class_names = sorted({name for name in map(class_of, found.pictures) if name is not None})
@@ -70,6 +71,13 @@ def scan(folder: Path) -> Sources:
     seen = _Seen(found, {name: number for number, name in enumerate(class_names)}, beside)
     sources = [seen.source(name) for name in found.pictures]
     return Sources(sources, class_names, found.left_out, _notes(seen))
+
+
+def _without_members(pictures: list[str], members: Sequence[str]) -> list[str]:
+    """x.depth.png is no picture of its own where there is a picture x and depth.png is a member."""
+    stems = {name.rpartition(".")[0] for name in pictures}
+    of_others = {f"{stem}.{member}" for stem in stems for member in members}
+    return [name for name in pictures if name not in of_others] if members else pictures
 
 
 def class_of(name: str) -> str | None:

@@ -44,7 +44,15 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
         finished = read_finished(settings, plan, found.sources)
         _sweep(settings.out, plan)
         jobs = [
-            Job(settings.out / name, tuple(members), settings.size, settings.quality, done.get(name), row)
+            Job(
+                settings.out / name,
+                tuple(members),
+                settings.size,
+                settings.quality,
+                done.get(name),
+                row,
+                settings.member_names,
+            )
             for name, members in plan.items()
             for row in [None if finished is None else finished[name]]
         ]
@@ -69,7 +77,7 @@ def find(settings: Settings) -> Sources:
         return read_annotations(source, settings.annotation_files)
     if source.is_file() and source.suffix.lower() not in TABLES:
         raise UserError(f"source={source}: a table is one of {', '.join(TABLES)}")
-    return read_table(settings) if source.is_file() else scan(source)
+    return read_table(settings) if source.is_file() else scan(source, settings.member_names)
 
 
 def split(sources: list[Source], settings: Settings) -> dict[str, list[Source]]:

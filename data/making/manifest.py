@@ -41,7 +41,8 @@ def summarise(notes: list[dict[str, Any]], settings: Settings, found: Sources) -
 
 def made_with(settings: Settings, sources: list[Source]) -> dict[str, Any]:
     """What two runs have in common if they make the same shards: the names of the images and the settings."""
-    return {"images": names_digest(sources)} | {key: getattr(settings, key) for key in MADE_WITH}
+    beside = {"members": settings.members} if settings.members else {}  # older manifests do not say it
+    return {"images": names_digest(sources)} | {key: getattr(settings, key) for key in MADE_WITH} | beside
 
 
 def names_digest(sources: list[Source]) -> str:

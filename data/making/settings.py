@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.decoding import IMAGE_EXTENSIONS
 from data.user_error import UserError
 
 
@@ -29,6 +30,7 @@ class Settings:
     image_column: str = "image"  # of a table
     caption_column: str = "caption"  # '' for none
     annotations: str = ""  # COCO files, with commas between them
+    members: str = ""  # endings of further files beside each image, with commas: depth.png is x.depth.png of x.jpg
     size: int = 0  # px of the shortest side, where it is longer; 0 keeps the files as they are
     validation: float = 0.05  # share of the images that are held out
     shard_samples: int = 1000  # images of each shard
@@ -42,12 +44,24 @@ class Settings:
             raise UserError(
                 "size= must be at least 0, shard_samples= and workers= at least 1, quality= between 1 and 100"
             )
+        for member in self.member_names:
+            taken = member in ("json", *IMAGE_EXTENSIONS) or member != member.lower()
+            if taken or not all(member.split(".")) or "/" in member:
+                raise UserError(
+                    f"members={self.members}: {member!r} is no ending of its own; write depth.png for the file "
+                    "x.depth.png beside x.jpg, in small letters, with commas between several"
+                )
         if self.annotations and self.source.is_file():
             raise UserError(f"annotations= belongs to a folder of images, and source={self.source} is a file")
         if self.images and self.source.is_dir():
             raise UserError(f"images= belongs to a table, and source={self.source} is a folder")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"out={self.out} is a file; name a folder for the shards")
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """The endings of `members`."""
+        return tuple(self.members.split(",")) if self.members else ()
 
     @property
     def annotation_files(self) -> list[Path]:

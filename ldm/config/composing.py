@@ -143,7 +143,9 @@ def _is_left_out(tree: Any, path: list[str]) -> bool:
 
 
 def _missing(node: Any, path: list[str]) -> tuple[str, Any]:
-    """The first key along `path` that is not in the tree, and what the part that should have it says of it, or None."""
+    """The first key along `path` that is not in the tree, '' if all are, and what the part that should have it says of
+    it, or None.
+    """
     annotation: Any = None
     for place, key in enumerate(path):
         where = ".".join(path[: place + 1])
@@ -159,7 +161,7 @@ def _missing(node: Any, path: list[str]) -> tuple[str, Any]:
         if key not in node:
             return where, annotation
         node = node[key]
-    return ".".join(path), None
+    return "", None
 
 
 def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
@@ -270,10 +272,10 @@ def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             key = override.key_or_group
             left_out = _is_left_out(tree, key.split("."))
             if not override.is_add() and key not in known_groups and key not in names and not left_out:
-                place, annotation = _missing(tree, key.split("."))
+                absent, annotation = _missing(tree, key.split("."))
                 if is_part(annotation):
                     return (
-                        f"{key}: there is no {place}; a new one is given whole, {place}={{_target_:module.Class,...}}"
+                        f"{key}: there is no {absent}; a new one is given whole, {absent}={{_target_:module.Class,...}}"
                     )
                 return f"{key}: no such key{nearest(key, [*names, *_siblings(tree, key), *known_groups])}"
     if str(error).startswith("Error merging override "):
