@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.errors import UserError
 
-RUNS = ("weak_model", "classifier", "first_stage", "runs", "members")  # root keys that name one run or several
+RUNS = ("first_stage", "runs", "members")  # root keys that name one run or several, and that every command reads
 
 
 def check_training(tree: Mapping[str, Any]) -> None:

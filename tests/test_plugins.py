@@ -236,7 +236,7 @@ def test_an_experiment_of_a_plugin_is_found_and_what_does_not_need_it_does_not_n
     assert tree["network"]["_target_"] == "own_parts.network.TwoLayers" and tree["accumulation"] == 4
     assert compose("config", [*OVERRIDES, PLUGINS])["plugins"] == []
     assert "two_layers" in groups()["network"]
-    assert "network=two_layers\n  network.width=8\n" in answered("config", "", ["--help=network", PLUGINS])
+    assert "network=two_layers\n  network.width=8" in answered("config", "", ["--help=network", PLUGINS])
     assert "# python train.py plugins=[own_parts]" in answered("config", "", ["--help", *words])
     with pytest.raises(ValueError, match=r"network\.widht: no such key; did you mean 'network.width'"):
         compose("config", [*words, "network.widht=3"])
