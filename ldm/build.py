@@ -26,9 +26,33 @@ from ldm.sampling import Sampling
 
 # One config group each; `network` and `conditioner` become parts below, `trainer` and `callback` are built by fit().
 GROUPS = (
-    "task autoencoder regularizer reconstruction discriminator adapter precond schedule noise resampler weighting "
-    "log_variance sigmas sampler guidance tiling operator distance alignment expert ema guard data optimizer lr logger"
-).split()
+    "task",
+    "autoencoder",
+    "regularizer",
+    "reconstruction",
+    "discriminator",
+    "adapter",
+    "precond",
+    "schedule",
+    "noise",
+    "resampler",
+    "weighting",
+    "log_variance",
+    "sigmas",
+    "sampler",
+    "guidance",
+    "tiling",
+    "operator",
+    "distance",
+    "alignment",
+    "expert",
+    "ema",
+    "guard",
+    "data",
+    "optimizer",
+    "lr",
+    "logger",
+)
 ROOT_FACTS = ("image_size", "seed", "accumulation", "max_steps")
 
 

@@ -37,11 +37,33 @@ from ldm.sweep_agents import agents_id
 
 # Keys (and everything below them) that a resumed run may change: they alter where and how fast it runs, not what.
 FREE = (
-    "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy logger callback max_steps overwrite "
-    "runs_dir data.num_workers data.timeout_seconds data.memo_samples data.max_bad_fraction "
-    "task.keep_latents task.compile network.checkpoint_activations autoencoder.checkpoint_activations "
-    "num_steps sampler sigmas guidance run plugins callback_add"
-).split()
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "logger",
+    "callback",
+    "max_steps",
+    "overwrite",
+    "runs_dir",
+    "data.num_workers",
+    "data.timeout_seconds",
+    "data.memo_samples",
+    "data.max_bad_fraction",
+    "data.cache_dir",
+    "data.cache_dir_gb",
+    "task.keep_latents",
+    "task.compile",
+    "network.checkpoint_activations",
+    "autoencoder.checkpoint_activations",
+    "num_steps",
+    "sampler",
+    "sigmas",
+    "guidance",
+    "run",
+    "plugins",
+    "callback_add",
+)
 
 
 @dataclass

@@ -17,10 +17,22 @@ from ldm.networks.dit import NOISE_WIDTH
 UNET, DIT = "ldm.networks.unet.UNet", "ldm.networks.dit.DiT"
 # Of a network's own arguments those that say what it computes.
 UNET_KEYS = (
-    "channels multipliers num_blocks attention_factors num_heads head_channels transformer_depth linear_projections "
-    "scale_shift_norm resblock_updown legacy_attention_order norm_groups patch_size project_vector"
-).split()
-DIT_KEYS = "patch_size width depth num_heads mlp_ratio cross_attention_every".split()
+    "channels",
+    "multipliers",
+    "num_blocks",
+    "attention_factors",
+    "num_heads",
+    "head_channels",
+    "transformer_depth",
+    "linear_projections",
+    "scale_shift_norm",
+    "resblock_updown",
+    "legacy_attention_order",
+    "norm_groups",
+    "patch_size",
+    "project_vector",
+)
+DIT_KEYS = ["patch_size", "width", "depth", "num_heads", "mlp_ratio", "cross_attention_every"]
 
 # A U-Net of UNet2DModel's config has heads of one width; ours, as published, may have one number of heads.
 HEADS_MODULE, HEADS_CLASS = "unet_heads", "UNet2DModelOfHeads"
