@@ -12,7 +12,7 @@ from typing import Any
 
 import webdataset as wds
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 MANIFEST = "manifest.json"
 

@@ -7,9 +7,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from data.cache import read_manifest
-from data.layout import Stopped, layout, repaired, stopped_by
-from data.module import ShardData
+from ldm.data.cache import read_manifest
+from ldm.data.layout import Stopped, layout, repaired, stopped_by
+from ldm.data.module import ShardData
 from ldm.errors import UserError
 
 # Keys that only say where data lies -> the entry of the lineage that says what it is. A run that has no such entry yet,

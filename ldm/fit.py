@@ -9,16 +9,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from data.errors import TooManyBadSamples
-from data.module import ShardData
-from data.plan import BatchPlan
-from data.selection import describe
-from data.workers import failures_named
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.identity import check_finished
 from ldm.checks import check_parent, check_parts, doubts
 from ldm.config import instantiate, load_tree, with_begun_fields
+from ldm.data.errors import TooManyBadSamples
+from ldm.data.module import ShardData
+from ldm.data.plan import BatchPlan
+from ldm.data.selection import describe
+from ldm.data.workers import failures_named
 from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
 from ldm.errors import UserError

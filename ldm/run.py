@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.seals import sealed
 from ldm import places
 from ldm.checkpoint import identity, resume
 from ldm.compatibility import check_branch
 from ldm.config import completed, dump, load_tree
+from ldm.data.seals import sealed
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
 from ldm.errors import UserError

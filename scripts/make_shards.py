@@ -26,10 +26,10 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import printable, told
-from data.making.make import make_shards
-from data.making.report import report
-from data.making.settings import Settings, place
+from ldm.data.errors import printable, told
+from ldm.data.making.make import make_shards
+from ldm.data.making.report import report
+from ldm.data.making.settings import Settings, place
 from ldm.errors import UserError
 from ldm.redaction import hide_on_terminal
 

@@ -27,16 +27,16 @@ from toys import (
     train,
 )
 
-from data.cache import read_manifest
-from data.decoding import PilDecoder
-from data.errors import ShardError, TooManyBadSamples
-from data.fields import Caption, Picture
-from data.module import ShardData
 from ldm.build import Parts, load_first_stage
 from ldm.conditioners import lazy as unread
 from ldm.conditioners import t5
 from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
+from ldm.data.cache import read_manifest
+from ldm.data.decoding import PilDecoder
+from ldm.data.errors import ShardError, TooManyBadSamples
+from ldm.data.fields import Caption, Picture
+from ldm.data.module import ShardData
 from ldm.doctor.verify import verify
 from ldm.first_stage.first_stage import moments_of
 from ldm.holding import FolderHeld, held

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.errors import BadSample
-from data.making.files import read_start, reason_of
-from data.members import read_text
-from data.user_error import UserError
+from ldm.data.errors import BadSample
+from ldm.data.making.files import read_start, reason_of
+from ldm.data.members import read_text
+from ldm.data.user_error import UserError
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]  # where it stands in the file, and what it says

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 
 def _cores() -> int:

@@ -10,9 +10,9 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from data.errors import told
 from ldm.config.plugins import CONF, search_path
 from ldm.config.registry import groups
+from ldm.data.errors import told
 from ldm.errors import UserError
 from ldm.redaction import hide_on_terminal
 

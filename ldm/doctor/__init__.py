@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from data.errors import ShardError
-from data.module import ShardData
-from data.plan import BatchPlan
-from data.shards import ShardSet
 from ldm.build import Parts
 from ldm.checkpoint import resume
 from ldm.checks import check_parts
 from ldm.config import instantiate
+from ldm.data.errors import ShardError
+from ldm.data.module import ShardData
+from ldm.data.plan import BatchPlan
+from ldm.data.shards import ShardSet
 from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
 from ldm.fit import quieten
