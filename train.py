@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from ldm.config import compose, expand_sweep, guarded, help_text, run_name
 from ldm.errors import UserError
+from ldm.installed import train_command
 
 EXAMPLES = __doc__.split("\n\n")[1]
 
@@ -48,10 +49,11 @@ def sweep(arguments: list[str]) -> int:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two jobs of this sweep would share the folder {twice}; sweep other values")
+    command, environment = train_command()
     for number, (job, name) in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {name}", flush=True)
         words = [word for word in job if not word.startswith("run=")]
-        if subprocess.run([sys.executable, __file__, *words, f"run={name}"]).returncode:
+        if subprocess.run([*command, *words, f"run={name}"], env=environment).returncode:
             failed.append(name)
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs did not finish: {', '.join(failed)}", file=sys.stderr)

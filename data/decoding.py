@@ -108,7 +108,7 @@ class FastDecoder(Decoder):
 
     def __init__(self, max_pixels: int = MAX_PIXELS):
         if find_spec("simplejpeg") is None:
-            raise UserError("data.decoder=fast needs simplejpeg: pip install 'ldm[fast]', or data.decoder=pil")
+            raise UserError("data.decoder=fast needs simplejpeg: pip install 'ldm-trainer[fast]', or data.decoder=pil")
         super().__init__(max_pixels)
 
     def __call__(self, content: bytes, image_size: int) -> np.ndarray:

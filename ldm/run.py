@@ -19,6 +19,7 @@ from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
 from ldm.errors import UserError
 from ldm.files import sweep, write_json, write_text
+from ldm.installed import IN_CHECKOUT, version
 from ldm.lineage import (
     RUN_NAME,
     branch_point,
@@ -225,7 +226,9 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """The commit of the code, with a plus when the working tree differs; 'unknown' outside a checkout."""
+    """A checkout's commit, with a plus when the working tree differs; of a wheel its version; 'unknown' without."""
+    if not IN_CHECKOUT:  # the repository around it, if any, is the user's
+        return version()
     try:
         here = Path(__file__).resolve().parent
         describe = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]

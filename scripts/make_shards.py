@@ -24,27 +24,29 @@ from typing import Any
 
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # a file of a checkout that may not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.data.errors import printable, told
 from ldm.data.making.make import make_shards
 from ldm.data.making.report import report
 from ldm.data.making.settings import Settings, place
 from ldm.errors import UserError
+from ldm.installed import spoken
 from ldm.redaction import hide_on_terminal
 
 
 def main(arguments: list[str]) -> None:
     """Make shards as the words say; ends with one line and status 1 where they make no sense."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+        print(spoken(__doc__))
         return
     console = Console()
     try:
         settings = parse(arguments)
         report(make_shards(settings, console), settings, console)
     except ValueError as error:
-        raise SystemExit(f"make_shards: {told(error)}") from None
+        raise SystemExit(f"make_shards: {spoken(told(error))}") from None
     except OSError as error:
         place = f": {error.filename}" if error.filename is not None else ""
         raise SystemExit(f"make_shards: {printable(f'{error.strerror or error}{place}')}") from None

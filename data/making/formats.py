@@ -160,7 +160,7 @@ def read_parquet(path: Path, tell: Told) -> Iterator[Placed]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"source={path}: parquet needs pyarrow: pip install 'ldm[parquet]'") from None
+        raise UserError(f"source={path}: parquet needs pyarrow: pip install 'ldm-trainer[parquet]'") from None
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             _refuse_twins(path, file.schema_arrow.names)

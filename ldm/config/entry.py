@@ -14,6 +14,7 @@ from ldm.config.plugins import CONF, search_path
 from ldm.config.registry import groups
 from ldm.data.errors import told
 from ldm.errors import UserError
+from ldm.installed import spoken
 from ldm.redaction import hide_on_terminal
 
 
@@ -26,7 +27,7 @@ def help_text(config_name: str, usage: str, examples: str) -> str:
     facts = [f"  {key}={value}" for key, value in root.items() if not isinstance(value, dict) and key not in named]
     used = {key: options for key, options in groups().items() if key in named}
     table = [f"  {group + '=':<16}{', '.join(options)}" for group, options in used.items()]
-    return "\n".join([f"usage: {usage}", "", examples, "", "keys", *facts, "", "groups", *table])
+    return spoken("\n".join([f"usage: {usage}", "", examples, "", "keys", *facts, "", "groups", *table]))
 
 
 def guarded(main: Callable[[list[str]], int], leave: Callable[[int], NoReturn] = sys.exit) -> None:
@@ -42,6 +43,6 @@ def guarded(main: Callable[[list[str]], int], leave: Callable[[int], NoReturn] =
     except (UserError, OSError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
-        print(f"error: {told(error)} (LDM_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"error: {spoken(told(error))} (LDM_TRACEBACK=1 shows where)", file=sys.stderr)
         status = 2
     leave(status)

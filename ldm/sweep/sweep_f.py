@@ -1,7 +1,6 @@
 """The sweep over the downsampling factor (arXiv 2112.10752, figures 6 and 7): equal networks, equal budgets, any f."""
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.table import write_csv
 from ldm.files import read_json, write_json
 from ldm.holding import held
+from ldm.installed import spoken, train_command
 from ldm.loading import load
 from ldm.report.plots import loss_curves, quality_over_speed
 from ldm.training.loggers import log_summary
 
-ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, float]
 
 
@@ -63,8 +62,9 @@ def _train(tree: dict[str, Any], f: int) -> Path | None:
     own = [*([f"first_stage={first_stage}"] if f > 1 else []), precision, *tree["diffusion_overrides"].split()]
     jobs.append([f"experiment={family}/diffusion", f"run={base.name}", *own, *shared])
     for job in map(overriding, jobs):
-        print(f"\n[f = {f}] python train.py {' '.join(job)}", flush=True)
-        status = subprocess.run([sys.executable, str(ROOT / "train.py"), *job], cwd=Path.cwd()).returncode
+        print(spoken(f"\n[f = {f}] python train.py {' '.join(job)}"), flush=True)
+        words, environment = train_command()
+        status = subprocess.run([*words, *job], env=environment).returncode
         if status == 3:
             return None
         if status:
