@@ -64,10 +64,13 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     if tree["branch_changes"] and not tree["branch"]:
         raise UserError("branch_changes: says what may be another than the parent's, but no branch= names one")
     check_ranks(tree["trainer"])
+    asked = tree
     tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)
     if _finished(run):
         return run
+    if tree["trainer"] != asked["trainer"] and is_rank_zero():
+        print(f"{name}: trainer.precision=auto is {tree['trainer']['precision']}")
     if not is_rank_zero():
         check_launch(run.folder)
         return _fit(run, None)
@@ -153,7 +156,11 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
     parts["data"].check_room(trainer.world_size, trainer.num_devices)
     if trainer.strategy.root_device.type == "cpu":
         keep_memory()
-    if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
+    if (
+        trainer.precision == "bf16-mixed"
+        and not computes_bf16(tree["trainer"]["accelerator"])
+        and trainer.is_global_zero
+    ):
         print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
     return trainer
 

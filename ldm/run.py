@@ -215,7 +215,9 @@ def settle_precision(tree: dict[str, Any], name: str) -> dict[str, Any]:
         return tree
     own = Path(tree["runs_dir"]).expanduser() / name / "config.yaml"
     begun = own.exists() and not tree["overwrite"]
-    precision = load_tree(own)["trainer"]["precision"] if begun else mixed_precision()
+    precision = load_tree(own)["trainer"]["precision"] if begun else "auto"
+    if precision == "auto":  # new, or imported
+        precision = mixed_precision(tree["trainer"]["accelerator"])
     return {**tree, "trainer": {**tree["trainer"], "precision": precision}}
 
 

@@ -47,7 +47,7 @@ class Chain:
             f"runs_dir={self.runs}",
             f"seed={tree['seed']}",
             f"logger.mode={tree['logger']['mode']}",
-            f"trainer.precision={self.precision}",
+            f"trainer.precision={tree['precision'] or 'auto'}",
             *tree["overrides"].split(),
         ]
         has_experts = (CONF / "experiment" / self.family / "expert.yaml").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ldm.config import compose, overriding
-from ldm.device import choose, mixed_precision
+from ldm.device import choose
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.table import write_csv
@@ -55,7 +55,7 @@ def _train(tree: dict[str, Any], f: int) -> Path | None:
     runs, family = Path(tree["runs_dir"]), tree["family"]
     shared = [f"runs_dir={runs}", f"seed={tree['seed']}", f"logger.mode={tree['logger']['mode']}"]
     base, first_stage = runs / f"{family}-diffusion-f{f}", runs / f"{family}-autoencoder-f{f}"
-    jobs, precision = [], f"trainer.precision={mixed_precision()}"
+    jobs, precision = [], "trainer.precision=auto"
     if f > 1:
         own = [f"autoencoder=f{f}", precision, *tree["autoencoder_overrides"].split()]
         jobs.append([f"experiment={family}/autoencoder", f"run={first_stage.name}", *own, *shared])
