@@ -106,7 +106,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     task, data = parts["task"], parts["data"]
     data.setup()
     if data.cache is not None:
-        _read_cache(parts)
+        read_cache(parts)
     _check_shards(run, data)
     _note_first_stage(run, parts)
     _check(run, parts)
@@ -165,7 +165,7 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
     return trainer
 
 
-def _read_cache(parts: Parts) -> None:
+def read_cache(parts: Parts) -> None:
     """Let the run's latents and embeddings come from data.cache. Raises ValueError if they are not its own."""
     if is_first_stage(parts.tree):
         raise UserError("data.cache: a first stage trains on images, not on latents; leave it out")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Collection
@@ -37,6 +38,7 @@ from ldm.data.decoding import PilDecoder
 from ldm.data.errors import ShardError, TooManyBadSamples
 from ldm.data.fields import Caption, Picture
 from ldm.data.module import ShardData
+from ldm.doctor import examine
 from ldm.doctor.verify import verify
 from ldm.first_stage.first_stage import moments_of
 from ldm.holding import FolderHeld, held
@@ -127,6 +129,15 @@ def train_on(train_diffusion: Callable[..., Run], shards: Path) -> Callable[...,
         return train_diffusion(*of(shards), *RUN, f"data.cache={cache}", *more, run=run)
 
     return start
+
+
+def test_doctor_tries_a_run_on_its_cache(cache: Path, first_stage: Run, shards: Path, tmp_path: Path):
+    words = tiny("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}", *of(shards), *RUN)
+    flop = []
+    for more in ([], [f"data.cache={cache}"]):
+        said = {found.check: found.said for found in examine(compose("config", [*words, *more]), "x")}
+        flop.append(float(re.search(r"([\d.e+-]+) GFLOP a sample", said["training step"])[1]))
+    assert 0 < flop[1] < flop[0], "nothing is encoded"
 
 
 @pytest.fixture(scope="module")
