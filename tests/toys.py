@@ -45,6 +45,7 @@ TINY_RUN = [
     "data.validation_samples=4",
     "data.num_workers=0",
     "trainer.accelerator=cpu",
+    "trainer.devices=1",
     "trainer.precision=32-true",
     "lr=constant",
     "lr.warmup_steps=0",
@@ -93,6 +94,8 @@ def _tiny(experiment: str) -> list[str]:
         words += [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     if tree["task"].get("single_factor"):  # the toy first stage whitens each channel
         words.append("task.single_factor=false")
+    if tree["crop_size"]:
+        words += ["image_size=64", "crop_size=32"]
     if tree["autoencoder"]:  # as many levels as it has
         words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))
     return words
