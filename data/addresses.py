@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 HIDDEN = "***"
 SHORTEST_PASSWORD, SHORTEST_VALUE = 6, 8  # characters; shorter ones may be words

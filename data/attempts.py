@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
-from data.errors import ShardError
-from data.objects import Url
-from data.progress import say
+from ldm.data.errors import ShardError
+from ldm.data.objects import Url
+from ldm.data.progress import say
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 DENIED = (400, 401, 403, 404, 410)

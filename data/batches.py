@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from data.encoding import EncodingStream
-from data.errors import SkipLog
-from data.streams import PassStream, TrainStream
-from data.workers import Alarm, leave_signals_to_parent
+from ldm.data.encoding import EncodingStream
+from ldm.data.errors import SkipLog
+from ldm.data.streams import PassStream, TrainStream
+from ldm.data.workers import Alarm, leave_signals_to_parent
 
 
 class Batches:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 MAX_PARTS = 1 << 22  # commas, lists and objects; a manifest of 64 MiB has half as many
 

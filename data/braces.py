@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from braceexpand import braceexpand
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 MAX_NAMES = 1 << 20
 MAX_CHARS = 1 << 28  # of all names together, roughly

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data.cache_labels import LABEL, SUMS, read_label, row_sum, stranger
-from data.errors import BadSample, ShardError
-from data.samples import Sample, Samples
-from data.seals import check_seal
-from data.shards import ShardSet
-from data.transforms import View
-from data.user_error import UserError
+from ldm.data.cache_labels import LABEL, SUMS, read_label, row_sum, stranger
+from ldm.data.errors import BadSample, ShardError
+from ldm.data.samples import Sample, Samples
+from ldm.data.seals import check_seal
+from ldm.data.shards import ShardSet
+from ldm.data.transforms import View
+from ldm.data.user_error import UserError
 
 MANIFEST = "cache.json"
 CROP = "centre"

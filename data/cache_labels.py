@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from data.errors import ShardError
-from data.user_error import UserError
+from ldm.data.errors import ShardError
+from ldm.data.user_error import UserError
 
 LABEL = "label"  # JSON as an array of bytes: two entries of metadata would be written in any order
 SUMS = "sums."  # begins the name of the sums of what bears the rest of it

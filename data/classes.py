@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.bounded_json import load_json
-from data.errors import ShardError
-from data.paths import expand
+from ldm.data.bounded_json import load_json
+from ldm.data.errors import ShardError
+from ldm.data.paths import expand
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 26

@@ -1,4 +1,4 @@
-"""The process that copies remote shards to a local disk while a run reads them: ``python -m data.copying``.
+"""The process that copies remote shards to a local disk while a run reads them: ``python -m ldm.data.copying``.
 
 A line of JSON on its standard input says what to copy. It ends when that closes, as it does where the run ends.
 """
@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import ShardError
-from data.index import read_index
-from data.local_copies import GB, LocalCopies
-from data.objects import Facts, Span, Url
-from data.progress import say
-from data.storage import read_spans
+from ldm.data.errors import ShardError
+from ldm.data.index import read_index
+from ldm.data.local_copies import GB, LocalCopies
+from ldm.data.objects import Facts, Span, Url
+from ldm.data.progress import say
+from ldm.data.storage import read_spans
 
 PIECE_BYTES = 1 << 24
 TOUCH_SECONDS = 3600.0

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError, features
 
-from data.colours import rgb
-from data.errors import BadSample
-from data.image_bytes import bits_of_bmp, check_parts, check_scans, format_name, says_late_how_it_lies
-from data.rasters import ORIENTATION, Picture, orientation, picture, said_orientation, upright
-from data.transforms import fitted, kept, resize
-from data.user_error import UserError
+from ldm.data.colours import rgb
+from ldm.data.errors import BadSample
+from ldm.data.image_bytes import bits_of_bmp, check_parts, check_scans, format_name, says_late_how_it_lies
+from ldm.data.rasters import ORIENTATION, Picture, orientation, picture, said_orientation, upright
+from ldm.data.transforms import fitted, kept, resize
+from ldm.data.user_error import UserError
 
 HAS_AVIF, HAS_HEIF = (find_spec(name) is not None for name in ("PIL.AvifImagePlugin", "pillow_heif"))
 # an allow-list of what is worth its risk; where a sample has several images the first in this order is its image, so
@@ -108,7 +108,7 @@ class FastDecoder(Decoder):
 
     def __init__(self, max_pixels: int = MAX_PIXELS):
         if find_spec("simplejpeg") is None:
-            raise UserError("data.decoder=fast needs simplejpeg: pip install 'ldm[fast]', or data.decoder=pil")
+            raise UserError("data.decoder=fast needs simplejpeg: pip install 'ldm-trainer[fast]', or data.decoder=pil")
         super().__init__(max_pixels)
 
     def __call__(self, content: bytes, image_size: int) -> np.ndarray:

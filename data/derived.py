@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 MAGIC = b"ldm derived data 1\n"
 TRAILER_BYTES = 4 + 32 + len(MAGIC)  # the head's length, its SHA-256, the magic

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data.errors import BadSample
-from data.samples import Sample, Samples
-from data.transforms import View
+from ldm.data.errors import BadSample
+from ldm.data.samples import Sample, Samples
+from ldm.data.transforms import View
 
 Span = tuple[int, int]  # from one index up to another
 

@@ -3,8 +3,8 @@
 from math import ceil
 from typing import Any
 
-from data.addresses import without_secrets
-from data.user_error import UserError
+from ldm.data.addresses import without_secrets
+from ldm.data.user_error import UserError
 
 MAX_TOLD_CHARS = 4000
 

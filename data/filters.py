@@ -13,10 +13,10 @@ from pathlib import Path
 from sys import maxsize
 from typing import Any, TypedDict
 
-from data.decoding import IMAGE_EXTENSIONS, read_picture
-from data.errors import BadSample
-from data.members import read_entries, read_text
-from data.user_error import UserError
+from ldm.data.decoding import IMAGE_EXTENSIONS, read_picture
+from ldm.data.errors import BadSample
+from ldm.data.members import read_entries, read_text
+from ldm.data.user_error import UserError
 
 HEX = frozenset("0123456789abcdef")
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.transforms import View
-from data.user_error import UserError
+from ldm.data.transforms import View
+from ldm.data.user_error import UserError
 
 CropSize = int | Sequence[float] | None
 

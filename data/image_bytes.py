@@ -8,7 +8,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from data.errors import BadSample
+from ldm.data.errors import BadSample
 
 MAX_PARTS = 1 << 16  # of one file: segments, chunks, blocks, strips; encoders write dozens, at most thousands
 MAX_JUNK_BYTES = 1 << 16  # between the parts of a file

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.errors import ShardError
-from data.file_kinds import recognised
-from data.objects import Facts, Location, Url
-from data.open_files import opened
-from data.storage import Window, facts
-from data.tar_headers import BLOCK, Damage, Extent, Member, Sliceable, is_archive, walk
+from ldm.data.errors import ShardError
+from ldm.data.file_kinds import recognised
+from ldm.data.objects import Facts, Location, Url
+from ldm.data.open_files import opened
+from ldm.data.storage import Window, facts
+from ldm.data.tar_headers import BLOCK, Damage, Extent, Member, Sliceable, is_archive, walk
 
 SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir"))  # of macOS, of Synology
 MAX_EXTENSIONS = 1 << 10  # distinct ones in a shard

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import derived
-from data.errors import ShardError
-from data.index import EmptyShard, Outline, ShardIndex, read_index
-from data.objects import Facts, Location, Url
-from data.open_files import file_limit
-from data.progress import say, watched
-from data.storage import facts
+from ldm.data import derived
+from ldm.data.errors import ShardError
+from ldm.data.index import EmptyShard, Outline, ShardIndex, read_index
+from ldm.data.objects import Facts, Location, Url
+from ldm.data.open_files import file_limit
+from ldm.data.progress import say, watched
+from ldm.data.storage import facts
 
 KIND = "shard index 2"
 THREADS = 16

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.colours import DEEP_MODES
-from data.decoding import named_failure, open_image
-from data.errors import BadSample
-from data.rasters import said_orientation
+from ldm.data.colours import DEEP_MODES
+from ldm.data.decoding import named_failure, open_image
+from ldm.data.errors import BadSample
+from ldm.data.rasters import said_orientation
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")

@@ -6,7 +6,7 @@ Paths, times and entity tags have no part in it, so shards may be moved, mirrore
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 
-from data.shards import ShardSet
+from ldm.data.shards import ShardSet
 
 # What is kept of a shard whose samples stopped a run: its digest then, and that of its keys.
 Stopped = Mapping[str, Sequence[str]]

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.index_cache import Entry
-from data.objects import Facts, Url, local_facts
-from data.progress import say
-from data.user_error import UserError
+from ldm.data.index_cache import Entry
+from ldm.data.objects import Facts, Url, local_facts
+from ldm.data.progress import say
+from ldm.data.user_error import UserError
 
 GB = 10**9
 
@@ -65,7 +65,7 @@ class LocalCopies:
         if not jobs or not missing:
             return None
         say(f"data.cache_dir: {missing} of {len(remote)} remote shards are copied to {self.folder} meanwhile")
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(sys.modules[__package__.partition(".")[0]].__file__).resolve().parents[1])  # type: ignore[arg-type]
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.copying"], stdin=subprocess.PIPE, text=True,

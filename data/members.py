@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import BadSample
-from data.image_bytes import format_name
+from ldm.data.errors import BadSample
+from ldm.data.image_bytes import format_name
 
 # Python's objects take up to thirty times the bytes of their JSON; a caption, or the objects of a scene, take kilobytes
 MAX_TEXT_BYTES = 1 << 22

@@ -10,7 +10,7 @@ from math import lcm
 
 import numpy as np
 
-from data.plan import Plan, permute
+from ldm.data.plan import Plan, permute
 
 PERIOD = 1000
 

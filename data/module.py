@@ -14,27 +14,27 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 
-from data.batches import Batches
-from data.cache import Cache, CachedSamples, check, read_manifest
-from data.decoding import DECODERS
-from data.encoding import EncodingStream, Span
-from data.errors import BadSample, SkipLog, printable
-from data.fields import Derived, Field
-from data.fields.field_set import FieldSet
-from data.filters import FilterRules, read_filters
-from data.framing import CropSize, framing
-from data.local_copies import LocalCopies
-from data.objects import Location
-from data.paths import expand
-from data.plan import BatchPlan, permute
-from data.samples import Samples
-from data.seals import SEAL
-from data.shards import ShardSet
-from data.streams import PassStream, TrainStream
-from data.training_set import Source, TrainingSet, read_mixture
-from data.transforms import Augmentation
-from data.user_error import UserError
-from data.workers import check_shared_memory
+from ldm.data.batches import Batches
+from ldm.data.cache import Cache, CachedSamples, check, read_manifest
+from ldm.data.decoding import DECODERS
+from ldm.data.encoding import EncodingStream, Span
+from ldm.data.errors import BadSample, SkipLog, printable
+from ldm.data.fields import Derived, Field
+from ldm.data.fields.field_set import FieldSet
+from ldm.data.filters import FilterRules, read_filters
+from ldm.data.framing import CropSize, framing
+from ldm.data.local_copies import LocalCopies
+from ldm.data.objects import Location
+from ldm.data.paths import expand
+from ldm.data.plan import BatchPlan, permute
+from ldm.data.samples import Samples
+from ldm.data.seals import SEAL
+from ldm.data.shards import ShardSet
+from ldm.data.streams import PassStream, TrainStream
+from ldm.data.training_set import Source, TrainingSet, read_mixture
+from ldm.data.transforms import Augmentation
+from ldm.data.user_error import UserError
+from ldm.data.workers import check_shared_memory
 
 # Keys that a batch has whatever its fields are.
 RESERVED = ("image", "key", "number", "index", "skipped", "source", "moments", "codes", "encoded")

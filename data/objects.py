@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.addresses import without_secrets
+from ldm.data.addresses import without_secrets
 
 SCHEMES = ("s3", "gs", "gcs", "http", "https", "memory")
 # Parameters of a query that only give leave to read: signatures of S3 (v2 and v4), Google, Azure, CloudFront, others.

@@ -8,8 +8,8 @@ from functools import cache
 from io import FileIO
 from pathlib import Path
 
-from data.errors import ShardError
-from data.objects import CHANGED, Facts, local_facts
+from ldm.data.errors import ShardError
+from ldm.data.objects import CHANGED, Facts, local_facts
 
 WANTED = 4096
 SHARE = 16  # of the limit that each holder of files may take

@@ -9,12 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.addresses import check_complete
-from data.attempts import MissingShard
-from data.braces import expand_braces
-from data.errors import ShardError
-from data.objects import SCHEMES, Location, Url
-from data.storage import facts, matching
+from ldm.data.addresses import check_complete
+from ldm.data.attempts import MissingShard
+from ldm.data.braces import expand_braces
+from ldm.data.errors import ShardError
+from ldm.data.objects import SCHEMES, Location, Url
+from ldm.data.storage import facts, matching
 
 # Shipped data is named relative to the folder that holds this package, whatever the working directory is.
 HOME = Path(__file__).resolve().parents[1]

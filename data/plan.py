@@ -8,7 +8,7 @@ import hashlib
 
 import numpy as np
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 ROUNDS = 8
 WINDOW_BLOCKS = 16

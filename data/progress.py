@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.errors import printable
+from ldm.data.errors import printable
 
 PATIENCE_SECONDS = 3.0
 

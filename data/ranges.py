@@ -13,8 +13,8 @@ from typing import Any
 
 import fsspec
 
-from data.attempts import WrongAnswer
-from data.objects import CHANGED, Facts, Span
+from ldm.data.attempts import WrongAnswer
+from ldm.data.objects import CHANGED, Facts, Span
 
 AT_ONCE = 256  # requests to one file system
 LOOK_AGAIN_SECONDS = 60.0

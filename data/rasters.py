@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.errors import BadSample
-from data.transforms import Box, fitted, kept, resize_nearest
+from ldm.data.errors import BadSample
+from ldm.data.transforms import Box, fitted, kept, resize_nearest
 
 ORIENTATION = ExifTags.Base.Orientation
 

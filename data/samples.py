@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.decoding import IMAGE_EXTENSIONS, Decoder, read_picture
-from data.errors import BadSample
-from data.fields import Derived, Field
-from data.framing import Framing
-from data.local_copies import LocalCopies
-from data.rasters import Picture
-from data.shards import MemberReader, ShardSet
-from data.transforms import View, to_tensor
+from ldm.data.decoding import IMAGE_EXTENSIONS, Decoder, read_picture
+from ldm.data.errors import BadSample
+from ldm.data.fields import Derived, Field
+from ldm.data.framing import Framing
+from ldm.data.local_copies import LocalCopies
+from ldm.data.rasters import Picture
+from ldm.data.shards import MemberReader, ShardSet
+from ldm.data.transforms import View, to_tensor
 
 IMAGES = frozenset(IMAGE_EXTENSIONS)
 

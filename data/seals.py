@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 SEAL = "seal"
 

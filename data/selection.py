@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data import derived
-from data.errors import BadSample, ShardError
-from data.filters import Filters
-from data.index_cache import Entry
-from data.progress import watched
-from data.shards import Kept, MemberReader, ShardSet
-from data.user_error import UserError
+from ldm.data import derived
+from ldm.data.errors import BadSample, ShardError
+from ldm.data.filters import Filters
+from ldm.data.index_cache import Entry
+from ldm.data.progress import watched
+from ldm.data.shards import Kept, MemberReader, ShardSet
+from ldm.data.user_error import UserError
 
 KIND = "filtered samples 1"
 READ_SAMPLES = 64

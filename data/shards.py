@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from data import derived
-from data.bounded_json import load_json
-from data.errors import BadSample, ShardError
-from data.index import ShardIndex, split_name
-from data.index_cache import Entry, entries, open_index
-from data.local_copies import LocalCopies
-from data.objects import CHANGED, Location, Span, Url
-from data.open_files import OpenFile, OpenFiles, room
-from data.storage import read_spans, read_whole
-from data.tar_headers import BLOCK, Extent, header_name
-from data.writing import MANIFEST
+from ldm.data import derived
+from ldm.data.bounded_json import load_json
+from ldm.data.errors import BadSample, ShardError
+from ldm.data.index import ShardIndex, split_name
+from ldm.data.index_cache import Entry, entries, open_index
+from ldm.data.local_copies import LocalCopies
+from ldm.data.objects import CHANGED, Location, Span, Url
+from ldm.data.open_files import OpenFile, OpenFiles, room
+from ldm.data.storage import read_spans, read_whole
+from ldm.data.tar_headers import BLOCK, Extent, header_name
+from ldm.data.writing import MANIFEST
 
 MAX_MEMBER_BYTES = 1 << 26
 MAX_OPEN_FILES = 64

@@ -9,10 +9,10 @@ from typing import Any
 
 import fsspec
 
-from data import ranges
-from data.attempts import MissingShard, Trouble, asked, repeat
-from data.errors import ShardError
-from data.objects import Facts, Location, Span, Url, local_facts
+from ldm.data import ranges
+from ldm.data.attempts import MissingShard, Trouble, asked, repeat
+from ldm.data.errors import ShardError
+from ldm.data.objects import Facts, Location, Span, Url, local_facts
 
 READ_AHEAD_BYTES = 1 << 20
 MAX_WHOLE_BYTES = 1 << 26

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data.cache import CachedSamples
-from data.errors import BadSample, ShardError, SkipLog, TooManyBadSamples, too_many
-from data.mixture import Mixture
-from data.plan import BatchPlan, Plan
-from data.samples import Sample, Samples
-from data.shards import MemberReader, ShardSet
-from data.transforms import Augmentation
+from ldm.data.cache import CachedSamples
+from ldm.data.errors import BadSample, ShardError, SkipLog, TooManyBadSamples, too_many
+from ldm.data.mixture import Mixture
+from ldm.data.plan import BatchPlan, Plan
+from ldm.data.samples import Sample, Samples
+from ldm.data.shards import MemberReader, ShardSet
+from ldm.data.transforms import Augmentation
 
 # Numbers turned into indices at once, and samples read at once, where no batch size says how many.
 BLOCK_SAMPLES = 1024

@@ -6,14 +6,14 @@ from functools import cached_property
 from itertools import accumulate
 from typing import TypedDict
 
-from data.filters import Filters
-from data.mixture import Mixture
-from data.objects import Location
-from data.paths import expand
-from data.plan import Plan
-from data.selection import select
-from data.shards import ShardSet
-from data.user_error import UserError
+from ldm.data.filters import Filters
+from ldm.data.mixture import Mixture
+from ldm.data.objects import Location
+from ldm.data.paths import expand
+from ldm.data.plan import Plan
+from ldm.data.selection import select
+from ldm.data.shards import ShardSet
+from ldm.data.user_error import UserError
 
 
 class Source(TypedDict):

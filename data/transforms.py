@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.counter_random import uniform
+from ldm.data.counter_random import uniform
 
 MAX_ASPECT = 16
 Box = tuple[float, float, float, float]  # left, top, right, bottom

@@ -8,11 +8,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from data.errors import ShardError
-from data.index import read_index
-from data.objects import Facts, Location, Span, Url
-from data.shards import listed_shards
-from data.storage import facts, read_spans
+from ldm.data.errors import ShardError
+from ldm.data.index import read_index
+from ldm.data.objects import Facts, Location, Span, Url
+from ldm.data.shards import listed_shards
+from ldm.data.storage import facts, read_spans
 
 CHUNK_BYTES = 1 << 24
 

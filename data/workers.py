@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 TOO_MANY = ": raise the limit with ulimit -n 4096, or lower data.num_workers"
 SHARED = "/dev/shm"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.user_error import UserError
+from ldm.data.user_error import UserError
 
 MANIFEST = "manifest.json"
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.colours import rgb
-from data.decoding import decode_image
-from data.errors import BadSample
-from data.transforms import to_tensor
 from ldm.config import use_plugins
 from ldm.config.plugins import named
+from ldm.data.colours import rgb
+from ldm.data.decoding import decode_image
+from ldm.data.errors import BadSample
+from ldm.data.transforms import to_tensor
 from ldm.device import choose
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.errors import UserError

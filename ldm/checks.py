@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from data.classes import class_names
-from data.module import ShardData
 from ldm.build import Parts, kind_of
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
 from ldm.config import groups
+from ldm.data.classes import class_names
+from ldm.data.module import ShardData
 from ldm.errors import UserError
 from ldm.generate import check_size
 from ldm.networks.lora import with_adapters

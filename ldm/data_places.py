@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from data.layout import Stopped, layout, repaired, stopped_by
-from data.module import ShardData
+from ldm.data.layout import Stopped, layout, repaired, stopped_by
+from ldm.data.module import ShardData
 from ldm.errors import UserError
 
 # Keys that only say where data lies -> the entry of the lineage that says what it is. A run that has no such entry yet,

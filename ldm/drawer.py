@@ -9,8 +9,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from data.module import ShardData
 from ldm.checkpoint.weights import Weights
+from ldm.data.module import ShardData
 from ldm.diffusion.denoiser import Denoise
 from ldm.editing import Edit
 from ldm.generate import Size

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from data.cache import BAD, CHOICES, OF_IMAGE, SIZE
-from data.encoding import Span
+from ldm.data.cache import BAD, CHOICES, OF_IMAGE, SIZE
+from ldm.data.encoding import Span
 
 
 class Shard:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.seals import SEAL, check_seal, seal_of
 from ldm.build import Parts
 from ldm.checkpoint.weights import Weights
 from ldm.checkpoint.weights import load as load_weights
@@ -17,6 +16,7 @@ from ldm.compatibility import check_members, names_of
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.frozen import FrozenEncoder
 from ldm.config import dump, load_plain, load_tree
+from ldm.data.seals import SEAL, check_seal, seal_of
 from ldm.diffusion.experts import Interval, check_cover, subtract
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.module import ShardData
 from ldm.checkpoint.weights import Weights
+from ldm.data.module import ShardData
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
 from ldm.editing import Edit

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from data.errors import TooManyBadSamples
-from data.module import ShardData
-from data.plan import BatchPlan
-from data.selection import describe
-from data.workers import failures_named
 from ldm.asked import check_training
 from ldm.build import Parts, is_first_stage
 from ldm.checkpoint import weights
 from ldm.checkpoint.identity import check_finished
 from ldm.checks import check_parent, check_parts, doubts
 from ldm.config import instantiate, load_tree, with_begun_fields
+from ldm.data.errors import TooManyBadSamples
+from ldm.data.module import ShardData
+from ldm.data.plan import BatchPlan
+from ldm.data.selection import describe
+from ldm.data.workers import failures_named
 from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
 from ldm.errors import UserError
@@ -58,11 +58,14 @@ def fit(tree: dict[str, Any], name: str) -> Run:
     """
     check_training(tree)
     check_ranks(tree["trainer"])
+    asked = tree
     tree = begun_from_published(tree, name)
     tree = with_begun_fields(settle_precision(inherit(tree, name), name), name)
     run = open_run(tree, name)
     if _finished(run):
         return run
+    if tree["trainer"] != asked["trainer"] and is_rank_zero():
+        print(f"{name}: trainer.precision=auto is {tree['trainer']['precision']}")
     if not is_rank_zero():
         check_launch(run.folder)
         return _fit(run, None)
@@ -98,7 +101,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     task, data = parts["task"], parts["data"]
     data.setup()
     if data.cache is not None:
-        _read_cache(parts)
+        read_cache(parts)
     _check_shards(run, data)
     _note_first_stage(run, parts)
     _check(run, parts)
@@ -154,12 +157,16 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
     parts["data"].check_room(trainer.world_size, trainer.num_devices)
     if trainer.strategy.root_device.type == "cpu":
         keep_memory()
-    if trainer.precision == "bf16-mixed" and not computes_bf16() and trainer.is_global_zero:
+    if (
+        trainer.precision == "bf16-mixed"
+        and not computes_bf16(tree["trainer"]["accelerator"])
+        and trainer.is_global_zero
+    ):
         print("trainer.precision=bf16-mixed: this processor only emulates bf16; 32-true is many times faster here")
     return trainer
 
 
-def _read_cache(parts: Parts) -> None:
+def read_cache(parts: Parts) -> None:
     """Let the run's latents and embeddings come from data.cache. Raises ValueError if they are not its own."""
     if is_first_stage(parts.tree):
         raise UserError("data.cache: a first stage trains on images, not on latents; leave it out")

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import rasters
-from data.classes import class_names
-from data.decoding import decode_image, read_picture
-from data.errors import BadSample
-from data.fields import Derived, Field
-from data.making.files import refuse_special
-from data.module import ShardData
-from data.transforms import View, to_tensor
+from ldm.data import rasters
+from ldm.data.classes import class_names
+from ldm.data.decoding import decode_image, read_picture
+from ldm.data.errors import BadSample
+from ldm.data.fields import Derived, Field
+from ldm.data.making.files import refuse_special
+from ldm.data.module import ShardData
+from ldm.data.transforms import View, to_tensor
 from ldm.drawer import Drawer
 from ldm.editing import STRENGTH, Edit
 from ldm.errors import UserError

@@ -14,7 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import save
 from torch import Tensor
 
-from data.cache import (
+from ldm.build import Parts
+from ldm.checks import check_fields
+from ldm.conditioners.base import Conditioners
+from ldm.conditioners.frozen import FrozenEncoder
+from ldm.config import load_tree
+from ldm.data.cache import (
     CHOICES,
     CODES,
     CROP,
@@ -27,16 +32,11 @@ from data.cache import (
     file_names,
     read_manifest,
 )
-from data.cache_labels import labelled
-from data.encoding import Span
-from data.module import ShardData
-from data.samples import Samples
-from data.seals import seal_of, sealed
-from ldm.build import Parts
-from ldm.checks import check_fields
-from ldm.conditioners.base import Conditioners
-from ldm.conditioners.frozen import FrozenEncoder
-from ldm.config import load_tree
+from ldm.data.cache_labels import labelled
+from ldm.data.encoding import Span
+from ldm.data.module import ShardData
+from ldm.data.samples import Samples
+from ldm.data.seals import seal_of, sealed
 from ldm.device import choose
 from ldm.encoded_shard import Shard
 from ldm.errors import UserError

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.module import ShardData
 from ldm.build import Parts, check_model, kind_of
 from ldm.checkpoint import posthoc_ema
 from ldm.checkpoint.weights import Weights, load_strict
 from ldm.conditioners.base import Conditioners
 from ldm.config import load_tree, takes
+from ldm.data.module import ShardData
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.guidance import Bound

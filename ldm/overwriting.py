@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.paths import expand
 from ldm.config import load_plain
+from ldm.data.paths import expand
 from ldm.errors import UserError
 from ldm.files import TEMPORARY, read_json
 from ldm.holding import NAME as HELD

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadSample
-from data.members import read_text
+from ldm.data.errors import BadSample
+from ldm.data.members import read_text
 from ldm.errors import UserError
 
 MAX_PROMPT_BYTES = 1 << 24  # of a file of prompts

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-from data.addresses import HIDDEN, secrets_in, without_secrets
+from ldm.data.addresses import HIDDEN, secrets_in, without_secrets
 
 SHORTEST = 8  # characters of an environment variable's value that is looked for; a shorter one may be a word
 SECRET_NAME = re.compile(

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.seals import sealed
 from ldm import places
 from ldm.checkpoint import identity, resume
 from ldm.compatibility import check_branch
 from ldm.config import completed, dump, load_tree
+from ldm.data.seals import sealed
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
 from ldm.errors import UserError
 from ldm.files import sweep, write_json, write_text
+from ldm.installed import IN_CHECKOUT, version
 from ldm.lineage import (
     RUN_NAME,
     branch_point,
@@ -242,7 +243,9 @@ def settle_precision(tree: dict[str, Any], name: str) -> dict[str, Any]:
         return tree
     own = Path(tree["runs_dir"]).expanduser() / name / "config.yaml"
     begun = own.exists() and not tree["overwrite"]
-    precision = load_tree(own)["trainer"]["precision"] if begun else mixed_precision()
+    precision = load_tree(own)["trainer"]["precision"] if begun else "auto"
+    if precision == "auto":  # new, or imported
+        precision = mixed_precision(tree["trainer"]["accelerator"])
     return {**tree, "trainer": {**tree["trainer"], "precision": precision}}
 
 
@@ -253,7 +256,9 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """The commit of the code, with a plus when the working tree differs; 'unknown' outside a checkout."""
+    """A checkout's commit, with a plus when the working tree differs; of a wheel its version; 'unknown' without."""
+    if not IN_CHECKOUT:  # the repository around it, if any, is the user's
+        return version()
     try:
         here = Path(__file__).resolve().parent
         describe = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]

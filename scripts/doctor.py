@@ -11,7 +11,8 @@ Exit status 0 if nothing failed, 1 if something did.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # a file of a checkout that may not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import answered, compose, guarded, run_name, take_plugins
 from ldm.errors import UserError

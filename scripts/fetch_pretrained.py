@@ -16,16 +16,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # a file of a checkout that may not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.config import guarded
 from ldm.errors import UserError
+from ldm.installed import spoken
 from ldm.networks.downloads import PARTS, cache_folder, fetch
 
 
 def main() -> int:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=spoken(__doc__), formatter_class=form)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(PARTS)}; all when none is given")
     parser.add_argument("--from", dest="source", metavar="DIR", help="folder with the downloaded archives")
     arguments = parser.parse_args()

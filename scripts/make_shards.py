@@ -29,28 +29,30 @@ from typing import Any
 
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # a file of a checkout that may not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import printable, told
-from data.making.settings import Settings, place
+from ldm.data.errors import printable, told
+from ldm.data.making.settings import Settings, place
 from ldm.errors import UserError
+from ldm.installed import spoken
 from ldm.redaction import hide_on_terminal
 
 
 def main(arguments: list[str]) -> None:
     """Make shards as the words say; ends with one line and status 1 where they make no sense."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text())
+        print(spoken(help_text()))
         return
     console = Console()
     try:
         settings = parse(arguments)
-        from data.making.make import make_shards  # torch, once the words are known to be good
-        from data.making.report import report
+        from ldm.data.making.make import make_shards  # torch, once the words are known to be good
+        from ldm.data.making.report import report
 
         report(make_shards(settings, console), settings, console)
     except ValueError as error:
-        raise SystemExit(f"make_shards: {told(error)}") from None
+        raise SystemExit(f"make_shards: {spoken(told(error))}") from None
     except OSError as error:
         place = f": {error.filename}" if error.filename is not None else ""
         raise SystemExit(f"make_shards: {printable(f'{error.strerror or error}{place}')}") from None

@@ -22,7 +22,10 @@ def one_thread() -> None:
 def own_cache_of_what_is_derived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is known of the tests' shards and encoders, which are gone afterwards, does not fill the user's cache."""
     own = tmp_path_factory.mktemp("derived")
-    with patch("data.derived.cache_folder", return_value=own), patch.object(unread, "cache_folder", return_value=own):
+    with (
+        patch("ldm.data.derived.cache_folder", return_value=own),
+        patch.object(unread, "cache_folder", return_value=own),
+    ):
         yield
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from untrained import untrained_run
 
-from data.seals import sealed
 from ldm.checkpoint import resume
 from ldm.config import compose, dump, load_tree
 from ldm.convert import export_model, foreign_file
+from ldm.data.seals import sealed
 from ldm.ensemble import load_ensemble
 from ldm.files import sha256, write_json
 from ldm.run import load, open_run
@@ -224,7 +224,7 @@ TREES: dict[str, str] = {
     "a metric for a network": f"network: {OPEN_CLIP}",
     "a metric in a list": f"callback: [{OPEN_CLIP}]",
     "a metric for a callback": f"callback: {{panels: {OPEN_CLIP}}}",
-    "a metric in a mapping": "data: {_target_: data.module.ShardData, train: x, batch_size: 1, "
+    "a metric in a mapping": "data: {_target_: ldm.data.module.ShardData, train: x, batch_size: 1, "
     f"fields: {{caption: {OPEN_CLIP}}}}}",
     "a metric in a key that nobody has": f"nothing: {{at: {{all: {OPEN_CLIP}}}}}",
     "a network for a precondition": "precond: {_target_: ldm.networks.unet.UNet}",

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from data.fields import Field
-from data.index import read_index
-from data.making.make import make_shards
-from data.module import ShardData
+from ldm.data.fields import Field
+from ldm.data.index import read_index
+from ldm.data.making.make import make_shards
+from ldm.data.module import ShardData
 from scripts.make_shards import parse
 
 

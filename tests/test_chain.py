@@ -27,6 +27,7 @@ from ldm.quickstart.estimate import REFERENCE, Measured, benchmark, estimate
 from ldm.quickstart.numbers import expert_words
 from ldm.quickstart.sample_sheet import write_sheet
 from ldm.quickstart.samples import _moments, file_name
+from ldm.run import settle_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = (
@@ -70,8 +71,11 @@ def chain(folder: Path, *words: str) -> Chain:
     [(True, None, "bf16-mixed"), (False, None, "32-true"), (True, "32-true", "32-true"), (False, "64-true", "64-true")],
 )
 def test_runs_are_in_bf16_where_the_processor_computes_in_it(tmp_path, monkeypatch, able, given, expected):
-    monkeypatch.setattr("ldm.device.computes_bf16", lambda: able)
-    assert f"trainer.precision={expected}" in chain(tmp_path, *([f"precision={given}"] if given else [])).shared
+    monkeypatch.setattr("ldm.device.computes_bf16", lambda *_: able)
+    made = chain(tmp_path, *([f"precision={given}"] if given else []))
+    assert made.precision == expected
+    for words in made.commands.values():
+        assert settle_precision(compose("config", words), "x")["trainer"]["precision"] == expected
 
 
 def test_times_of_a_stage_add_up_over_restarts(tmp_path):

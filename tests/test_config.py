@@ -382,8 +382,8 @@ def test_every_argument_of_a_constructor_can_be_set():
     assert tree["data"]["fields"]["caption"]["extension"] == "txt" and tree["trainer"]["detect_anomaly"] is True
     tree = compose("sample", ["model=x", "guidance=per_condition", "guidance.scales.text=2"])
     assert tree["guidance"]["scales"]["text"] == 2
-    depth = {"_target_": "data.fields.Picture", "extension": "depth.png"}
-    given = "={_target_:data.fields.Picture,extension:depth.png}"
+    depth = {"_target_": "ldm.data.fields.Picture", "extension": "depth.png"}
+    given = "={_target_:ldm.data.fields.Picture,extension:depth.png}"
     tree = compose("config", [*words, f"data.fields.depth{given}", f"derived.depth{given}"])
     assert tree["data"]["fields"]["depth"] == tree["derived"]["depth"] == depth
     for word, said in {

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys import CONF, QUICKSTART, train
 
-from data.seals import sealed
 from ldm.build import Parts, load_first_stage
 from ldm.config import compose, overriding
 from ldm.convert import export_model, import_checkpoint, layout
 from ldm.convert.export import diffusers_names
+from ldm.data.seals import sealed
 from ldm.files import write_json
 from ldm.run import Run
 

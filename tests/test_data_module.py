@@ -12,13 +12,13 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from data.errors import ShardError, TooManyBadSamples
-from data.fields import Caption, Label, Mask, Picture
-from data.fields.holes import Holes
-from data.fields.low_resolution import LowResolution
-from data.fields.window import Window
-from data.module import ShardData
-from data.writing import write_shard
+from ldm.data.errors import ShardError, TooManyBadSamples
+from ldm.data.fields import Caption, Label, Mask, Picture
+from ldm.data.fields.holes import Holes
+from ldm.data.fields.low_resolution import LowResolution
+from ldm.data.fields.window import Window
+from ldm.data.module import ShardData
+from ldm.data.writing import write_shard
 
 NUM = 45
 

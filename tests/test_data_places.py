@@ -9,7 +9,7 @@ import pytest
 from range_server import serving
 from test_data_module import NUM, make, sample, spoil, take, write
 
-from data.errors import TooManyBadSamples
+from ldm.data.errors import TooManyBadSamples
 from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.run import check_unchanged
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import decoding
-from data.decoding import FastDecoder, PilDecoder, decode_image
-from data.errors import BadSample
-from data.label_images import decode_mask
-from data.transforms import fitted
+from ldm.data import decoding
+from ldm.data.decoding import FastDecoder, PilDecoder, decode_image
+from ldm.data.errors import BadSample
+from ldm.data.label_images import decode_mask
+from ldm.data.transforms import fitted
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from toys import assert_equal_runs, train
 
-from data.fields.degraded import Degraded
-from data.fields.low_resolution import LowResolution
 from ldm.config import overriding
+from ldm.data.fields.degraded import Degraded
+from ldm.data.fields.low_resolution import LowResolution
 from ldm.run import Run
 from sample import main
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Collection
@@ -27,17 +28,18 @@ from toys import (
     train,
 )
 
-from data.cache import read_manifest
-from data.decoding import PilDecoder
-from data.errors import ShardError, TooManyBadSamples
-from data.fields import Caption, Picture
-from data.module import ShardData
-from data.shards import listed_shards
 from ldm.build import Parts, load_first_stage
 from ldm.conditioners import lazy as unread
 from ldm.conditioners import t5
 from ldm.conditioners.clip_image import clip_image
 from ldm.config import compose
+from ldm.data.cache import read_manifest
+from ldm.data.decoding import PilDecoder
+from ldm.data.errors import ShardError, TooManyBadSamples
+from ldm.data.fields import Caption, Picture
+from ldm.data.module import ShardData
+from ldm.data.shards import listed_shards
+from ldm.doctor import examine
 from ldm.doctor.verify import verify
 from ldm.first_stage.first_stage import moments_of
 from ldm.holding import FolderHeld, held
@@ -130,6 +132,15 @@ def train_on(train_diffusion: Callable[..., Run], shards: Path) -> Callable[...,
     return start
 
 
+def test_doctor_tries_a_run_on_its_cache(cache: Path, first_stage: Run, shards: Path, tmp_path: Path):
+    words = tiny("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}", *of(shards), *RUN)
+    flop = []
+    for more in ([], [f"data.cache={cache}"]):
+        said = {found.check: found.said for found in examine(compose("config", [*words, *more]), "x")}
+        flop.append(float(re.search(r"([\d.e+-]+) GFLOP a sample", said["training step"])[1]))
+    assert 0 < flop[1] < flop[0], "nothing is encoded"
+
+
 @pytest.fixture(scope="module")
 def from_images(first_stage: Run, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same without a cache. Not to be changed."""
@@ -164,8 +175,8 @@ def test_a_run_on_a_cache_goes_on_bit_for_bit(train_on, cache: Path, monkeypatch
     own = ("network.dropout=0.1", "accumulation=2")
     with monkeypatch.context() as patch:
         read: list[Path] = []
-        patch.setattr("data.module.read_manifest", lambda folder: read.append(folder) or read_manifest(folder))
-        patch.setattr("data.shards.listed_shards", lambda folder: read.append(folder) or listed_shards(folder))
+        patch.setattr("ldm.data.module.read_manifest", lambda folder: read.append(folder) or read_manifest(folder))
+        patch.setattr("ldm.data.shards.listed_shards", lambda folder: read.append(folder) or listed_shards(folder))
         whole = train_on(cache, *own, run="whole")
         assert read.count(cache) == 1 and len(read) == 3, "one manifest of the cache, one of each set of shards"
     train_on(cache, *own, "max_steps=3", run="parts")

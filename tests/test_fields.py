@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data import counter_random as draws
-from data.errors import BadSample
-from data.fields import Caption, Derived, Embeddings, Field, Label, Layout, Mask, Picture, SemanticMap
-from data.fields.field_set import FieldSet
-from data.fields.holes import Holes, _inner
-from data.fields.low_resolution import LowResolution
-from data.fields.window import Window
-from data.rasters import picture
-from data.transforms import Augmentation, View
+from ldm.data import counter_random as draws
+from ldm.data.errors import BadSample
+from ldm.data.fields import Caption, Derived, Embeddings, Field, Label, Layout, Mask, Picture, SemanticMap
+from ldm.data.fields.field_set import FieldSet
+from ldm.data.fields.holes import Holes, _inner
+from ldm.data.fields.low_resolution import LowResolution
+from ldm.data.fields.window import Window
+from ldm.data.rasters import picture
+from ldm.data.transforms import Augmentation, View
 from ldm.diffusion.counter_random import uniform
 
 SIZE = picture((8, 8), 1, 8)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import derived
-from data.filters import Filters, read_filters, stored_size
-from data.module import ShardData
-from data.writing import write_shard
+from ldm.data import derived
+from ldm.data.filters import Filters, read_filters, stored_size
+from ldm.data.module import ShardData
+from ldm.data.writing import write_shard
 
 SCORES = np.linspace(0, 9, 40).round(2)
 

@@ -12,11 +12,11 @@ import yaml
 from malicious import SAFETENSORS
 from untrained import untrained_run
 
-from data.cache import MANIFEST, CacheFile, check, read_manifest
-from data.errors import ShardError
-from data.seals import SEAL
 from ldm.checkpoint import resume
 from ldm.config import compose, load_tree
+from ldm.data.cache import MANIFEST, CacheFile, check, read_manifest
+from ldm.data.errors import ShardError
+from ldm.data.seals import SEAL
 from ldm.ensemble import load_ensemble, write_manifest
 from ldm.errors import UserError
 from ldm.run import load, open_run

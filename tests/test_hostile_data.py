@@ -19,12 +19,12 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
-from data import bounded_json
-from data.bounded_json import load_json
-from data.errors import ShardError, TooManyBadSamples
-from data.fields import Caption, Embeddings, Field, Label, Layout
-from data.module import ShardData
-from data.paths import expand
+from ldm.data import bounded_json
+from ldm.data.bounded_json import load_json
+from ldm.data.errors import ShardError, TooManyBadSamples
+from ldm.data.fields import Caption, Embeddings, Field, Label, Layout
+from ldm.data.module import ShardData
+from ldm.data.paths import expand
 
 SECONDS = 2.0
 

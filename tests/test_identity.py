@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.seals import SEAL, check_seal, sealed
 from ldm.checkpoint import resume, weights
 from ldm.config import compose
+from ldm.data.seals import SEAL, check_seal, sealed
 from ldm.run import Run, open_run
 
 WORDS = ["experiment=quickstart/autoencoder", "~logger"]

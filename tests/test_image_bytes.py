@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import decoding, image_bytes
-from data.colours import rgb
-from data.decoding import decode_image, open_image
-from data.errors import BadSample
-from data.image_bytes import MAX_PARTS, MAX_SCANNED_PIXELS, format_name, jpeg_segments
+from ldm.data import decoding, image_bytes
+from ldm.data.colours import rgb
+from ldm.data.decoding import decode_image, open_image
+from ldm.data.errors import BadSample
+from ldm.data.image_bytes import MAX_PARTS, MAX_SCANNED_PIXELS, format_name, jpeg_segments
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import pytest
 
-from data import derived, index_cache, shards
-from data.errors import ShardError
-from data.index import read_index
-from data.shards import MemberReader, ShardSet
-from data.writing import write_shard
+from ldm.data import derived, index_cache, shards
+from ldm.data.errors import ShardError
+from ldm.data.index import read_index
+from ldm.data.shards import MemberReader, ShardSet
+from ldm.data.writing import write_shard
 
 
 def make_shard(path: Path, num: int = 20, size: int = 30, settled: bool = True) -> Path:
@@ -164,7 +164,7 @@ def test_few_indices_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_cache_that_cannot_be_written_is_one_line_with_the_way_out(shard: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    there = patch("data.derived.cache_folder", return_value=tmp_path / "file")
+    there = patch("ldm.data.derived.cache_folder", return_value=tmp_path / "file")
     with there, pytest.raises(ValueError, match=r"cannot be written .*; set LDM_CACHE"):
         ShardSet.open([shard])
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import BadSample
-from data.label_images import decode_labels, decode_mask
+from ldm.data.errors import BadSample
+from ldm.data.label_images import decode_labels, decode_mask
 
 NUMBERS = np.arange(48).reshape(6, 8) % 4
 MARKED = np.zeros((6, 8), bool)

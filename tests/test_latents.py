@@ -12,12 +12,12 @@ import webdataset as wds
 from torch import Tensor, nn
 from toys import tiny
 
-from data.fields import Embeddings
-from data.module import ShardData
 from ldm.build import Parts
 from ldm.checks import check_parts
 from ldm.conditioners.base import Conditioners
 from ldm.config import compose
+from ldm.data.fields import Embeddings
+from ldm.data.module import ShardData
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import generate
 

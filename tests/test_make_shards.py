@@ -15,12 +15,12 @@ import pytest
 from photos import captioned, load, picture, run, words
 from PIL import Image
 
-from data.fields import Caption, Label
-from data.index import read_index
-from data.making import make
-from data.making.encode import Job, make_shard
-from data.making.folders import scan
-from data.paths import expand
+from ldm.data.fields import Caption, Label
+from ldm.data.index import read_index
+from ldm.data.making import make
+from ldm.data.making.encode import Job, make_shard
+from ldm.data.making.folders import scan
+from ldm.data.paths import expand
 from scripts.make_shards import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ import pytest
 from photos import facts_of, left_out, picture, run
 from PIL import ExifTags, Image
 
-from data.decoding import upright
-from data.fields import Caption, Layout
-from data.module import ShardData
+from ldm.data.decoding import upright
+from ldm.data.fields import Caption, Layout
+from ldm.data.module import ShardData
 
 
 def annotated(folder: Path) -> tuple[Path, Path]:

@@ -8,11 +8,11 @@ import pytest
 from photos import captioned, facts_of, left_out, picture, run, words
 from PIL import Image
 
-from data.decoding import IMAGE_EXTENSIONS, decode_image
-from data.index import read_index
-from data.making import walk as walking
-from data.making.files import MAX_TEXT_BYTES
-from data.user_error import UserError
+from ldm.data.decoding import IMAGE_EXTENSIONS, decode_image
+from ldm.data.index import read_index
+from ldm.data.making import walk as walking
+from ldm.data.making.files import MAX_TEXT_BYTES
+from ldm.data.user_error import UserError
 from scripts.make_shards import main
 
 OTHERS = ("svg", "psd", "cr2", "jxl", "heic", "BMP", "gif", "tiff", "avif", "jfif")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import BadSample
-from data.fields import Caption, Label, Layout
-from data.filters import Filters
-from data.members import MAX_TEXT_BYTES, read_entries, read_entry, read_text
-from data.rasters import picture
+from ldm.data.errors import BadSample
+from ldm.data.fields import Caption, Label, Layout
+from ldm.data.filters import Filters
+from ldm.data.members import MAX_TEXT_BYTES, read_entries, read_entry, read_text
+from ldm.data.rasters import picture
 
 BOM = b"\xef\xbb\xbf"
 

@@ -11,9 +11,9 @@ import torch
 from test_data_module import merged, picture, same
 from toys import QUICKSTART, annotated_shard, train
 
-from data.mixture import PERIOD, Mixture, slots
-from data.module import ShardData
-from data.writing import write_shard
+from ldm.data.mixture import PERIOD, Mixture, slots
+from ldm.data.module import ShardData
+from ldm.data.writing import write_shard
 
 SIZES = {"photos": 700, "drawings": 90, "icons": 13}
 WEIGHTS = {"photos": 5, "drawings": 2, "icons": 1}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.plan import WINDOW_BLOCKS, Plan, permute_blocks
+from ldm.data.plan import WINDOW_BLOCKS, Plan, permute_blocks
 
 OLD_ORDER = [951, 504, 434, 918, 934]  # positions 0, 1, 999, 1000, 54321 of the first release
 NUM, BLOCK, BATCH = 100_000, 500, 256

@@ -6,6 +6,7 @@ import pytest
 import torch
 from toys import curve
 
+from ldm.device import mixed_precision
 from ldm.diffusion import samplers, weighting
 from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import Denoiser
@@ -63,7 +64,7 @@ def test_guided_sampling_is_the_same_bits_under_autocast(sampler):
 
 @pytest.mark.parametrize("able", [True, False])
 def test_emulated_bf16_is_told_of(train_diffusion: Train, monkeypatch: pytest.MonkeyPatch, capsys, able: bool):
-    monkeypatch.setattr("ldm.fit.computes_bf16", lambda: able)
+    monkeypatch.setattr("ldm.fit.computes_bf16", lambda *_: able)
     train_diffusion("trainer.precision=bf16-mixed", "max_steps=1")
     assert ("32-true is many times faster" in capsys.readouterr().out) is not able
 
@@ -89,3 +90,19 @@ def test_bf16_training_follows_fp32_and_would_not_with_noise_in_bf16(
     monkeypatch.setattr(Denoiser, "forward", careless)
     careless_deviation = (losses("bf16-mixed", "careless") / exact - 1).abs()
     assert careless_deviation.mean() > 3 * TRACKS_WITHIN
+
+
+def test_auto_is_told_written_down_and_kept(train_diffusion: Train, monkeypatch: pytest.MonkeyPatch, capsys):
+    for steps, able in ((1, False), (2, True)):  # begun where fp32 is faster, resumed where bf16 is
+        monkeypatch.setattr("ldm.device.computes_bf16", lambda *_, able=able: able)
+        run = train_diffusion("trainer.precision=auto", f"max_steps={steps}")
+        assert "diffusion: trainer.precision=auto is 32-true" in capsys.readouterr().out
+        assert "precision: 32-true" in (run.folder / "config.yaml").read_text()
+
+
+def test_auto_asks_of_the_processor_that_is_trained_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert mixed_precision() == mixed_precision("gpu") == "32-true"
+    assert mixed_precision("cpu") == "bf16-mixed"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.module import ShardData
-from data.paths import HOME
-from data.shards import MemberReader, ShardSet
-from data.writing import sha256_of
+from ldm.data.module import ShardData
+from ldm.data.paths import HOME
+from ldm.data.shards import MemberReader, ShardSet
+from ldm.data.writing import sha256_of
 
 FOLDER = HOME / "data" / "quickstart"
 PROMPTS = [

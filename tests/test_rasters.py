@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.decoding import FastDecoder, PilDecoder, read_picture
-from data.errors import BadSample
-from data.fields import Field, Layout, Mask, SemanticMap
-from data.module import ShardData
-from data.rasters import picture, upright
-from data.samples import Sample
-from data.transforms import MAX_ASPECT, fitted, kept
+from ldm.data.decoding import FastDecoder, PilDecoder, read_picture
+from ldm.data.errors import BadSample
+from ldm.data.fields import Field, Layout, Mask, SemanticMap
+from ldm.data.module import ShardData
+from ldm.data.rasters import picture, upright
+from ldm.data.samples import Sample
+from ldm.data.transforms import MAX_ASPECT, fitted, kept
 
 COLOURS = np.array([[220, 30, 30], [30, 200, 30], [30, 30, 220], [230, 220, 30]], np.uint8)
 SCENE = np.kron(np.array([[0, 1], [2, 3]]), np.ones((24, 32), int))  # quadrants; [48, 64]

@@ -12,10 +12,10 @@ import pytest
 from range_server import serving
 from toys import QUICKSTART, tiny
 
-from data.errors import ShardError
-from data.paths import expand
-from data.storage import Url
 from ldm.config import compose
+from ldm.data.errors import ShardError
+from ldm.data.paths import expand
+from ldm.data.storage import Url
 from ldm.fit import fit
 from ldm.redaction import agrees, hide_on_terminal, redacted
 from ldm.training.loggers import close, wandb

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from toys import Process, assert_equal_runs, curve, losses, newest_step, state, tiny, train
 
-from data.seals import sealed
 from ldm.checkpoint import resume, weights
 from ldm.config import compose
+from ldm.data.seals import sealed
 from ldm.files import read_text, sha256, write_json
 from ldm.fit import fit
 from ldm.holding import FolderHeld, FolderLost, held

@@ -11,9 +11,9 @@ import pytest
 import torch
 from toys import QUICKSTART, train
 
-from data.seals import sealed
 from ldm.checkpoint import resume
 from ldm.config import compose, load_tree
+from ldm.data.seals import sealed
 from ldm.fit import fit
 from ldm.lineage import begun_from, branch_point
 from ldm.overwriting import clear

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from data import tar_headers
-from data.braces import expand_braces
-from data.errors import ShardError
-from data.index import EmptyShard, read_index, split_name
-from data.open_files import OpenFiles, room
-from data.paths import expand
-from data.shards import MemberReader, ShardSet
+from ldm.data import tar_headers
+from ldm.data.braces import expand_braces
+from ldm.data.errors import ShardError
+from ldm.data.index import EmptyShard, read_index, split_name
+from ldm.data.open_files import OpenFiles, room
+from ldm.data.paths import expand
+from ldm.data.shards import MemberReader, ShardSet
 
 
 def tar_of(path: Path, names: list[str | tarfile.TarInfo], form: int = tarfile.GNU_FORMAT) -> Path:
@@ -301,7 +301,7 @@ def test_a_shard_overwritten_while_it_is_open_is_an_error_and_one_replaced_is_th
 
 
 def test_few_files_are_held_open_and_too_many_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.open_files.file_limit", lambda: 64)
+    monkeypatch.setattr("ldm.data.open_files.file_limit", lambda: 64)
     paths = [tar_of(tmp_path / f"{i}.tar", [f"k{i}.txt"]) for i in range(12)]
     assert room(64) == 4 and len(read(*paths)) == 12
     files = OpenFiles(64)
@@ -312,6 +312,6 @@ def test_few_files_are_held_open_and_too_many_are_said(tmp_path: Path, monkeypat
     def full(path: Path) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("data.open_files.FileIO", full)
+    monkeypatch.setattr("ldm.data.open_files.FileIO", full)
     with pytest.raises(ShardError, match=r"0\.tar: too many open files .*ulimit -n"):
         read(paths[0])

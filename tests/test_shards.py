@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from data.errors import ShardError
-from data.index import read_index
-from data.paths import expand
-from data.plan import BatchPlan, Plan, permute
-from data.shards import MemberReader, ShardSet
-from data.streams import MemberStream
-from data.writing import write_manifest, write_shard
+from ldm.data.errors import ShardError
+from ldm.data.index import read_index
+from ldm.data.paths import expand
+from ldm.data.plan import BatchPlan, Plan, permute
+from ldm.data.shards import MemberReader, ShardSet
+from ldm.data.streams import MemberStream
+from ldm.data.writing import write_manifest, write_shard
 
 
 def make_shard(path: Path, keys: list[str]) -> Path:

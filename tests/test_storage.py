@@ -14,18 +14,18 @@ import pytest
 from range_server import RangeServer, serving
 from test_data_module import NUM, make, same, sample, take, write
 
-from data import attempts, index_cache, ranges
-from data.copying import copy_all
-from data.errors import ShardError
-from data.index import read_index
-from data.local_copies import GB, LocalCopies, job_for
-from data.module import ShardData
-from data.objects import Span
-from data.paths import expand
-from data.shards import MemberReader, ShardSet
-from data.storage import Url, facts, read_spans
-from data.user_error import UserError
-from data.writing import write_shard
+from ldm.data import attempts, index_cache, ranges
+from ldm.data.copying import copy_all
+from ldm.data.errors import ShardError
+from ldm.data.index import read_index
+from ldm.data.local_copies import GB, LocalCopies, job_for
+from ldm.data.module import ShardData
+from ldm.data.objects import Span
+from ldm.data.paths import expand
+from ldm.data.shards import MemberReader, ShardSet
+from ldm.data.storage import Url, facts, read_spans
+from ldm.data.user_error import UserError
+from ldm.data.writing import write_shard
 
 
 @pytest.fixture(autouse=True)
@@ -274,7 +274,7 @@ def test_a_cut_remote_shard_is_an_error_that_names_it(server: RangeServer) -> No
 
 
 def test_members_of_a_remote_sample_may_be_too_large(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.shards.MAX_MEMBER_BYTES", 10)
+    monkeypatch.setattr("ldm.data.shards.MAX_MEMBER_BYTES", 10)
     data = make(f"{server.url}/train-0.tar", batch_size=5, max_bad_fraction=1.0)
     with pytest.raises(ValueError, match="member too large"):
         take(data, 1)
@@ -337,7 +337,7 @@ def test_a_newly_signed_url_is_the_same_place(query: str, server: RangeServer) -
 
 
 def test_tokens_in_urls_are_not_written_to_the_cache(server: RangeServer) -> None:
-    from data import derived
+    from ldm.data import derived
 
     before = set(derived.cache_folder().rglob("*"))
     ShardSet.open(expand(f"{server.url}/train-0.tar?token=secret", "data.train"))
@@ -346,8 +346,8 @@ def test_tokens_in_urls_are_not_written_to_the_cache(server: RangeServer) -> Non
 
 
 def test_a_folder_of_img2dataset_works_as_it_is(tmp_path: Path) -> None:
-    from data.fields import Caption
-    from data.module import ShardData
+    from ldm.data.fields import Caption
+    from ldm.data.module import ShardData
 
     for shard in range(2):
         rows = []

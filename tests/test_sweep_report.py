@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from toys import train
 
-from data.seals import sealed
 from ldm.config import compose
+from ldm.data.seals import sealed
 from ldm.files import write_json
 from ldm.networks.lpips import LPIPS
 from ldm.run import Run

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from toys import EXPERIMENTS, clip_image_folder, curve, losses, same, state, t5_folder, tiny, train
 from untrained import untrained_run
 
-from data.seals import sealed
 from ldm.checkpoint import weights
 from ldm.config import compose
+from ldm.data.seals import sealed
 from ldm.ensemble import load_ensemble, write_manifest
 from ldm.files import write_json
 from ldm.loading import load, load_drawer

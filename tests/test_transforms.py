@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.counter_random import philox, uniform
-from data.framing import framing
-from data.transforms import Augmentation, View, fitted, resize, resize_nearest, to_tensor
+from ldm.data.counter_random import philox, uniform
+from ldm.data.framing import framing
+from ldm.data.transforms import Augmentation, View, fitted, resize, resize_nearest, to_tensor
 
 # -- draws ---------------------------------------------------------------------------------------------------------
 

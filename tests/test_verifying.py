@@ -6,11 +6,11 @@ import pytest
 from range_server import serving
 from test_shards import make_shard
 
-from data.errors import ShardError
-from data.paths import expand
-from data.shards import ShardSet
-from data.verifying import verify
-from data.writing import sha256_of, write_manifest
+from ldm.data.errors import ShardError
+from ldm.data.paths import expand
+from ldm.data.shards import ShardSet
+from ldm.data.verifying import verify
+from ldm.data.writing import sha256_of, write_manifest
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from data.batches import Batches
-from data.errors import SkipLog
-from data.workers import WorkerError, failures_named, leave_signals_to_parent
+from ldm.data.batches import Batches
+from ldm.data.errors import SkipLog
+from ldm.data.workers import WorkerError, failures_named, leave_signals_to_parent
 
 FORK = multiprocessing.get_context("fork")
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -108,7 +108,9 @@ def test_shared_memory_that_is_too_small_is_said_before_a_batch_is_made(
     needed = 12 * 3 * 8 * 8 * 4 * 2 * 2  # a batch's images, of each worker, two ahead
 
     def room(free: int) -> None:
-        monkeypatch.setattr("data.workers.os.statvfs", lambda _: os.statvfs_result((1, 1, free, free, free, *[0] * 5)))
+        monkeypatch.setattr(
+            "ldm.data.workers.os.statvfs", lambda _: os.statvfs_result((1, 1, free, free, free, *[0] * 5))
+        )
 
     room(needed - 1)
     for ask in (data.train_loader, data.validation_loader, data.statistics_loader):

@@ -47,6 +47,7 @@ TINY_RUN = [
     "data.validation_samples=4",
     "data.num_workers=0",
     "trainer.accelerator=cpu",
+    "trainer.devices=1",
     "trainer.precision=32-true",
     "lr=constant",
 ]
@@ -109,6 +110,8 @@ def shrunk(words: Sequence[str], chosen: Sequence[str] = ()) -> list[str]:
         words += [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     if (tree["task"] or {}).get("single_factor"):  # the toy first stage whitens each channel
         words.append("task.single_factor=false")
+    if tree["crop_size"]:
+        words += ["image_size=64", "crop_size=32"]
     if tree["autoencoder"]:  # as many levels as it has
         words.append(f"autoencoder.multipliers={[1 for _ in tree['autoencoder']['multipliers']]}".replace(" ", ""))
     return overriding(words)

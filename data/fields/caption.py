@@ -4,12 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.errors import BadSample
-from data.fields.field import Field
-from data.members import entry, is_unicode, read_entries, read_text, says_something
-from data.rasters import Picture
-from data.transforms import View
-from data.user_error import UserError
+from ldm.data.errors import BadSample
+from ldm.data.fields.field import Field
+from ldm.data.members import entry, is_unicode, read_entries, read_text, says_something
+from ldm.data.rasters import Picture
+from ldm.data.transforms import View
+from ldm.data.user_error import UserError
 
 PLACE = re.compile(r"\{(\w+)\}")  # of an entry of the json, in a suffix
 

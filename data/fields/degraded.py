@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.counter_random import uniform
-from data.fields.derived import Derived
-from data.fields.picture import Picture
-from data.user_error import UserError
+from ldm.data.counter_random import uniform
+from ldm.data.fields.derived import Derived
+from ldm.data.fields.picture import Picture
+from ldm.data.user_error import UserError
 
 REACH = 3  # standard deviations of a blur that are kept
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data.fields.field import Field
+from ldm.data.fields.field import Field
 
 
 class Derived(ABC):

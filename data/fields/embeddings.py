@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data.errors import BadSample
-from data.fields.field import Field
-from data.members import read_floats
-from data.rasters import Picture
-from data.transforms import View
-from data.user_error import UserError
+from ldm.data.errors import BadSample
+from ldm.data.fields.field import Field
+from ldm.data.members import read_floats
+from ldm.data.rasters import Picture
+from ldm.data.transforms import View
+from ldm.data.user_error import UserError
 
 
 class Embeddings(Field):

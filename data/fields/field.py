@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from data.rasters import Picture
-from data.transforms import View
+from ldm.data.rasters import Picture
+from ldm.data.transforms import View
 
 
 class Field(ABC):

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
-from data.fields.derived import Derived
-from data.fields.field import Field
-from data.fields.picture import Picture
-from data.user_error import UserError
+from ldm.data.fields.derived import Derived
+from ldm.data.fields.field import Field
+from ldm.data.fields.picture import Picture
+from ldm.data.user_error import UserError
 
 
 class FieldSet:

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from data.counter_random import uniform
-from data.fields.derived import Derived
-from data.fields.mask import Mask
-from data.user_error import UserError
+from ldm.data.counter_random import uniform
+from ldm.data.fields.derived import Derived
+from ldm.data.fields.mask import Mask
+from ldm.data.user_error import UserError
 
 
 class Holes(Derived):

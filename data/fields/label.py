@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from data.errors import BadSample
-from data.fields.field import Field
-from data.members import read_entry, read_text
-from data.rasters import Picture
-from data.transforms import View
+from ldm.data.errors import BadSample
+from ldm.data.fields.field import Field
+from ldm.data.members import read_entry, read_text
+from ldm.data.rasters import Picture
+from ldm.data.transforms import View
 
 
 class Label(Field):

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.errors import BadSample
-from data.fields.field import Field
-from data.members import entry, read_entries
-from data.rasters import Picture
-from data.transforms import View
-from data.user_error import UserError
+from ldm.data.errors import BadSample
+from ldm.data.fields.field import Field
+from ldm.data.members import entry, read_entries
+from ldm.data.rasters import Picture
+from ldm.data.transforms import View
+from ldm.data.user_error import UserError
 
 
 class Layout(Field):

@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from data.fields.derived import Derived
-from data.fields.picture import Picture
-from data.user_error import UserError
+from ldm.data.fields.derived import Derived
+from ldm.data.fields.picture import Picture
+from ldm.data.user_error import UserError
 
 
 class LowResolution(Derived):

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data.fields.field import Field
-from data.label_images import decode_mask
-from data.rasters import Picture
-from data.transforms import View
+from ldm.data.fields.field import Field
+from ldm.data.label_images import decode_mask
+from ldm.data.rasters import Picture
+from ldm.data.transforms import View
 
 
 class Mask(Field):

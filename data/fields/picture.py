@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from data import rasters
-from data.decoding import PilDecoder
-from data.fields.field import Field
-from data.transforms import View, to_tensor
-from data.user_error import UserError
+from ldm.data import rasters
+from ldm.data.decoding import PilDecoder
+from ldm.data.fields.field import Field
+from ldm.data.transforms import View, to_tensor
+from ldm.data.user_error import UserError
 
 
 class Picture(Field):

@@ -2,8 +2,8 @@
 
 import torch
 
-from data.fields.derived import Derived
-from data.fields.picture import Picture
+from ldm.data.fields.derived import Derived
+from ldm.data.fields.picture import Picture
 
 
 class Window(Derived):

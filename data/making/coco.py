@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadSample
-from data.making.files import reason_of
-from data.making.inside import Folder
-from data.making.sources import LeftOut, Problem, Source, Sources
-from data.members import is_unicode, says_something
-from data.user_error import UserError
+from ldm.data.errors import BadSample
+from ldm.data.making.files import reason_of
+from ldm.data.making.inside import Folder
+from ldm.data.making.sources import LeftOut, Problem, Source, Sources
+from ldm.data.members import is_unicode, says_something
+from ldm.data.user_error import UserError
 
 BROKEN = "broken annotation"
 

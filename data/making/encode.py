@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from data.decoding import FORMATS, decode_image, read_picture
-from data.errors import BadSample
-from data.making.coco import upright_objects
-from data.making.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, format_of, read_file
-from data.making.sources import LeftOut, Problem, Source
-from data.writing import sha256_of, write_shard
+from ldm.data.decoding import FORMATS, decode_image, read_picture
+from ldm.data.errors import BadSample
+from ldm.data.making.coco import upright_objects
+from ldm.data.making.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, format_of, read_file
+from ldm.data.making.sources import LeftOut, Problem, Source
+from ldm.data.writing import sha256_of, write_shard
 
 MAX_WEBP_SIDE = 16383  # pixels; the format has no room for more
 

@@ -4,8 +4,8 @@ import os
 import stat
 from pathlib import Path
 
-from data.decoding import IMAGE_EXTENSIONS, MAX_PIXELS
-from data.errors import BadSample
+from ldm.data.decoding import IMAGE_EXTENSIONS, MAX_PIXELS
+from ldm.data.errors import BadSample
 
 MAX_IMAGE_BYTES = 4 * MAX_PIXELS + (1 << 20)  # the largest picture that is decoded, stored without compression
 MAX_TEXT_BYTES = 1 << 20  # of a caption, and of all that is known about one image

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.decoding import IMAGE_EXTENSIONS
-from data.errors import BadSample
-from data.making.files import MAX_TEXT_BYTES, read_file
-from data.making.sources import LeftOut, Problem, Source, Sources
-from data.making.walk import Walk, unused_texts, walk
-from data.members import is_unicode, read_text, says_something
-from data.user_error import UserError
+from ldm.data.decoding import IMAGE_EXTENSIONS
+from ldm.data.errors import BadSample
+from ldm.data.making.files import MAX_TEXT_BYTES, read_file
+from ldm.data.making.sources import LeftOut, Problem, Source, Sources
+from ldm.data.making.walk import Walk, unused_texts, walk
+from ldm.data.members import is_unicode, read_text, says_something
+from ldm.data.user_error import UserError
 
 
 @dataclass

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.errors import BadSample
-from data.making.files import read_start, reason_of
-from data.members import read_text
-from data.user_error import UserError
+from ldm.data.errors import BadSample
+from ldm.data.making.files import read_start, reason_of
+from ldm.data.members import read_text
+from ldm.data.user_error import UserError
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]  # where it stands in the file, and what it says
@@ -160,7 +160,7 @@ def read_parquet(path: Path, tell: Told) -> Iterator[Placed]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"source={path}: parquet needs pyarrow: pip install 'ldm[parquet]'") from None
+        raise UserError(f"source={path}: parquet needs pyarrow: pip install 'ldm-trainer[parquet]'") from None
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             _refuse_twins(path, file.schema_arrow.names)

@@ -5,8 +5,8 @@ import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
-from data.errors import BadSample
-from data.making.files import look_at_image
+from ldm.data.errors import BadSample
+from ldm.data.making.files import look_at_image
 
 
 class Folder:

@@ -15,18 +15,18 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from data.making.coco import read_annotations
-from data.making.encode import Job
-from data.making.folders import scan
-from data.making.formats import TABLES
-from data.making.manifest import SPLITS, names_digest, nothing_usable, read_finished, summarise
-from data.making.processes import finish
-from data.making.report import progress
-from data.making.settings import Settings
-from data.making.sources import LeftOut, Source, Sources
-from data.making.tables import read_table
-from data.user_error import UserError
-from data.writing import MANIFEST, write_manifest
+from ldm.data.making.coco import read_annotations
+from ldm.data.making.encode import Job
+from ldm.data.making.folders import scan
+from ldm.data.making.formats import TABLES
+from ldm.data.making.manifest import SPLITS, names_digest, nothing_usable, read_finished, summarise
+from ldm.data.making.processes import finish
+from ldm.data.making.report import progress
+from ldm.data.making.settings import Settings
+from ldm.data.making.sources import LeftOut, Source, Sources
+from ldm.data.making.tables import read_table
+from ldm.data.user_error import UserError
+from ldm.data.writing import MANIFEST, write_manifest
 
 JOURNAL = "progress.jsonl"
 BEGINNING = '{"source": '

@@ -8,10 +8,10 @@ import json
 from collections import Counter
 from typing import Any
 
-from data.making.settings import Settings
-from data.making.sources import LeftOut, Source, Sources
-from data.user_error import UserError
-from data.writing import MANIFEST
+from ldm.data.making.settings import Settings
+from ldm.data.making.sources import LeftOut, Source, Sources
+from ldm.data.user_error import UserError
+from ldm.data.writing import MANIFEST
 
 SPLITS = ("train", "validation")
 NUM_REASONS = 3

@@ -12,8 +12,8 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any
 
-from data.making.encode import Job, make_shard
-from data.user_error import UserError
+from ldm.data.making.encode import Job, make_shard
+from ldm.data.user_error import UserError
 
 POLL_SECONDS = 0.2
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data.errors import printable
-from data.making.settings import Settings
-from data.writing import MANIFEST
+from ldm.data.errors import printable
+from ldm.data.making.settings import Settings
+from ldm.data.writing import MANIFEST
 
 NUM_NAMED = 5
 

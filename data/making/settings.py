@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.decoding import IMAGE_EXTENSIONS
-from data.user_error import UserError
+from ldm.data.decoding import IMAGE_EXTENSIONS
+from ldm.data.user_error import UserError
 
 
 def _cores() -> int:

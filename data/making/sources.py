@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from data.errors import BadSample
+from ldm.data.errors import BadSample
 
 
 class Problem(NamedTuple):

@@ -15,13 +15,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadSample
-from data.making.formats import TABLES, Row
-from data.making.inside import Folder
-from data.making.settings import Settings, place
-from data.making.sources import LeftOut, Problem, Source, Sources
-from data.members import is_unicode, says_something
-from data.user_error import UserError
+from ldm.data.errors import BadSample
+from ldm.data.making.formats import TABLES, Row
+from ldm.data.making.inside import Folder
+from ldm.data.making.settings import Settings, place
+from ldm.data.making.sources import LeftOut, Problem, Source, Sources
+from ldm.data.members import is_unicode, says_something
+from ldm.data.user_error import UserError
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d{1,3})?")
 NAME = "name"  # of the .json: the place of the image in its source

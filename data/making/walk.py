@@ -9,10 +9,10 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from data.decoding import IMAGE_EXTENSIONS
-from data.errors import BadSample
-from data.making.files import PICTURE_EXTENSIONS, format_of, read_start, reason_of
-from data.making.sources import LeftOut
+from ldm.data.decoding import IMAGE_EXTENSIONS
+from ldm.data.errors import BadSample
+from ldm.data.making.files import PICTURE_EXTENSIONS, format_of, read_start, reason_of
+from ldm.data.making.sources import LeftOut
 
 SYSTEM_NAMES = frozenset(
     {

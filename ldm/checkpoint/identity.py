@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.seals import check_seal
+from ldm.data.seals import check_seal
 from ldm.errors import UserError
 from ldm.files import read_json, sha256
 

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from data.seals import check_seal, sealed
 from ldm.checkpoint import base, identity
 from ldm.checkpoint.finite import check_finite
 from ldm.checkpoint.rows import placed
+from ldm.data.seals import check_seal, sealed
 from ldm.errors import UserError
 from ldm.files import discard, read_json, replace, sha256, sweep, write_json
 

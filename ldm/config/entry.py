@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from data.errors import told
+from ldm.data.errors import told
 from ldm.errors import UserError
+from ldm.installed import spoken
 from ldm.redaction import hide_on_terminal
 
 
@@ -23,6 +24,6 @@ def guarded(main: Callable[[list[str]], int], leave: Callable[[int], NoReturn] =
     except (UserError, OSError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
-        print(f"error: {told(error)} (LDM_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"error: {spoken(told(error))} (LDM_TRACEBACK=1 shows where)", file=sys.stderr)
         status = 2
     leave(status)

@@ -21,6 +21,7 @@ from ldm.config.saved import dump
 from ldm.config.validation import nearest
 from ldm.config.words import expand_sweep, run_name, split_literal, take_plugins
 from ldm.errors import UserError
+from ldm.installed import spoken
 from ldm.redaction import redacted
 
 SWEEP = ("-m", "--multirun")
@@ -44,7 +45,7 @@ def answered(config_name: str, about: str, arguments: list[str]) -> str | None:
         if not group and any(bare(word) != "plugins" for word in rest):
             return resolved(config_name, rest)
         take_plugins(rest, known="plugins" in root(config_name)[0])
-        return group_text(config_name, group) if group else help_text(config_name, about)
+        return group_text(config_name, group) if group else spoken(help_text(config_name, about))
     words = _without_cfg(arguments)
     if words == arguments:
         return None

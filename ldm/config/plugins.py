@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from ldm.errors import UserError
+from ldm.installed import CONF
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 ENTRY_POINTS = "ldm.plugins"
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 OURS = frozenset(("ldm", "data", "train", "sample", "scripts"))

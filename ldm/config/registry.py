@@ -15,8 +15,7 @@ from ldm.config.plugins import CONF, folders, of_a_package, roots
 from ldm.config.signatures import arguments, defined_in, full_name, imported, made
 from ldm.errors import UserError
 
-ROOTS = ("ldm.", "data.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
-OURS = ("ldm.", "data.")
+ROOTS = ("ldm.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
 
 
 @cache
@@ -167,7 +166,7 @@ def belongs_to_argument(name: str, parent: str, argument: str, annotation: Any) 
 
 def is_part(annotation: Any) -> bool:
     """Whether an annotation is a class of ours, whose objects a nested target makes."""
-    ours = inspect.isclass(annotation) and f"{annotation.__module__}.".startswith((*OURS, *roots()))
+    ours = inspect.isclass(annotation) and f"{annotation.__module__}.".startswith(("ldm.", *roots()))
     return ours and not typing.is_typeddict(annotation)
 
 

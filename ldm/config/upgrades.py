@@ -37,11 +37,16 @@ MOVED = {
 
 
 def with_moved_targets(node: Any) -> Any:
-    """A tree with the new names of its targets, wherever in it they stand; whatever else it holds stays as it is."""
+    """A tree with the new names of its targets, wherever in it they stand; whatever else it holds stays as it is.
+
+    Of the folder data/ the targets began with "data.", and begin with "ldm.data.".
+    """
     if isinstance(node, dict):
         found = {key: with_moved_targets(value) for key, value in node.items()}
         target = found.get("_target_")
-        return {**found, "_target_": MOVED.get(target, target)} if isinstance(target, str) else found
+        if not isinstance(target, str):
+            return found
+        return {**found, "_target_": MOVED.get(target, f"ldm.{target}" if target.startswith("data.") else target)}
     return [with_moved_targets(value) for value in node] if isinstance(node, list) else node
 
 
@@ -117,9 +122,13 @@ def _without(part: Tree, *keys: str) -> Tree:
 
 # A condition that once made its field of "image" by itself, and what does it now; with keys that it is told by.
 MADE = {
-    "ldm.conditioners.image.LowResolution": ("low_resolution", "data.fields.low_resolution.LowResolution", ("factor",)),
-    "ldm.conditioners.image.MaskedImage": ("mask", "data.fields.holes.Holes", ()),
-    "ldm.conditioners.clip_image.clip_image": ("style", "data.fields.window.Window", ()),
+    "ldm.conditioners.image.LowResolution": (
+        "low_resolution",
+        "ldm.data.fields.low_resolution.LowResolution",
+        ("factor",),
+    ),
+    "ldm.conditioners.image.MaskedImage": ("mask", "ldm.data.fields.holes.Holes", ()),
+    "ldm.conditioners.clip_image.clip_image": ("style", "ldm.data.fields.window.Window", ()),
 }
 
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from data.errors import ShardError
-from data.module import ShardData
-from data.plan import BatchPlan
-from data.shards import ShardSet
 from ldm.build import Parts
 from ldm.checkpoint import resume
 from ldm.checks import check_parts
 from ldm.config import instantiate
+from ldm.data.errors import ShardError
+from ldm.data.module import ShardData
+from ldm.data.plan import BatchPlan
+from ldm.data.shards import ShardSet
 from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
 from ldm.fine_tuning import begun_from_published
-from ldm.fit import quieten
+from ldm.fit import quieten, read_cache
 from ldm.ranks import check_ranks
 from ldm.run import branch_point, inherit, open_run, settle_precision
 from ldm.training.dry_run import Trial, try_steps
@@ -141,6 +141,8 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
     if tree["trainer"]["strategy"] == FullySharded.strategy_name:
         check_shardable(parts["task"].model, tree["trainer"]["precision"])
     parts["data"].setup()
+    if parts["data"].cache is not None:
+        read_cache(parts)
     check_parts(parts)
     checkpoint = branch_point(tree["branch"])
     parent = (resume.load_checked(checkpoint), str(checkpoint)) if checkpoint else None
@@ -170,7 +172,8 @@ def _step(tree: dict[str, Any], trial: Trial, world_size: int) -> Finding:
     said = (
         f"losses {', '.join(f'{loss:.4f}' for loss in trial.losses)}, gradient norm {trial.gradient_norm:.3g}; "
         f"{trial.seconds:.2f} s a micro-batch here: {tree['data']['batch_size'] / seconds:.1f} samples/s and "
-        f"{tree['max_steps'] * seconds / 3600:.1f} h in all, if {world_size} such ranks took no longer"
+        f"{tree['max_steps'] * seconds / 3600:.1f} h in all, if {world_size} such ranks took no longer; "
+        f"{trial.flop / 1e9:.4g} GFLOP a sample"
     )
     if not all(map(math.isfinite, [*trial.losses, trial.gradient_norm])):
         return Finding("training step", FAIL, f"{said}: not finite; lower optimizer.lr or look at the data")

@@ -44,7 +44,7 @@ def devices(tree: dict[str, Any]) -> Finding:
         return Finding("device", FAIL, f"{said}; trainer.accelerator=gpu asks for one")
     if not num_gpus and "16" in precision and "bf16" not in precision:
         return Finding("device", FAIL, f"{said}: not on a CPU; bf16-mixed or 32-true")
-    if "bf16" in precision and not computes_bf16():
+    if "bf16" in precision and not computes_bf16(trainer["accelerator"]):
         return Finding("device", WARN, f"{said}: bf16 is only emulated here, 32-true is many times faster")
     if not num_gpus and trainer["accelerator"] != "cpu":
         return Finding("device", WARN, f"{said}: it would train on the CPU")

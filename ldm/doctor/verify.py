@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.cache import MANIFEST, CacheFile, read_manifest
-from data.cache_labels import check_digest
-from data.paths import expand
-from data.seals import SEAL
 from ldm.checkpoint import identity, resume, weights
 from ldm.config import load_tree
+from ldm.data.cache import MANIFEST, CacheFile, read_manifest
+from ldm.data.cache_labels import check_digest
+from ldm.data.paths import expand
+from ldm.data.seals import SEAL
 from ldm.ensemble import check_member, read_members
 from ldm.errors import UserError
 from ldm.files import read_json, sha256
@@ -154,7 +154,7 @@ def _cache_file(path: Path, encoders: set[str], seal: str | None) -> str | None:
 
 def _shards(pattern: str) -> Iterator[Verdict]:
     paths = expand(pattern, "verify")
-    from data.verifying import verify as verify_shards
+    from ldm.data.verifying import verify as verify_shards
 
     for verdict in verify_shards(paths):
         yield Verdict(verdict.path, verdict.problem, "" if verdict.listed else "no manifest says what it should be")

@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data.module import ShardData
 from ldm.build import is_first_stage
 from ldm.config import accepts, load_tree
+from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.drawer import Drawer
 from ldm.errors import UserError

@@ -11,10 +11,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from data.errors import printable
-from data.module import ShardData
 from ldm.build import Parts, load_autoencoder
 from ldm.config import instantiate
+from ldm.data.errors import printable
+from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.errors import UserError
 from ldm.evaluation.table import write_csv

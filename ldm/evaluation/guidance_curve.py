@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from data.module import ShardData
+from ldm.data.module import ShardData
 from ldm.drawer import Drawer
 from ldm.evaluation.reference import Reference, conditions, in_order
 from ldm.metrics.features import Features

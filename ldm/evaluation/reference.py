@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.module import ShardData
+from ldm.data.module import ShardData
 from ldm.files import replace
 from ldm.metrics.features import Features
 from ldm.networks.downloads import cache_folder

@@ -3,13 +3,12 @@
 A launcher is one file here and one YAML in conf/launcher.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-ROOT = Path(__file__).resolve().parents[2]
+from ldm.installed import train_command
+
 FINISHED, STOPPED, SUBMITTED = 0, 3, -1  # what a launcher says of a job; another number is the status it ended with
 
 
@@ -22,7 +21,7 @@ class Job:
 
     def command(self) -> list[str]:
         """The process that trains it."""
-        return [sys.executable, str(ROOT / "train.py"), *self.words]
+        return [*train_command()[0], *self.words]
 
 
 class Launcher(Protocol):

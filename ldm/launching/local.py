@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Sequence
 
+from ldm.installed import train_command
 from ldm.launching import Job
 
 
@@ -17,7 +18,7 @@ def launch(jobs: Sequence[Job]) -> list[int]:
 
 def run(command: Sequence[str]) -> int:
     """The status of a process that has ended. Ctrl-C, which it gets too, waits until it has saved what it does."""
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=train_command()[1])
     try:
         return process.wait()
     except KeyboardInterrupt:

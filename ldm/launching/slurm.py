@@ -16,9 +16,13 @@ from typing import Any, NamedTuple
 
 from ldm.config import compose
 from ldm.errors import UserError
-from ldm.launching import ROOT, STOPPED, SUBMITTED, Job
+from ldm.installed import IN_CHECKOUT, PACKAGE, train_command
+from ldm.launching import STOPPED, SUBMITTED, Job
 
 NAMED = 5  # jobs in a message
+IMPORTABLE = (
+    [f"export PYTHONPATH={PACKAGE.parent}:$PYTHONPATH"] if IN_CHECKOUT else []
+)  # a checkout may not be installed
 POLL_SECONDS = 5.0
 
 
@@ -65,7 +69,7 @@ class Submitit:
             "slurm_partition": partition, "slurm_account": account, "slurm_qos": qos, "slurm_constraint": constraint,
             "timeout_min": timeout_min, "cpus_per_task": cpus_per_task, "mem_gb": mem_gb,
             "slurm_array_parallelism": at_once, "slurm_signal_delay_s": stop_seconds,
-            "slurm_setup": [f"export PYTHONPATH={ROOT}:$PYTHONPATH", *setup],
+            "slurm_setup": [*IMPORTABLE, *setup],
             "slurm_additional_parameters": dict(more or {}),
         }  # fmt: skip
 
@@ -118,7 +122,7 @@ class Training:
         self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
-        self.process = subprocess.Popen(self.command, preexec_fn=_leave_the_signal_to_submitit)
+        self.process = subprocess.Popen(self.command, env=train_command()[1], preexec_fn=_leave_the_signal_to_submitit)
         _wait(self.process)
         return self.process.wait()
 

@@ -16,6 +16,7 @@ from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.yardsticks import Yardsticks, shared_yardsticks
 from ldm.files import read_json, write_json
 from ldm.fit import fit
+from ldm.installed import spoken
 from ldm.quickstart.experts import measure_experts
 from ldm.quickstart.reconstructions import reconstruct
 from ldm.quickstart.samples import draw_samples
@@ -46,7 +47,7 @@ class Chain:
             f"runs_dir={self.runs}",
             f"seed={tree['seed']}",
             f"logger.mode={tree['logger']['mode']}",
-            f"trainer.precision={self.precision}",
+            f"trainer.precision={tree['precision'] or 'auto'}",
             *tree["overrides"].split(),
         ]
         has_experts = (CONF / "experiment" / self.family / "expert.yaml").exists()
@@ -146,7 +147,7 @@ class Chain:
         steps = compose("config", self.commands[run])["max_steps"]
 
         def do() -> bool:
-            print(f"\n[{name}] python train.py {' '.join(self.commands[run])}", flush=True)
+            print(spoken(f"\n[{name}] python train.py {' '.join(self.commands[run])}"), flush=True)
             with self._timed(name):
                 return fit(compose("config", self.commands[run]), run.name).finished
 
@@ -173,7 +174,7 @@ class Chain:
             draw_samples(model, self.samples_folder(model), self.tree, self.yardsticks)
 
     def _curve(self, model: Path) -> None:
-        print(f"python scripts/evaluate.py {' '.join(self.curve_command(model))}", flush=True)
+        print(spoken(f"python scripts/evaluate.py {' '.join(self.curve_command(model))}"), flush=True)
         evaluate(compose("evaluate", self.curve_command(model)), self.yardsticks)
 
     def _compare(self) -> None:

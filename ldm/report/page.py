@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import UserError
 from ldm.files import write_bytes
+from ldm.installed import spoken
 from ldm.report.canvas import dark_path, narrow_path
 from ldm.report.theme import DARK, FONTS, LIGHT
 
@@ -206,7 +207,7 @@ class Code(Item):
     caption: str = ""
 
     def html(self, assets: Assets) -> Markup:
-        return _macro("code", self.text.strip("\n"), self.caption)
+        return _macro("code", spoken(self.text.strip("\n")), self.caption)
 
 
 @dataclass(frozen=True)

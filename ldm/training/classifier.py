@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.module import ShardData
 from ldm.charts import Curve
 from ldm.conditioners.classes import check_classes
+from ldm.data.module import ShardData
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import expand

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.module import ShardData
 from ldm.charts import Curve
 from ldm.conditioners.base import Conditioners
+from ldm.data.module import ShardData
 from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.experts import Expert

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ldm.training import flops
 from ldm.training.task import Task
 
 NUM_STEPS = 2  # the first pays for what is done once
@@ -25,6 +26,7 @@ class Trial:
     losses: list[float] = field(default_factory=list)
     gradient_norm: float = 0.0
     seconds: float = 0.0  # of the last step
+    flop: float = 0.0  # of forward and backward on one sample
     memory: dict[str, int] = field(default_factory=dict)  # by part; the last is all that a step makes
     checkpoint: int = 0
     weights: int = 0  # one set of weights files
@@ -101,6 +103,8 @@ class _Look(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, task: Task, batch: dict[str, Any], batch_index: int) -> None:
         if "image" in batch:
             self.trial.shapes.setdefault("image", _shape(batch["image"]))
+        if not self.trial.flop:
+            self.trial.flop = flops.count(task, batch) / trainer.datamodule.batch_size  # type: ignore[attr-defined]
         self._began = time.monotonic()
         if task.device.type == "cuda":
             torch.cuda.synchronize(task.device)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from quickstart_data.families import assign_bases  # noqa: E402
 from quickstart_data.sources import NAMES, SIZE, STYLES, locate, read_samples  # noqa: E402
 
-from data.writing import write_manifest, write_shard  # noqa: E402
+from ldm.data.writing import write_manifest, write_shard  # noqa: E402
 
 # Of WebP. A tar's member takes whole blocks, so each picture has the best of these that fits into those of the worst.
 QUALITIES = (95, 90, 85, 80)

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from data.module import ShardData
+from ldm.data.module import ShardData
 from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.loss import diffusion_loss

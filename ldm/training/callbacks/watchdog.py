@@ -18,7 +18,7 @@ from ldm.errors import UserError
 from ldm.training.task import Task
 
 EXIT_STATUS = 4
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).parents[3]
 # What waits is told from where in torch or Lightning the main thread is; the innermost that fits counts.
 PLACES = (
     ("torch/utils/data", "waits for its data workers"),
@@ -121,7 +121,7 @@ def _place(thread: int) -> str:
     while frame is not None and not ours:
         path = frame.f_code.co_filename
         wait = wait or next((text for part, text in PLACES if part in path), "")
-        if path.startswith((f"{ROOT}/ldm/", f"{ROOT}/data/")):
+        if path.startswith(f"{ROOT}/ldm/"):
             ours = f"{path.removeprefix(f'{ROOT}/')}:{frame.f_lineno}"
         frame = frame.f_back
     return " ".join(filter(None, [wait or "works", f"({ours})" if ours else ""]))

@@ -14,11 +14,11 @@ import webdataset as wds
 from safetensors.numpy import save_file
 
 from benchmarks.measure import compare
-from data.cache import BAD, CROP, MANIFEST, MOMENTS, SIZE, Cache, file_names
-from data.module import ShardData
-from data.plan import Plan
-from data.shards import ShardSet
-from data.transforms import View
+from ldm.data.cache import BAD, CROP, MANIFEST, MOMENTS, SIZE, Cache, file_names
+from ldm.data.module import ShardData
+from ldm.data.plan import Plan
+from ldm.data.shards import ShardSet
+from ldm.data.transforms import View
 from ldm.device import keep_memory
 
 GOAL = 30.0

@@ -16,9 +16,9 @@ from torchvision import transforms
 
 from benchmarks.measure import compare
 from benchmarks.tar_iteration import iteration
-from data.fields import Caption
-from data.module import ShardData
-from data.writing import write_shard
+from ldm.data.fields import Caption
+from ldm.data.module import ShardData
+from ldm.data.writing import write_shard
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "data" / "quickstart" / "train-00000.tar"
 HEIGHT, WIDTH = 512, 640

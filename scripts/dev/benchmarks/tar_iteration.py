@@ -7,9 +7,9 @@ from pathlib import Path
 import webdataset as wds
 
 from benchmarks.measure import compare
-from data.shards import ShardSet
-from data.streams import MemberStream
-from data.writing import write_shard
+from ldm.data.shards import ShardSet
+from ldm.data.streams import MemberStream
+from ldm.data.writing import write_shard
 
 GOAL = 10.0
 NUM_SHARDS = 8

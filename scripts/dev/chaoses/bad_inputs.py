@@ -9,10 +9,10 @@ from typing import Any
 
 from chaoses import bad_pictures as bad
 from chaoses.outcome import Outcome
-from data.errors import ShardError, TooManyBadSamples
-from data.fields import Caption
-from data.module import ShardData
-from data.writing import write_shard
+from ldm.data.errors import ShardError, TooManyBadSamples
+from ldm.data.fields import Caption
+from ldm.data.module import ShardData
+from ldm.data.writing import write_shard
 
 GOAL = "bad inputs of 17 kinds: the run ends, kept + skipped = index, every skip named, no wrong pair"
 RUNS = 1000

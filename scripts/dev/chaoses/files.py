@@ -12,7 +12,7 @@ from unittest.mock import patch
 from chaoses import file_kinds, http_answers, making_files, model_files, other_files, shard_files
 from chaoses.isolation import CPU_SECONDS, GROWTH_MIB, Isolated
 from chaoses.outcome import Outcome
-from data.errors import told
+from ldm.data.errors import told
 from ldm.errors import UserError
 
 GOAL = f"spoilt files of every kind: one line, {CPU_SECONDS} s and {GROWTH_MIB} MiB at most, no code, no wrong pair"

@@ -10,8 +10,8 @@ from unittest.mock import patch
 from chaoses import mutations as spoil
 from chaoses.file_kinds import Kind
 from chaoses.shard_files import data_of, mispaired, shard_bytes
-from data import attempts
-from data.fields import Caption
+from ldm.data import attempts
+from ldm.data.fields import Caption
 
 BAD_SHARE = 0.3  # of the answers
 

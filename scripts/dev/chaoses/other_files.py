@@ -10,9 +10,9 @@ from safetensors.torch import save as tensors_of
 import sample
 from chaoses import mutations as spoil
 from chaoses.file_kinds import Kind
-from data.cache import CacheFile, check, read_manifest
-from data.filters import Filters
 from ldm.config import compose
+from ldm.data.cache import CacheFile, check, read_manifest
+from ldm.data.filters import Filters
 
 
 def _cache_json(rng: random.Random) -> bytes:

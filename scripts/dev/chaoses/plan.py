@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from chaoses.outcome import Outcome
-from data.module import ShardData
-from data.writing import write_shard
+from ldm.data.module import ShardData
+from ldm.data.writing import write_shard
 
 GOAL = "each sample once per epoch, equal steps per rank: worlds 1-8, workers 0-4, shards 1-64"
 RUNS = 500

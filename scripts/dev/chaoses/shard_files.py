@@ -13,13 +13,13 @@ import numpy as np
 from chaoses import bad_pictures as bad
 from chaoses import mutations as spoil
 from chaoses.file_kinds import Kind, scratch, without_address
-from data.decoding import DECODERS
-from data.derived import cache_folder
-from data.errors import BadSample
-from data.fields import Caption, Embeddings, Field, Label, Layout, Mask, SemanticMap
-from data.module import ShardData
-from data.shards import ShardSet
-from data.writing import write_shard
+from ldm.data.decoding import DECODERS
+from ldm.data.derived import cache_folder
+from ldm.data.errors import BadSample
+from ldm.data.fields import Caption, Embeddings, Field, Label, Layout, Mask, SemanticMap
+from ldm.data.module import ShardData
+from ldm.data.shards import ShardSet
+from ldm.data.writing import write_shard
 
 NUMBERS = (11, 222, 3333, 4444, 55555, 60606)  # what the pictures of a shard show
 

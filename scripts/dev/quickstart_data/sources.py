@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.writing import sha256_of
+from ldm.data.writing import sha256_of
 
 SIZE = 64  # of two of the three styles as they come
 NAMES = {
