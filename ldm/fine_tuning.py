@@ -6,7 +6,7 @@ from that. A run that has begun needs the published files no more.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ def begun_from_published(tree: Tree, name: str) -> Tree:
 
     Raises ValueError in a line if they are not of the model that the tree describes.
     """
-    if not tree["init"]:
-        _check_text_encoder(tree)
-        return _with_first_stage(tree)
-    if tree["branch"]:
-        raise UserError("init=, branch=: a run begins from one of them; branch= takes runs, init= published weights")
     saved = Path(tree["runs_dir"]).expanduser() / name / "config.yaml"
     begun = load_tree(saved) if saved.exists() and not tree["overwrite"] else {}
+    if not tree["init"]:
+        _check_text_encoder(tree)
+        return _with_first_stage(tree, begun)
+    if tree["branch"]:
+        raise UserError("init=, branch=: a run begins from one of them; branch= takes runs, init= published weights")
     if begun.get("init") == tree["init"]:
         folder = Path(begun["branch"])
     else:
@@ -47,7 +47,7 @@ def begun_from_published(tree: Tree, name: str) -> Tree:
     encoder = conditioner.get(TEXT)
     if encoder and encoder["path"] is None:
         conditioner[TEXT] = {**encoder, "path": str(folder / TEXT_ENCODER)}
-    return _with_first_stage({**tree, "branch": str(folder), "conditioner": conditioner})
+    return _with_first_stage({**tree, "branch": str(folder), "conditioner": conditioner}, begun)
 
 
 def _check_text_encoder(tree: Tree) -> None:
@@ -59,8 +59,14 @@ def _check_text_encoder(tree: Tree) -> None:
         )
 
 
-def _with_first_stage(tree: Tree) -> Tree:
+def _with_first_stage(tree: Tree, begun: Tree) -> Tree:
     path = Path(tree["first_stage"]).expanduser() if tree["first_stage"] else None
+    if (
+        path is not None
+        and not path.exists()
+        and _name(begun.get("first_stage")).startswith(_named("first_stage", path))
+    ):
+        return {**tree, "first_stage": begun["first_stage"]}
     if path is None or not _is_published(path):
         return tree
     described = compose("config", [FIRST_STAGE], complete=False)
@@ -69,8 +75,16 @@ def _with_first_stage(tree: Tree) -> Tree:
     if not _has_factor(described):  # then its latents are measured
         described |= {key: tree[key] for key in ("data", "derived", "image_size", "crop_size", "seed")}
     described["runs_dir"] = tree["runs_dir"]
-    path = path / "vae" if (path / FOLDERS[0]).is_file() else path
     return {**tree, "first_stage": str(_imported(described, path, "first_stage"))}
+
+
+def _named(key: str, source: Path) -> str:
+    """How the name of the run begins that the weights at `source` are imported into."""
+    return f"{key}-{source.name.removesuffix(source.suffix) if source.suffix in FILES else source.name}-"
+
+
+def _name(path: str | None) -> str:
+    return Path(path or "").name
 
 
 def _has_factor(tree: Tree) -> bool:
@@ -91,7 +105,9 @@ def _imported(tree: Tree, source: Path, key: str) -> Path:
     """The run that the weights at `source` are imported into, made if it is not there. Other ranks wait for it."""
     if not source.exists():
         raise UserError(f"{key}={source}: no such file or folder")
-    folder = Path(tree["runs_dir"]).expanduser() / f"{key}-{source.stem}-{_digest(tree, source)}"
+    digest = _digest(tree, source, DESCRIBED if key == "init" else (*DESCRIBED, "data"))
+    folder = Path(tree["runs_dir"]).expanduser() / f"{_named(key, source)}{digest}"
+    source = source / "vae" if key == "first_stage" and (source / FOLDERS[0]).is_file() else source
     if not is_rank_zero():
         _wait(folder)
     elif not _is_whole(folder):
@@ -118,9 +134,9 @@ def _wait(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def _digest(tree: Mapping[str, Any], source: Path) -> str:
-    """Of the files, by size and time, and of the model that they are read as."""
+def _digest(tree: Mapping[str, Any], source: Path, keys: Iterable[str]) -> str:
+    """Of the files, by size and time, and of the keys of the tree that tell what they are read as."""
     files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
     stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    content = json.dumps([stats, {key: tree[key] for key in DESCRIBED}], sort_keys=True)
+    content = json.dumps([stats, {key: tree[key] for key in keys}], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:8]

@@ -199,7 +199,10 @@ def test_an_autoencoder_of_diffusers_is_a_first_stage_as_it_is(factor, expected,
     config = json.loads((vae / "config.json").read_text())
     config.pop("scaling_factor")  # which the first published ones lack
     (vae / "config.json").write_text(json.dumps({**config, **({"scaling_factor": factor} if factor else {})}))
-    run = train("finetune/sd15", tmp_path / "runs", f"first_stage={vae}", "max_steps=1")
+    given = f"first_stage={vae.rename(tmp_path / 'sd-vae.v1')}"
+    train("finetune/sd15", tmp_path / "runs", given, "max_steps=1")
+    vae = (tmp_path / "sd-vae.v1").rename(tmp_path / "gone")
+    run = train("finetune/sd15", tmp_path / "runs", given)
     model = load_model(run.folder)
     assert model.first_stage.spec.std == pytest.approx([1 / expected] * 4)
     theirs, z = AutoencoderKL.from_pretrained(vae), torch.randn(2, 4, 4, 4)
@@ -290,13 +293,13 @@ def test_published_class_models_begin_a_run_too(tmp_path):
 
 
 def test_a_first_stage_of_an_unknown_factor_is_measured_on_the_runs_images(tmp_path):
-    words = ["regularizer=kl", "autoencoder=f4"]
-    own = compose("config", tiny("ldm/cin256_f4", tmp_path, *words), complete=False)
+    words = ["autoencoder.multipliers=[1,1,1]"]
+    own = compose("config", tiny("finetune/sd15", tmp_path, *words, OWN_ENCODER), complete=False)
     state = {
         k.removeprefix("first_stage_model."): v
-        for k, v in random(published(own)).items()
+        for k, v in random(published(own, text_encoder=False)).items()
         if k.startswith("first_stage_model.")
     }
     save_file(state, tmp_path / "kl.safetensors")
-    run = train("ldm/cin256_f4", tmp_path / "runs", f"first_stage={tmp_path / 'kl.safetensors'}", *words, "max_steps=1")
-    assert len(set(load_model(run.folder).first_stage.spec.std)) == 3
+    run = train("finetune/sd15", tmp_path / "runs", f"first_stage={tmp_path / 'kl.safetensors'}", *words, "max_steps=1")
+    assert len(set(load_model(run.folder).first_stage.spec.std)) == 4
