@@ -238,9 +238,11 @@ def test_networks_conditions_and_encoders_that_have_no_form_are_refused_by_name(
 
 
 def test_a_run_whose_levels_or_guidance_diffusers_lacks_says_so(stages, tmp_path, caplog):
-    words = ["sigmas=polynomial", "sigmas.sigma_max=20", "guidance=per_condition", "guidance.scales={text:3}"]
+    words = ["sigmas=polynomial", "sigmas.sigma_max=20", "guidance=per_condition", "guidance.scales={text:3}",
+             "sampler=heun"]  # fmt: skip
     run = made(stages["kl_f4"], tmp_path, *words)
     export_model(run.folder, "diffusers", tmp_path / "out")
+    assert "sampler=heun: EDMEulerScheduler steps by Euler's" in caplog.text
     assert "karras is written, 0.01 to 20" in caplog.text and "guides by one scale" in caplog.text
     config = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
     assert (config["sigma_schedule"], config["sigma_max"]) == ("karras", 20.0)

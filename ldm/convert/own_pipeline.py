@@ -5,6 +5,7 @@ transformers; the code (ldm.convert.remote) travels with the weights.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ldm.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 CLASSIFIER_FREE = "ldm.diffusion.guidance.ClassifierFree"
+UNLIMITED = {"sigma_lo": 0.0, "sigma_hi": math.inf, "rescale": 0.0, "profile": None, "channels": None}
 MODULE, CLASS = "latent_pipeline", "LatentPipeline"
 
 
@@ -48,6 +50,9 @@ def facts(tree: Mapping[str, Any], scheduler: Scheduler, latent: Latent) -> dict
     is_plain = guidance.get("_target_") == CLASSIFIER_FREE
     if guidance and not is_plain:
         log.warning("guidance: the pipeline guides by one scale for all conditions, guidance_scale; 1 is its default")
+    limited = [key for key, value in UNLIMITED.items() if guidance.get(key, value) != value]
+    if is_plain and limited:
+        log.warning("guidance.%s: the pipeline knows none, and guides everywhere by guidance_scale", limited[0])
     return {
         "process": scheduler.process,
         "noise_scale": scheduler.noise_scale,

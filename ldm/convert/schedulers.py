@@ -34,7 +34,21 @@ class Scheduler(NamedTuple):
 
 
 def scheduler(tree: Mapping[str, Any], parts: Parts) -> Scheduler:
-    """The scheduler of a tree. Raises ValueError for a precond that none has under the tree's schedule."""
+    """The scheduler of a tree, whose sampler it is said to replace if it does.
+
+    Raises ValueError for a precond that none has under the tree's schedule.
+    """
+    found = _scheduler(tree, parts)
+    sampler = tree["sampler"] or {}
+    name = sampler.get("_target_", "euler").rpartition(".")[2]
+    multistep = found.config["_class_name"].startswith("EDMDPM")
+    same = name == "dpmpp_2m" if multistep else name in ("euler", "ddim") and not sampler.get("eta")
+    if not same and found.process != "chain":
+        log.warning("sampler=%s: %s steps by Euler's method instead", name, found.config["_class_name"])
+    return found
+
+
+def _scheduler(tree: Mapping[str, Any], parts: Parts) -> Scheduler:
     schedule, precond = parts["schedule"], tree["precond"]["_target_"]
     if isinstance(schedule, Discrete) and precond in PREDICTIONS:
         return Scheduler(_ddim(tree, schedule, PREDICTIONS[precond]))
