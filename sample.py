@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.asked import check_there
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 from ldm.prompts import read_conditions
 
 MAX_SHOWN = 1000  # images in the grid
@@ -27,8 +27,7 @@ MAX_SHOWN = 1000  # images in the grid
 
 def main(arguments: list[str]) -> int:
     """Write one PNG per image and a grid of all, prompts as rows."""
-    if text := answered("sample", __doc__, arguments):
-        print(text)
+    if helped("sample", __doc__, arguments):
         return 0
     tree = compose("sample", arguments)
     conditions = read_conditions(tree)

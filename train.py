@@ -13,7 +13,7 @@ import sys
 from typing import NoReturn
 
 from ldm.asked import check_first_stage, check_training
-from ldm.config import answered, compose, expand_sweep, guarded, run_name
+from ldm.config import compose, expand_sweep, guarded, helped, run_name
 from ldm.errors import UserError
 from ldm.launching import FINISHED, SUBMITTED, Job
 from ldm.launching.choice import is_of_launcher, take_launcher
@@ -22,8 +22,7 @@ from ldm.sweep_agents import agents_id
 
 def main(arguments: list[str]) -> int:
     """Exit status of one run (0 finished, 3 stopped early and saved) or of a sweep (0 if all jobs finished)."""
-    if text := answered("config", __doc__, arguments):
-        print(text)
+    if helped("config", __doc__, arguments):
         return 0
     if "-m" in arguments or "--multirun" in arguments:
         return sweep([a for a in arguments if a not in ("-m", "--multirun")])

@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import answered, compose, guarded, run_name, take_plugins
+from ldm.config import compose, guarded, helped, run_name, take_plugins
 from ldm.errors import UserError
 
 
@@ -22,8 +22,7 @@ def main(arguments: list[str]) -> int:
     """Print the findings as one table."""
     places = [word.partition("=")[2] for word in arguments if word.startswith("verify=")]
     words = [word for word in arguments if not word.startswith("verify=")]
-    if text := answered("config", __doc__, words if arguments else ["--help"]):
-        print(text)
+    if helped("config", __doc__, words if arguments else ["--help"]):
         return 0
     if places:
         if len(take_plugins(arguments)) > 1 or not places[0]:

@@ -7,13 +7,12 @@ Training reads them with data.cache=DIR in the place of images. There is a file 
 are left as they are: stopped and started again, with any number of processes, it goes on.
 """
 
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 
 
 def main(arguments: list[str]) -> int:
     """Encode what is not encoded yet."""
-    if text := answered("encode", __doc__, arguments):
-        print(text)
+    if helped("encode", __doc__, arguments):
         return 0
     tree = compose("encode", arguments)
     from ldm.latent_cache import encode

@@ -9,13 +9,12 @@ Members tile the noise; one that was trained on all of it serves what the others
 from pathlib import Path
 
 from ldm.asked import check_there
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 
 
 def main(arguments: list[str]) -> int:
     """Write the manifest and print it as a table."""
-    if text := answered("ensemble", __doc__, arguments):
-        print(text)
+    if helped("ensemble", __doc__, arguments):
         return 0
     tree = compose("ensemble", arguments)
     check_there(tree)

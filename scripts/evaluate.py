@@ -11,13 +11,12 @@ stage is measured on its validation images. Under torchrun all processes share t
 """
 
 from ldm.asked import check_there
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 
 
 def main(arguments: list[str]) -> int:
     """Measure and print a table; each point of the curves over guidance is kept once it is done."""
-    if text := answered("evaluate", __doc__, arguments):
-        print(text)
+    if helped("evaluate", __doc__, arguments):
         return 0
     tree = compose("evaluate", arguments)
     check_there(tree)

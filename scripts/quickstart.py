@@ -10,13 +10,12 @@ It begins by saying how long it will take. Stopped (Ctrl-C saves) or killed and 
 import time
 from pathlib import Path
 
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 
 
 def main(arguments: list[str]) -> int:
     """Run what is not done yet, then write the report. Exit status 3 if a training run was stopped and saved."""
-    if text := answered("quickstart", __doc__, arguments):
-        print(text)
+    if helped("quickstart", __doc__, arguments):
         return 0
     tree = compose("quickstart", arguments)
     from ldm.quickstart.chain import Chain

@@ -8,13 +8,12 @@ started again, it goes on where it was. CSV and a plot of quality over evaluatio
 """
 
 from ldm.asked import check_there
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 
 
 def main(arguments: list[str]) -> int:
     """Measure what is not measured yet and print the table."""
-    if text := answered("sampler_table", __doc__, arguments):
-        print(text)
+    if helped("sampler_table", __doc__, arguments):
         return 0
     tree = compose("sampler_table", arguments)
     check_there(tree)

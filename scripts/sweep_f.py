@@ -7,13 +7,12 @@ Each training is a process of its own; stopped or killed and started again, the 
 Curves of KID against steps and against samples/s: runs/sweep_f/*.csv, *.png and W&B.
 """
 
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 
 
 def main(arguments: list[str]) -> int:
     """Train and measure what is not done yet. Exit status 3 if a training run was stopped and saved."""
-    if text := answered("sweep_f", __doc__, arguments):
-        print(text)
+    if helped("sweep_f", __doc__, arguments):
         return 0
     tree = compose("sweep_f", arguments)
     from ldm.sweep.sweep_f import sweep_f

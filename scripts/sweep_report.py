@@ -7,13 +7,12 @@ Writes index.html, table.csv and PNG plots.
 """
 
 from ldm.asked import check_there
-from ldm.config import answered, compose, guarded
+from ldm.config import compose, guarded, helped
 
 
 def main(arguments: list[str]) -> int:
     """Measure every run on its validation images, then write the report."""
-    if text := answered("sweep_report", __doc__, arguments):
-        print(text)
+    if helped("sweep_report", __doc__, arguments):
         return 0
     tree = compose("sweep_report", arguments)
     check_there(tree)

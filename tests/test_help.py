@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,9 @@ def test_words_that_ask_for_neither_are_run():
 def test_what_has_to_be_given_is_shown_as_such():
     assert "members: ???" in answered("ensemble", "", ["out=x.yaml", "--cfg"]).replace("'", "")
     assert "path: ???" in answered("config", "", ["conditioner=[t5]", "--help"]).replace("'", "")
+
+
+def test_help_into_a_pipe_that_is_closed_says_nothing_more():
+    words = f"{shlex.quote(sys.executable)} train.py experiment=ldm/ffhq --help | head -n 1"
+    done = subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("# python train.py experiment=ldm/ffhq") and not done.stderr

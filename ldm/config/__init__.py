@@ -8,7 +8,7 @@ else, whatever a checkpoint's tree says.
 
 from ldm.config.building import completed, instantiate, takes
 from ldm.config.composing import compose
-from ldm.config.entry import guarded
+from ldm.config.entry import guarded, helped
 from ldm.config.help import answered, help_text
 from ldm.config.keys import SWEPT, is_literal
 from ldm.config.plugins import CONF, use_plugins, versions
@@ -20,7 +20,7 @@ from ldm.config.words import check_once, expand_sweep, meant, overriding, run_na
 
 __all__ = [
     "CONF", "SWEPT", "accepts", "answered", "check_once", "check_range", "completed", "compose", "dump", "expand_sweep",
-    "groups", "guarded", "help_text", "instantiate", "is_literal", "load_plain", "load_tree", "meant", "overriding",
-    "registry", "resolve_target", "run_name", "split_literal", "take_plugins", "takes", "use_plugins", "validate",
-    "versions", "with_begun_fields", "with_moved_keys",
+    "groups", "guarded", "help_text", "helped", "instantiate", "is_literal", "load_plain", "load_tree", "meant",
+    "overriding", "registry", "resolve_target", "run_name", "split_literal", "take_plugins", "takes", "use_plugins",
+    "validate", "versions", "with_begun_fields", "with_moved_keys",
 ]  # fmt: skip

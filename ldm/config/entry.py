@@ -1,14 +1,27 @@
-"""What every entry point says of a user's mistake: one line."""
+"""What every entry point says: its help, and one line for a user's mistake."""
 
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from ldm.config.help import answered
 from ldm.data.errors import told
 from ldm.errors import UserError
 from ldm.installed import spoken
 from ldm.redaction import hide_on_terminal
+
+
+def helped(config_name: str, about: str, arguments: list[str]) -> bool:
+    """Print what --help or --cfg ask for, see `answered`; whether they do."""
+    text = answered(config_name, about, arguments)
+    if text is None:
+        return False
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # of `--help | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def guarded(main: Callable[[list[str]], int], leave: Callable[[int], NoReturn] = sys.exit) -> None:
