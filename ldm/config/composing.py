@@ -1,8 +1,6 @@
-"""Command line -> tree: conf/ composed by Hydra under what was asked for, and one line for whatever is wrong."""
+"""Command line -> tree: conf/ composed by Hydra under what was asked for."""
 
 import re
-from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
@@ -10,16 +8,17 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.additions import with_added
 from ldm.config.keys import SWEPT, root_type
 from ldm.config.overrides import parse
-from ldm.config.plugins import CONF, needed, of_a_package, search_path
-from ldm.config.registry import groups, is_part, keys_of, root, taken_by
+from ldm.config.plugins import CONF, needed, search_path
+from ldm.config.refusals import explain, is_left_out, missing_at, unset
+from ldm.config.registry import groups, keys_of, root, taken_by
 from ldm.config.shapes import check_shape
 from ldm.config.upgrades import with_moved_keys
-from ldm.config.validation import check_root_key, nearest, nested, validate
+from ldm.config.validation import check_root_key, nearest, validate
 from ldm.config.words import check_once, meant, split_literal, take_plugins
 from ldm.errors import UserError
 
@@ -94,7 +93,7 @@ def _resolved(config_name: str, parsed: list[Override], complete: bool) -> dict[
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 added = None if last else _with_plus(config_name, parsed)
                 if not added:
-                    raise UserError(_explain(error, config_name, parsed)) from error
+                    raise UserError(explain(error, config_name, parsed)) from error
                 overrides = added
     raise AssertionError("composed or refused")
 
@@ -107,7 +106,7 @@ def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
     """The overrides, with a + before each that sets a left-out argument of a constructor, or gives a part under a new
     name; None if none does.
     """
-    tree = _unset(config_name, parsed)
+    tree = unset(config_name, parsed)
     if tree is None:
         return None
     texts = [override.input_line for override in parsed]
@@ -116,52 +115,10 @@ def _with_plus(config_name: str, parsed: list[Override]) -> list[str] | None:
         value = override.value()
         whole = isinstance(value, dict) and "_target_" in value  # a part under a name of its own
         places = (key, path[0]) if len(path) == 2 and path[0] in groups() else (key,)
-        left_out = _missing(tree, path)[0] in places if whole else _is_left_out(tree, path)
+        left_out = missing_at(tree, path)[0] in places if whole else is_left_out(tree, path)
         if texts[place].startswith(key) and key not in groups() and left_out:
             texts[place] = f"+{texts[place]}"
     return texts if texts != [override.input_line for override in parsed] else None
-
-
-def _unset(config_name: str, parsed: list[Override]) -> Any:
-    """The tree of the parts that are chosen, nothing in them set; None if there is none such."""
-    chosen = (override.input_line for override in parsed if override.key_or_group in groups())
-    return _unset_tree(config_name, (*search_path(), *chosen))
-
-
-@lru_cache(1)  # a mistake asks twice
-def _unset_tree(config_name: str, words: tuple[str, ...]) -> Any:
-    try:
-        return OmegaConf.to_container(hydra_compose(config_name, list(words)))
-    except (HydraException, OmegaConfBaseException, ValueError):
-        return None
-
-
-def _is_left_out(tree: Any, path: list[str]) -> bool:
-    """Whether the first key of `path` that is not in the tree is an argument of the part that should have it."""
-    _, annotation = _missing(tree, path)
-    return annotation is not None and not is_part(annotation)  # a part has to be given whole
-
-
-def _missing(node: Any, path: list[str]) -> tuple[str, Any]:
-    """The first key along `path` that is not in the tree, '' if all are, and what the part that should have it says of
-    it, or None.
-    """
-    annotation: Any = None
-    for place, key in enumerate(path):
-        where = ".".join(path[: place + 1])
-        if node in (None, "???") and nested(annotation, key):  # a mapping that has no entries yet
-            node = {}
-        if not isinstance(node, dict):
-            return where, None
-        if "_target_" in node:
-            known = taken_by(node["_target_"], ".".join(path))
-            annotation = known[key].annotation if key in known else None
-        else:
-            annotation = nested(annotation, key)
-        if key not in node:
-            return where, annotation
-        node = node[key]
-    return "", None
 
 
 def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: str) -> None:
@@ -239,64 +196,3 @@ def _restore(node: Any, held: dict[str, Any]) -> Any:
     if not isinstance(node, str):
         return node
     return held[node] if node in held else re.sub(r"__literal_\d+__", lambda n: str(held.get(n[0], n[0])), node)
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if not str(key).startswith("_"):
-                yield f"{prefix}{key}"
-                yield from _leaves(value, f"{prefix}{key}.")
-
-
-def _explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
-    """One line that names the wrong key and the way out, for whatever Hydra raised."""
-    known_groups = groups()
-    for override in parsed:
-        key, value = override.key_or_group, override.value()
-        if override.is_sweep_override():
-            return f"{key}: several values; write a list as {key}=[a,b], or start a sweep with -m"
-        if override.is_add() and key == "experiment":
-            return "write experiment=NAME without the +: the key exists already"
-        if key not in known_groups or override.is_delete():
-            continue
-        options = known_groups[key]
-        for option in value if isinstance(value, list) else [value]:
-            if option not in options:
-                hint = nearest(option, options) or of_a_package()
-                return f"{key}={option}: no such option{hint} (there are: {', '.join(options)})"
-    tree = _unset(config_name, parsed)
-    if tree is not None:
-        names = list(_leaves(tree))
-        for override in parsed:
-            key = override.key_or_group
-            left_out = _is_left_out(tree, key.split("."))
-            if not override.is_add() and key not in known_groups and key not in names and not left_out:
-                absent, annotation = _missing(tree, key.split("."))
-                if is_part(annotation):
-                    return (
-                        f"{key}: there is no {absent}; a new one is given whole, {absent}={{_target_:module.Class,...}}"
-                    )
-                return f"{key}: no such key{nearest(key, [*names, *_siblings(tree, key), *known_groups])}"
-    if str(error).startswith("Error merging override "):
-        return f"{first_line(error)[len('Error merging override ') :]}: cannot take the place of what is there"
-    where = re.search(r"full_key: (\S+)", str(error))
-    if isinstance(error, MissingMandatoryValue):
-        missing = where[1] if where else str(error).split()[-1]
-        return f"{missing}: has to be given, {missing}=..."
-    return f"{where[1]}: {first_line(error)}" if where else first_line(error)
-
-
-def _siblings(tree: Any, key: str) -> list[str]:
-    """Keys that the part which should have `key` takes, whether its leaf file has them or not."""
-    *above, _ = key.split(".")
-    for name in above:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    if not isinstance(tree, dict) or "_target_" not in tree:
-        return []
-    return [".".join([*above, name]) for name in taken_by(tree["_target_"], key)]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from ldm.config.composing import first_line
 from ldm.config.keys import root_type
 from ldm.config.plugins import check_needed
+from ldm.config.refusals import first_line
 from ldm.config.registry import root
 from ldm.config.upgrades import upgrade
 from ldm.config.validation import check_root_key, validate
