@@ -10,7 +10,6 @@ import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler
 from safetensors.torch import load_file
 from test_convert_pipelines import NUMBERS, STEPS, Spied, _no_cache_of_modules, close  # noqa: F401
-from test_imports import ROOT, others, ours
 from torch import Tensor, nn
 from toys import TINY_PARTS, clip_folder, clip_image_folder, t5_folder, tiny, train
 
@@ -260,8 +259,3 @@ def test_any_model_exports_to_safetensors(stages, tmp_path):
         path = export_model(run.folder, "safetensors", tmp_path / str(number) / "out")[0]
         names, own = load_file(path).keys(), weights.load(run.folder).state.keys()
         assert own <= names or any(name.startswith("model.diffusion_model.") for name in names), number
-
-
-def test_code_that_travels_imports_torch_and_diffusers_only(tmp_path):
-    for path in (ROOT / "ldm/convert/remote").glob("latent_*.py"):
-        assert others(path) <= {"torch", "diffusers"} and not ours(path), path

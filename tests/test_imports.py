@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("ldm", "train", "sample")
 LINKS = {"data": "ldm.data"}  # what stands at the checkout's top, and what it is imported as
+TRAVELLING = sorted(ROOT.glob("ldm/convert/remote/latent_*.py"))  # copied beside exported weights, never imported here
 FILES = [path for place in ("ldm", "data") for path in ROOT.glob(f"{place}/**/*.py") if not path.is_symlink()]
-FILES = sorted([*FILES, ROOT / "train.py", ROOT / "sample.py"])
+FILES = sorted(path for path in [*FILES, ROOT / "train.py", ROOT / "sample.py"] if path not in TRAVELLING)
 SCRIPTS = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/dev/*.py")])
 
 # Module or package -> its layer; the longest prefix counts. A module imports its own layer or lower ones.
@@ -201,6 +202,13 @@ def test_training_is_the_only_client_of_wandb():
 
 def test_nothing_needs_diffusers():
     assert not [path for path in FILES if "diffusers" in others(path)]
+
+
+def test_code_that_travels_stands_alone():
+    assert TRAVELLING
+    for path in TRAVELLING:
+        assert others(path) <= {"torch", "diffusers"} and not ours(path), path
+    assert not [path for path in FILES if any(name.startswith("ldm.convert.remote") for name in ours(path))]
 
 
 def test_no_module_is_called_helpers_or_utils():
