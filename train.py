@@ -22,10 +22,12 @@ from ldm.sweep_agents import agents_id
 
 def main(arguments: list[str]) -> int:
     """Exit status of one run (0 finished, 3 stopped early and saved) or of a sweep (0 if all jobs finished)."""
-    if helped("config", __doc__, arguments):
+    words = [word for word in arguments if word not in ("-m", "--multirun")]
+    of_launcher = len(words) < len(arguments) and all(word.startswith(("-h", "--help")) for word in words)
+    if helped("launch" if of_launcher else "config", __doc__, arguments):
         return 0
-    if "-m" in arguments or "--multirun" in arguments:
-        return sweep([a for a in arguments if a not in ("-m", "--multirun")])
+    if len(words) < len(arguments):
+        return sweep(words)
     for word in filter(is_of_launcher, arguments):
         raise UserError(f"{word}: goes with -m, which also starts a single job: python train.py -m {word} ...")
     tree = compose("config", arguments)

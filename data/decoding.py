@@ -21,15 +21,11 @@ from PIL import Image, UnidentifiedImageError, features
 from ldm.data.colours import rgb
 from ldm.data.errors import BadSample
 from ldm.data.image_bytes import bits_of_bmp, check_parts, check_scans, format_name, says_late_how_it_lies
+from ldm.data.image_names import HAS_AVIF, HAS_HEIF
 from ldm.data.rasters import ORIENTATION, Picture, orientation, picture, said_orientation, upright
 from ldm.data.transforms import fitted, kept, resize
 from ldm.data.user_error import UserError
 
-HAS_AVIF, HAS_HEIF = (find_spec(name) is not None for name in ("PIL.AvifImagePlugin", "pillow_heif"))
-# an allow-list of what is worth its risk; where a sample has several images the first in this order is its image, so
-# that a new format never displaces an old one
-IMAGE_EXTENSIONS: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "tif", "tiff", "bmp", "gif")
-IMAGE_EXTENSIONS += (*(["avif"] if HAS_AVIF else []), *(["heic", "heif"] if HAS_HEIF else []))
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 FORMATS += (*(["AVIF"] if HAS_AVIF else []), *(["HEIF"] if HAS_HEIF else []))
 MAX_PIXELS = 1 << 26

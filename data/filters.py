@@ -13,8 +13,9 @@ from pathlib import Path
 from sys import maxsize
 from typing import Any, TypedDict
 
-from ldm.data.decoding import IMAGE_EXTENSIONS, read_picture
+from ldm.data.decoding import read_picture
 from ldm.data.errors import BadSample
+from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.members import read_entries, read_text
 from ldm.data.user_error import UserError
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data.decoding import IMAGE_EXTENSIONS, Decoder, read_picture
+from ldm.data.decoding import Decoder, read_picture
 from ldm.data.errors import BadSample
 from ldm.data.fields import Derived, Field
 from ldm.data.framing import Framing
+from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.local_copies import LocalCopies
 from ldm.data.rasters import Picture
 from ldm.data.shards import MemberReader, ShardSet

@@ -214,6 +214,6 @@ def test_both_refuse_what_is_broken_or_too_large(decoder, kind: str) -> None:
 
 def test_without_the_extra_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"data\.decoder=fast needs simplejpeg: pip install 'ldm\[fast\]'"):
+    with pytest.raises(ValueError, match=r"data\.decoder=fast needs simplejpeg: pip install 'ldm-trainer\[fast\]'"):
         FastDecoder()
     assert "Pillow" in PilDecoder().libraries

@@ -93,7 +93,9 @@ def test_help_has_every_key_with_its_comment(path):
 
 def test_help_of_a_group_has_every_choice_with_its_keys_and_comments():
     for group, options in groups().items():
-        name = next(n for n in ("config", "sample", "evaluate") if f"- {group}:" in (CONF / f"{n}.yaml").read_text())
+        name = next(
+            n for n in ("config", "sample", "evaluate", "launch") if f"- {group}:" in (CONF / f"{n}.yaml").read_text()
+        )
         text = answered(name, "", [f"--help={group}"])
         flat = " ".join(text.split())
         for option in options:

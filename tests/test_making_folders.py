@@ -8,7 +8,8 @@ import pytest
 from photos import captioned, facts_of, left_out, picture, run, words
 from PIL import Image
 
-from ldm.data.decoding import IMAGE_EXTENSIONS, decode_image
+from ldm.data.decoding import decode_image
+from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.index import read_index
 from ldm.data.making import walk as walking
 from ldm.data.making.files import MAX_TEXT_BYTES

@@ -80,7 +80,11 @@ def test_flop_of_a_step_are_those_of_its_layers():
 
         def training_step(self, batch, batch_index):
             self.logs = {}
-            return self.trained(batch["x"]).sum()
+            self.found = self.attend(batch["x"]) if batch["x"].ndim == 4 else self.trained(batch["x"])
+            return self.found.sum()
+
+        def attend(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
 
     task = Linear()
     rng = torch.random.get_rng_state()
@@ -88,6 +92,10 @@ def test_flop_of_a_step_are_those_of_its_layers():
     assert flops.count(task, {"x": torch.randn(4, 8)}) == 2 * (2 * 4 * 8 * 16)
     assert task.trained.weight.grad is None and task.logs == {"kept": 1}
     assert flops.count(task, {"x": torch.randn(4, 8, requires_grad=True)}) == 3 * (2 * 4 * 8 * 16)
+    # attention as the training computes it: two products, and two for the gradients of each
+    x = torch.randn(2, 3, 5, 8, requires_grad=True)
+    assert flops.count(task, {"x": x}) == 3 * 2 * (2 * 2 * 3 * 5 * 5 * 8)
+    assert torch.equal(task.found, task.attend(x))
     torch.random.set_rng_state(rng)
 
 

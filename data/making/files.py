@@ -4,8 +4,9 @@ import os
 import stat
 from pathlib import Path
 
-from ldm.data.decoding import IMAGE_EXTENSIONS, MAX_PIXELS
+from ldm.data.decoding import MAX_PIXELS
 from ldm.data.errors import BadSample
+from ldm.data.image_names import IMAGE_EXTENSIONS
 
 MAX_IMAGE_BYTES = 4 * MAX_PIXELS + (1 << 20)  # the largest picture that is decoded, stored without compression
 MAX_TEXT_BYTES = 1 << 20  # of a caption, and of all that is known about one image

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.data.decoding import IMAGE_EXTENSIONS
 from ldm.data.errors import BadSample
+from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.making.files import MAX_TEXT_BYTES, read_file
 from ldm.data.making.sources import LeftOut, Problem, Source, Sources
 from ldm.data.making.walk import Walk, unused_texts, walk

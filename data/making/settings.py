@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.data.decoding import IMAGE_EXTENSIONS
+from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.user_error import UserError
 
 

@@ -9,8 +9,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ldm.data.decoding import IMAGE_EXTENSIONS
 from ldm.data.errors import BadSample
+from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.making.files import PICTURE_EXTENSIONS, format_of, read_start, reason_of
 from ldm.data.making.sources import LeftOut
 

@@ -1,13 +1,12 @@
 """The arithmetic of a training step, counted, and the most that known GPUs can do: for model FLOPs utilisation."""
 
 import re
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ldm.training.task import Task
 
@@ -33,6 +32,23 @@ PEAKS = (
 )
 
 
+def _products(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    """FLOP of q k^T and of its product with v."""
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def _their_gradients(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    """Two products for each; what a fused kernel computes again is not counted."""
+    return 2 * sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+# Fused attention on a CPU, which torch's registry leaves out.
+FUSED_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _products,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _their_gradients,
+}
+
+
 class _Counter(TorchDispatchMode):
     """Adds up the FLOP of each operation; torch's FlopCounterMode also hooks modules, which forbids autograd.grad."""
 
@@ -42,7 +58,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = operation(*args, **(kwargs or {}))
-        formula = flop_registry.get(operation._overloadpacket)
+        formula = FUSED_ON_CPU.get(operation._overloadpacket) or flop_registry.get(operation._overloadpacket)
         if formula:
             self.flop += formula(*args, **(kwargs or {}), out_val=result)
         return result
@@ -63,16 +79,15 @@ def _listed(name: str, low: bool) -> float | None:
 def count(task: Task, batch: dict[str, Any]) -> int:
     """FLOP of forward and backward on one micro-batch, by doing them once; nothing of the training changes.
 
-    Compiled networks are run uncompiled, and attention on a CPU by plain products, which the counter knows. With
-    activation checkpointing what is computed a second time counts too.
+    Compiled networks are run uncompiled; otherwise it computes as the training does, whose encoders keep what they are
+    asked here for later steps. With activation checkpointing what is computed a second time counts too.
     """
     trainer = task.trainer
     buffers = [(buffer, buffer.clone()) for buffer in task.trained.buffers()]
-    attention = sdpa_kernel(SDPBackend.MATH) if task.device.type == "cpu" else nullcontext()
     devices = [task.device] if task.device.type == "cuda" else []
     logs = task.logs
     counter = _Counter()
-    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), attention, counter:
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), counter:
         with trainer.precision_plugin.forward_context():
             loss = task.training_step(batch, trainer.accumulate_grad_batches - 1)
         loss.backward()
