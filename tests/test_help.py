@@ -14,6 +14,7 @@ from test_signatures import run_all
 from ldm.config import CONF, answered, compose, expand_sweep, groups
 from ldm.config.comments import comments, header, with_comments
 from ldm.errors import UserError
+from ldm.launching.choice import take_launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train.py", "sample.py", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.py")))]
@@ -73,7 +74,7 @@ def test_help_is_there_at_once_and_begins_with_two_examples():
             given = line[line.index(path) + 1 :]
             if not given[:1] or given[0].startswith("verify="):
                 continue
-            jobs = expand_sweep(given[1:]) if given[0] == "-m" else [(given, [])]
+            jobs = expand_sweep(take_launcher(given[1:])[1]) if given[0] == "-m" else [(given, [])]
             assert all(compose(tree_of(path), job, complete=False) for job, _ in jobs)
 
 

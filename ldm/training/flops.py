@@ -1,6 +1,7 @@
 """The arithmetic of a training step, counted, and the most that known GPUs can do: for model FLOPs utilisation."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def _their_gradients(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any,
 
 
 # Fused attention on a CPU, which torch's registry leaves out.
-FUSED_ON_CPU = {
+FUSED_ON_CPU: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _products,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _their_gradients,
 }
