@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +28,13 @@ def test_links_pictures_anchors_and_files_are_there(page: Path):
         assert path.exists() and path.is_relative_to(ROOT), f"{target}: not there"
         assert not anchor or anchor in anchors(path), f"{target}: {name or 'this page'} has no such heading"
     for name in re.findall(rf"`((?:{'|'.join(PARTS)})/[\w./-]+)`", prose(page)):
-        assert (ROOT / name).exists() or name in EXPERIMENTS, f"`{name}`: not there"
+        assert is_there(name), f"`{name}`: not there"
+
+
+def is_there(name: str) -> bool:
+    """Whether `name` is a file, a folder or an experiment; NAME in it stands for anything."""
+    pattern = name.replace("NAME", "*")
+    return any(ROOT.glob(pattern)) or any(fnmatch(experiment, pattern) for experiment in EXPERIMENTS)
 
 
 def test_every_picture_is_shown_and_every_page_is_found_from_the_readme():

@@ -4,7 +4,7 @@ import importlib
 import io
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from toys import EXPERIMENTS, TINY_RUN, shrunk, train
 
 from ldm.build import Parts, kind_of, load_first_stage
 from ldm.config import CONF, compose, expand_sweep, overriding, run_name, use_plugins
+from ldm.launching.choice import take_launcher
 
 ELSEWHERE = "/path/to/"  # what readers put their own folders in the place of
 NEWEST = "step_00000002"  # in the place of any other step of a run
@@ -24,9 +25,9 @@ EXPERIMENT_OF = {"cin256": "ldm/cin256_v2"}
 SMALL = ["device=cpu", "num_steps=2"]
 METRIC = ["metric.size=32", "num_samples=4", "batch_size=4"]
 DATA = ["data.max_samples=16", "data.validation_samples=4", "data.num_workers=0"]
-# What happens at each step of a toy, the last where the command asks for it.
+# What happens at each step of a toy, all but the first where the command asks for it.
 PROBE = ["num_images=4", "num_samples=4", "fit_steps=2", "batch_size=4", "channels=32", "num_steps=2", "metric.size=32"]
-OFTEN = ("callback.checkpoint.every_steps", "ema.snapshot_every_steps")
+OFTEN = ("callback.checkpoint.every_steps", "callback.weight_norm.every_steps", "ema.snapshot_every_steps")
 # What is put behind the words of each script.
 TOYS = {
     "sample": [*SMALL, "num_images=2"],
@@ -101,6 +102,8 @@ class Workshop:
 
     def _toys(self, script: str, words: list[str]) -> list[list[str]]:
         """The command lines to call a script with in the place of `words`: several for a sweep."""
+        if only_tells(words):
+            return [words]
         if script == "train" and "-m" in words:
             swept = expand_sweep([word for word in words if word != "-m"])
             jobs = [overriding([*job, f"run={run_name(job, keys)}"]) for job, keys in swept]
@@ -120,7 +123,7 @@ class Workshop:
     def _trained(self, words: list[str]) -> list[str]:
         build(words)
         own = [word for word in words if word.startswith(("data.train=", "data.validation=", "data.mixture="))]
-        often = [f"{key}=1" for key in OFTEN if key.startswith("callback.") or any(w.startswith(key) for w in words)]
+        often = [f"{key}=1" for key in OFTEN if key == OFTEN[0] or any(w.startswith(key) for w in words)]
         probe = [f"callback.latent_probe.{key}" for key in PROBE if "callback_add=[latent_probe]" in words]
         toy = overriding([*shrunk(words), *often, *probe, "trainer.devices=1", *own])
         return [word for word in toy if not (word.startswith("data.max_samples=") and "data.train=null" in own)]
@@ -131,8 +134,15 @@ def build(words: list[str]) -> None:
     tree = compose("config", words)
     stage = {"first_stage": load_first_stage(Path(tree["first_stage"]))} if tree["first_stage"] else {}
     part = {"first_stage": "autoencoder", "classifier": "classifier"}.get(kind_of(tree), "denoiser")
+    parts = Parts(tree, **stage)
+    assert part != "denoiser" or parts["schedule"] is not None  # looks at its own numbers, which meta has none of
     with torch.device("meta"):
-        assert Parts(tree, **stage)[part] is not None
+        assert parts[part] is not None
+
+
+def only_tells(words: Sequence[str]) -> bool:
+    """Whether a command line asks for help or for its tree, and runs nothing."""
+    return any(word in ("--cfg", "-c") or word.startswith("--help") for word in words)
 
 
 def main_of(script: str) -> Callable[[list[str]], int | None]:
@@ -143,7 +153,7 @@ def main_of(script: str) -> Callable[[list[str]], int | None]:
 def makes(command: Command) -> list[str]:
     """The folders and files that a command makes, by the names that others know them by."""
     outs = [word.removeprefix("out=") for word in command.words if word.startswith("out=")]
-    if command.script != "train":
+    if command.script != "train" or only_tells(command.words):
         return outs
     if "-m" in command.words:
         return ["scripts/sweep_report"]  # which takes them all
@@ -157,7 +167,8 @@ def check(command: Command) -> None:
         targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines()}
         assert {word for word in words if "=" not in word} <= targets, command
     elif script == "train" and "-m" in words:
-        for job, _ in expand_sweep([word for word in words if word != "-m"]):
+        _, words = take_launcher([word for word in words if word != "-m"])
+        for job, _ in expand_sweep(words):
             compose("config", job, complete=False)
     elif script in ("train", "scripts/doctor"):
         compose("config", words, complete=False)
@@ -202,6 +213,9 @@ def _write_inputs(folder: Path) -> None:
     for name in names:
         picture(images / name)
     (folder / "photos.csv").write_text("file,text\n" + "".join(f"{name},a photo\n" for name in names))
+    for number in range(20):
+        picture(folder / ELSEWHERE.lstrip("/") / "rooms" / f"{number:02d}.png")
+        picture(folder / ELSEWHERE.lstrip("/") / "rooms" / f"{number:02d}.depth.png")
     for number in range(12):
         picture(folder / "train2017" / f"{number}.png")
     listed = [{"id": n, "file_name": f"{n}.png", "height": 48, "width": 48} for n in range(12)]
