@@ -55,7 +55,7 @@ def copy_all(copies: LocalCopies, jobs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def touch(paths: Sequence[Path]) -> None:
-    """Say that these copies are in use."""
+    """Mark these copies as in use."""
     for path in paths:
         if path.exists():
             path.touch()

@@ -1,4 +1,4 @@
-"""Spans of remote objects, each with proof that it is the one asked for, of the version that is known.
+"""Byte ranges of remote objects, each verified to be the range asked for, of the known version.
 
 Over HTTP and from S3 the answer itself says which bytes of which version it holds. Of other file systems' objects the
 version is looked at again now and then.

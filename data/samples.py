@@ -108,7 +108,7 @@ class Samples:
         return Sample(index, key, image, values)
 
     def num_choices(self, sample: Sample) -> int:
-        """How many views' choices tell all that the fields make of a sample apart."""
+        """The number of equally spaced view choices that reach every variant the fields have of a sample."""
         return math.lcm(*(self.fields[name].num_choices(value) for name, value in sample.fields.items()))
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:

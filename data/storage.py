@@ -96,7 +96,7 @@ def _remote_facts(url: Url) -> Facts:
 
 
 def _read_missing(spans: Sequence[Span], found: dict[int, bytes]) -> None:
-    """Read the spans that `found` lacks; Trouble with the first that failed, of those that will fail again if any."""
+    """Read the spans that `found` lacks; raises the first error as Trouble, a permanent one before transient ones."""
     systems: dict[int, tuple[Any, list[int], list[str]]] = {}
     for place in range(len(spans)):
         if place not in found:

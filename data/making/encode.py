@@ -38,7 +38,7 @@ class Job:
 
 
 def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
-    """What there is to note: `inputs` (a digest), the manifest's `row`, who was `skipped`, `fields` with their counts.
+    """Write a shard; returns a record: `inputs` (a digest), the manifest's `row`, the `skipped`, counts of `fields`.
 
     An earlier run's shard is left as it is if its inputs and its bytes still are the same. `advance` hears of each
     image. A shard without samples is not kept.

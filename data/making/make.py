@@ -135,7 +135,7 @@ def _journal(
 
 
 def _read_notes(file: IO[str]) -> Iterator[dict[str, Any]]:
-    """Each line that is whole; what is no journal's is a note under no name."""
+    """The notes in a journal; cut-off lines are skipped, content of another kind is a note with the key ''."""
     text = file.read().lstrip("\n")
     if text[: len(BEGINNING)] != BEGINNING[: len(text)]:
         yield {"": text}
@@ -154,6 +154,6 @@ def _write_note(journal: IO[str], note: dict[str, Any]) -> None:
 
 
 def _sweep(out: Path, plan: dict[str, list[Source]]) -> None:
-    """Take away what a killed process left of these files."""
+    """Remove partial files that a killed process left."""
     for name in [*plan, MANIFEST]:
         (out / f"{name}.partial").unlink(missing_ok=True)

@@ -143,7 +143,7 @@ def _typed(text: str | None) -> Any:
 
 
 def _plain(value: Any, column: str, depth: int = 0) -> Any:
-    """What JSON has a word for; None in the place of numbers that are none."""
+    """A value as JSON can represent it; NaN and infinity become None."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
