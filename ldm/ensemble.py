@@ -72,7 +72,7 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
 
 
 def _sealed_part(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What nobody may change by hand: all but where the members lie and what they were called."""
+    """The part that must not be edited: everything but the paths and names of the members."""
     members = [{key: value for key, value in m.items() if key != "run"} for m in manifest["members"]]
     return {**manifest, "members": members}
 
@@ -98,7 +98,7 @@ class Member(NamedTuple):
 
 
 def read_members(path: Path) -> list[Member]:
-    """The members that a manifest names. Raises ValueError if it is none, or is not as it was written."""
+    """The members that a manifest names. Raises ValueError if it is not a manifest, or was edited or damaged."""
     try:
         manifest = load_plain(path, "an ensemble's manifest")
         sealed_part = _sealed_part(manifest)

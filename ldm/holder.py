@@ -1,4 +1,4 @@
-"""A process as a file names it, and whether it is still there: on this machine, or seen only by its signs of life."""
+"""The process that a file names as holder, and whether it is alive: on this machine, or judged by its signs of life."""
 
 import json
 import os
@@ -56,11 +56,11 @@ class Holder:
 
     @property
     def near(self) -> bool:
-        """Whether it runs on this machine, where this process can see it."""
+        """Whether the holder runs on this machine and can be checked from this process."""
         return (self.host, self.boot, self.namespace) == (_host(), _boot(), _namespace())
 
     def gone(self, folder: Path, silent_seconds: float) -> bool:
-        """Whether it holds `folder` no more; a file that came with a copy of another folder holds nothing."""
+        """Whether the holder no longer holds `folder`; a file copied along with another folder holds nothing."""
         if not self.near:
             return silent_seconds > STALE_SECONDS
         if self.inode != folder.stat().st_ino:

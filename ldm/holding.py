@@ -1,7 +1,7 @@
 """One writer to a folder: a file in it says which process holds it, and is touched every ten seconds as a sign of life.
 
-No lock of the operating system: those do not reach over every network disk. A file that nobody stands behind any more
-is taken over: on this machine as soon as its process is gone, from another one after a minute.
+It is not an operating system's lock: those do not work on every network disk. A file whose process has died is taken
+over: from this machine as soon as the process is gone, from another one after a minute.
 """
 
 import json
@@ -29,7 +29,7 @@ class FolderHeld(UserError):
 
 
 class FolderLost(UserError):
-    """The folder is another process's by now; nothing more may be written."""
+    """Another process has taken the folder over; nothing more may be written."""
 
 
 class Hold:
@@ -74,7 +74,7 @@ class Hold:
             self._look()
 
     def _look(self) -> None:
-        """Give a sign of life, or find the folder lost."""
+        """Give a sign of life, or notice that the folder was lost."""
         try:
             found = Holder.read(self._path)
             if found.token == self._token:
@@ -93,7 +93,7 @@ class Hold:
 def held(folder: Path, doing: str) -> Iterator[Hold]:
     """Hold `folder`, made if need be, while the body runs; others are told that this process is `doing` it.
 
-    Raises FolderHeld in one line if another process holds it. A folder made for this that stays empty goes again.
+    Raises FolderHeld in one line if another process holds it. A folder made for this that stays empty is removed.
     """
     made = not folder.exists()
     if made and folder.is_symlink():
@@ -154,14 +154,14 @@ def _take(path: Path, me: Holder, folder: Path, depth: int = 0) -> None:
 
 
 def _put(path: Path, me: Holder) -> float | None:
-    """Write `me` to `path` if nothing is there: None. Else the time that it is by the disk's clock, in seconds."""
+    """Write `me` to `path` and return None; if it exists, return the present time of the disk's clock, seconds."""
     temporary = _write(path, me)
     try:
         os.link(temporary, path)
     except FileExistsError:
         status = temporary.stat()
-        return None if status.st_nlink == 2 else status.st_mtime  # an answer lost on the way, and asked again
-    except OSError:  # a disk without links
+        return None if status.st_nlink == 2 else status.st_mtime  # the link was made, but the reply was lost
+    except OSError:  # a disk without hard links
         try:
             with path.open("x") as file:
                 file.write(temporary.read_text())
@@ -187,7 +187,7 @@ def _holder(path: Path) -> Holder | None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what processes left that were killed while they wanted the folder. They are not asked: it is held."""
+    """Remove temporary files of processes that were killed while taking the folder; safe while it is held."""
     now = path.stat().st_mtime
     for leftover in path.parent.glob(f"{TEMPORARY}*"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Where this code lies: in a checkout, or installed of a wheel.
+"""Where this code lies: in a checkout, or installed from a wheel.
 
 A checkout's conf/, data/, scripts/, train.py and sample.py stand at its top, and as links in ldm/; a wheel has them in
 ldm/ alone. So ``ldm.data``, ``ldm.train`` and ``ldm/conf`` are the same names for the same things in both.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = (PACKAGE / "conf").resolve()
-DISTRIBUTION = "ldm-trainer"  # `ldm` is somebody else's on the package index
+DISTRIBUTION = "ldm-trainer"  # `ldm` is another project on the package index
 IN_CHECKOUT = (PACKAGE / "train.py").is_symlink()
 COMMAND = re.compile(r"(torchrun (?:--\S+ )*)?(?:python )?(?<![\w/.])(?:scripts/)?(\w+)\.py\b")
 

@@ -1,4 +1,4 @@
-"""What a path holds, loaded: a run by the kind of its task, a manifest by the kind that it says."""
+"""Loads what a path holds: a run by its task's kind, a manifest by the kind it declares."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How to sample, and the way from noise to a latent; what is denoised, and under which conditions, is bound before."""
+"""Sampling settings, and the draw from noise to a latent; the denoiser comes with its conditions already bound."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
