@@ -88,6 +88,6 @@ def _places(node: yaml.Node | None, above: Path = ()) -> Iterator[tuple[Path, in
 
 
 def _subject(paths: list[Path]) -> Path:
-    """Of the keys of one line that which its comment is of: the first, or its only key's only key."""
+    """The key on a line that the line's comment describes: the first, or its only key's only key."""
     chain = all(inner[:-1] == outer for outer, inner in pairwise(paths))
     return paths[-1] if chain else paths[0]

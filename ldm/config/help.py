@@ -34,9 +34,9 @@ LEFT = 26  # columns of keys
 
 
 def answered(config_name: str, about: str, arguments: list[str]) -> str | None:
-    """What the words ask for in the place of a run, with --help or --cfg; None if they ask for neither.
+    """The text to print instead of a run if the words have --help or --cfg; None if they have neither.
 
-    `about` is the entry point's docstring. Raises UserError for words that make no tree, and a group that is none.
+    `about` is the entry point's docstring. Raises UserError for words that give no valid tree, and an unknown group.
     """
     asked = [word for word in arguments if word in ("-h", "--help") or word.startswith("--help=")]
     if asked:

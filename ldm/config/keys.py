@@ -54,7 +54,7 @@ LATER_PATHS = frozenset(
     }
 )
 LITERAL = TEXTS | PATHS | LATER_PATHS
-# Of which an empty text, as of a variable that is not set, would mean something else in silence.
+# Keys for which an empty text, as from an unset shell variable, would silently mean something else.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
 SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))  # a list of paths is one of these
 LISTS = SHARDS | {"members", "plugins"}  # where [a,b] are several
