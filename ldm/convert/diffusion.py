@@ -233,7 +233,7 @@ def _check_version(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], 
 
 
 def _check_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Raises ValueError with the words that make a model of num_classes out of a tree, if only the file is one."""
+    """Raises ValueError, naming the overrides to import with, if the file has num_classes and the tree does not."""
     name = f"{foreign.NETWORK}{foreign.CLASSES}"
     if name in state and name not in expected:
         rows, width = state[name].shape

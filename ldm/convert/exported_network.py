@@ -112,7 +112,7 @@ def exported(network: Mapping[str, Any], state: State, channels: int, widths: Ma
 
 
 def is_of_diffusers(network: Mapping[str, Any], widths: Mapping[str, int]) -> bool:
-    """Whether a U-Net of diffusers is what a tree's network is."""
+    """Whether a tree's network can be one of diffusers' U-Nets."""
     return network["_target_"] == UNET and diffusers_unet.holds(network, widths)
 
 

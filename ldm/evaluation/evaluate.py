@@ -106,7 +106,7 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
 
 
 def _curve(model: Drawer, cell: Cell, folder: Path, asked: list[float], rank: int) -> Curve:
-    """As rank 0 finds it; others, who may not see its disk, have to be told what is done.
+    """A curve with the points that rank 0 finds on disk; other ranks, which may not see it, are told which are done.
 
     Raises ValueError for a scale that is not measured yet and that the model cannot be guided at.
     """
@@ -177,7 +177,7 @@ def _sampling(tree: dict, model: Drawer) -> Sampling:
 
 
 def _over(data: ShardData, shards: str | list[str] | None) -> ShardData:
-    """Training data, or what is read of other shards as of these."""
+    """The training data, or other `shards` read in the same way."""
     return data if shards is None else data.over(shards)
 
 

@@ -1,4 +1,4 @@
-"""Points of a curve that are measured, kept beside what they depend on, so that a killed evaluation goes on."""
+"""Measured points of a curve, saved with what they depend on, so that a killed evaluation can be resumed."""
 
 import hashlib
 import json

@@ -2,7 +2,7 @@
 
 Each job gets the nodes and devices that its own ``trainer.num_nodes`` and ``trainer.devices`` say, one task for each
 device. Before the time limit the tasks are told to stop; rank zero's then waits until the run is saved and puts the job
-back into the queue, where the same command goes on.
+back into the queue, where the same command resumes.
 """
 
 import os
@@ -80,7 +80,7 @@ class Submitit:
                 raise UserError(f"launcher=submitit: there is no {program} here; start it on a machine of the cluster")
         arrays: dict[Nodes, list[int]] = {}
         for place, job in enumerate(jobs):
-            arrays.setdefault(nodes_of(job), []).append(place)  # a mistake in any of them is said before one is there
+            arrays.setdefault(nodes_of(job), []).append(place)  # mistakes are reported before any job is submitted
         submitted: dict[int, Any] = {}
         for nodes, places in arrays.items():
             submitted |= zip(places, self._submit(nodes, [jobs[place] for place in places]), strict=True)
@@ -144,7 +144,7 @@ def _submitit() -> Any:
 
 
 def _leave_the_signal_to_submitit() -> None:
-    """SLURM sends it to all processes of a task; the training would end at once of it."""
+    """Ignore submitit's signal here: SLURM sends it to all processes of a task, and it would kill the training."""
     signal.signal(_submitit().JobEnvironment._usr_sig(), signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""Networks that a file from anyone describes, built on the meta device first: no larger than the weights beside it.
+"""Networks that an untrusted file describes, built on the meta device first: no larger than the weights beside it.
 
 A width of eight million is a few bytes of text; the memory it asks for is taken only when a file holds such weights.
 """
@@ -36,7 +36,7 @@ class TooLarge(UserError):
 
 
 class _Budget:
-    """How much may still be registered: tensors, their elements, modules."""
+    """How many tensors, elements and modules may still be registered."""
 
     def __init__(self, shapes: Shapes):
         self.tensors = 2 * len(shapes) + SLACK_TENSORS

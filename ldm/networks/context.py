@@ -1,4 +1,4 @@
-"""What cross-attention sees of the conditions: made once by a network, and only passed on by its blocks."""
+"""What cross-attention sees of the conditions: made once by a network, and passed on unchanged by its blocks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Models and tokenizers in local folders of Hugging Face's layout, which may come from anyone: they are data.
 
-Which classes of transformers may be made of them is named by who asks; of config.json only the numbers and words of
+The caller names the classes of transformers that may be built; of config.json only the numbers and words of
 that class are taken. Nothing is downloaded, no pickle is read and no code of a folder is run.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.networks.bounded import check_described, line, uncounted
 
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what transformers raises for files of no sense
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what transformers raises for malformed files
 UNUSED = "pooler."  # encoders of tokens go without it, and some published files lack it
 MAX_JSON_BYTES = 1 << 20
 # Keys that have code run, or pickles read, that is not transformers' own; wherever they stand and whatever they say.
@@ -78,7 +78,7 @@ TOKENIZERS = frozenset(
         "XLMRobertaTokenizer",
     }
 )
-# Of folders whose tokenizer_config.json names none.
+# The tokenizers of folders whose tokenizer_config.json names none.
 TOKENIZER_OF = {
     "albert": "AlbertTokenizer", "bert": "BertTokenizer", "camembert": "CamembertTokenizer",
     "clip": "CLIPTokenizer", "clip_text_model": "CLIPTokenizer", "deberta": "DebertaTokenizer",
@@ -154,7 +154,7 @@ def load_tokenizer(folder: Path, key: str) -> Any:
     except (*BROKEN, ImportError, RuntimeError) as error:
         raise UserError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
     except Exception as error:
-        if type(error) is not Exception:  # as which the Rust of tokenizers says what a file lacks
+        if type(error) is not Exception:  # which the Rust code of tokenizers raises for a malformed file
             raise
         raise UserError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
 

@@ -93,11 +93,11 @@ class AutoencoderTask(Task):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Nothing: a first stage stands on its own."""
+        """Nothing: a first stage does not depend on another model."""
         return {}
 
     def accept(self, description: dict[str, Any]) -> None:
-        """Any: names and shapes of the weights say enough."""
+        """Accepts any: the names and shapes of the weights are check enough."""
 
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Mean and standard deviation of what the first stage's `encode` returns, over all ranks' `batches`."""

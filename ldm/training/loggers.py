@@ -114,7 +114,7 @@ class WandB(Logger):
 
     @property
     def begun(self) -> bool:
-        """Whether there is a run of the client by now."""
+        """Whether the client's run has been started."""
         return self._run is not None
 
     @rank_zero_only
@@ -131,7 +131,7 @@ class WandB(Logger):
         """The run's config.yaml holds them."""
 
     def forget(self) -> None:
-        """What was logged before is another run's, which is about to be deleted."""
+        """Discard what was logged before: it is of another run, which is about to be deleted."""
         self._told_step, self._told_names = -1, frozenset()
 
     def finish(self) -> None:

@@ -35,7 +35,7 @@ PHASES = ("data", "encode", "forward", "backward", "optimizer", "callbacks")
 
 
 class Task(pl.LightningModule):
-    """Abstract run. A subclass gives the losses; `model` is what weights, EMA and branching are about.
+    """Abstract run. A subclass gives the losses; `model` is what saved weights, EMA and branching cover.
 
     `trained` holds everything the optimizer moves (the model, and what only training needs, as a discriminator). `kind`
     says what a run yields, by which it is loaded (ldm.loading) and, of one that serves others, given to them.
@@ -140,7 +140,7 @@ class Task(pl.LightningModule):
         return isinstance(self.trainer.strategy, FullySharded)
 
     def on_sharded(self) -> None:
-        """The trained weights are others now, rows of those before."""
+        """To be called after sharding: the trained weights are new tensors, rows of the former ones."""
         if self.ema:
             self.ema.follow()
 
@@ -284,7 +284,7 @@ class Task(pl.LightningModule):
         """Start from another run's model: weights and EMA, and its optimizer only if asked.
 
         A part that only training needs (a discriminator) starts fresh where the parent has none of it, as an imported
-        model, and stays behind where this run has none. What is frozen here is the parent's average, as it is sampled,
+        model, and is dropped where this run has none. What is frozen here is the parent's average, as it is sampled,
         and adapters that the parent lacks start fresh.
         """
         self.accept(state["about"])

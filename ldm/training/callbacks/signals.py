@@ -79,8 +79,8 @@ class StopOnSignal(pl.Callback):
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """What handles the signals before handles them afterwards, also where a fit fails: no callback is told to clean up
-    then, and Lightning puts back what it found, which was the callback's.
+    """Restore the previous signal handlers at the end, also after an error, when no callback is called to clean up
+    and Lightning restores the handlers it found, which were the callback's.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

@@ -1,4 +1,4 @@
-"""A run that stands still ends and says which rank stands where, instead of holding its devices until someone looks.
+"""A run that hangs is ended and names where each rank hangs, instead of holding its devices until someone looks.
 
 A thread of each rank writes what its rank does to a small file in the run's folder, which all ranks see, and reads the
 others'. A process that is stopped, or whose machine is gone, is known by a file that does not change any more.
@@ -19,7 +19,7 @@ from ldm.training.task import Task
 
 EXIT_STATUS = 4
 ROOT = Path(__file__).parents[3]
-# What waits is told from where in torch or Lightning the main thread is; the innermost that fits counts.
+# What a rank waits for, by where in torch or Lightning its main thread is; the innermost match counts.
 PLACES = (
     ("torch/utils/data", "waits for its data workers"),
     ("torch/distributed", "waits for the other ranks"),
