@@ -32,7 +32,7 @@ class Trouble(Exception):
 
     @property
     def is_missing(self) -> bool:
-        """Whether there is no such object; to fsspec's http, whatever goes wrong is a missing file."""
+        """Whether there is no such object; fsspec's http raises FileNotFoundError for every failure."""
         cause = self.error.__cause__
         told = cause is None or not self.url.text.startswith("http") or getattr(cause, "status", 0) in DENIED
         return isinstance(self.error, FileNotFoundError) and told

@@ -27,7 +27,7 @@ CROP = "centre"
 MIRRORED = ".mirrored"  # ends the name of what was made of the mirrored image
 BAD = "bad"  # in a file's metadata: what was wrong with the samples that have no usable row
 MAX_MANIFEST_BYTES = 1 << 20
-# What the manifest says, and how.
+# The keys of the manifest and the types of their values.
 KINDS = {"image_size": int, "crop": str, "decoder": str, "first_stage": str, "encoders": dict, "precision": str,
          "codes": bool, "flips": bool}  # fmt: skip
 SIZE, CHOICES = "size", "choices"  # of the resized image, [N, 2]; where each sample's texts begin, [N + 1]
@@ -38,7 +38,7 @@ OF_IMAGE = (*LATENTS, IMAGE)  # how names of what has a row for each sample begi
 
 
 def file_names(shards: ShardSet) -> list[str]:
-    """The name of each shard's file: what is in it goes with the shard's content, wherever the shard lies."""
+    """The name of each shard's cache file, which depends on the shard's content, not on its path."""
     marks = zip(shards.shards, shards.fingerprints, strict=True)
     return [f"{shard.path.name.removesuffix('.tar')}-{mark[:16]}.safetensors" for shard, mark in marks]
 

@@ -22,7 +22,7 @@ HEX = frozenset("0123456789abcdef")
 
 
 class FilterRules(TypedDict, total=False):
-    """What `data.filters` may say; see Filters."""
+    """The keys of `data.filters`; see Filters."""
 
     min_size: int | None
     aspect: Sequence[float | None] | None

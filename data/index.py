@@ -158,7 +158,7 @@ class Packer:
         self._present: set[str] = set()
 
     def add(self, member: Member) -> None:
-        """Take the next member; raises Damage if it cannot be told from others."""
+        """Take the next member; raises Damage if it cannot be distinguished from others."""
         parts = split_name(member.name)
         if parts is None:
             self.others.append(member.name)

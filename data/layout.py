@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from ldm.data.shards import ShardSet
 
-# What is kept of a shard whose samples stopped a run: its digest then, and that of its keys.
+# What is recorded of a shard whose samples stopped a run: its digest at that time, and that of its keys.
 Stopped = Mapping[str, Sequence[str]]
 
 

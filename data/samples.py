@@ -1,4 +1,4 @@
-"""Samples of a shard set as batches: read, decode, remember, crop, stack. Says nothing about order."""
+"""Samples of a shard set as batches: read, decode, keep in memory, crop, stack. Their order is decided elsewhere."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -149,7 +149,7 @@ class Samples:
 
 
 def _without_image(there: Collection[str]) -> BadSample:
-    """What is wrong with a sample of these extensions."""
+    """The error for a sample that has these extensions but no image."""
     listed = ", ".join(sorted(there)[:3]) + (", ..." if len(there) > 3 else "")
     rule = "; an extension begins at a name's first dot: rename the files" if any("." in name for name in there) else ""
     return BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)}), but {listed[:90]}{rule}")

@@ -25,7 +25,7 @@ ROOT_KEYS = {"task", "data", "seed", "max_steps", "image_size"}  # of every run'
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: its tree and its lineage are, or it was killed before there was more than one."""
+    """Whether a folder is a run's: by its tree and its lineage, or one of them if it was killed before both existed."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(PASSING)}
     lineage = False
     with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""All that a batch holds beside the image: fields that are read, and those that are made of the image."""
+"""All that a batch holds besides the image: fields that are read, and those that are made of the image."""
 
 from collections.abc import Collection, Mapping
 

@@ -1,4 +1,4 @@
-"""What is shown of the making of shards: progress, and at the end what was made, left out, and how to train on it."""
+"""Output of make_shards: progress, and at the end what was made, what was left out, and how to train on it."""
 
 import glob
 import os

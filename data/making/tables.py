@@ -164,7 +164,7 @@ def _json(facts: Mapping[str, Any]) -> str:
 
 
 def _check_columns(head: list[Row], settings: Settings) -> None:
-    """ValueError if the first rows show that the table is not as the settings say."""
+    """ValueError if the first rows show that the table does not fit the settings."""
     columns = list(dict.fromkeys(name for row in head for name in row))
     for key, column in (("image_column", settings.image_column), ("caption_column", settings.caption_column)):
         if column in columns or (key == "caption_column" and not column):

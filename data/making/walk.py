@@ -56,7 +56,7 @@ class Walk:
 
 
 def walk(folder: Path) -> Walk:
-    """See above. Nothing is read but the beginnings of files whose names do not tell what they are."""
+    """Find all pictures and texts (see above); only files whose names do not tell their kind are opened."""
     found = Walk(folder)
     seen: set[tuple[int, int]] = set()
     waiting = [("", False)]

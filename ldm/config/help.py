@@ -148,7 +148,7 @@ def _leaf(group: str, option: str) -> str:
 
 
 def _leaves(node: dict[str, Any], found: Mapping[Path, str], above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The keys that hold values, and those of mappings of which something is said."""
+    """The keys that hold values, and those of mappings that have a comment."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             if (*above, key) in found:

@@ -115,5 +115,5 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""Trees as files: written with a run, and read back as data, whoever wrote them."""
+"""Trees as files: written with a run, and read back as untrusted data."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def load_plain(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_tree(path: Path) -> dict[str, Any]:
-    """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry.
+    """Read a tree that came with a checkpoint: data without aliases or interpolation, checked by the same registry.
 
     Only what a training run has may be built of it. Raises ValueError naming the file and the key.
     """

@@ -44,7 +44,7 @@ def arguments(target: str) -> Mapping[str, Any]:
 
 
 def made(target: str) -> frozenset[str]:
-    """Full names of the class that a target is or returns, and of that class's bases; none where it does not say."""
+    """Full names of the class that a target is or returns, and of that class's bases; none without an annotation."""
     return _made(folders(), target)
 
 

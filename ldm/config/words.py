@@ -50,7 +50,7 @@ def take_plugins(arguments: list[str], known: bool = True) -> list[str]:
 
 
 def check_once(arguments: list[str]) -> None:
-    """Raises ValueError for a key that is given more than once: which was meant, nobody can tell."""
+    """Raises ValueError for a key that is given more than once: which one was meant is unknown."""
     counts = Counter(bare(argument) for argument in arguments)
     for key, count in counts.items():
         if key and count > 1:
@@ -108,7 +108,7 @@ def _depth(text: str) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that stand in no braces, brackets or quotes."""
+    """Split at the commas outside of braces, brackets and quotes."""
     items, depth, quote = [""], 0, ""
     for letter in text:
         if letter in "\"'":

@@ -34,7 +34,7 @@ class ClassifierGuidance:
         self.limits = limits or Limits()
 
     def guide(self, bound: Bound) -> Denoise:
-        """Raises ValueError if the batch has no labels, or one that the classifier does not know."""
+        """Raises ValueError if the batch has no labels, or a label that is not a class of the classifier."""
         label = _field(bound.batch, "label", "classifier")
         count = self.classifier.network.num_classes  # type: ignore[attr-defined]  # of a classifier, by its contract
         if label.min() < 0 or label.max() >= count:

@@ -22,7 +22,7 @@ from ldm.networks.bounded import check_described, line, uncounted
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what transformers raises for malformed files
 UNUSED = "pooler."  # encoders of tokens go without it, and some published files lack it
 MAX_JSON_BYTES = 1 << 20
-# Keys that have code run, or pickles read, that is not transformers' own; wherever they stand and whatever they say.
+# Keys that make transformers run code or read pickles of the folder; refused at any depth.
 CODE = frozenset(
     {
         "auto_map",
@@ -160,14 +160,14 @@ def load_tokenizer(folder: Path, key: str) -> Any:
 
 
 def _config(folder: Path, key: str) -> dict[str, Any]:
-    """config.json of a folder, without a word that has code run."""
+    """config.json of a folder, checked not to have a key that runs code."""
     if not (folder / "config.json").exists():
         raise UserError(f"{key}={folder}: no encoder there (a folder with config.json and weights)")
     return _json(folder / "config.json", key)
 
 
 def _json(path: Path, key: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object of a folder. Raises ValueError beginning with `key` if it is none, or has code run."""
+    """A JSON object of a folder. Raises ValueError beginning with `key` if it is none, or asks to run code."""
     if default is not None and not path.exists():
         return default
     try:

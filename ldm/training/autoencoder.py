@@ -111,7 +111,7 @@ class AutoencoderTask(Task):
         return {"latent": over_ranks.summary(self.single_factor)}
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """The autoencoder's answer [B, 3, H, W], clamped to [-1, 1], without sampling noise."""
+        """The autoencoder's reconstruction [B, 3, H, W], clamped to [-1, 1], without sampling noise."""
         return reconstruct(self.autoencoder, self.regularizer, image)
 
     def _noise(self, purpose: str, numbers: Tensor, moments: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class Task(pl.LightningModule):
         self.started = 0.0
         self.logs: dict[str, Tensor] = {}  # named values of the last micro-batch, on the device
         self.latest: dict[str, float] = {}  # what was last written to the log
-        self.validated: dict[str, float] = {}  # held-out means, of `validated_step`
+        self.validated: dict[str, float] = {}  # held-out means at `validated_step`
         self.validated_step = -1
 
     # What a subclass gives
@@ -115,7 +115,7 @@ class Task(pl.LightningModule):
     # What Lightning asks
 
     def log(self, name: str, *_: Any, **__: Any) -> None:
-        """Refused: Lightning would log it at its own count of batches, which begins anew with every resume."""
+        """Refused: Lightning would log at its own count of batches, which restarts at every resume."""
         raise UserError(
             f"log({name!r}): Lightning counts other steps than the run; put it into task.logs[{name!r}], a tensor "
             "without dimensions, which callback.metrics logs as train/... (of a callback that says comes_first = True)"

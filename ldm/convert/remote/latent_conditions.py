@@ -60,7 +60,7 @@ class NullToken(Part):
 
 
 class Embeddings(Part):
-    """Embeddings made beforehand, [B, N, D]."""
+    """Precomputed embeddings, [B, N, D]."""
 
     def __init__(self, num_tokens, embedding_width, width=None):
         super().__init__()

@@ -133,7 +133,7 @@ class Checkpoint(pl.Callback):
         self, step: int, state: State, states: dict[str, State], counters: State, facts: State, digests: list[str]
     ) -> None:
         self.before_writing()
-        # the checkpoint comes last: a run that is killed before it repeats this step, and writes both
+        # the checkpoint comes last: a run killed between the two repeats this step, and writes both again
         weights.save(self.folder / "weights", step, states, facts)
         resume.save(self.folder / "checkpoints", step, {**state, "counters": counters}, counters, digests)
         resume.retain(self.folder / "checkpoints", self.keep, self.keep_every_steps)
