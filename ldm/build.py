@@ -65,10 +65,10 @@ class Parts:
     def __init__(self, tree: dict[str, Any], **given: Any):
         self.tree = tree
         self._built: dict[str, Any] = dict(given)
-        self._asked: list[str] = []  # what is being built, each for the one before it
+        self._asked: list[str] = []  # the parts that are being built, each requested by the one before it
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is a part or fact called `name`; a group of which nothing is chosen is None."""
+        """Whether there is a part or fact called `name`; a group without a choice is None."""
         if name in self._built or name in GROUPS:
             return True
         return name in self.tree if name in ROOT_FACTS else name in FACTS and FACTS[name].known(self.tree)

@@ -16,7 +16,7 @@ Tree = Mapping[str, Any]
 
 # Groups that say what the network is shown and what its output means.
 MEANING = ("precond", "schedule", "conditioner", "network")
-# Keys of these that say where something lies, how fast it runs or how training goes; not what weights mean.
+# Keys of these for paths, speed or the course of training, which do not change what weights mean.
 FREE = frozenset(
     {
         "path",

@@ -174,7 +174,7 @@ def read_cache(parts: Parts) -> None:
     keys, own = parts["data"].keys, conditioner.encoders()
     encoders = {name: {**encoder.describe(), **keys.own_pixels(encoder.key)} for name, encoder in own.items()}
     images = [name for name, part in conditioner.parts.items() if keys.of_image & {part.key, *part.also}]
-    images += [] if parts.tree["first_stage"] else ["first_stage"]  # nobody has encoded pixels
+    images += [] if parts.tree["first_stage"] else ["first_stage"]  # a cache without a first stage has no latents
     for name in parts["data"].read_cache(fingerprint, encoders, images):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
@@ -192,7 +192,7 @@ def _check(run: Run, parts: Parts) -> None:
 
 
 def _check_shards(run: Run, data: ShardData) -> None:
-    """Raises ValueError if the data is not what the run has seen so far, wherever it lies."""
+    """Raises ValueError if the data is not the same as before, whatever its paths."""
     repaired = check_data(run.lineage, run.folder, data)
     if repaired and is_rank_zero():
         print(f"{run.name}: goes on with what was repaired since it stopped: {', '.join(repaired)}")

@@ -27,7 +27,7 @@ from ldm.errors import UserError
 from ldm.generate import Size
 from ldm.sampling import Sampling
 
-# Short keys of sample.py and the field of a batch that each fills: by a file, or by what stands there itself.
+# Short keys of sample.py and the field of a batch that each fills: by a file, or by the value itself.
 FILES = {"image": "image", "mask": "mask", "low": "low_resolution", "map": "segmentation", "boxes": "layout"}
 VALUES = {"prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target"}
 WAYS = {"caption": "prompt=TEXT", "label": "label=N", "mask": "mask=FILE, white in the hole",
@@ -36,7 +36,7 @@ WAYS = {"caption": "prompt=TEXT", "label": "label=N", "mask": "mask=FILE, white 
 
 @dataclass(frozen=True)
 class Given:
-    """Fields of a batch of one that were `read`, and those that are made of its image for each sample anew."""
+    """Fields of a batch of one that were `read`, and those that are made of its image for each sample again."""
 
     read: Mapping[str, Any] = field(default_factory=dict)
     derived: Mapping[str, Derived] = field(default_factory=dict)

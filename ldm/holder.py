@@ -42,7 +42,7 @@ class Holder:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises ValueError if the file, anyone's, names no process, FileNotFoundError if there is none."""
+        """Read the untrusted file. Raises ValueError if it names no process, FileNotFoundError if there is none."""
         text = read_text(path, MAX_BYTES)
         try:
             holder = cls(**json.loads(text))
@@ -69,7 +69,7 @@ class Holder:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:  # another user's
+        except OSError:  # a process of another user
             pass
         found = _process(self.pid)
         return found is not None and (found[1] in "ZX" or found[0] != self.start)

@@ -54,7 +54,7 @@ class Hold:
         threading.Thread(target=self._beat, name=f"holds {self.folder}", daemon=True).start()
 
     def check(self) -> None:
-        """Raises FolderLost if another process has taken the folder over: this one had been thought dead."""
+        """Raises FolderLost if another process has taken the folder over: it had assumed that this one was dead."""
         if self._lost is None and _now() - self._beaten > 2 * BEAT_SECONDS:  # it was suspended, or the disk hung
             self._look()
         if self._lost is not None:
@@ -85,7 +85,7 @@ class Hold:
         except FileNotFoundError:
             if not self._ended.is_set():
                 self._lost = f"{NAME} is gone from it: deleted, or the folder was moved"
-        except (OSError, ValueError):  # a disk that does not answer: the next beat asks again
+        except (OSError, ValueError):  # the disk does not respond: the next beat tries again
             pass
 
 
@@ -124,7 +124,7 @@ def check_launch(folder: Path) -> None:
 
 
 def _take(path: Path, me: Holder, folder: Path, depth: int = 0) -> None:
-    """Put `me` at `path`, where nothing is or only what is stale.
+    """Put `me` at `path`, which does not exist or is stale.
 
     Of several who find the same stale file one becomes its successor, at a path that belongs to that file; only it may
     take its place, and only while the file is still there. A successor that was killed there is succeeded in turn.

@@ -26,7 +26,7 @@ def run() -> None:
 
 
 def train_command() -> tuple[list[str], dict[str, str]]:
-    """Words that start train.py in a process of its own, and the process's environment."""
+    """The command that starts train.py in a process of its own, and the process's environment."""
     if IN_CHECKOUT:
         return [sys.executable, str((PACKAGE / "train.py").resolve())], dict(os.environ)
     return [sys.executable, "-m", "ldm.train"], {**os.environ, "PYTHONSAFEPATH": "1"}  # not the ldm/ of a user's folder
@@ -41,7 +41,7 @@ def version() -> str:
 
 
 def spoken(text: str) -> str:
-    """A text with its commands as they are called here: a wheel has ldm-train and no train.py."""
+    """A text with its commands renamed for this installation: a wheel has ldm-train and no train.py."""
     return text if IN_CHECKOUT else COMMAND.sub(_called, text)
 
 

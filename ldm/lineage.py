@@ -65,7 +65,7 @@ def branched_run(branch: str) -> Path:
 
 
 def parent_of(checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """What the lineage of a new run in `folder` says of its parent's `checkpoint`, which is relative to that folder."""
+    """The lineage entry of a new run in `folder` for its parent's `checkpoint`, with a path relative to that folder."""
     run_folder = checkpoint.parent.parent
     grand = read_lineage(run_folder, "none") if (run_folder / NAME).exists() else {}
     samples_seen = read_json(checkpoint / "state.json").get("samples_seen")

@@ -106,7 +106,7 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 
 
 def _of_environment() -> list[str]:
-    """What the environment holds of secrets, as they are and as addresses write them, the longest first."""
+    """Secrets in the environment, as they are and percent-encoded as in URLs, the longest first."""
     found = set()
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and _is_secret(name):

@@ -167,7 +167,7 @@ def _tree_of(checkpoint: Path, branch: str) -> dict[str, Any]:
 
 
 def _check_place(folder: Path) -> None:
-    """Raises ValueError for a link that leads nowhere, or a file in the place of a folder."""
+    """Raises ValueError for a broken link, or a file where a folder should be."""
     for place in (folder, *folder.parents, folder / "checkpoints", folder / "weights"):
         if place.is_symlink() and not place.exists():
             raise UserError(f"{place}: a link that leads nowhere, to {place.readlink()} (a disk that is not mounted?)")
@@ -207,7 +207,7 @@ def _own(
         lineage = {**lineage, "wandb_id": wandb_id, "copied_from": facts}
     replaced = lineage["parent"] and tree["branch"] and not parent_kept(lineage, folder)
     if replaced and _without_a_step(folder, lineage):
-        with suppress(ValueError):  # where nothing takes its place, what is missing is said when it is read
+        with suppress(ValueError):  # without a replacement, reading it reports what is missing
             lineage = {**lineage, "parent": parent_of(branch_point(tree["branch"]), folder)}
     return {**lineage, "run": folder.name}
 
@@ -232,7 +232,7 @@ def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:
     own = Path(tree["runs_dir"]).expanduser() / name
     resumed = (own / "config.yaml").exists() and not tree["overwrite"]
     known = own if resumed else branched_run(tree["branch"])
-    if not (known / "config.yaml").exists():  # what is missing is said when the run is opened
+    if not (known / "config.yaml").exists():  # opening the run reports what is missing
         return tree
     return {**tree, "first_stage": places.first_stage_of(known)}
 

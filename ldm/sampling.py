@@ -83,7 +83,7 @@ def draw(
     start: Start | None = None,
     known: Known | None = None,
 ) -> Tensor:
-    """Latents z [B, *shape] by the sampler and the sigmas of `sampling`; what is random by `seed` and `numbers` [B].
+    """Latents z [B, *shape] by the sampler and the sigmas of `sampling`; draws addressed by `seed` and `numbers` [B].
 
     From a `start` only the levels below its own are gone through. Raises ValueError for one outside the schedule.
     """

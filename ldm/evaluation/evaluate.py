@@ -144,7 +144,7 @@ def _draw(stem: Path, curves: list[Curve]) -> None:
 
 
 def _asked_scales(given: Any) -> list[float]:
-    """The scales of guidance that are asked for; none are the usual ones."""
+    """The scales of guidance that are asked for; [] stands for the usual ones."""
     scales = given if isinstance(given, list) else [given]
     if given is None:
         return []

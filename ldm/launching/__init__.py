@@ -1,4 +1,4 @@
-"""Where the jobs of ``train.py -m``, of a sweep or of a tree run: each is ``train.py`` with words, in fresh processes.
+"""Runs the jobs of ``train.py -m``, of a sweep or of a tree: each is ``train.py`` with its words, in fresh processes.
 
 A launcher is one file here and one YAML in conf/launcher.
 """

@@ -105,7 +105,7 @@ class Submitit:
 
 
 def nodes_of(job: Job) -> Nodes:
-    """What a job asks for. Raises UserError for a mistake in its words, and where no number of devices is said."""
+    """The nodes a job needs. Raises UserError for a mistake in its words, or if the number of devices is not given."""
     trainer = compose("config", list(job.words))["trainer"]
     devices = trainer["devices"]
     count = len(devices) if isinstance(devices, list) else devices
@@ -127,7 +127,7 @@ class Training:
         return self.process.wait()
 
     def checkpoint(self) -> Any:
-        """Called before the time is up: let the run save itself, and say what to go on with."""
+        """Called before the time limit: let the run save itself, and return what to requeue."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             _wait(self.process)
@@ -135,7 +135,7 @@ class Training:
 
 
 def _submitit() -> Any:
-    """The library, which only those who submit need. Raises UserError where it is not installed."""
+    """The submitit library, needed by this launcher only. Raises UserError if it is not installed."""
     try:
         import submitit
     except ImportError as error:
@@ -157,7 +157,7 @@ def _wait(process: subprocess.Popen) -> None:
 
 
 def _ended(job: Any) -> int:
-    """The status of a job that has ended, as rank zero's task says it."""
+    """Wait for a job; its exit status is that of rank zero's task."""
     errors = _submitit().core.utils
     while not job.done():
         time.sleep(POLL_SECONDS)

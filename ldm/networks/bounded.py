@@ -32,7 +32,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class TooLarge(UserError):
-    """What is being built has outgrown the file that describes its weights."""
+    """The model that is being built has become larger than its file of weights."""
 
 
 class _Budget:
@@ -58,7 +58,7 @@ _budget: ContextVar[_Budget | None] = ContextVar("budget", default=None)
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """What is registered in here, such as a frozen encoder with files of its own, is not held to a budget outside."""
+    """What is registered within, such as a frozen encoder with its own files, does not count towards the budget."""
     before = _budget.set(None)
     try:
         yield
@@ -102,5 +102,5 @@ def check_described(build: Callable[[], nn.Module], shapes: Shapes, source: str)
 
 
 def line(error: BaseException) -> str:
-    """What an error says, in one line that is not too long."""
+    """An error's message as one line of limited length."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Writing while the training continues: a copy of what is to be written, and a thread that writes it."""
+"""Writing in the background while training continues: a copy of the data, and a thread that writes it."""
 
 import threading
 from collections.abc import Callable

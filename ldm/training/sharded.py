@@ -19,7 +19,7 @@ from ldm.errors import UserError
 
 
 class FullySharded(DDPStrategy):
-    """Lightning's DDP strategy; the step at which it would wrap the task cuts its weights instead."""
+    """Lightning's DDP strategy, which shards the task's weights where DDP would wrap the task."""
 
     strategy_name = "fsdp"
 

@@ -1,4 +1,4 @@
-"""Warnings while an adversarial loss goes wrong, in time to change something.
+"""Early warnings of an adversarial loss that goes wrong.
 
 The signs are those that users of the public code met: a discriminator that wins, one that learns nothing (its loss
 stays at 1), one that ruins the reconstructions, and an adaptive weight at its limit.
