@@ -27,7 +27,7 @@ WAYS_OUT = {
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes. Raises FileNotFoundError for what is no regular file: a pipe may have no end."""
+    """Hex digest of a file's bytes. Raises FileNotFoundError unless it is a regular file: a pipe may have no end."""
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with path.open("rb") as file:

@@ -79,7 +79,7 @@ class Holder:
 
 
 def _process(pid: int) -> tuple[int, str] | None:
-    """(start in ticks since boot, letter of its state) of a process of this machine; None where nothing tells it."""
+    """(start in ticks since boot, letter of its state) of a process of this machine; None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return int(fields[19]), fields[0]

@@ -1,6 +1,6 @@
 """A trained model to use: first stage, conditioner, denoiser and schedule, loaded from a run's folder.
 
-What comes with a run is data: its tree is held to the registry of ldm.config and to its weights, safetensors with a
+A run's files are untrusted: its tree is checked against the registry of ldm.config and its weights, safetensors with a
 hash, before it is built.
 """
 

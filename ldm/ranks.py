@@ -15,7 +15,7 @@ TORCHRUN = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "GROUP_RANK": "WOR
 SLURM = {"SLURM_PROCID": "SLURM_NTASKS", "SLURM_LOCALID": "SLURM_NTASKS", "SLURM_NODEID": "SLURM_NTASKS"}
 ZERO = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that Lightning does not take for the launch of ranks
-# What tells one launch of several ranks from another: each of them has the same.
+# Variables that identify a launch of several ranks: they are the same on each rank.
 LAUNCH = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 

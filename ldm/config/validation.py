@@ -94,7 +94,7 @@ def check_root_key(key: str, annotation: Any, value: Any) -> None:
 
 
 def check_range(where: str, annotation: Any, value: Any) -> None:
-    """Raises ValueError for a number that means nothing under a key of this name, whoever takes it.
+    """Raises ValueError for a number that is meaningless under a key of this name, whatever part takes it.
 
     A whole number counts something here, but for seeds and Lightning's own keys, where -1 means all.
     """

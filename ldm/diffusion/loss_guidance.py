@@ -119,7 +119,7 @@ class HalfSquaredError(nn.Module):
 def _steered(denoise: Denoise, log_prob: Callable[[Tensor], Tensor], scale: float, limits: Limits) -> Denoise:
     """`denoise` with scale sigma^2 times the gradient in x of log_prob(D(x)) [B] added, through the network.
 
-    Whoever differentiates the result sees D's own dependence on x; the gradient that was added counts as constant.
+    Differentiating the result gives D's own dependence on x; the gradient that was added counts as constant.
     """
     if scale == 0:
         return denoise

@@ -39,7 +39,7 @@ class Curve:
     """Scales of guidance of one drawer under one recipe, and the points of them that are `done`, kept in `folder`."""
 
     model: Drawer
-    columns: dict[str, str | int]  # what tells it from the others of a grid
+    columns: dict[str, str | int]  # what distinguishes it from the other curves of a grid
     folder: Path
     sampling: Sampling
     scales: list[float]

@@ -18,7 +18,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder; empty where nothing tells it from others."""
+        """The name of its folder; empty where no key is a list."""
         return "-".join(f"{key}_{value}" for key, value in self.columns.items())
 
 

@@ -59,7 +59,7 @@ class Package:
 
 
 def cache_folder() -> Path:
-    """The folder of fetched parts: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError where nobody has a home."""
+    """The folder of fetched parts: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError without a home directory."""
     try:
         return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
     except RuntimeError as error:

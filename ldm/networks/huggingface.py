@@ -1,4 +1,4 @@
-"""Models and tokenizers in local folders of Hugging Face's layout, which may come from anyone: they are data.
+"""Models and tokenizers in local folders of Hugging Face's layout, which are untrusted: they are read as data.
 
 The caller names the classes of transformers that may be built; of config.json only the numbers and words of
 that class are taken. Nothing is downloaded, no pickle is read and no code of a folder is run.
@@ -94,7 +94,7 @@ def load_model(
 ) -> nn.Module:
     """The model of `folder`, on the CPU; `kinds` are the classes of transformers by the model_type they are taken for.
 
-    `refusal` is what is said of another model_type. Raises ValueError beginning with `key` if it is not there or of
+    `refusal` is the message for another model_type. Raises ValueError beginning with `key` if it is not there or of
     another kind, asks for code, or its weights are pickles, broken or incomplete.
     """
     import transformers  # here and below: seconds that only its users pay

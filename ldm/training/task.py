@@ -1,7 +1,7 @@
 """What every kind of run has in common: own counters, one optimizer, EMA, its state for resuming and for use.
 
 Lightning counts batches and optimizer calls; here ``step`` counts optimizer steps and ``step * batch_size`` samples,
-and everything that is scheduled, logged or saved goes by them.
+and everything is scheduled, logged and saved by them.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A run whose folder another process has taken over by now stops before it writes anything more."""
+"""A run whose folder was taken over by another process stops before it writes anything more."""
 
 from collections.abc import Iterable
 from typing import Any
