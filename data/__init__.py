@@ -1,9 +1,9 @@
 """Reading WebDataset shards into training batches; imports nothing else from `ldm`.
 
-It is ldm.data; the folder stands at the top of a checkout.
+It is imported as ldm.data; in a checkout the folder lies at the top.
 """
 
-if __name__ == "data":  # by the folder's name
+if __name__ == "data":  # imported by the folder's name
     from ldm.data import old_name
 
     old_name.stand_in()

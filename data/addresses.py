@@ -1,6 +1,6 @@
-"""Addresses as they may be shown: without the user and password before the @, and without their query.
+"""URLs made safe to show: without the user and password before the @, and without their query.
 
-A query is hidden whole: a signature has a name of its own with each provider, and any server may invent another.
+The whole query is hidden: each provider names its signature differently, and any server may invent another name.
 """
 
 import re
@@ -18,7 +18,7 @@ _FRAGMENT = re.compile(r"(://[^\s#]{0,2000}#)(\S*=\S*[^\s:;,.)\]}'\"])")
 
 
 def without_secrets(text: str) -> str:
-    """A text that may hold addresses, what opens them replaced by ``***``."""
+    """A text that may hold URLs, with their credentials replaced by ``***``."""
     if "://" not in text:
         return text
     text = _FRAGMENT.sub(rf"\1{HIDDEN}", _QUERY.sub(_query, text))
@@ -26,7 +26,7 @@ def without_secrets(text: str) -> str:
 
 
 def secrets_in(text: str) -> Iterator[str]:
-    """Passwords and values of queries in the addresses of a text: an error may quote one without the rest.
+    """Passwords and query values in the URLs of a text: an error may quote one of them without the rest of its URL.
 
     A value without a digit may be a word.
     """
@@ -42,9 +42,9 @@ def secrets_in(text: str) -> Iterator[str]:
 
 
 def check_complete(place: str, key: str) -> None:
-    """Raises ValueError for a place whose secrets were hidden when it was written down; `key` is where it is from.
+    """Raises ValueError for a URL that was saved with its secrets hidden; `key` is the configuration key it is from.
 
-    Whoever resumes from a saved configuration has to give it again.
+    The full URL has to be given again when a run is resumed from a saved configuration.
     """
     if HIDDEN in place:
         raise UserError(

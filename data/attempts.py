@@ -1,4 +1,4 @@
-"""Asking for a remote object again while it fails in a way that may pass, and in the end one line that names it."""
+"""Retries of remote reads: transient errors are tried again, and a final failure is one line that names the object."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class WrongAnswer(Exception):
 
 
 class Trouble(Exception):
-    """What a client raised over an object, or what was wrong with its answer."""
+    """An error that a client raised for an object, or what was wrong with its answer."""
 
     def __init__(self, url: Url, error: BaseException):
         self.url = url
@@ -32,14 +32,14 @@ class Trouble(Exception):
 
     @property
     def is_missing(self) -> bool:
-        """Whether there is no such object; to fsspec's http, whatever goes wrong is a missing file."""
+        """Whether there is no such object; fsspec's http raises FileNotFoundError for every failure."""
         cause = self.error.__cause__
         told = cause is None or not self.url.text.startswith("http") or getattr(cause, "status", 0) in DENIED
         return isinstance(self.error, FileNotFoundError) and told
 
     @property
     def is_final(self) -> bool:
-        """Whether asking again is of no use."""
+        """Whether the error is permanent, so that a retry is useless."""
         return self.is_missing or isinstance(self.error, PermissionError | NotImplementedError | ShardError)
 
     def report(self) -> ShardError:
@@ -56,7 +56,7 @@ class Trouble(Exception):
 
 
 def asked(url: Url, action: Callable[[], Found]) -> Found:
-    """What `action` returns about an object, tried again while it fails in a way that may pass."""
+    """What `action` returns about an object; transient errors are retried."""
 
     def once() -> Found:
         try:
@@ -68,7 +68,7 @@ def asked(url: Url, action: Callable[[], Found]) -> Found:
 
 
 def repeat(action: Callable[[], Found]) -> Found:
-    """What `action` returns, which raises Trouble while it fails."""
+    """What `action` returns; it is retried when it raises Trouble."""
     pauses = iter(PAUSES)
     while True:
         try:
@@ -87,7 +87,7 @@ def _told() -> set[tuple[str, str]]:
 
 
 def _tell(trouble: Trouble) -> None:
-    """Say once in a process what a place answers in the stead of bytes."""
+    """Print, once per process and folder, what a server answers instead of the bytes."""
     status = getattr(trouble.error, "status", None)
     answer = f"status {status}" if status else type(trouble.error).__name__
     place = str(trouble.url.parent)

@@ -1,4 +1,4 @@
-"""Batches of a stream of samples, made in this process or in workers, one of which may fail."""
+"""Batches of a stream of samples, made in this process or in worker processes, any of which may fail."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -39,11 +39,11 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._from_workers() if self.loader.num_workers else self.loader:
             self.skips.add(batch["skipped"])
-            if len(batch) > 1:  # else the stream only says what it skipped before it gives up
+            if len(batch) > 1:  # else the stream only reports what it skipped before it raises
                 yield batch
 
     def _from_workers(self) -> Iterator[dict[str, Any]]:
-        """The loader's batches, none of which is waited for longer than `timeout_seconds`."""
+        """The loader's batches, with a timeout of `timeout_seconds` for each."""
         alarm, batches = Alarm(self.timeout_seconds), iter(self.loader)
         try:
             for number in count():
@@ -57,5 +57,5 @@ class Batches:
 
 
 def _as_it_is(batch: Any) -> Any:
-    """No collation: the stream's batches are tensors already."""
+    """No collation: the stream's items are batches of tensors already."""
     return batch

@@ -1,4 +1,4 @@
-"""JSON of which the parts are counted before any is made: Python's objects take up to thirty times its bytes."""
+"""JSON whose values are counted before any is built: Python's objects take up to thirty times the text's bytes."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ MAX_PARTS = 1 << 22  # commas, lists and objects; a manifest of 64 MiB has half 
 
 
 def load_json(content: bytes) -> Any:
-    """What the text says. Raises ValueError if it is none, or of too many parts, RecursionError if too deep."""
+    """Parse a text. Raises ValueError if it is not JSON or has too many values, RecursionError if it nests too deep."""
     parts = sum(map(content.count, (b",", b"[", b"{")))
     if parts > MAX_PARTS:
         raise UserError(f"JSON of {parts} parts, {MAX_PARTS} allowed")

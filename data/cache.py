@@ -1,4 +1,4 @@
-"""Latents and embeddings made beforehand (scripts/encode.py), read by sample in the place of images; memory-mapped.
+"""Precomputed latents and embeddings (scripts/encode.py), read by sample in place of images; memory-mapped.
 
 A cache is a folder: `cache.json` says what it was made with, and each image shard has a safetensors file named after
 it and its content, with a row for each of its samples in their order. Nothing here writes one.
@@ -25,9 +25,9 @@ from ldm.data.user_error import UserError
 MANIFEST = "cache.json"
 CROP = "centre"
 MIRRORED = ".mirrored"  # ends the name of what was made of the mirrored image
-BAD = "bad"  # in a file's metadata: what was wrong with the samples that have no row worth reading
+BAD = "bad"  # in a file's metadata: what was wrong with the samples that have no usable row
 MAX_MANIFEST_BYTES = 1 << 20
-# What the manifest says, and how.
+# The keys of the manifest and the types of their values.
 KINDS = {"image_size": int, "crop": str, "decoder": str, "first_stage": str, "encoders": dict, "precision": str,
          "codes": bool, "flips": bool}  # fmt: skip
 SIZE, CHOICES = "size", "choices"  # of the resized image, [N, 2]; where each sample's texts begin, [N + 1]
@@ -38,13 +38,13 @@ OF_IMAGE = (*LATENTS, IMAGE)  # how names of what has a row for each sample begi
 
 
 def file_names(shards: ShardSet) -> list[str]:
-    """The name of each shard's file: what is in it goes with the shard's content, wherever the shard lies."""
+    """The name of each shard's cache file, which depends on the shard's content, not on its path."""
     marks = zip(shards.shards, shards.fingerprints, strict=True)
     return [f"{shard.path.name.removesuffix('.tar')}-{mark[:16]}.safetensors" for shard, mark in marks]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the cache was made with. Raises ValueError if it is none."""
+    """What the cache was made with. Raises ValueError if there is no valid manifest."""
     path = folder / MANIFEST
     if not path.exists():
         raise UserError(f"data.cache={folder}: no cache there; scripts/encode.py out={folder} writes one")
@@ -71,7 +71,7 @@ def check(
     first_stage: str,
     encoders: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Hold what a cache was `made` with to this size, this decoder and first stage and, of what it has, these encoders.
+    """Check what a cache was `made` with against this size, decoder, first stage and, where cached, these encoders.
 
     Raises ValueError naming what differs.
     """
@@ -93,7 +93,7 @@ def check(
 class CacheFile:
     """One shard's rows: arrays [N, ...] of latents and of these `encoders`, for images as they are and mirrored.
 
-    `seal` is that of the cache it should be of. Raises ShardError if it is not, or is damaged.
+    `seal` is that of the cache that the file should belong to. Raises ShardError if it does not, or is damaged.
     """
 
     def __init__(self, path: Path, encoders: Collection[str], seal: str | None = None):
@@ -125,7 +125,7 @@ class CacheFile:
         return len(self.size)
 
     def row(self, name: str, number: int, flip: bool) -> np.ndarray:
-        """A row of the array of this name. Raises ShardError if it is not as it was written."""
+        """A row of the array of this name. Raises ShardError if it does not match its checksum."""
         row = self.arrays[flip][name][number]
         sums = self._sums.get(self._names[flip][name])
         if sums is not None and row_sum(row, number) != sums[number]:
@@ -151,9 +151,9 @@ class CacheFile:
 
 
 class Cache:
-    """What a cache has of the samples of `shards`, by their index: latents, and the answers of these `encoders`.
+    """What a cache holds for the samples of `shards`, by their index: latents, and the outputs of these `encoders`.
 
-    `seal` is that of its manifest; None is of one from before there were seals.
+    `seal` is that of its manifest; None for a manifest that is older than seals.
     """
 
     def __init__(self, folder: Path, shards: ShardSet, encoders: Collection[str], seal: str | None):

@@ -1,6 +1,6 @@
-"""What tells that a file of a cache is the one that was written: whose it is, a sum for each row, a digest over all.
+"""Integrity labels of cache files: the cache that a file belongs to, a checksum for each row, a digest over all.
 
-The sums are looked at whenever a row is read, the digest on demand. Files from before have no label: taken as they are.
+Checksums are verified whenever a row is read, the digest on demand. Older files have no label and are not verified.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ from ldm.data.errors import ShardError
 from ldm.data.user_error import UserError
 
 LABEL = "label"  # JSON as an array of bytes: two entries of metadata would be written in any order
-SUMS = "sums."  # begins the name of the sums of what bears the rest of it
+SUMS = "sums."  # prefix: "sums.NAME" holds the row checksums of array NAME
 
 
 def row_sum(row: np.ndarray, number: int) -> int:
-    """A sum over a row's bytes and its place, CRC-32."""
+    """Checksum (CRC-32) of a row's bytes and its number."""
     return zlib.crc32(np.ascontiguousarray(row).data, number & 0xFFFFFFFF)
 
 
 def labelled(
     arrays: Mapping[str, np.ndarray], facts: Mapping[str, str], name: str, cache: str, plain: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
-    """The arrays of a file, and what tells them: its `name`, the seal of its `cache`, sums of rows, a digest over all.
+    """The arrays of a file with its label: its `name`, the seal of its `cache`, row checksums, a digest over all.
 
-    `facts` are its metadata. The arrays named in `plain` are small and read whole: they have no sums.
+    `facts` are its metadata. The arrays named in `plain` are small and read whole: they have no row checksums.
     """
     sums = {
         SUMS + key: np.array([row_sum(row, number) for number, row in enumerate(array)], np.int64)
@@ -54,7 +54,7 @@ def digest(arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> str:
 
 
 def check_digest(path: Path) -> bool:
-    """Whether a file has a label that its content can be held to. Raises ShardError if it is not as it was written."""
+    """Verify a file's content against its label; False if it has none. Raises ShardError if they do not match."""
     try:
         with safe_open(path, "np") as file:
             arrays, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
@@ -67,7 +67,7 @@ def check_digest(path: Path) -> bool:
 
 
 def read_label(array: np.ndarray | None) -> dict[str, Any]:
-    """The label in a file's array of it, an empty one if it has none. Raises ValueError if it is none."""
+    """Parse a file's label array; an empty label if there is no array. Raises ValueError if it is not a label."""
     label = {} if array is None else json.loads(array.tobytes())
     if not isinstance(label, dict):
         raise UserError("its label cannot be read")
@@ -75,7 +75,7 @@ def read_label(array: np.ndarray | None) -> dict[str, Any]:
 
 
 def stranger(label: Mapping[str, Any], name: str, cache: str | None) -> str | None:
-    """What speaks against a file of this label and `name` being of the cache with this seal; None if nothing does."""
+    """Why a file with this label and `name` cannot belong to the cache with this seal; None if it can."""
     if label.get("name", name) != name:
         return f"it was written as {label['name']}"
     if cache is not None and label.get("cache", cache) != cache:

@@ -12,7 +12,7 @@ MAX_MANIFEST_BYTES = 1 << 26
 
 
 def class_names(shards: str | Sequence[str] | None) -> list[str]:
-    """Of `shards` as data.train names them; none where they are remote, gone, or no manifest beside them tells."""
+    """The class names of `shards` (as in data.train); none if those are remote or gone, or have no manifest."""
     try:
         places = expand(shards, "data.train") if shards else []
     except ShardError:
@@ -22,7 +22,7 @@ def class_names(shards: str | Sequence[str] | None) -> list[str]:
 
 
 def _noted(manifest: Path) -> list[str]:
-    """Also a manifest may come from anyone."""
+    """The class names in a manifest, which is untrusted input; none if it does not list them."""
     if not manifest.is_file() or manifest.stat().st_size > MAX_MANIFEST_BYTES:
         return []
     try:

@@ -36,7 +36,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Strips of the image with the row they begin at: what is made of one is small, however large the image."""
+    """Strips of the image with their first row: intermediate arrays stay small, however large the image."""
     rows = max(1, BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))

@@ -55,7 +55,7 @@ def copy_all(copies: LocalCopies, jobs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def touch(paths: Sequence[Path]) -> None:
-    """Say that these copies are in use."""
+    """Mark these copies as in use."""
     for path in paths:
         if path.exists():
             path.touch()
@@ -106,7 +106,7 @@ def _end_with_the_run() -> None:
 
 
 def main() -> None:
-    """Copy, then say once an hour that the copies are in use."""
+    """Copy, then mark the copies as in use once an hour."""
     told = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     copies = LocalCopies(told["folder"], told["max_bytes"] / GB)

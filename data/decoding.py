@@ -76,7 +76,7 @@ class Decoder(ABC):
 
 
 class PilDecoder(Decoder):
-    """Pillow alone, and next to nothing lost: the same bits on any machine with the same versions."""
+    """Pillow alone, nearly exact: bit-identical on any machine with the same library versions."""
 
     name = "pil"
     reducing_gap = 2
@@ -145,7 +145,7 @@ def _by_pil(image: Image.Image, image_size: int, reducing_gap: int) -> np.ndarra
 
 
 def _to_decode(content: bytes, max_pixels: int) -> Image.Image:
-    """An image of which the size is known: of a TIFF only loading tells, because that turns it."""
+    """An image whose final size is known: a TIFF is loaded first, because loading rotates it."""
     image = open_image(content, max_pixels)
     if image.format == "TIFF":
         with named_failure():
@@ -178,7 +178,7 @@ def _simple_jpeg(content: bytes, image: Image.Image, reduction: int) -> np.ndarr
     width, height = (ceil(side / reduction) for side in image.size)
     try:
         return simplejpeg.decode_jpeg(content, min_width=width, min_height=height)
-    except ValueError:  # it takes no file with anything odd in it; Pillow tells the odd from the broken
+    except ValueError:  # it rejects every unusual file; Pillow then tells which of them are broken
         return None
 
 
@@ -214,7 +214,7 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _formats() -> tuple[str, ...]:
-    """Those of Pillow's plugins that may be tried."""
+    """The Pillow plugins that may be tried."""
     if HAS_HEIF:
         import pillow_heif
 
@@ -223,7 +223,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _unknown(content: bytes) -> str:
-    """Why bytes are no image that can be read, for people."""
+    """Why the bytes are not a readable image, in words."""
     if not content:
         return "the file is empty"
     name, start = format_name(content), ascii(content[:12])[1:]

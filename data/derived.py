@@ -1,6 +1,6 @@
-"""Files of what is derived from shards and can be derived again: a block of bytes and a JSON head, both under hashes.
+"""Cached files that are derived from shards and can be rebuilt: a block of bytes and a JSON header, both hashed.
 
-They lie in $LDM_CACHE (~/.cache/ldm). One that is missing, damaged or not of this kind is None to those that read it.
+They lie in $LDM_CACHE (~/.cache/ldm). Reading one that is missing, damaged or of another kind gives None.
 The head stands at the end, so that a block of any length can be written as it is made, and mapped from its first byte.
 """
 
@@ -19,11 +19,11 @@ from ldm.data.user_error import UserError
 MAGIC = b"ldm derived data 1\n"
 TRAILER_BYTES = 4 + 32 + len(MAGIC)  # the head's length, its SHA-256, the magic
 MAX_HEAD_BYTES = 1 << 20
-UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading anyone's bytes may raise
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading untrusted bytes may raise
 
 
 def cache_folder() -> Path:
-    """The folder of all that is cached: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError where nobody has a home."""
+    """The cache folder: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError if the user has no home directory."""
     try:
         return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
     except RuntimeError as error:
@@ -49,7 +49,7 @@ def write(path: Path, head: dict[str, Any], chunks: Iterable[bytes | memoryview]
 
 
 def read_head(path: Path) -> dict[str, Any] | None:
-    """The head alone, if it is whole and the file as long as it should be."""
+    """The header alone, or None unless it is intact and the file has its full length."""
     try:
         with open(path, "rb") as file:
             return _head(file)
@@ -58,7 +58,7 @@ def read_head(path: Path) -> dict[str, Any] | None:
 
 
 def read(path: Path, check: bool) -> tuple[dict[str, Any], memoryview] | None:
-    """The head, and the block as a memory map; its hash too is looked at if `check`."""
+    """The header, and the block as a memory map; `check` verifies the block's hash too."""
     try:
         with open(path, "rb") as file:
             head = _head(file)

@@ -1,4 +1,4 @@
-"""Samples in order for encoding: whole shards, span by span, bad samples named in their place."""
+"""Samples in order for encoding: whole shards, span by span; bad samples are reported with their index."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -74,6 +74,6 @@ def printable(text: str) -> str:
 
 
 def told(error: BaseException) -> str:
-    """What a user is shown of an error: what it says, line by line, safe for a terminal and of a bearable length."""
+    """An error's message as a user is shown it: line by line, safe for a terminal and limited in length."""
     text = "\n".join(printable(line) for line in str(error).splitlines()) or type(error).__name__
     return text if len(text) <= MAX_TOLD_CHARS else f"{text[:MAX_TOLD_CHARS]} ... ({len(text)} characters)"

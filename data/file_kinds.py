@@ -1,4 +1,4 @@
-"""What a file that was given as a shard is instead, from its first bytes, and what to do about it."""
+"""Recognises by its first bytes what a file is that was given as a shard but is none, and says what to do about it."""
 
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -31,7 +31,7 @@ FETCH = "a server's answer in the place of the file: fetch it again, logged in i
 
 
 def recognised(head: bytes) -> str | None:
-    """One line on a file that begins with these bytes, None if they are of no kind known here."""
+    """One line about a file that begins with these bytes, None if its kind is unknown."""
     for magic, (name, command) in COMPRESSED.items():
         if head.startswith(magic):
             return f"it is compressed with {name}: uncompress it ({command}), because members are read by position"

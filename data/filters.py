@@ -23,7 +23,7 @@ HEX = frozenset("0123456789abcdef")
 
 
 class FilterRules(TypedDict, total=False):
-    """What `data.filters` may say; see Filters."""
+    """The keys of `data.filters`; see Filters."""
 
     min_size: int | None
     aspect: Sequence[float | None] | None
@@ -80,12 +80,12 @@ class Filters:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The extensions of which the first is a sample's image, if the rules look at it."""
+        """Image extensions, of which the first that a sample has is its image; empty if no rule looks at the image."""
         return IMAGE_EXTENSIONS if self.needs_size or self.hashes else ()
 
     @property
     def names(self) -> list[str]:
-        """The rules in the order in which they are held against a sample; empty if all are off."""
+        """The names of the rules in the order they are applied to a sample; empty if all are off."""
         names = [] if self.exclude is None else ["exclude"]
         names += ["min_size"] if self.min_size is not None else []
         names += ["aspect"] if self.aspect is not None else []
@@ -93,7 +93,7 @@ class Filters:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 over everything that decides."""
+        """SHA-256 over everything that affects the decisions."""
         facts = [self.min_size, self.aspect, self.ranges, self.values, sorted(self.excluded)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -25,7 +25,7 @@ class Framing:
 
     @property
     def plain(self) -> View:
-        """The view where nothing is drawn: the largest window there is, in the middle."""
+        """The view without random draws: the largest window, centred."""
         return View(share=self.shares[1] if self.shares else None)
 
 

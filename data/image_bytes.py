@@ -32,7 +32,7 @@ BYTES_OF = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 13: 4, 16: 8}  # of a TIFF tag's value
 
 
 def format_name(content: bytes) -> str | None:
-    """The format that the first bytes are of, of many; None if it is none of those."""
+    """The image format that the first bytes belong to; None if it is not a known one."""
     return next((name for offset, mark, name in SIGNATURES if content.startswith(mark, offset)), None)
 
 
@@ -44,7 +44,7 @@ def check_parts(content: bytes) -> None:
 
 
 def check_scans(content: bytes, pixels: int) -> None:
-    """Raises BadSample if a JPEG of that many pixels would be gone over too often."""
+    """Raises BadSample if a JPEG has too many scans for that many pixels."""
     scans = sum(1 for marker, _, _ in jpeg_segments(content) if marker == 0xDA)
     if scans * pixels > MAX_SCANNED_PIXELS:
         raise BadSample("too many scans", f"{scans} scans of {pixels} pixels, {MAX_SCANNED_PIXELS // pixels} allowed")
@@ -91,7 +91,7 @@ def _check_png(content: bytes) -> None:
 
 
 def says_late_how_it_lies(content: bytes) -> bool:
-    """Whether a PNG has EXIF or text behind its pixels, where only a full decode finds it."""
+    """Whether a PNG has EXIF or text after its pixels, where only a full decode finds it."""
     names = [name for name, _ in png_chunks(content)]
     pixels = names.index(b"IDAT") if b"IDAT" in names else len(names)
     return not {b"eXIf", b"iTXt", b"tEXt", b"zTXt"}.isdisjoint(names[pixels:])
@@ -139,7 +139,7 @@ def _tiff_tags(content: bytes, order: str) -> Iterator[tuple[int, tuple[int, int
 
 
 def _check_bmp(content: bytes) -> None:
-    """Runs are undone in Python, a pixel at a time."""
+    """Refuses run-length compression, which Pillow decodes in Python, one pixel at a time."""
     if content[30:31] in (b"\x01", b"\x02"):
         raise BadSample(
             "broken image", "a BMP with run-length compression, which is not read; save it without, or as PNG"
@@ -147,7 +147,7 @@ def _check_bmp(content: bytes) -> None:
 
 
 def bits_of_bmp(content: bytes) -> int:
-    """Bits of a pixel; the oldest headers say them elsewhere."""
+    """Bits per pixel; the oldest headers store them elsewhere."""
     start = 24 if content[14:18] == b"\x0c\0\0\0" else 28
     return int.from_bytes(content[start : start + 2], "little")
 

@@ -26,7 +26,7 @@ MAX_EXTENSIONS = 1 << 10  # distinct ones in a shard
 
 
 class Outline(NamedTuple):
-    """What is known of a shard without its index. `digest` is a SHA-256 over all that the index says.
+    """What is known about a shard without its index. `digest` is a SHA-256 over the content of the index.
 
     `plain`: the header before each member says its whole name. `remark` is what a user should know of it, or empty.
     """
@@ -45,7 +45,7 @@ class EmptyShard(ShardError):
 
 
 class NoSamples(Damage):
-    """The same, still without its name."""
+    """As EmptyShard, raised before the name of the shard is known."""
 
 
 class Keys(Sequence[str]):
@@ -95,7 +95,7 @@ class ShardIndex:
         return {self.extensions[self.kind[i]]: Extent(self.offset[i], self.size[i]) for i in span}
 
     def is_consistent(self) -> bool:
-        """Whether all that it says lies within the shard and within itself."""
+        """Whether all offsets and numbers are valid for the shard and for this index."""
         first, offset, size, ends, kind = map(np.asarray, (self.first, self.offset, self.size, self._ends, self.kind))
         return bool(
             len(first) == len(ends) + 1 > 1
@@ -158,7 +158,7 @@ class Packer:
         self._present: set[str] = set()
 
     def add(self, member: Member) -> None:
-        """Take the next member; raises Damage if it cannot be told from others."""
+        """Take the next member; raises Damage if it cannot be distinguished from others."""
         parts = split_name(member.name)
         if parts is None:
             self.others.append(member.name)

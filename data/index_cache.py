@@ -24,7 +24,7 @@ from ldm.data.storage import facts
 KIND = "shard index 2"
 THREADS = 16
 NAMED = 3  # shards in a message
-# A file may change twice within a tick of its clock: an index made this soon after a change is not believed later.
+# A file may change twice within a tick of its clock: an index made this soon after a change is not used later.
 SETTLING_NS = 2 * 10**9
 
 
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def entries(paths: Sequence[Location]) -> list[Entry]:
-    """What each shard holds, from the cache, or from its headers where they are not there; several at a time.
+    """The entry of each shard, from the cache, or else from the shard's headers; several are read at a time.
 
     Shards without samples are passed over in a line; ShardError if there are no others.
     """
@@ -56,7 +56,7 @@ def entries(paths: Sequence[Location]) -> list[Entry]:
 
 
 def _tell(held: Sequence[Entry], empty: Sequence[EmptyShard]) -> None:
-    """Say which shards are empty, and what is to be known of the others."""
+    """Print which shards are empty, and the remarks on the others."""
     some = "; ".join(str(shard) for shard in empty[:NAMED]) + ("; ..." if len(empty) > NAMED else "")
     if empty and not held:
         raise empty[0] if len(empty) == 1 else ShardError(f"none of {len(empty)} shards holds samples: {some}")
@@ -81,7 +81,7 @@ def open_index(entry: Entry, check: bool) -> ShardIndex:
 
 
 def _known(path: Location) -> Entry | None:
-    """The entry of a shard whose index is in the cache and of its present state."""
+    """The entry of a shard from the cache; None if its index is missing or out of date."""
     head = derived.read_head(_file(path))
     outline = head and _outline(path, head)
     if not outline or outline.facts != facts(path):
@@ -98,7 +98,7 @@ def _mapped(entry: Entry, check: bool) -> ShardIndex | None:
         return None
     try:
         index = ShardIndex(entry.path, outline, kept[1])
-    except (TypeError, ValueError):  # of other lengths than its outline says
+    except (TypeError, ValueError):  # its arrays do not have the lengths of its outline
         return None
     return index if not check or index.is_consistent() else None
 

@@ -17,12 +17,12 @@ from ldm.data.rasters import said_orientation
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 COLOURED = ("RGB", "RGBA", "LA")
-WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation: Pillow turns such numbers round
+WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation (white is zero): Pillow inverts such values
 BITS, PHOTOMETRIC = 258, 262  # TIFF's tags
 
 
 class LabelImage(NamedTuple):
-    """Values [H, W], as their file stores them, and the orientation that it says; None if it says none."""
+    """Values [H, W], as their file stores them, and the orientation in its metadata, or None."""
 
     values: np.ndarray
     orientation: int | None

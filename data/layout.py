@@ -1,6 +1,6 @@
-"""What the headers of shards say, as a digest that is kept with a run: the same samples in the same order, or not.
+"""A digest of the shards' headers, kept with a run: it tells whether the samples and their order are unchanged.
 
-Paths, times and entity tags have no part in it, so shards may be moved, mirrored or signed anew.
+Paths, times and entity tags do not affect it, so shards may be moved, mirrored or signed anew.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from ldm.data.shards import ShardSet
 
-# What is kept of a shard whose samples stopped a run: its digest then, and that of its keys.
+# What is recorded of a shard whose samples stopped a run: its digest at that time, and that of its keys.
 Stopped = Mapping[str, Sequence[str]]
 
 
@@ -18,7 +18,7 @@ def layout(shards: ShardSet) -> str:
 
 
 def stopped_by(shards: ShardSet, indices: Iterable[int]) -> dict[str, list[str]]:
-    """The shards of these samples by number: (digest, digest of their keys) each."""
+    """The shards that these samples are in: number -> (digest, digest of the keys)."""
     numbers = sorted({shards.place(index)[0] for index in indices})
     return {str(number): [shards.shards[number].digest, _keys(shards, number)] for number in numbers}
 

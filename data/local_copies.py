@@ -78,6 +78,6 @@ class LocalCopies:
 
 
 def job_for(shard: Entry, known: str | None) -> dict[str, Any]:
-    """What the process that copies is told of a shard."""
+    """The job description of a shard for the copying process."""
     assert isinstance(shard.path, Url)
     return {"url": shard.path.text, "facts": list(shard.facts), "sha256": known, "headers": shard.digest}

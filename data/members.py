@@ -1,5 +1,5 @@
-"""What the bytes of a member say: text, an entry of a JSON object, an array of floats. Any bytes at all may come;
-what is not what it should be is a BadSample, and nothing is allocated because a header says so.
+"""Parses the bytes of a member: text, an entry of a JSON object, an array of floats. The bytes are untrusted:
+malformed ones are a BadSample, and the sizes that a header claims are checked before memory is allocated.
 """
 
 import io
@@ -55,7 +55,7 @@ def read_text(content: bytes, max_bytes: int | None = MAX_TEXT_BYTES) -> str:
 
 
 def _wide_encoding(content: bytes) -> str | None:
-    """The encoding of two or four bytes a character that its mark, or zeros where no text has any, give away."""
+    """UTF-16 or UTF-32, recognised by the byte order mark or by zero bytes where text has none."""
     for mark, name in WIDE_MARKS:
         if content.startswith(mark):
             return name

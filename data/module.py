@@ -137,7 +137,7 @@ class ShardData(pl.LightningDataModule):
         self.parts()
 
     def locations(self) -> list[Location]:
-        """Where all shards lie, unopened. Raises ShardError for one that is named but not there."""
+        """The paths and URLs of all shards, unopened. Raises ShardError for one that is named but does not exist."""
         held_out = [] if self.validation is None else expand(self.validation, "data.validation")
         return [*self.training_set.locations, *held_out]
 
@@ -146,11 +146,11 @@ class ShardData(pl.LightningDataModule):
         return [self._train_samples] if self.validation is None else [self._train_samples, self._validation_samples]
 
     def whole_parts(self) -> list[Samples]:
-        """The same with all samples of their shards, also those that `filters` leave out."""
+        """As `parts`, with all samples of their shards, including those that `filters` remove."""
         return [self._samples(ShardSet(part.shards.shards)) for part in self.parts()]
 
     def over(self, shards: str | Sequence[str]) -> "ShardData":
-        """The same of other shards: all of their samples for training, none held out, no cache."""
+        """A copy that reads other shards: all of their samples for training, none held out, no cache."""
         other = copy(self)
         for name in ("_train_samples", "_validation_samples", "_train_skips", "_validation_skips"):
             other.__dict__.pop(name, None)
@@ -204,7 +204,7 @@ class ShardData(pl.LightningDataModule):
         return [name for name in encoders if name not in answered]
 
     def _check_windows(self, mirrored: bool) -> None:
-        """Raises ValueError for windows that a cache, with mirrored images or not, has not of each image."""
+        """Raises ValueError if batches need windows that the cache lacks; `mirrored`: it has mirrored images too."""
         if self.framing != framing(self.image_size, None):
             raise UserError("crop_size: data.cache has all of each image's short side; leave one of them out")
         if self.augmentation.random_crop:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ldm.data.addresses import without_secrets
 
 SCHEMES = ("s3", "gs", "gcs", "http", "https", "memory")
-# Parameters of a query that only give leave to read: signatures of S3 (v2 and v4), Google, Azure, CloudFront, others.
+# Query parameters that only grant access: signatures of S3 (v2 and v4), Google, Azure, CloudFront, others.
 LEAVE = re.compile(
     r"(x-amz-|x-goog-|x-oss-).*|(aws|oss)?accesskeyid|googleaccessid|signature|expires|policy|key-pair-id|security-token|"
     r"(access_?)?token|api_?key|password|auth|authorization|hdnts|hdnea|verify|sig",
@@ -50,8 +50,8 @@ MAX_QUERY_CHARS = 1 << 14
 class Url:
     """A remote object or folder, with the names that a Path has.
 
-    `text` is what it is asked for with. `place` is that without signature or password: so it is known again under a new
-    signature. It is shown without any of its query.
+    `text` is the URL that is requested. `place` is that without signature or password, by which the object is
+    recognised under a new signature. It is shown without its query.
     """
 
     text: str
@@ -63,7 +63,7 @@ class Url:
 
     @property
     def place(self) -> str:
-        """Where it lies, whatever gives leave to read it."""
+        """The URL without what only grants access to it."""
         return unsigned(self.text)
 
     def __truediv__(self, name: str) -> "Url":
@@ -105,7 +105,7 @@ def local_facts(status: Any) -> Facts:
 
 
 def unsigned(text: str) -> str:
-    """A URL without what only gives leave to read it: a user's name, a signature, a token."""
+    """A URL without what only grants access to it: a user name, a signature, a token."""
     scheme, mark, place = text.partition("://")
     host, slash, path = place.partition("/")
     path, question, query = path.partition("?")

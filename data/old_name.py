@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 def stand_in() -> None:
-    """Let data be ldm.data, and data.X the one ldm.data.X: no module is there twice."""
+    """Make `data` an alias of ldm.data, and data.X of ldm.data.X, so that no module is loaded twice."""
     sys.modules["data"] = import_module("ldm.data")
     if not any(isinstance(finder, _OldName) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OldName())

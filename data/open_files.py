@@ -1,4 +1,4 @@
-"""Local shards held open, each known to be the file it was: how many there may be, and what is said of too many."""
+"""Local shards kept open and checked for changes; the limit on open files, and the error when it is reached."""
 
 import errno
 import os
@@ -46,15 +46,15 @@ class OpenFile:
             raise ShardError(f"{path}{CHANGED}")
 
     def check(self) -> None:
-        """Raises ShardError if it was written to since. One that took its name is another file, and not looked at."""
+        """Raises ShardError if the file was modified since. A new file under the same name is not looked at."""
         if self._file.closed:
-            return  # looked at then
+            return  # `close` has checked it
         now = os.fstat(self.descriptor)
         if (now.st_size, now.st_mtime_ns) != self._state:
             raise ShardError(f"{self.path}{CHANGED}")
 
     def close(self) -> None:
-        """Look at it once more, and let go of it."""
+        """Check the file once more, then close it."""
         self.check()
         self._file.close()
 

@@ -1,4 +1,4 @@
-"""What is said to the user by the first of several processes: a line, or a bar for work that turns out to be long."""
+"""What the first of several processes prints for the user: a line, or a progress bar if the work takes long."""
 
 import os
 import sys

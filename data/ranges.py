@@ -1,4 +1,4 @@
-"""Spans of remote objects, each with proof that it is the one asked for, of the version that is known.
+"""Byte ranges of remote objects, each verified to be the range asked for, of the known version.
 
 Over HTTP and from S3 the answer itself says which bytes of which version it holds. Of other file systems' objects the
 version is looked at again now and then.
@@ -25,7 +25,7 @@ RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 WHOLE = ": the server sends all of it where a part is asked for; byte ranges are needed"
 SATISFIED, PARTIAL, MISSING, UNSATISFIABLE = 200, 206, 404, 416
 
-_looked: dict[str, float] = {}  # when a version was last found to be the known one, of objects that do not say
+_looked: dict[str, float] = {}  # when the version was last checked, for objects whose responses do not state it
 
 
 def stamp_of(known: Mapping[str, Any]) -> str:
@@ -34,7 +34,7 @@ def stamp_of(known: Mapping[str, Any]) -> str:
 
 
 def read(system: Any, paths: Sequence[str], spans: Sequence[Span]) -> list[bytes | BaseException]:
-    """The bytes of each span, all asked for at the same time; what went wrong in the place of those that failed."""
+    """The bytes of each span, all requested at the same time; an exception in place of each that failed."""
     protocols = (system.protocol,) if isinstance(system.protocol, str) else system.protocol
     answer = next((ANSWERS[name] for name in protocols if name in ANSWERS), None)
     if answer is None:

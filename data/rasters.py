@@ -17,12 +17,12 @@ ORIENTATION = ExifTags.Base.Orientation
 
 
 def orientation(image: Image.Image) -> int:
-    """How the camera was held, 1 to 8 as EXIF numbers it; 1, upright, where that is not said or cannot be read."""
+    """How the camera was held, 1 to 8 as EXIF numbers it; 1, upright, if it is missing or cannot be read."""
     return said_orientation(image) or 1
 
 
 def said_orientation(image: Image.Image) -> int | None:
-    """The same, None where it is not said. Of a TIFF that Pillow has loaded it is not: it is turned by then."""
+    """As `orientation`, None if it is not recorded, as in a TIFF that Pillow has loaded, which is upright already."""
     try:
         # not the PNG's own method, which decodes all of it to look behind the pixels
         value = Image.Image.getexif(image).get(ORIENTATION)

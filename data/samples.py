@@ -1,4 +1,4 @@
-"""Samples of a shard set as batches: read, decode, remember, crop, stack. Says nothing about order."""
+"""Samples of a shard set as batches: read, decode, keep in memory, crop, stack. Their order is decided elsewhere."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -109,7 +109,7 @@ class Samples:
         return Sample(index, key, image, values)
 
     def num_choices(self, sample: Sample) -> int:
-        """How many views' choices tell all that the fields make of a sample apart."""
+        """The number of equally spaced view choices that reach every variant the fields have of a sample."""
         return math.lcm(*(self.fields[name].num_choices(value) for name, value in sample.fields.items()))
 
     def record(self, index: int, error: BadSample) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Samples:
 
 
 def _without_image(there: Collection[str]) -> BadSample:
-    """What is wrong with a sample of these extensions."""
+    """The error for a sample that has these extensions but no image."""
     listed = ", ".join(sorted(there)[:3]) + (", ..." if len(there) > 3 else "")
     rule = "; an extension begins at a name's first dot: rename the files" if any("." in name for name in there) else ""
     return BadSample("missing member", f"no image ({', '.join(IMAGE_EXTENSIONS)}), but {listed[:90]}{rule}")

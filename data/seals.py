@@ -1,6 +1,6 @@
-"""A seal: the digest that a JSON or YAML file holds of what else it says, so that an edited or damaged one is known.
+"""A seal: the digest that a JSON or YAML file holds of its other content, so that edits and damage are detected.
 
-It is no signature: whoever means to deceive writes another.
+It is not a signature: anyone can compute the seal of a changed file.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ SEAL = "seal"
 
 
 def seal_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 over what a mapping says, in whatever order, but for its seal."""
+    """SHA-256 over the content of a mapping without its seal, whatever the order of the keys."""
     plain = json.loads(json.dumps({key: value for key, value in content.items() if key != SEAL}))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -26,9 +26,9 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(content: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError if what `path` says is not what it was sealed with.
+    """Raises ValueError if the content of the file `path` does not match its seal.
 
-    A file from before there were seals has none and is taken as it is.
+    A file that is older than seals has none and is accepted.
     """
     if SEAL in content and content[SEAL] != seal_of(content):
         raise UserError(f"{path}: edited or damaged since it was written (its seal is another); put it back as it was")

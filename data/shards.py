@@ -46,7 +46,7 @@ class Kept:
         return self._count
 
     def array(self) -> np.ndarray:
-        """All of them."""
+        """The indices of all kept samples."""
         if self._array is None:
             found = derived.read(self.path, check=False)
             if found is None or found[0]["body_sha256"] != self.digest:
@@ -184,7 +184,7 @@ class MemberReader:
         return found
 
     def _file(self, shard: ShardIndex) -> OpenFile | None:
-        """The shard or its copy, None for one that is only read where it lies."""
+        """The open file of a local shard, or of a remote one's copy; None for a shard that is read remotely."""
         if not isinstance(shard.path, Url):
             return self._files.open(shard.path, shard.facts)
         copy = self._copies.find(shard.path, shard.facts) if self._copies else None

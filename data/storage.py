@@ -19,7 +19,7 @@ MAX_WHOLE_BYTES = 1 << 26
 
 
 def facts(location: Location) -> Facts:
-    """Size and version of a file or an object; ShardError if a remote one cannot be asked for them."""
+    """Size and version of a file or an object; ShardError if a remote one does not answer."""
     if isinstance(location, Url):
         return asked(location, lambda: _remote_facts(location))
     return local_facts(location.stat())
@@ -46,14 +46,14 @@ def read_whole(location: Location) -> bytes | None:
 
 
 def read_spans(spans: Sequence[Span]) -> list[bytes]:
-    """The bytes of all spans, asked for at the same time; those that fail are asked for again."""
+    """The bytes of all spans, requested at the same time; failed requests are repeated."""
     found: dict[int, bytes] = {}
     repeat(lambda: _read_missing(spans, found))
     return [found[place] for place in range(len(spans))]
 
 
 class Window:
-    """The bytes of a remote object by slice; what lies behind what is asked for is read ahead."""
+    """The bytes of a remote object by slice; it reads ahead of the requested bytes."""
 
     def __init__(self, url: Url, found: Facts):
         self.url = url
@@ -96,7 +96,7 @@ def _remote_facts(url: Url) -> Facts:
 
 
 def _read_missing(spans: Sequence[Span], found: dict[int, bytes]) -> None:
-    """Read the spans that `found` lacks; Trouble with the first that failed, of those that will fail again if any."""
+    """Read the spans that `found` lacks; raises the first error as Trouble, a permanent one before transient ones."""
     systems: dict[int, tuple[Any, list[int], list[str]]] = {}
     for place in range(len(spans)):
         if place not in found:

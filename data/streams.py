@@ -56,7 +56,7 @@ class TrainStream(IterableDataset):
             try:
                 found = self._usable(numbers, skipped)
             except TooManyBadSamples:
-                yield {"skipped": skipped}  # to the run's own log, which gives up for the same reason
+                yield {"skipped": skipped}  # for the run's own SkipLog, which then raises the same error
                 raise
             yield self.samples.batch(found, self.augmentation.views(numbers), numbers.tolist(), skipped)
 

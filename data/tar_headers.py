@@ -47,7 +47,7 @@ class Sliceable(Protocol):
 
 
 class Damage(Exception):
-    """What is wrong with an archive, still without its name."""
+    """What is wrong with an archive, raised before its name is known."""
 
 
 def walk(tar: Sliceable) -> Iterator[Member]:

@@ -1,4 +1,4 @@
-"""What a run trains on: a data set or several mixed, without what the filters remove, and the order of its samples."""
+"""A run's training data: a data set or several mixed, without what the filters remove, and the order of its samples."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence

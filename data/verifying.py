@@ -1,6 +1,6 @@
-"""Shards read again from their first byte to their last, and held against the manifest beside them.
+"""Shards read again from their first byte to their last, and verified against the manifest beside them.
 
-Everything else believes the SHA-256 that a manifest states; only here are they computed. `scripts/doctor.py verify=`
+All other code trusts the SHA-256 hashes in a manifest; only here are they computed. `scripts/doctor.py verify=`
 is the front.
 """
 

@@ -94,7 +94,7 @@ class Alarm:
             self._since = None
 
     def switch_off(self) -> None:
-        """No batch will be waited for any more."""
+        """Stop the alarm: no further batch will be waited for."""
         self._off.set()
 
     def _watch(self) -> None:
@@ -118,7 +118,7 @@ def _is_stopped(pid: int) -> bool:
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """What torch raises in here when a worker dies, at any moment, or lacks files, becomes a WorkerError."""
+    """Re-raise as WorkerError what torch raises when a worker dies or there are too many open files."""
     try:
         yield
     except OSError as error:

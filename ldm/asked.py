@@ -1,4 +1,4 @@
-"""What is asked for, as far as it can be judged before torch, which takes seconds, is imported."""
+"""Checks of a command line that need no torch, whose import takes seconds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ RUNS = ("first_stage", "runs", "members")  # root keys that name one run or seve
 
 
 def check_training(tree: Mapping[str, Any]) -> None:
-    """Raises UserError if a tree of conf/config.yaml trains nothing, or says what does not go together."""
+    """Raises UserError if a tree of conf/config.yaml trains nothing, or has keys that do not go together."""
     if not 0 <= tree["seed"] < 1 << 32:
         raise UserError(f"seed={tree['seed']}: must be between 0 and {(1 << 32) - 1}")
     for key in ("task", "data"):
@@ -23,13 +23,13 @@ def check_training(tree: Mapping[str, Any]) -> None:
 
 
 def check_first_stage(tree: Mapping[str, Any], name: str) -> None:
-    """Raises UserError if the first stage is not there of a run that has yet to begin."""
+    """Raises UserError if the first stage of a run that does not exist yet is missing."""
     if not (Path(tree["runs_dir"]).expanduser() / name).exists():
         check_there({"first_stage": tree["first_stage"]})
 
 
 def check_there(tree: Mapping[str, Any]) -> None:
-    """Raises UserError for a run or a manifest that a tree names at its root, and that is not there."""
+    """Raises UserError for a run or a manifest that is named at the root of a tree and does not exist."""
     if "model" in tree:
         there(tree["model"])
     for key in RUNS:

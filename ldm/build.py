@@ -1,4 +1,4 @@
-"""The one page where parts meet: a resolved tree becomes objects, joined by the names of their constructor arguments.
+"""The one module that wires parts together: a resolved tree becomes objects, matched by constructor argument names.
 
 A part is built the first time something asks for it. ``Eps(schedule)`` gets the tree's schedule, a network gets the
 widths of the conditions it will see: facts are derived here or stated once at the tree's root, never written twice.
@@ -65,16 +65,16 @@ class Parts:
     def __init__(self, tree: dict[str, Any], **given: Any):
         self.tree = tree
         self._built: dict[str, Any] = dict(given)
-        self._asked: list[str] = []  # what is being built, each for the one before it
+        self._asked: list[str] = []  # the parts that are being built, each requested by the one before it
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is a part or fact called `name`; a group of which nothing is chosen is None."""
+        """Whether there is a part or fact called `name`; a group without a choice is None."""
         if name in self._built or name in GROUPS:
             return True
         return name in self.tree if name in ROOT_FACTS else name in FACTS and FACTS[name].known(self.tree)
 
     def __getitem__(self, name: str) -> Any:
-        """The part or fact called `name`. Raises KeyError for a name that is neither, and what its constructor does."""
+        """The part or fact called `name`. KeyError for a name that is neither, and what its constructor raises."""
         if name in self._asked:
             raise UserError(f"{name}: is asked for while it is built ({' -> '.join([*self._asked, name])})")
         if name not in self._built:
@@ -149,7 +149,7 @@ def load_first_stage(path: Path, ema: str = "ema") -> FirstStage:
 
 
 def kind_of(tree: dict[str, Any]) -> str:
-    """What a run of a tree yields, as the class of its task says. Raises ValueError if it has none."""
+    """The kind of model that a run of a tree yields, declared by its task's class. ValueError if it has no task."""
     if not tree.get("task"):
         raise UserError("task: nothing is chosen; experiment= chooses it")
     return resolve_target(tree["task"]["_target_"], "task").kind  # type: ignore[attr-defined]  # a Task
@@ -179,9 +179,9 @@ def load_autoencoder(path: Path, ema: str = "ema") -> tuple[Parts, weights.Weigh
 
 
 def check_model(build: Callable[[], nn.Module], found: weights.Weights) -> None:
-    """Raises ValueError unless the model that a saved tree describes, `build()`, is the one that its weights are of.
+    """Raises ValueError unless the model that a saved tree describes, `build()`, is the one its weights belong to.
 
-    Before it takes any memory: the tree may come from anyone.
+    It is checked before any memory is allocated: the tree is untrusted.
     """
     shapes = {name: tensor.shape for name, tensor in found.state.items()}
     described = check_described(build, shapes, str(found.run / "config.yaml"))
@@ -213,7 +213,7 @@ def _classifier(parts: Parts) -> NoisyClassifier:
 
 
 class Fact(NamedTuple):
-    """What is derived of other parts: how, and whether a tree has what that takes (it may be given besides)."""
+    """A value derived from other parts: how to make it, and whether a tree has what that needs (or it is given)."""
 
     make: Callable[[Parts], Any]
     known: Callable[[dict[str, Any]], bool] = lambda tree: True

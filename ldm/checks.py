@@ -1,4 +1,4 @@
-"""What can be known to go wrong of a run before anything of it is written: sizes, fields, classes, guidance, callbacks.
+"""Checks of a run before anything of it is written: sizes, fields, classes, guidance, callbacks.
 
 All of its parts are built by then, and the shards' headers are read.
 """
@@ -25,7 +25,7 @@ PEEKED = 64  # training samples whose labels are looked at
 
 
 def check_parts(parts: Parts) -> None:
-    """Raises ValueError naming the key for what a run of these `parts` could not train with."""
+    """Raises ValueError, naming the key, if a run of these `parts` could not train."""
     data, kind = parts["data"], kind_of(parts.tree)
     _check_modelled("image" if kind == "first_stage" else parts["first_stage"].key, data)
     if kind in CHECKS:
@@ -41,7 +41,7 @@ def _size_key(parts: Parts) -> str:
 
 
 def _check_modelled(key: str, data: ShardData) -> None:
-    """A batch, or the cache that stands for it, will have what is modelled."""
+    """Check that a batch, or the cache in its place, will hold what is modelled."""
     if data.cache is None and key not in data.batch_spec:
         raise UserError(
             f"data.with_images={str(data.with_images).lower()}: what is modelled is {key!r}, and a batch has "
@@ -80,7 +80,7 @@ def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
         _check_classes(parts.tree, data, "conditioner.label", label["num_classes"])
 
 
-# What Task.kind says, and what else a run of it is held to.
+# Task.kind -> the further checks of such a run.
 CHECKS = {"first_stage": _check_first_stage, "classifier": _check_classifier, "diffusion": _check_diffusion}
 
 
@@ -97,7 +97,7 @@ def check_fields(conditioner: Conditioners, data: ShardData) -> None:
 
 
 def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classes: int) -> None:
-    """Class numbers in the data, as far as a manifest and a look at some samples tell, are below `num_classes`."""
+    """Check that class numbers are below `num_classes`, as far as a manifest and some samples tell."""
     key = f"{where}.num_classes={num_classes}"
     if "label" not in data.fields:
         return
@@ -110,7 +110,7 @@ def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classe
 
 
 def _check_losses(reconstruction: Any, side: int) -> None:
-    """The images are large enough for what judges them."""
+    """Check that images are large enough for the discriminator and LPIPS."""
     discriminator = copy.deepcopy(reconstruction.discriminator).to("meta")
     try:
         discriminator(torch.empty(2, 3, side, side, device="meta"))
@@ -143,7 +143,7 @@ def check_parent(checkpoint: Path, task: Task) -> None:
 
 
 def doubts(data: ShardData) -> Iterator[str]:
-    """Lines about what is allowed but may not be meant."""
+    """Warnings, one line each, about what is allowed but may not be intended."""
     if data.batch_size > data.num_train:
         yield (
             f"data.batch_size={data.batch_size}: there are {data.num_train} training samples, so that every step sees "

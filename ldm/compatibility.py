@@ -16,7 +16,7 @@ Tree = Mapping[str, Any]
 
 # Groups that say what the network is shown and what its output means.
 MEANING = ("precond", "schedule", "conditioner", "network")
-# Keys of these that say where something lies, how fast it runs or how training goes; not what weights mean.
+# Keys of these for paths, speed or the course of training, which do not change what weights mean.
 FREE = frozenset(
     {
         "path",
@@ -33,7 +33,7 @@ FORM = frozenset({"width", "depth", "slot", "slots", "max_tokens", "zero_null", 
 
 
 def differences(one: Tree, other: Tree, groups: Iterable[str]) -> dict[str, tuple[Any, Any]]:
-    """{key: (value in `one`, value in `other`)} of the keys in `groups` that tell; {} if they agree.
+    """{key: (value in `one`, value in `other`)} of the relevant keys in `groups` that differ; {} if they agree.
 
     A key that a saved tree lacks is at its constructor's default.
     """
@@ -47,7 +47,7 @@ def differences(one: Tree, other: Tree, groups: Iterable[str]) -> dict[str, tupl
 
 
 def _told(node: Any, where: str) -> Iterable[tuple[str, Any]]:
-    """Keys and values of a node and those below it, its target first; a path tells only whether there is one."""
+    """Keys and values of a node and those below it, its target first; of a path only whether it is given."""
     if not isinstance(node, Mapping):
         yield where, node
         return

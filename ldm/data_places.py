@@ -1,4 +1,4 @@
-"""Whether a run's data is what it was: by what shards' headers say, which the lineage keeps, not by where they lie."""
+"""Whether a run's data is unchanged: by the digest of the shards' headers in the lineage, not by their paths."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def with_saved_places(tree: dict[str, Any], saved: Any, lineage: Mapping[str, An
 
 
 def check_data(lineage: dict[str, Any], folder: Path, data: ShardData) -> list[str]:
-    """Note in the lineage what the data is; the names of shards that were repaired since their samples stopped the run.
+    """Record the data in the lineage; returns the names of shards repaired since their bad samples stopped the run.
 
     Raises ValueError if it is not the data that the run has seen so far, whatever the names.
     """
@@ -70,7 +70,7 @@ def check_data(lineage: dict[str, Any], folder: Path, data: ShardData) -> list[s
 
 
 def bad_shards(data: ShardData) -> dict[str, Stopped]:
-    """What the lineage keeps of the shards that held bad samples, for when they have been repaired."""
+    """What the lineage records of the shards with bad samples, to recognise them once they have been repaired."""
     rows = {"train_layout": data.skipped_in_training, "validation_layout": data.skipped_in_validation}
     parts = dict(zip(rows, data.parts(), strict=False))
     return {

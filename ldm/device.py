@@ -55,6 +55,6 @@ def mixed_precision(accelerator: str = "auto") -> str:
     """The precision to train in here, what ``trainer.precision=auto`` means: bf16-mixed where computed, else 32-true.
 
     Never 16-mixed, which older GPUs compute fast: its range is small, and neither fsdp, guard=spikes nor clipping with
-    a fused optimizer goes with it. Who knows that a run bears it says it.
+    a fused optimizer goes with it. A user who knows that a run tolerates it has to ask for it.
     """
     return "bf16-mixed" if computes_bf16(accelerator) else "32-true"

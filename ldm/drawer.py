@@ -1,6 +1,6 @@
-"""Whatever draws images, as those who ask for them know it: a model, experts together, later a cascade, a token model.
+"""The interface of whatever draws images: a model, an ensemble of experts, later a cascade or a token model.
 
-Sampling, evaluation and pages meet nothing else of a model. A new kind is a class with these methods and a loader.
+Sampling, evaluation and reports use a model through it only. A new kind is a class with these methods and a loader.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,11 +24,11 @@ class Drawer(Protocol):
 
     @property
     def weights(self) -> list[Weights]:
-        """All that it draws with: what is made of it depends on their digests."""
+        """All weights that it draws with: cached results are valid for their digests only."""
 
     @property
     def fields(self) -> set[str]:
-        """What it may read of a batch."""
+        """The batch fields that it may read."""
 
     @property
     def image_size(self) -> int:
@@ -40,7 +40,7 @@ class Drawer(Protocol):
 
     @property
     def beside_latent(self) -> bool:
-        """Whether a condition lies beside the latent, place by place."""
+        """Whether a condition is concatenated to the latent, position by position."""
 
     def sampling(self, tree: Mapping[str, Any]) -> Sampling:
         """How `tree`, with the keys of conf/sample.yaml, says to sample; what is null or not there is the run's own."""
@@ -64,7 +64,7 @@ class Drawer(Protocol):
         num_samples: int,
         negative: dict[str, Any] | None = None,
     ) -> Denoise:
-        """(x, sigma [B]) -> x0 under the conditions of `batch`, guided: what ldm.sampling.draw draws by."""
+        """The guided denoiser (x, sigma [B]) -> x0 under the conditions of `batch`, as ldm.sampling.draw takes it."""
 
     def generate(
         self,
@@ -82,10 +82,10 @@ class Drawer(Protocol):
         """
 
     def decode_in_tiles(self, size: int | None) -> None:
-        """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""
+        """Decode larger images in overlapping tiles of this size, px, from now on; None: without tiles."""
 
     def to(self, device: torch.device | str) -> Self:
         """Itself, with all parts moved."""
 
     def tuned(self, compile: bool = False) -> Self:
-        """Itself, with its networks as its device likes them (layers.tuned); after `to`."""
+        """Itself, with its networks laid out for its device (layers.tuned); call it after `to`."""

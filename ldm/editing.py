@@ -1,7 +1,7 @@
-"""Drawing from a picture that is there: image to image, and filling a hole, by models that were not trained for either.
+"""Sampling from an existing picture: image to image and inpainting, by models that were not trained for either.
 
 SDEdit (arXiv:2108.01073), and a known region that is held at every step (as in arXiv:2201.09865, without its jumps back
-in time). Nothing of it is a condition: what a model was trained to be given is ldm/given.py's.
+in time). None of it is a condition: those that a model was trained with are read in ldm/given.py.
 """
 
 import math
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.sampling import Known, Start
 
-STRENGTH = 0.8  # where none is asked for and nothing is held
+STRENGTH = 0.8  # the default, where no region is held
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A `picture` [1, 3, H, W] in [-1, 1] to begin from, the share `strength` in (0, 1] of the steps to be gone again.
+    """A `picture` [1, 3, H, W] in [-1, 1] to begin from, the share `strength` in (0, 1] of the steps to take again.
 
     The draw begins at the picture's latent under noise of the level from which floor(strength * num_steps) steps, at
     least one, are left. Strength 1 begins at noise alone, and is the plain sample, bit for bit. With a `hole` (bool
@@ -38,7 +38,7 @@ class Edit:
             raise UserError("start_mask: nothing in it is white, so that nothing would be drawn anew")
 
     def begin(self, first_stage: nn.Module, sigmas: Tensor, device: torch.device) -> tuple[Start | None, Known | None]:
-        """Where `draw` begins on `sigmas` [num_steps + 1], and what it holds, on `device`.
+        """The start of `draw` on `sigmas` [num_steps + 1], and the latents it holds fixed, on `device`.
 
         The latent is the mode of its posterior. Raises ValueError for a first stage that has no latents of pictures.
         """

@@ -72,7 +72,7 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
 
 
 def _sealed_part(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What nobody may change by hand: all but where the members lie and what they were called."""
+    """The part that must not be edited: everything but the paths and names of the members."""
     members = [{key: value for key, value in m.items() if key != "run"} for m in manifest["members"]]
     return {**manifest, "members": members}
 
@@ -90,7 +90,7 @@ def share(trained: list[list[Interval]]) -> list[list[Interval]]:
 
 
 class Member(NamedTuple):
-    """What a manifest says of a member: its file of weights, their sha256, the noise it serves."""
+    """A member in a manifest: its weights file, the file's sha256, the noise it serves."""
 
     file: Path
     digest: str
@@ -98,7 +98,7 @@ class Member(NamedTuple):
 
 
 def read_members(path: Path) -> list[Member]:
-    """The members that a manifest names. Raises ValueError if it is none, or is not as it was written."""
+    """The members that a manifest names. Raises ValueError if it is not a manifest, or was edited or damaged."""
     try:
         manifest = load_plain(path, "an ensemble's manifest")
         sealed_part = _sealed_part(manifest)
@@ -157,7 +157,7 @@ def _check_first_stages(names: Sequence[str], specs: Sequence[LatentSpec]) -> No
 
 
 def _check_encoders(names: Sequence[str], conditioners: Sequence[Conditioners]) -> None:
-    """Raises ValueError naming two members that see a condition by other frozen encoders, wherever these lie."""
+    """Raises ValueError naming two members that use different frozen encoders for a condition, whatever the paths."""
     seen: dict[str, tuple[str, FrozenEncoder]] = {}
     for member, conditioner in zip(names, conditioners, strict=True):
         for name, encoder in conditioner.encoders().items():
@@ -177,7 +177,7 @@ def _check_encoders_of(names: Sequence[str], trees: Sequence[dict[str, Any]]) ->
 
 
 def _parent(run: Path, folder: Path) -> dict[str, Any] | None:
-    """What a member's lineage says of its parent, whose checkpoint is told as a file in `folder` tells it."""
+    """A member's parent from its lineage, with the checkpoint's path relative to `folder`."""
     path = run / "lineage.json"
     parent = read_json(path).get("parent") if path.exists() else None
     if not parent:

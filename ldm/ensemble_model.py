@@ -63,12 +63,12 @@ class Ensemble:
 
     @property
     def fields(self) -> set[str]:
-        """What any member reads of a batch."""
+        """The batch fields that any member reads."""
         return {name for member in self.members for name in member.fields}
 
     @property
     def beside_latent(self) -> bool:
-        """Whether some member has a condition that lies beside the latent."""
+        """Whether some member has a condition that is concatenated to the latent."""
         return any(member.beside_latent for member in self.members)
 
     def sampling(self, tree: Mapping[str, Any]) -> Sampling:
@@ -125,7 +125,7 @@ class Ensemble:
         return frozenset(found)
 
     def decode_in_tiles(self, size: int | None) -> None:
-        """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""
+        """Decode larger images in overlapping tiles of this size, px, from now on; None: without tiles."""
         self.first_stage.tile = size
 
     def to(self, device: torch.device | str) -> "Ensemble":
@@ -135,7 +135,7 @@ class Ensemble:
         return self
 
     def tuned(self, compile: bool = False) -> "Ensemble":
-        """The same with the networks of all members as their device likes them; after `to`."""
+        """The same with the networks of all members laid out for their device; call it after `to`."""
         for member in self.members:
             member.tuned(compile)
         return self
@@ -143,7 +143,7 @@ class Ensemble:
     def guided(
         self, sampling: Sampling, batch: Mapping[str, Any], num_samples: int, negative: dict[str, Any] | None = None
     ) -> Denoise:
-        """All members, each bound to its conditions of `batch` and guided, as one; to be drawn with."""
+        """All members as one denoiser, each bound to its conditions of `batch` and guided; for ldm.sampling.draw."""
         self.left_out(sampling, negative or ())
         each = [member.guided(own, batch, num_samples, negative) for member, own in self._each(sampling)]
         return route(each, self.interval_sets)

@@ -17,7 +17,7 @@ from ldm.errors import UserError
 
 TEMPORARY = ".writing-"
 MAX_JSON_BYTES = 1 << 24
-# What a disk can refuse, and what helps.
+# Errors of a disk, and what to do about each.
 WAYS_OUT = {
     errno.ENOSPC: "free space or move runs_dir",
     errno.EDQUOT: "free space, have the quota raised or move runs_dir",
@@ -27,7 +27,7 @@ WAYS_OUT = {
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes. Raises FileNotFoundError for what is no regular file: a pipe may have no end."""
+    """Hex digest of a file's bytes. Raises FileNotFoundError unless it is a regular file: a pipe may have no end."""
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with path.open("rb") as file:
@@ -74,7 +74,7 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
 
 @contextmanager
 def refusals_named(path: Path) -> Iterator[None]:
-    """Whatever a disk refuses in here, torch and safetensors wrap it as they may, is an OSError with the way out."""
+    """Re-raise disk errors, however torch and safetensors wrap them, as an OSError that says what to do."""
     try:
         yield
     except Exception as error:
@@ -90,7 +90,7 @@ def refusals_named(path: Path) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None) -> int | None:
-    """The number of the disk's own error behind an error, if it is one of `WAYS_OUT`."""
+    """The errno of the disk error that caused an error, if it is one of `WAYS_OUT`."""
     while error is not None:
         for number in WAYS_OUT:
             if (isinstance(error, OSError) and error.errno == number) or f"(os error {number})" in str(error):
@@ -100,7 +100,7 @@ def _refusal(error: BaseException | None) -> int | None:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """A text file that may come from anyone. Raises ValueError if it is no text, or larger."""
+    """Read an untrusted text file. Raises ValueError if it is not text, or larger than `max_bytes`."""
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with path.open("rb") as file:
@@ -114,7 +114,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that may come from anyone. Raises ValueError if it is not one."""
+    """Read an untrusted JSON object. Raises ValueError if the file is not one."""
     try:
         content = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
@@ -141,7 +141,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder so that at no moment a part of it stands under its name."""
+    """Remove a file or folder so that no part of it is ever seen under its name."""
     aside = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
     path.replace(aside)
     _remove(aside)

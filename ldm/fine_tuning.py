@@ -1,7 +1,7 @@
-"""Published weights where a run begins: ``init=`` a whole model, or ``first_stage=`` an autoencoder of others.
+"""Published weights as the start of a run: ``init=`` a whole model, or ``first_stage=`` a published autoencoder.
 
 They are imported once, into a run of their own in runs_dir that all runs with the same model share, and a run branches
-from that. A run that has begun needs the published files no more.
+from that. A run that has begun no longer needs the published files.
 """
 
 import json
@@ -21,16 +21,16 @@ from ldm.ranks import is_rank_zero
 Tree = dict[str, Any]
 DESCRIBED = ("task", "autoencoder", "regularizer", "network", "schedule", "precond", "conditioner")
 TEXT, TEXT_ENCODER = "clip_text", "text_encoder"  # the conditioner whose encoder comes with published weights
-FIRST_STAGE = "experiment=ldm/first_stage/kl_f8"  # what describes one where the tree does not
+FIRST_STAGE = "experiment=ldm/first_stage/kl_f8"  # describes a published first stage where the tree does not
 FILES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 FOLDERS = ("model_index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 WAIT_SECONDS = 3600
 
 
 def begun_from_published(tree: Tree, name: str) -> Tree:
-    """The tree with the runs in the place of published weights that it names; as it is if it names none.
+    """The tree with published weights replaced by the runs they are imported into; unchanged if it names none.
 
-    Raises ValueError in a line if they are not of the model that the tree describes.
+    Raises a one-line ValueError if they do not fit the model that the tree describes.
     """
     saved = Path(tree["runs_dir"]).expanduser() / name / "config.yaml"
     begun = load_tree(saved) if saved.exists() and not tree["overwrite"] else {}
@@ -79,7 +79,7 @@ def _with_first_stage(tree: Tree, begun: Tree) -> Tree:
 
 
 def _named(key: str, source: Path) -> str:
-    """How the name of the run begins that the weights at `source` are imported into."""
+    """The prefix of the name of the run that the weights at `source` are imported into."""
     return f"{key}-{source.name.removesuffix(source.suffix) if source.suffix in FILES else source.name}-"
 
 
@@ -94,7 +94,7 @@ def _has_factor(tree: Tree) -> bool:
 
 
 def _is_published(path: Path) -> bool:
-    """Whether a path is no run of ours, nor a file of its weights, but weights of others."""
+    """Whether a path holds published weights, rather than a run of ours or one of its weights files."""
     if path.is_dir():
         return any((path / name).is_file() for name in FOLDERS) and not (path / "config.yaml").exists()
     beside = path.with_name(f"{path.name.split('.')[0]}.json")
@@ -126,7 +126,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _wait(folder: Path) -> None:
-    """For rank zero, which imports; it ends the others if it fails."""
+    """Wait for rank zero, which imports, and ends the other ranks if it fails."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not _is_whole(folder):
         if time.monotonic() > deadline:
@@ -135,7 +135,7 @@ def _wait(folder: Path) -> None:
 
 
 def _digest(tree: Mapping[str, Any], source: Path, keys: Iterable[str]) -> str:
-    """Of the files, by size and time, and of the keys of the tree that tell what they are read as."""
+    """Digest of the files, by size and time, and of the tree's keys that decide what they are imported as."""
     files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
     stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     content = json.dumps([stats, {key: tree[key] for key in keys}], sort_keys=True)

@@ -1,4 +1,4 @@
-"""Fit one run: open its folder, build its parts, let Lightning train them, write down what came of it."""
+"""Fit one run: open its folder, build its parts, let Lightning train them, record the results."""
 
 import logging
 import warnings
@@ -51,7 +51,7 @@ QUIET = (
 
 @lost_ranks_named()
 def fit(tree: dict[str, Any], name: str) -> Run:
-    """Train the run `name` as `tree` says, from wherever its folder stands. A finished run returns at once.
+    """Train the run `name` of `tree`, resuming from what its folder holds. A finished run returns at once.
 
     Nothing is written, and no old run deleted, before all that the run is made of has been built. Raises FolderHeld if
     another process trains it.
@@ -75,11 +75,11 @@ def fit(tree: dict[str, Any], name: str) -> Run:
 
 
 def _finished(run: Run) -> bool:
-    """Whether there is nothing to do. Raises ValueError if what has finished is not what is asked for."""
+    """Whether the run has finished. Raises ValueError if the finished run is not the one that is asked for."""
     if run.finished:
         check_finished(run.folder, run.lineage["finished_step"])
         saved, asked = load_tree(run.folder / "config.yaml"), redacted(run.tree)
-        if with_saved_places(asked, saved, run.lineage) != asked:  # its data is named otherwise by now
+        if with_saved_places(asked, saved, run.lineage) != asked:  # the paths of its data have changed
             data = Parts(run.tree)["data"]
             data.setup()
             check_data(dict(run.lineage), run.folder, data)
@@ -89,7 +89,7 @@ def _finished(run: Run) -> bool:
 
 
 def _fit(run: Run, hold: Hold | None) -> Run:
-    """The same for a run that is to be trained; rank zero holds its folder."""
+    """Train a run that has not finished; rank zero holds its folder."""
     quieten()
     warn_of_shared_store()
     tree = run.tree
@@ -167,21 +167,21 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
 
 
 def read_cache(parts: Parts) -> None:
-    """Let the run's latents and embeddings come from data.cache. Raises ValueError if they are not its own."""
+    """Read the run's latents and embeddings from data.cache. Raises ValueError if the cache does not fit the run."""
     if is_first_stage(parts.tree):
         raise UserError("data.cache: a first stage trains on images, not on latents; leave it out")
     conditioner, fingerprint = parts["conditioner"], parts["first_stage"].spec.fingerprint
     keys, own = parts["data"].keys, conditioner.encoders()
     encoders = {name: {**encoder.describe(), **keys.own_pixels(encoder.key)} for name, encoder in own.items()}
     images = [name for name, part in conditioner.parts.items() if keys.of_image & {part.key, *part.also}]
-    images += [] if parts.tree["first_stage"] else ["first_stage"]  # nobody has encoded pixels
+    images += [] if parts.tree["first_stage"] else ["first_stage"]  # a cache without a first stage has no latents
     for name in parts["data"].read_cache(fingerprint, encoders, images):
         if is_rank_zero():
             print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
 
 
 def _check(run: Run, parts: Parts) -> None:
-    """Raises ValueError for what can be known to go wrong, while nothing of a new run is written yet."""
+    """Raises ValueError for what is sure to fail, before anything of a new run is written."""
     check_parts(parts)
     parent = begun_from(run.lineage, run.folder)
     begins = run.anew or not any((run.folder / "checkpoints").glob("*.ckpt"))
@@ -192,27 +192,27 @@ def _check(run: Run, parts: Parts) -> None:
 
 
 def _check_shards(run: Run, data: ShardData) -> None:
-    """Raises ValueError if the data is not what the run has seen so far, wherever it lies."""
+    """Raises ValueError if the data is not the same as before, whatever its paths."""
     repaired = check_data(run.lineage, run.folder, data)
     if repaired and is_rank_zero():
         print(f"{run.name}: goes on with what was repaired since it stopped: {', '.join(repaired)}")
 
 
 def _note_bad_shards(run: Run, data: ShardData) -> None:
-    """Keep what is known of the shards that stop the run, by the process that met them: repaired, they are taken."""
-    run.lineage = read_json(run.folder / "lineage.json")  # rank zero's
+    """Record the shards that stop the run, from the process that read them: once repaired, they are accepted."""
+    run.lineage = read_json(run.folder / "lineage.json")  # as rank zero wrote it
     run.record(stopped_by=bad_shards(data))
 
 
 def _note_first_stage(run: Run, parts: Parts) -> None:
-    """Say in the lineage which weights the latents are of, and where they are."""
+    """Record in the lineage which first-stage weights the latents are from, and their path."""
     if parts.tree.get("first_stage"):
         place = relative(Path(parts.tree["first_stage"]), run.folder)
         run.lineage |= {"first_stage": parts["first_stage"].spec.fingerprint, "first_stage_path": place}
 
 
 def _note_decoder(run: Run, libraries: str) -> None:
-    """Other versions may round a pixel otherwise: resuming under them is allowed, but said."""
+    """Report a change of decoder versions: they may round a pixel differently, but resuming is allowed."""
     before = run.lineage.get("decoder", libraries)
     if before != libraries:
         print(f"{run.name}: images were decoded by {before}, now by {libraries}; pixels may differ by rounding")
@@ -220,13 +220,13 @@ def _note_decoder(run: Run, libraries: str) -> None:
 
 
 def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts, hold: Hold | None) -> None:
-    """What is known only now: latent statistics of a first stage, and the totals of the lineage."""
+    """Record what is known only at the end: latent statistics of a first stage, and the totals of the lineage."""
     data = parts["data"]
     task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     with task.averaged():
         metadata = task.conclude(data.statistics_loader(trainer.global_rank, trainer.world_size, batch_size=64))
     if not trainer.is_global_zero:
-        run.lineage["finished_step"] = task.step  # for this process's exit status; rank zero writes it down
+        run.lineage["finished_step"] = task.step  # for this process's exit status; rank zero saves it
         return
     hold.check()
     fingerprint = data.fingerprint
@@ -246,7 +246,7 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts, hold: Hol
 
 
 def quieten() -> None:
-    """Leave out what Lightning and W&B say that is no news: advertisements, and choices made on purpose here."""
+    """Silence messages of Lightning and W&B that do not help: advertisements, and remarks on deliberate choices."""
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in QUIET:

@@ -1,4 +1,4 @@
-"""Sampling, once for all who need it: bound condition, guidance, draw, decode (walk 2 of the design).
+"""Sampling, shared by all callers: bind conditions, guide, draw, decode (walk 2 of docs/architecture.md).
 
 An image is a function of the model, its prompt, the seed and its number: not of the batch or the rank it is made in.
 """
@@ -60,7 +60,7 @@ def generate(
 
 
 def latent_shape(first_stage: nn.Module, size: Size, factor: int = 1, tiling: Tiling | None = None) -> tuple[int, ...]:
-    """Of the latent of one image of `size`. Raises ValueError for a size that does not do; see check_size."""
+    """The latent's shape for one image of `size`. Raises ValueError for an invalid size; see check_size."""
     spec = first_stage.spec
     height, width = (size, size) if isinstance(size, int) else size
     check_size(height, width, spec.f, factor, tiling)
@@ -89,7 +89,7 @@ def bound_to(
 
 
 def guided(bound: Bound, guidances: Iterable[Guidance]) -> Denoise:
-    """What is bound under `guidances`, each guiding what those before it made."""
+    """The bound denoiser under `guidances`, each applied to the result of those before it."""
     for guidance in guidances:
         bound = replace(bound, denoise=guidance.guide(bound))
     return bound.denoise

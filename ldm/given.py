@@ -1,4 +1,4 @@
-"""What a sample is asked for, held against what a model reads: nothing is ignored, nothing needed is missing.
+"""The conditions given for a sample, checked against those a model reads: none is ignored, none needed is missing.
 
 A file is read by the run's own field of the batch, as its training data were; no kind of condition is known here.
 """
@@ -27,7 +27,7 @@ from ldm.errors import UserError
 from ldm.generate import Size
 from ldm.sampling import Sampling
 
-# Short keys of sample.py and the field of a batch that each fills: by a file, or by what stands there itself.
+# Short keys of sample.py and the field of a batch that each fills: by a file, or by the value itself.
 FILES = {"image": "image", "mask": "mask", "low": "low_resolution", "map": "segmentation", "boxes": "layout"}
 VALUES = {"prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target"}
 WAYS = {"caption": "prompt=TEXT", "label": "label=N", "mask": "mask=FILE, white in the hole",
@@ -36,7 +36,7 @@ WAYS = {"caption": "prompt=TEXT", "label": "label=N", "mask": "mask=FILE, white 
 
 @dataclass(frozen=True)
 class Given:
-    """Fields of a batch of one that were `read`, and those that are made of its image for each sample anew."""
+    """Fields of a batch of one that were `read`, and those that are made of its image for each sample again."""
 
     read: Mapping[str, Any] = field(default_factory=dict)
     derived: Mapping[str, Derived] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def files_of(tree: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def check_given(tree: Mapping[str, Any], model: Drawer, sampling: Sampling, captioned: bool) -> None:
-    """Hold the keys of `tree` to a model; `captioned`: whether there is a prompt, perhaps an empty one.
+    """Check the keys of `tree` against a model; `captioned`: whether there is a prompt, perhaps an empty one.
 
     Raises ValueError for a condition that would not be read, for one that is needed, or for guidance against a null
     that no training saw.
@@ -104,7 +104,7 @@ def _made_of_image(model: Drawer, files: Mapping[str, Any]) -> list[str]:
 
 
 def negatives(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Fields with what to guide away from in them."""
+    """The fields of negative conditions, which guidance leads away from."""
     return {"caption": tree["negative_prompt"]} if tree["negative_prompt"] else {}
 
 
@@ -153,7 +153,7 @@ def _value(reader: Field, content: bytes, image: rasters.Picture | None, side: i
 
 
 def _own(content: bytes, side: int) -> rasters.Picture:
-    """How a file lies as a picture of its own; what is none, such as boxes, lies on the square that is made."""
+    """The geometry of a file that is a picture itself; others, such as boxes, refer to the square that is made."""
     try:
         return read_picture(content, side)
     except BadSample:
@@ -169,7 +169,7 @@ def _named(key: str, path: str, decode: Any) -> Any:
 
 
 def asked_size(tree: Mapping[str, Any], model: Drawer) -> Size:
-    """(height, width) of the images, px. Raises ValueError for one that a condition cannot stand beside."""
+    """(height, width) of the images, px. Raises ValueError for a size that does not fit a condition."""
     side = tree["image_size"] or model.image_size
     size = (tree["height"] or side, tree["width"] or side)
     beside = [key for key, _ in files_of(tree).values()]
@@ -179,7 +179,7 @@ def asked_size(tree: Mapping[str, Any], model: Drawer) -> Size:
 
 
 def read_edit(tree: Mapping[str, Any], size: Size) -> Edit | None:
-    """What `tree` says to begin from, for images of `size`; None where that is noise.
+    """The picture that `tree` says to start from, for images of `size`; None to start from noise.
 
     Raises ValueError for pictures of another size, what is broken, and what means nothing without start=; OSError for a
     file that is not there.

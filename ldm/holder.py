@@ -1,4 +1,4 @@
-"""A process as a file names it, and whether it is still there: on this machine, or seen only by its signs of life."""
+"""The process that a file names as holder, and whether it is alive: on this machine, or judged by its signs of life."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class Holder:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises ValueError if the file, anyone's, names no process, FileNotFoundError if there is none."""
+        """Read the untrusted file. Raises ValueError if it names no process, FileNotFoundError if there is none."""
         text = read_text(path, MAX_BYTES)
         try:
             holder = cls(**json.loads(text))
@@ -56,11 +56,11 @@ class Holder:
 
     @property
     def near(self) -> bool:
-        """Whether it runs on this machine, where this process can see it."""
+        """Whether the holder runs on this machine and can be checked from this process."""
         return (self.host, self.boot, self.namespace) == (_host(), _boot(), _namespace())
 
     def gone(self, folder: Path, silent_seconds: float) -> bool:
-        """Whether it holds `folder` no more; a file that came with a copy of another folder holds nothing."""
+        """Whether the holder no longer holds `folder`; a file copied along with another folder holds nothing."""
         if not self.near:
             return silent_seconds > STALE_SECONDS
         if self.inode != folder.stat().st_ino:
@@ -69,7 +69,7 @@ class Holder:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:  # another user's
+        except OSError:  # a process of another user
             pass
         found = _process(self.pid)
         return found is not None and (found[1] in "ZX" or found[0] != self.start)
@@ -79,7 +79,7 @@ class Holder:
 
 
 def _process(pid: int) -> tuple[int, str] | None:
-    """(start in ticks since boot, letter of its state) of a process of this machine; None where nothing tells it."""
+    """(start in ticks since boot, letter of its state) of a process of this machine; None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return int(fields[19]), fields[0]

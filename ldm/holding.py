@@ -1,7 +1,7 @@
 """One writer to a folder: a file in it says which process holds it, and is touched every ten seconds as a sign of life.
 
-No lock of the operating system: those do not reach over every network disk. A file that nobody stands behind any more
-is taken over: on this machine as soon as its process is gone, from another one after a minute.
+It is not an operating system's lock: those do not work on every network disk. A file whose process has died is taken
+over: from this machine as soon as the process is gone, from another one after a minute.
 """
 
 import json
@@ -29,7 +29,7 @@ class FolderHeld(UserError):
 
 
 class FolderLost(UserError):
-    """The folder is another process's by now; nothing more may be written."""
+    """Another process has taken the folder over; nothing more may be written."""
 
 
 class Hold:
@@ -54,7 +54,7 @@ class Hold:
         threading.Thread(target=self._beat, name=f"holds {self.folder}", daemon=True).start()
 
     def check(self) -> None:
-        """Raises FolderLost if another process has taken the folder over: this one had been thought dead."""
+        """Raises FolderLost if another process has taken the folder over: it had assumed that this one was dead."""
         if self._lost is None and _now() - self._beaten > 2 * BEAT_SECONDS:  # it was suspended, or the disk hung
             self._look()
         if self._lost is not None:
@@ -74,7 +74,7 @@ class Hold:
             self._look()
 
     def _look(self) -> None:
-        """Give a sign of life, or find the folder lost."""
+        """Give a sign of life, or notice that the folder was lost."""
         try:
             found = Holder.read(self._path)
             if found.token == self._token:
@@ -85,7 +85,7 @@ class Hold:
         except FileNotFoundError:
             if not self._ended.is_set():
                 self._lost = f"{NAME} is gone from it: deleted, or the folder was moved"
-        except (OSError, ValueError):  # a disk that does not answer: the next beat asks again
+        except (OSError, ValueError):  # the disk does not respond: the next beat tries again
             pass
 
 
@@ -93,7 +93,7 @@ class Hold:
 def held(folder: Path, doing: str) -> Iterator[Hold]:
     """Hold `folder`, made if need be, while the body runs; others are told that this process is `doing` it.
 
-    Raises FolderHeld in one line if another process holds it. A folder made for this that stays empty goes again.
+    Raises FolderHeld in one line if another process holds it. A folder made for this that stays empty is removed.
     """
     made = not folder.exists()
     if made and folder.is_symlink():
@@ -124,7 +124,7 @@ def check_launch(folder: Path) -> None:
 
 
 def _take(path: Path, me: Holder, folder: Path, depth: int = 0) -> None:
-    """Put `me` at `path`, where nothing is or only what is stale.
+    """Put `me` at `path`, which does not exist or is stale.
 
     Of several who find the same stale file one becomes its successor, at a path that belongs to that file; only it may
     take its place, and only while the file is still there. A successor that was killed there is succeeded in turn.
@@ -154,14 +154,14 @@ def _take(path: Path, me: Holder, folder: Path, depth: int = 0) -> None:
 
 
 def _put(path: Path, me: Holder) -> float | None:
-    """Write `me` to `path` if nothing is there: None. Else the time that it is by the disk's clock, in seconds."""
+    """Write `me` to `path` and return None; if it exists, return the present time of the disk's clock, seconds."""
     temporary = _write(path, me)
     try:
         os.link(temporary, path)
     except FileExistsError:
         status = temporary.stat()
-        return None if status.st_nlink == 2 else status.st_mtime  # an answer lost on the way, and asked again
-    except OSError:  # a disk without links
+        return None if status.st_nlink == 2 else status.st_mtime  # the link was made, but the reply was lost
+    except OSError:  # a disk without hard links
         try:
             with path.open("x") as file:
                 file.write(temporary.read_text())
@@ -187,7 +187,7 @@ def _holder(path: Path) -> Holder | None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what processes left that were killed while they wanted the folder. They are not asked: it is held."""
+    """Remove temporary files of processes that were killed while taking the folder; safe while it is held."""
     now = path.stat().st_mtime
     for leftover in path.parent.glob(f"{TEMPORARY}*"):
         with suppress(OSError):

@@ -16,7 +16,7 @@ from ldm.files import write_bytes
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, any shape, clamped; NaN becomes black: who writes it looks for that first."""
+    """[-1, 1] -> 0..255, any shape, clamped; NaN becomes black: callers check for it first."""
     return images.detach().float().nan_to_num(nan=-1.0).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Where this code lies: in a checkout, or installed of a wheel.
+"""Where this code lies: in a checkout, or installed from a wheel.
 
 A checkout's conf/, data/, scripts/, train.py and sample.py stand at its top, and as links in ldm/; a wheel has them in
 ldm/ alone. So ``ldm.data``, ``ldm.train`` and ``ldm/conf`` are the same names for the same things in both.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = (PACKAGE / "conf").resolve()
-DISTRIBUTION = "ldm-trainer"  # `ldm` is somebody else's on the package index
+DISTRIBUTION = "ldm-trainer"  # `ldm` is another project on the package index
 IN_CHECKOUT = (PACKAGE / "train.py").is_symlink()
 COMMAND = re.compile(r"(torchrun (?:--\S+ )*)?(?:python )?(?<![\w/.])(?:scripts/)?(\w+)\.py\b")
 
@@ -26,7 +26,7 @@ def run() -> None:
 
 
 def train_command() -> tuple[list[str], dict[str, str]]:
-    """Words that start train.py in a process of its own, and the process's environment."""
+    """The command that starts train.py in a process of its own, and the process's environment."""
     if IN_CHECKOUT:
         return [sys.executable, str((PACKAGE / "train.py").resolve())], dict(os.environ)
     return [sys.executable, "-m", "ldm.train"], {**os.environ, "PYTHONSAFEPATH": "1"}  # not the ldm/ of a user's folder
@@ -41,7 +41,7 @@ def version() -> str:
 
 
 def spoken(text: str) -> str:
-    """A text with its commands as they are called here: a wheel has ldm-train and no train.py."""
+    """A text with its commands renamed for this installation: a wheel has ldm-train and no train.py."""
     return text if IN_CHECKOUT else COMMAND.sub(_called, text)
 
 

@@ -109,7 +109,7 @@ def encode(tree: dict[str, Any]) -> None:
 
 
 def _check_without_first_stage(tree: dict[str, Any]) -> None:
-    """Raises ValueError for what a model of pixels has no use for, or leaves open."""
+    """Raises ValueError if a tree without a first stage has nothing to encode, or no image size."""
     if not tree["conditioner"]:
         raise UserError("first_stage: without one there are no latents, and without conditioner= no embeddings either")
     if tree["image_size"] is None:
@@ -194,7 +194,7 @@ class Rows:
         moments = self.first_stage.moments(image)
         if not self.codes:
             return {MOMENTS: moments}
-        if not moments.isfinite().all():  # the nearest code to what is no number is some code
+        if not moments.isfinite().all():  # VQ would map NaN to some code
             raise UserError("first_stage: its features of an image are not finite; look at its weights")
         narrow = self.first_stage.num_codes <= 1 << 15
         return {CODES: self.first_stage.regularizer.indices(moments).to(torch.int16 if narrow else torch.int32)}

@@ -1,4 +1,4 @@
-"""What a run came from, as its lineage.json says it: the checkpoint it began from, or the run that it is a copy of."""
+"""A run's origin, from its lineage.json: the checkpoint it was branched from, or the run that it is a copy of."""
 
 import re
 from contextlib import suppress
@@ -33,7 +33,7 @@ def read_lineage(folder: Path, wandb_id: str) -> dict[str, Any]:
 
 
 def note_plugins(lineage: dict[str, Any], tree: dict[str, Any]) -> None:
-    """Say in the lineage which plugins `tree` needs. Other versions may compute something else, which is said."""
+    """Record in the lineage which plugins `tree` needs; report other versions, which may compute something else."""
     now = versions(tree)
     before = lineage.get("plugins", now)
     if before != now:
@@ -65,7 +65,7 @@ def branched_run(branch: str) -> Path:
 
 
 def parent_of(checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """What the lineage of a new run in `folder` says of its parent's `checkpoint`, which is relative to that folder."""
+    """The lineage entry of a new run in `folder` for its parent's `checkpoint`, with a path relative to that folder."""
     run_folder = checkpoint.parent.parent
     grand = read_lineage(run_folder, "none") if (run_folder / NAME).exists() else {}
     samples_seen = read_json(checkpoint / "state.json").get("samples_seen")
@@ -83,7 +83,7 @@ def parent_of(checkpoint: Path, folder: Path) -> dict[str, Any]:
 
 
 def root(lineage: dict[str, Any]) -> str | None:
-    """The name of the run that the tree of branches began with, to which a lineage belongs; a run's own if it did."""
+    """The name of the root run of the tree of branches that a lineage belongs to, which may be the run itself."""
     parent = lineage.get("parent")
     return (parent.get("root") or parent["run"]) if parent else lineage.get("run")
 

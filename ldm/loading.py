@@ -1,4 +1,4 @@
-"""What a path holds, loaded: a run by the kind of its task, a manifest by the kind that it says."""
+"""Loads what a path holds: a run by its task's kind, a manifest by the kind it declares."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,13 @@ from ldm.errors import UserError
 from ldm.first_stage.first_stage import Identity
 from ldm.model import load_classifier, load_model, own_first_stage
 
-# What Task.kind says, and the loader of it: (path, first_stage or None, ema) -> what the run yields.
+# Task.kind -> its loader: (path, first_stage or None, ema) -> what the run yields.
 RUNS: dict[str, Callable[..., Any]] = {
     "first_stage": lambda path, first_stage, ema: load_first_stage(path, ema),
     "diffusion": load_model,
     "classifier": lambda path, first_stage, ema: load_classifier(path, _latents_of(path, first_stage), ema),
 }
-# What a manifest's `kind` says.
+# The values of a manifest's `kind`.
 MANIFESTS = {KIND: load_ensemble}
 
 
@@ -36,7 +36,7 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> 
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema)
     config = _run_of(path) / "config.yaml"
-    kind = kind_of(load_tree(config)) if config.exists() else "diffusion"  # whose loader says what is not there
+    kind = kind_of(load_tree(config)) if config.exists() else "diffusion"  # whose loader names the missing file
     if kind not in RUNS:
         raise UserError(f"{path}: a {kind}, which nothing here loads; there are {', '.join(RUNS)}")
     return RUNS[kind](path, first_stage, ema)

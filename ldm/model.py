@@ -1,6 +1,6 @@
 """A trained model to use: first stage, conditioner, denoiser and schedule, loaded from a run's folder.
 
-What comes with a run is data: its tree is held to the registry of ldm.config and to its weights, safetensors with a
+A run's files are untrusted: its tree is checked against the registry of ldm.config and its weights, safetensors with a
 hash, before it is built.
 """
 
@@ -64,12 +64,12 @@ class Model:
 
     @property
     def fields(self) -> set[str]:
-        """What its conditioner reads of a batch."""
+        """The batch fields that its conditioner reads."""
         return self.conditioner.fields
 
     @property
     def beside_latent(self) -> bool:
-        """Whether a condition lies beside the latent, place by place."""
+        """Whether a condition is concatenated to the latent, position by position."""
         return self.conditioner.widths()["concat_channels"] > 0
 
     def sampling(self, tree: Mapping[str, Any]) -> Sampling:
@@ -125,7 +125,7 @@ class Model:
         return check_guidance(sampling.guidance, self.conditioner, negative, sampling.use_conditions)
 
     def decode_in_tiles(self, size: int | None) -> None:
-        """Decode larger images in overlapping tiles of this size, px, from now on; None at once."""
+        """Decode larger images in overlapping tiles of this size, px, from now on; None: without tiles."""
         self.first_stage.tile = size
 
     def to(self, device: torch.device | str) -> "Model":
@@ -135,7 +135,7 @@ class Model:
         return self
 
     def tuned(self, compile: bool = False) -> "Model":
-        """The same model with its networks as its device likes them (layers.tuned); after `to`."""
+        """The same model with its networks laid out for its device (layers.tuned); call it after `to`."""
         for network in self.networks:
             tuned(network, next(network.parameters()).device, compile)
         return self
@@ -143,7 +143,7 @@ class Model:
     def guided(
         self, sampling: Sampling, batch: Mapping[str, Any], num_samples: int, negative: dict[str, Any] | None = None
     ) -> Denoise:
-        """Its denoiser bound to the conditions of `batch` and guided, to be drawn with; see ldm.sampling.draw."""
+        """Its denoiser, bound to the conditions of `batch` and guided, as ldm.sampling.draw takes it."""
         bound = bound_to(self.denoiser, self.conditioner, self.first_stage, sampling, batch, num_samples, negative)
         return guided(bound, sampling.guidances)
 

@@ -1,4 +1,4 @@
-"""Options as Python gives them, to the tree that the same keys of sample.py's command line make."""
+"""Converts Python options to the tree that the same keys give on sample.py's command line."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

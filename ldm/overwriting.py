@@ -15,17 +15,17 @@ from ldm.files import TEMPORARY, read_json
 from ldm.holding import NAME as HELD
 from ldm.holding import TEMPORARY as HOLDING
 
-# What a run and the evaluation of it write, in the order in which it goes: what is left of a deletion that was cut off
-# has no step, and says as long as it can that it is a run.
+# What a run and its evaluation write, in the order of deletion: the remains of an interrupted deletion have no
+# checkpoint, and can be recognised as a run for as long as possible.
 FIRST = ("checkpoints", "lineage.json", "weights", "snapshots")
 OWN = re.compile(r"metrics\.csv|samples|ranks|requeue|wandb|(evaluation|samplers)(-.*)?")
 LAST = "config.yaml"
-PASSING = (TEMPORARY, HOLDING, HELD)  # how names begin that say nothing of what the folder is
+PASSING = (TEMPORARY, HOLDING, HELD)  # prefixes of names that do not show what the folder is
 ROOT_KEYS = {"task", "data", "seed", "max_steps", "image_size"}  # of every run's tree
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: its tree and its lineage are, or it was killed before there was more than one."""
+    """Whether a folder is a run's: by its tree and its lineage, or one of them if it was killed before both existed."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(PASSING)}
     lineage = False
     with suppress(OSError, ValueError):
@@ -68,7 +68,7 @@ def _own(name: str) -> bool:
 
 
 def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a tree that may be a place, with its key."""
+    """Every text in a tree that may be a path, with its key."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             if name not in ("_target_", "runs_dir", "run"):
@@ -81,7 +81,7 @@ def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _places(key: str, text: str) -> Iterator[Path]:
-    """What is there of what a text names: a path, a glob, or the members of an ensemble whose manifest it names."""
+    """The existing paths that a text names: by a path, a glob, or the manifest of an ensemble (its members)."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # any file may lie under that name
         if any(mark in text for mark in "*?[{"):
             yield from (place for place in expand(text, key) if isinstance(place, Path))
@@ -95,6 +95,6 @@ def _places(key: str, text: str) -> Iterator[Path]:
 
 
 def _inside(place: Path, folder: Path) -> bool:
-    """Whether a place is a folder or something in it, by whatever name or link."""
+    """Whether a path is a folder or lies in it, with links resolved."""
     real = place.resolve()
     return any(above.samefile(folder) for above in (real, *real.parents) if above.exists())

@@ -1,4 +1,4 @@
-"""Where things are by now that files name: relative to the file that names them, so that both can be moved together."""
+"""Resolves the paths stored in files: they are relative to the file, so that both can be moved together."""
 
 import os
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from ldm.files import read_json
 
 
 def relative(path: Path, folder: Path) -> str:
-    """`path` as a file in `folder` names it, whatever links lead to either."""
+    """`path` relative to `folder`, as a file in it stores it, with links to either resolved."""
     absolute = path.expanduser().absolute()
     return os.path.relpath(absolute.parent.resolve() / absolute.name, folder.resolve())
 
 
 def found(text: str, folder: Path) -> Path:
-    """What a file in `folder` names: see `relative`; or, as older ones, from where it was written, or absolutely.
+    """Resolve a path stored in a file in `folder`: see `relative`; older files store paths as they were given.
 
-    What is not there any more is looked for beside the file.
+    A file that has been moved is looked for in `folder` itself.
     """
     places = (folder.resolve() / text, Path(text).expanduser(), folder / Path(text).name)
     return next((place for place in places if place.exists()), places[0])
 
 
 def first_stage_of(run: Path) -> str | None:
-    """Where the first stage is that the run in the folder `run` was trained with; as it is spelled if nowhere.
+    """The path of the first stage that the run in folder `run` was trained with; as stored if it is not found.
 
-    Of several places, one that has those weights.
+    Of several candidates, one that has those weights.
     """
     text = load_tree(run / "config.yaml").get("first_stage")
     if not text:
@@ -59,7 +59,7 @@ def _moved(text: str, run: Path) -> str:
 
 
 def fingerprint(run: Path) -> str | None:
-    """Of the first stage that a run was trained with: noted when it began, and beside its weights. None if unknown."""
+    """The fingerprint of a run's first stage, from its lineage or the JSON beside its weights; None if unknown."""
     with suppress(OSError, ValueError):
         noted = read_json(run / "lineage.json").get("first_stage")
         if noted is not None:
@@ -70,7 +70,7 @@ def fingerprint(run: Path) -> str | None:
 
 
 def _candidates(run: Path, path: Path) -> Iterator[Path]:
-    """As the run noted it, as it is spelled, and around the run."""
+    """Where a first stage may lie: the path in the lineage, the path as stored, and those around the run."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         yield Path(os.path.normpath(run.resolve() / read_json(run / "lineage.json")["first_stage_path"]))
     yield path
@@ -88,7 +88,7 @@ def _around(run: Path, path: Path) -> Iterator[Path]:
 
 
 def digests(path: Path) -> set[str]:
-    """What is recorded of the newest weights in a run's folder, or of one file of weights: averaged, else raw."""
+    """The recorded sha256 of the newest weights in a run's folder (averaged, else raw), or of one weights file."""
     try:
         if path.suffix == ".safetensors":
             return {read_json(path.with_name(f"{path.name.split('.')[0]}.json"))["sha256"][path.name.split(".")[1]]}

@@ -1,4 +1,4 @@
-"""The conditions that are asked for in words: one prompt, several, or a class."""
+"""The conditions given as text: one prompt, several, or a class."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Which of several processes this one is, as the environment says before there is a process group, and whether it can
-be: variables that an earlier launch left behind would let one process train a half of a run.
+"""This process's rank by the environment, before there is a process group, and whether it is plausible: variables
+left over from an earlier launch would let one process train half of a run.
 """
 
 import logging
@@ -10,12 +10,12 @@ from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What says which one a process is -> what says how many there are.
+# Variable with the rank -> variable with the world size.
 TORCHRUN = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "GROUP_RANK": "WORLD_SIZE", "NODE_RANK": "WORLD_SIZE"}
 SLURM = {"SLURM_PROCID": "SLURM_NTASKS", "SLURM_LOCALID": "SLURM_NTASKS", "SLURM_NODEID": "SLURM_NTASKS"}
 ZERO = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
 INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that Lightning does not take for the launch of ranks
-# What tells one launch of several ranks from another: each of them has the same.
+# Variables that identify a launch of several ranks: they are the same on each rank.
 LAUNCH = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
@@ -25,7 +25,7 @@ def is_rank_zero() -> bool:
 
 
 def launch() -> list[str]:
-    """What this process was started with, together with the other ranks."""
+    """The environment variables that identify the launch of this process and the other ranks."""
     return [f"{name}={os.environ[name]}" for name in LAUNCH if name in os.environ]
 
 
@@ -93,8 +93,8 @@ def _number(name: str) -> int:
 
 
 def warn_of_shared_store() -> None:
-    """Say what restarts by torchrun need: it serves all attempts from one store, where the next finds the last one's
-    addresses (pytorch #135712).
+    """Warn of the variable that torchrun's restarts need: all attempts share one store, where the next attempt finds
+    the addresses of the last (pytorch #135712).
     """
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarts and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1" and is_rank_zero():

@@ -55,7 +55,7 @@ def redacted(value: Any) -> Any:
 
 
 def agrees(saved: Any, value: Any) -> bool:
-    """Whether a `value` is the one that was `saved`, as far as what was hidden then lets anyone tell."""
+    """Whether a `value` matches the one that was `saved`; what was hidden in that matches anything."""
     saved, value = redacted(saved), redacted(value)
     if isinstance(saved, list) and isinstance(value, list) and len(saved) == len(value):
         return all(map(agrees, saved, value))
@@ -68,7 +68,7 @@ def agrees(saved: Any, value: Any) -> bool:
 def hide_on_terminal() -> None:
     """From here on, whatever this process writes to stdout and stderr is redacted, tracebacks and warnings too.
 
-    Asked again it does so for what has come to take a copy of the output meanwhile.
+    Called again, it also covers streams that have been wrapped since, such as by a logger that copies the output.
     """
     parts = tuple(secrets_in(" ".join(sys.argv)))
     for stream in (sys.stdout, sys.stderr):
@@ -106,7 +106,7 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 
 
 def _of_environment() -> list[str]:
-    """What the environment holds of secrets, as they are and as addresses write them, the longest first."""
+    """Secrets in the environment, as they are and percent-encoded as in URLs, the longest first."""
     found = set()
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and _is_secret(name):

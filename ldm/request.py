@@ -1,4 +1,4 @@
-"""What is asked of a drawer, held to it, ready to be drawn: sample.py's command line and Python's options alike."""
+"""A validated request to a drawer, ready to be sampled: from sample.py's command line or from Python's options."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

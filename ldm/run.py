@@ -1,6 +1,6 @@
 """The run contract: one stable folder per run, its configuration, its lineage, resume or branch.
 
-The same command again resumes; a changed key that would change the mathematics is refused by name.
+The same command again resumes; a changed key that would change the result is refused by name.
 """
 
 import secrets
@@ -97,7 +97,7 @@ class Run:
         return f"{key} says that it ends there; branch={self.folder} run=NAME goes on from there"
 
     def begin(self) -> None:
-        """Make the folder and write what is to be fitted; an old run goes first. Rank zero only, holding the folder."""
+        """Make the folder and write what is to be fitted; deletes an old run. Rank zero only, holding the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.tree["overwrite"]:
             check_overwrite(self.folder, self.tree)
@@ -146,7 +146,7 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
         except ValueError:
             if not _without_a_step(folder, known):
                 raise
-            anew = True  # the command was corrected before anything came of it
+            anew = True  # the command was corrected before the first checkpoint
         if saved is not None and known is not None and not anew:
             return Run(folder, tree, _own(known, folder, saved, tree, wandb_id))
     parent = None
@@ -159,7 +159,7 @@ def open_run(tree: dict[str, Any], name: str) -> Run:
 
 
 def _tree_of(checkpoint: Path, branch: str) -> dict[str, Any]:
-    """What a checkpoint was trained as. Raises ValueError if nothing tells."""
+    """The tree that a checkpoint was trained with. Raises ValueError if it has no config.yaml."""
     config = checkpoint.parent.parent / "config.yaml"
     if not config.exists():
         raise UserError(f"branch={branch}: no config.yaml beside its checkpoints, so nothing tells what they are")
@@ -167,7 +167,7 @@ def _tree_of(checkpoint: Path, branch: str) -> dict[str, Any]:
 
 
 def _check_place(folder: Path) -> None:
-    """Raises ValueError for a link that leads nowhere, or a file in the place of a folder."""
+    """Raises ValueError for a broken link, or a file where a folder should be."""
     for place in (folder, *folder.parents, folder / "checkpoints", folder / "weights"):
         if place.is_symlink() and not place.exists():
             raise UserError(f"{place}: a link that leads nowhere, to {place.readlink()} (a disk that is not mounted?)")
@@ -178,7 +178,7 @@ def _check_place(folder: Path) -> None:
 def _respelled(
     tree: dict[str, Any], saved: dict[str, Any], lineage: dict[str, Any] | None, folder: Path
 ) -> dict[str, Any]:
-    """The tree with the saved spelling of `first_stage` and `branch`, where those name the same weights by now."""
+    """The tree with the saved paths of `first_stage` and `branch`, where today's paths name the same weights."""
     own = dict(tree)
     if lineage is not None and same_parent(tree["branch"], lineage):
         own["branch"] = saved["branch"]
@@ -188,7 +188,7 @@ def _respelled(
 
 
 def _without_a_step(folder: Path, lineage: dict[str, Any] | None) -> bool:
-    """Whether the run in a folder has nothing yet that could be resumed, or used."""
+    """Whether the run in a folder has no checkpoint or weights yet, so that it can be neither resumed nor used."""
     made = ("checkpoints/step_*", "weights/step_*", "snapshots/step_*")
     return is_run(folder) and "finished_step" not in (lineage or {}) and not any(any(folder.glob(m)) for m in made)
 
@@ -207,7 +207,7 @@ def _own(
         lineage = {**lineage, "wandb_id": wandb_id, "copied_from": facts}
     replaced = lineage["parent"] and tree["branch"] and not parent_kept(lineage, folder)
     if replaced and _without_a_step(folder, lineage):
-        with suppress(ValueError):  # where nothing takes its place, what is missing is said when it is read
+        with suppress(ValueError):  # without a replacement, reading it reports what is missing
             lineage = {**lineage, "parent": parent_of(branch_point(tree["branch"]), folder)}
     return {**lineage, "run": folder.name}
 
@@ -232,7 +232,7 @@ def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:
     own = Path(tree["runs_dir"]).expanduser() / name
     resumed = (own / "config.yaml").exists() and not tree["overwrite"]
     known = own if resumed else branched_run(tree["branch"])
-    if not (known / "config.yaml").exists():  # what is missing is said when the run is opened
+    if not (known / "config.yaml").exists():  # opening the run reports what is missing
         return tree
     return {**tree, "first_stage": places.first_stage_of(known)}
 

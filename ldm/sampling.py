@@ -1,4 +1,4 @@
-"""How to sample, and the way from noise to a latent; what is denoised, and under which conditions, is bound before."""
+"""Sampling settings, and the draw from noise to a latent; the denoiser comes with its conditions already bound."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -83,7 +83,7 @@ def draw(
     start: Start | None = None,
     known: Known | None = None,
 ) -> Tensor:
-    """Latents z [B, *shape] by the sampler and the sigmas of `sampling`; what is random by `seed` and `numbers` [B].
+    """Latents z [B, *shape] by the sampler and the sigmas of `sampling`; draws addressed by `seed` and `numbers` [B].
 
     From a `start` only the levels below its own are gone through. Raises ValueError for one outside the schedule.
     """

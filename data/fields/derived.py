@@ -1,4 +1,4 @@
-"""What a derived field is: made of the window that a batch shows of an image, not read from a member.
+"""The interface of a derived field: computed from a batch's window of the image, not read from a member.
 
 It holds no state: a draw is addressed by (seed, purpose, sample number), see data.counter_random, so that a resumed run
 makes the same, whatever the batch, the worker and the rank.
@@ -15,7 +15,7 @@ from ldm.data.fields.field import Field
 class Derived(ABC):
     """One key of the batch. `yields` says what the batch gets, `given` reads a file that is given for it in sampling.
 
-    `for_training`: whether who samples gives his own, and it is made of an image in training alone.
+    `for_training`: whether it is computed from an image in training only, while sampling has to be given a value.
     """
 
     yields: str

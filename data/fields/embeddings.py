@@ -1,4 +1,4 @@
-"""Embeddings made beforehand."""
+"""Precomputed embeddings."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a field is: it reads a member of the shard, and becomes one key of the batch.
+"""The interface of a field: it reads a member of the shard, and becomes one key of the batch.
 
 A field has two halves: `read` decodes (the result may be kept in memory), `collate` applies the views and stacks.
 """

@@ -1,4 +1,4 @@
-"""All that a batch holds beside the image: fields that are read, and those that are made of the image."""
+"""All that a batch holds besides the image: fields that are read, and those that are made of the image."""
 
 from collections.abc import Collection, Mapping
 
@@ -40,17 +40,17 @@ class FieldSet:
 
     @property
     def of_picture(self) -> set[str]:
-        """The keys that a mirrored image has others of."""
+        """The keys whose values change when the image is mirrored."""
         return {"image", *self.derived, *(name for name, field in self.read.items() if field.lies_on_picture)}
 
     @property
     def from_image(self) -> list[str]:
-        """The keys that sampling makes of an image where nothing else is given for them."""
+        """The keys that sampling computes from an image unless they are given."""
         made = [name for name, field in self.derived.items() if not field.for_training]
         return made + [name for name, field in self.read.items() if field.extension is None]
 
     def reader(self, name: str) -> Field | None:
-        """What reads a file that is given for the key `name` in sampling; None where nothing does."""
+        """The field that reads a file given for the key `name` in sampling; None if there is none."""
         if name == "image":
             return Picture()
         return self.derived[name].given if name in self.derived else self.read.get(name)

@@ -38,5 +38,5 @@ class Holes(Derived):
 
 
 def _inner(draws: np.ndarray) -> np.ndarray:
-    """The middles of 2^52 cells in place of draws of 53 bits: what runs begun by older code have drawn."""
+    """Draws moved to the centres of 2^52 cells, from 53 bits: the same values that older versions drew."""
     return np.floor(draws * 2.0**52) * 2.0**-52 + 2.0**-53

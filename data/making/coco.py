@@ -36,7 +36,7 @@ class _Image:
 
 @dataclass
 class _Files:
-    """All that the files say."""
+    """The content of the annotation files."""
 
     images: dict[Any, _Image] = field(default_factory=dict)
     categories: dict[Any, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def _load(file: Path) -> Mapping[str, Any]:
 
 
 def _records(found: _Files, file: Path, kind: str, entries: list[Any]) -> Iterator[tuple[str, Any]]:
-    """(where it stands, record) of each that is an object."""
+    """(position in the file, record) of each entry that is a JSON object."""
     for place, entry in enumerate(entries):
         if isinstance(entry, Mapping):
             yield f"{file.name}: {kind} {entry.get('id', f'at place {place}')!r}", entry

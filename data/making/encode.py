@@ -38,7 +38,7 @@ class Job:
 
 
 def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
-    """What there is to note: `inputs` (a digest), the manifest's `row`, who was `skipped`, `fields` with their counts.
+    """Write a shard; returns a record: `inputs` (a digest), the manifest's `row`, the `skipped`, counts of `fields`.
 
     An earlier run's shard is left as it is if its inputs and its bytes still are the same. `advance` hears of each
     image. A shard without samples is not kept.
@@ -57,7 +57,7 @@ def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
 
 
 def _digest(job: Job) -> str:
-    """Changes when the shard would have to be written anew."""
+    """A digest of the shard's inputs: if it changes, the shard has to be written again."""
     facts: list[Any] = [job.size, job.quality, *job.members]
     for source in job.sources:
         facts += [
@@ -74,13 +74,13 @@ def _digest(job: Job) -> str:
 def _state(path: Path) -> tuple[int, int] | None:
     try:
         state = path.stat()
-    except OSError:  # it is gone since it was found; reading it says so
+    except OSError:  # it has been deleted since it was found; reading it reports that
         return None
     return state.st_size, state.st_mtime_ns
 
 
 def _intact(path: Path, row: dict[str, Any]) -> bool:
-    """Whether a shard is still what its row says; one without samples was not kept."""
+    """Whether a shard still matches its row in the manifest; one without samples was not kept."""
     return row["samples"] == 0 or (path.exists() and sha256_of(path) == row["sha256"])
 
 

@@ -1,4 +1,4 @@
-"""Files of anyone's folders, read with bounds: a pipe, a device or 20 GiB under an image's name hold nothing up."""
+"""Untrusted files, read with limits: a pipe, a device or 20 GiB under an image's name must not stall the program."""
 
 import os
 import stat
@@ -147,7 +147,7 @@ def read_start(path: Path, count: int) -> bytes:
     try:
         refuse_special(os.stat(path))  # before it is opened: opening a pipe waits for its other end
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            refuse_special(os.fstat(file.fileno()))  # a name may have changed hands
+            refuse_special(os.fstat(file.fileno()))  # the name may refer to another file by now
             return file.read(count)
     except BadSample:
         raise
@@ -178,7 +178,7 @@ def look_at_image(path: Path) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """What an operating system says, without the path: a manifest is the same wherever it is made."""
+    """An OSError's reason without the path: a manifest is the same wherever it is made."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 

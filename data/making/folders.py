@@ -97,7 +97,7 @@ def _read_caption(folder: Path, name: str) -> str:
 
 
 def _instead(left_out: list[LeftOut]) -> str:
-    """What a folder without images does hold."""
+    """What a folder without images contains instead."""
     if not left_out:
         return ""
     kind, count = Counter(row.kind for row in left_out).most_common(1)[0]
@@ -109,7 +109,7 @@ def _instead(left_out: list[LeftOut]) -> str:
 
 
 def _notes(seen: _Seen) -> list[str]:
-    """What is right, and yet may not be what was meant."""
+    """Notes about what is valid but may not be intended."""
     found, texts = seen.walked, seen.texts
     notes = []
     if not texts and not seen.numbers:

@@ -144,7 +144,7 @@ def _object(line: bytes, cut: bool) -> Row:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Row:
-    """An object whose keys are there once, or say the same."""
+    """An object from its pairs; BadSample if a key occurs twice with different values."""
     found = dict(pairs)
     for name, value in pairs if len(found) != len(pairs) else ():
         if value != found[name]:

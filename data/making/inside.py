@@ -1,4 +1,4 @@
-"""Names in tables and annotations: they come with the images, perhaps from strangers, and lead to nothing outside."""
+"""File names in tables and annotations: untrusted input, which must not lead to a file outside the images' folder."""
 
 import os
 import unicodedata

@@ -71,7 +71,7 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
 
 
 def find(settings: Settings) -> Sources:
-    """What there is to be put into shards, whatever form it has."""
+    """The sources to be put into shards, from a folder, a table or annotations."""
     source = settings.source
     if settings.annotations:
         return read_annotations(source, settings.annotation_files)
@@ -99,7 +99,7 @@ def split(sources: list[Source], settings: Settings) -> dict[str, list[Source]]:
 def _journal(
     settings: Settings, found: Sources, plan: dict[str, list[Source]]
 ) -> Iterator[tuple[IO[str], dict[str, Any]]]:
-    """The file that notes each finished shard, locked, and what it says by shard; a line cut short is passed over.
+    """The journal of finished shards, locked, and its notes by shard; lines that were cut off are skipped.
 
     ValueError where shards lie there that neither a journal nor a manifest knows, or that are another source's.
     """
@@ -135,7 +135,7 @@ def _journal(
 
 
 def _read_notes(file: IO[str]) -> Iterator[dict[str, Any]]:
-    """Each line that is whole; what is no journal's is a note under no name."""
+    """The notes in a journal; cut-off lines are skipped, content of another kind is a note with the key ''."""
     text = file.read().lstrip("\n")
     if text[: len(BEGINNING)] != BEGINNING[: len(text)]:
         yield {"": text}
@@ -154,6 +154,6 @@ def _write_note(journal: IO[str], note: dict[str, Any]) -> None:
 
 
 def _sweep(out: Path, plan: dict[str, list[Source]]) -> None:
-    """Take away what a killed process left of these files."""
+    """Remove partial files that a killed process left."""
     for name in [*plan, MANIFEST]:
         (out / f"{name}.partial").unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def summarise(notes: list[dict[str, Any]], settings: Settings, found: Sources) -
 
 def made_with(settings: Settings, sources: list[Source]) -> dict[str, Any]:
     """What two runs have in common if they make the same shards: the names of the images and the settings."""
-    beside = {"members": settings.members} if settings.members else {}  # older manifests do not say it
+    beside = {"members": settings.members} if settings.members else {}  # older manifests lack it
     return {"images": names_digest(sources)} | {key: getattr(settings, key) for key in MADE_WITH} | beside
 
 
@@ -81,7 +81,7 @@ def read_finished(settings: Settings, plan: dict[str, list[Source]], sources: li
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"out={out} holds a {MANIFEST} that is none of shards; choose another folder") from None
     for key, value in made_with(settings, sources).items():
-        before = stated.get(key, value)  # manifests used not to say it; the bytes decide then
+        before = stated.get(key, value)  # older manifests lack it; the shards' bytes are compared instead
         if before != value:
             what = "of other images" if key == "images" else f"made with {key}={before}, this run has {key}={value}"
             raise UserError(f"out={out} holds finished shards {what}; choose another folder, or delete it")

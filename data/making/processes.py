@@ -37,7 +37,7 @@ _shared: _Shared | None = None  # set in a worker process when it starts: shared
 
 
 def finish(jobs: list[Job], workers: int, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-    """What `make_shard` notes of each job, in the order in which they end; `advance` hears of each image."""
+    """What `make_shard` returns for each job, in the order of completion; `advance` is called for each image."""
     workers = min(workers, len(jobs))
     if workers == 1:
         for job in jobs:
@@ -78,7 +78,7 @@ def _start(count: Synchronized, stop: Event) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent ends no children, and two that write one shard would spoil it."""
+    """Exit when the parent is gone: killing it does not kill its children, and two writers would corrupt a shard."""
     parent = parent_process()
     assert parent is not None
     parent.join()

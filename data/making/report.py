@@ -1,4 +1,4 @@
-"""What is shown of the making of shards: progress, and at the end what was made, left out, and how to train on it."""
+"""Output of make_shards: progress, and at the end what was made, what was left out, and how to train on it."""
 
 import glob
 import os
@@ -60,7 +60,7 @@ def _lines(manifest: dict[str, Any], settings: Settings) -> Iterator[str]:
 
 
 def quoted(word: str) -> str:
-    """A word as bash takes it, with nothing in it that a terminal would not show."""
+    """A word quoted for bash, without any character that a terminal would not show."""
     if word.isprintable():
         return shlex.quote(word)
     escapes = {"\\": "\\\\", "'": "\\'"}

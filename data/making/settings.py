@@ -1,4 +1,4 @@
-"""What scripts/make_shards.py may be told, checked."""
+"""The settings of scripts/make_shards.py, validated."""
 
 import os
 from dataclasses import dataclass, field

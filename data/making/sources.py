@@ -16,7 +16,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, error: BadSample) -> "Problem":
-        """What a BadSample says, as a value that can be kept and sent."""
+        """The content of a BadSample, as a value that can be stored and sent to another process."""
         return cls(error.kind, str(error))
 
 

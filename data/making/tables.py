@@ -143,7 +143,7 @@ def _typed(text: str | None) -> Any:
 
 
 def _plain(value: Any, column: str, depth: int = 0) -> Any:
-    """What JSON has a word for; None in the place of numbers that are none."""
+    """A value as JSON can represent it; NaN and infinity become None."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
@@ -164,7 +164,7 @@ def _json(facts: Mapping[str, Any]) -> str:
 
 
 def _check_columns(head: list[Row], settings: Settings) -> None:
-    """ValueError if the first rows show that the table is not as the settings say."""
+    """ValueError if the first rows show that the table does not fit the settings."""
     columns = list(dict.fromkeys(name for row in head for name in row))
     for key, column in (("image_column", settings.image_column), ("caption_column", settings.caption_column)):
         if column in columns or (key == "caption_column" and not column):

@@ -45,7 +45,7 @@ class Walk:
     texts: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (folder, normal stem) -> names
 
     def leave_out(self, name: str, kind: str, reason: str) -> None:
-        """Note what is seen and not taken."""
+        """Record a file or folder that is not used."""
         self.left_out.append(LeftOut(name, kind, reason))
 
     def text_of(self, picture: str) -> str | None:
@@ -56,7 +56,7 @@ class Walk:
 
 
 def walk(folder: Path) -> Walk:
-    """See above. Nothing is read but the beginnings of files whose names do not tell what they are."""
+    """Find all pictures and texts (see above); only files whose names do not tell their kind are opened."""
     found = Walk(folder)
     seen: set[tuple[int, int]] = set()
     waiting = [("", False)]
@@ -120,12 +120,12 @@ def _holds(path: Path, folder: Path) -> bool:
 def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_symlink() and entry.is_dir()
-    except OSError:  # a link in a circle; as a file it is named
+    except OSError:  # a circular link; it is reported as a file
         return False
 
 
 def _take(found: Walk, name: str, hidden: bool) -> None:
-    """Decide what a file is."""
+    """Sort a file into pictures, texts and what is left out."""
     place = PurePosixPath(name)
     extension = place.suffix.lower()[1:]
     looks_like_picture = extension in PICTURE_EXTENSIONS or extension in IMAGE_EXTENSIONS
@@ -154,7 +154,7 @@ def _sniff(path: Path) -> str | None:
 
 
 def _normal(stem: str) -> str:
-    """One spelling of letters that have several: macOS takes them apart, others do not."""
+    """A name in one Unicode normal form: macOS stores accented letters decomposed, other systems do not."""
     return unicodedata.normalize("NFC", stem)
 
 

@@ -1,6 +1,6 @@
-"""The weights that a run does not train, as those below adapters: kept once, in the folder of the sets of weights.
+"""The frozen weights of a run, such as those under adapters: saved once, in the folder of the run's weights.
 
-Sets and checkpoints hold what is trained, and the digest of this file, with which they are whole.
+Weights files and checkpoints hold what is trained, and the digest of this file, which completes them.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def save(folder: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def load(folder: Path, digest: str, asked: Path) -> dict[str, Tensor]:
-    """The frozen weights of this digest, which `asked` needs. Raises ValueError if they are not there, or others."""
+    """The frozen weights of this digest, which `asked` needs. ValueError if they are missing, or of another digest."""
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{asked}: an adapter without the weights it adapts, {path}")

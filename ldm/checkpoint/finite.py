@@ -1,4 +1,4 @@
-"""NaN and infinity in nested containers of tensors: found, and refused by name before anything is made of them."""
+"""NaN and infinity in nested containers of tensors: found, and refused by name before they are used."""
 
 from collections.abc import Iterator
 from pathlib import Path

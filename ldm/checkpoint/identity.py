@@ -1,7 +1,7 @@
 """Which run a file belongs to: a run's id is in its lineage.json, and every checkpoint and set of weights repeats it.
 
 The lineage also lists the sha256 of each config.yaml the run was begun with. A folder may be copied, moved and renamed:
-nothing here goes by its path. What was written before there were ids has none and is taken as it is.
+nothing here depends on its path. Files that are older than run ids have none and are accepted.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def new_id() -> str:
 
 
 def read_lineage(run: Path) -> dict[str, Any]:
-    """A run's lineage.json, an empty one if there is none. Raises ValueError if it is not as it was written."""
+    """A run's lineage.json, an empty one if there is none. Raises ValueError if it was edited or damaged."""
     path = run / "lineage.json"
     if not path.exists():
         return {}
@@ -37,7 +37,7 @@ def read_lineage(run: Path) -> dict[str, Any]:
 
 
 def stamp(run: Path) -> dict[str, Any]:
-    """What a file of this run says it belongs to. A lineage that cannot be read costs no checkpoint."""
+    """The stamp that a file of this run carries. A lineage that cannot be read does not prevent a checkpoint."""
     try:
         lineage = read_lineage(run)
     except (OSError, ValueError):
@@ -46,9 +46,9 @@ def stamp(run: Path) -> dict[str, Any]:
 
 
 def foreign(stamped: Mapping[str, Any], run: Path) -> str | None:
-    """What speaks against a file with this stamp being of this run; None if nothing does.
+    """Why a file with this stamp cannot belong to this run; None if it can.
 
-    Raises ValueError if the run's lineage is not as it was written.
+    Raises ValueError if the run's lineage was edited or damaged.
     """
     lineage = read_lineage(run)
     if not lineage or stamped.get("run") is None:
@@ -90,7 +90,7 @@ def check_finished(run: Path, step: Any) -> None:
 
 
 def edited_config(run: Path) -> str | None:
-    """What is wrong with a run's config.yaml: None if the run was begun with it, or nobody wrote down with which."""
+    """What is wrong with a run's config.yaml: None if the run was begun with it, or its lineage does not record any."""
     configs = read_lineage(run).get("configs")
     if not configs or not (run / "config.yaml").exists() or sha256(run / "config.yaml") in configs:
         return None

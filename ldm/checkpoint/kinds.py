@@ -1,6 +1,6 @@
-"""What a file of weights is, told by its names: for whoever gave a file that is not what was asked for.
+"""Recognises a file of weights by its tensors' names, to tell a user who gave the wrong file what it is.
 
-Nothing is decided by it but the words of an error.
+It decides nothing but the wording of an error.
 """
 
 import re
@@ -79,7 +79,7 @@ KINDS = (
 
 
 def recognise(names: Iterable[str]) -> Kind | None:
-    """What a state with these names is; None for what is not known here."""
+    """The kind of a state dict with these names; None if it is unknown."""
     text = "\n".join(names)
     return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), None)
 

@@ -1,4 +1,4 @@
-"""An average of any relative length after the training, from stored power-function averages (arXiv:2312.02696, 3.2).
+"""Post-hoc EMA of any relative length, from stored power-function averages (arXiv:2312.02696, 3.2).
 
 The profile of exponent gamma after t updates has the density (gamma + 1) s^gamma / t^(gamma + 1) at update s of t. The
 wanted one is approached by the combination of the stored ones that is nearest to it in least squares.

@@ -1,4 +1,4 @@
-"""Training checkpoints: a folder of tensors with a manifest of hashes, found again by scanning, never by trust.
+"""Training checkpoints: a folder of tensors with a manifest of hashes, found by scanning the run's folder.
 
 ``step_00001000.ckpt/`` holds ``state.pt`` (tensors and plain numbers, read with ``weights_only``), ``state.json`` (the
 counters, for people) and ``manifest.json`` (sha256 of the others, whose it is, and whether all numbers are finite),
@@ -34,7 +34,7 @@ def save(
     """Write ``folder/step_<step>.ckpt`` durably. `state`: nested containers of tensors and numbers.
 
     With `row_digests`, what `save_rows` returned to each rank, what it wrote becomes part of the checkpoint. Later
-    checkpoints go: a run that went back to an earlier step did so because they are broken.
+    checkpoints are deleted: a run goes back to an earlier step only because they are broken.
     """
     target = folder / NAME.format(step)
 
@@ -94,7 +94,7 @@ def check(checkpoint: Path) -> None:
 
 
 def load_checked(checkpoint: Path, lazy: bool = False) -> dict[str, Any]:
-    """The same of a checkpoint whose hashes have been looked at, by one rank for all.
+    """As `load`, for a checkpoint whose hashes one rank has verified for all.
 
     `lazy`: tensors are read where they are used, of what was saved in rows as `shards.Rows`.
     """
@@ -134,7 +134,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def foreign(checkpoint: Path, manifest: dict[str, Any] | None = None) -> str | None:
-    """What speaks against a checkpoint being of the run it lies in; None for one that cannot be read at all."""
+    """Why a checkpoint cannot belong to the run it lies in; None if it can, or cannot be read at all."""
     try:
         own = _manifest(checkpoint) if manifest is None else manifest
         return identity.foreign(own, checkpoint.absolute().parent.parent)
@@ -151,9 +151,9 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as it is written today; the older formats said less. Raises KeyError for any other.
+    """A manifest in today's format; older formats recorded less. Raises KeyError for an unknown format.
 
-    None said whose it is, the first two not `finite` (what was not was never saved then), the first not its step.
+    No older one has the run, the first two lack `finite` (only finite numbers were saved then), the first the step.
     """
     formats = ("files", "step files", "step finite files", "step finite run config files")
     if manifest.keys() not in [set(keys.split()) for keys in formats]:
@@ -162,7 +162,7 @@ def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(manifest: dict[str, Any]) -> str:
-    """The one text that says this, so that a manifest with any other byte in it is known to be damaged."""
+    """The canonical text of a manifest, so that any changed byte is detected as damage."""
     return json.dumps(manifest, indent=2) + "\n"
 
 
@@ -186,7 +186,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def run_id(folder: Path) -> str | None:
-    """The id that the newest checkpoint which can be read says its run has; None if none does."""
+    """The run id in the newest readable checkpoint; None if there is none."""
     for checkpoint in _found(folder):
         with suppress(OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return _manifest(checkpoint)["run"]
@@ -194,7 +194,7 @@ def run_id(folder: Path) -> str | None:
 
 
 def retain(folder: Path, keep: int, every_steps: int | None = None) -> None:
-    """Delete what interrupted writes left and all checkpoints but the newest `keep` (at least 2) and every so many."""
+    """Delete what interrupted writes left and all checkpoints but the newest `keep` (>= 2) and each `every_steps`."""
     sweep(folder)
     for checkpoint in _found(folder)[max(keep, 2) :]:
         if not every_steps or _step(checkpoint) % every_steps:

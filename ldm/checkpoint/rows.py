@@ -44,7 +44,7 @@ class Rows:
 
 
 def is_sharded(tensor: Any) -> "TypeIs[DTensor]":
-    """Whether this is a DTensor, known by what it can do: to import its class takes a second."""
+    """Whether this is a DTensor, recognised by its methods: importing the class takes a second."""
     return isinstance(tensor, Tensor) and hasattr(tensor, "to_local")
 
 
@@ -95,7 +95,7 @@ def mapped(state: Any, change: Callable[[str, Any], Any], path: str = "") -> Any
 
 
 def placed(value: Tensor | Rows, like: Tensor) -> Tensor:
-    """A whole `value`, of which a rank keeps what it keeps of `like`: all, or its rows."""
+    """A whole `value`, sharded as `like` is: this rank's rows of it, or all of it if `like` is not sharded."""
     if not is_sharded(like):
         return value.whole() if isinstance(value, Rows) else value
     if is_sharded(value):

@@ -1,4 +1,4 @@
-"""torch.load for files that may come from anyone: tensors and plain containers, of no more bytes than the file has."""
+"""torch.load for untrusted files: tensors and plain containers, of no more bytes than the file has."""
 
 import zipfile
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def load(path: Path, shown: str, lazy: bool = False) -> Any:
 
 
 def classes(path: Path, shown: str) -> list[str]:
-    """Names of what `load` would refuse to make; none in torch's format before 1.6, where nobody can tell."""
+    """Names of the classes that `load` would refuse; none in torch's format before 1.6, which cannot tell."""
     with _readable(path, shown):
         if not zipfile.is_zipfile(path):
             return []

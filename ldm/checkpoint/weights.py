@@ -1,6 +1,6 @@
 """Weights for use: ``weights/step_00001000.{ema,raw}.safetensors`` and a JSON beside them with what they are.
 
-Further averages are further kinds, as ``ema_0.1``; snapshots of averages, kept for good, are such sets too.
+Further averages are further kinds, such as ``ema_0.1``; snapshots of averages, never deleted, are such sets too.
 
 The JSON carries the sha256 of each file, the run it is of, a seal over itself and, for a first stage, its latent
 statistics, so that weights never travel without the numbers needed to use them.
@@ -49,7 +49,7 @@ def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], me
     """Write one safetensors file per kind (``ema``, ``raw``), then the JSON that makes them a set.
 
     Of a run that has frozen weights they hold the others, and `metadata` the digest of its ``base`` (base.py).
-    Sets of later steps go: they are from before the run went back to an earlier checkpoint.
+    Sets of later steps are deleted: they are from before the run went back to an earlier checkpoint.
     """
     digests = {}
     for kind, state in states.items():
@@ -63,13 +63,13 @@ def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], me
 
 
 def amend(folder: Path, metadata: dict[str, Any]) -> None:
-    """Add facts to the newest set's JSON. Raises ValueError if that is not as it was written."""
+    """Add facts to the newest set's JSON. Raises ValueError if that was edited or damaged."""
     path = _sets(folder)[0]
     write_json(path, sealed({**describe(path), **metadata}))
 
 
 def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | None = None) -> None:
-    """Delete what was cut off in writing or deleting and all sets but the newest `keep`, every so many, and the best.
+    """Delete leftovers of interrupted writes, and all sets but the newest `keep`, every `every_steps`, and the `best`.
 
     The best has the smallest value of that name in ``validation`` of its JSON, the newest of equals.
     """
@@ -117,7 +117,7 @@ def load(path: Path, kind: str = "ema") -> Weights:
 
 
 def read(file: Path) -> Weights:
-    """One file of a set, held to the hash that the JSON beside it records. Raises ValueError if it is not that."""
+    """Read one file of a set, verified against the hash in the JSON beside it. Raises ValueError if it differs."""
     description = file.with_name(f"{file.name.split('.')[0]}.json")
     if not file.exists() or not description.exists():
         raise UserError(f"{file}: no such weights, or no {description.name} beside them")
@@ -133,7 +133,7 @@ def read(file: Path) -> Weights:
 
 
 def describe(description: Path) -> dict[str, Any]:
-    """The JSON of a set. Raises ValueError if it is not as it was written, for this step and the run it lies in."""
+    """The JSON of a set. Raises ValueError if it was edited or damaged, or is of another step or run."""
     try:
         metadata = read_json(description)
     except ValueError as error:
@@ -158,7 +158,7 @@ def describe(description: Path) -> dict[str, Any]:
 
 
 def described(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """What the set written with a checkpoint says of itself, and its tensors on the meta device; None if it is gone."""
+    """The JSON of the set written with a checkpoint, and its tensors on the meta device; None if it was deleted."""
     description = checkpoint.parent.parent / "weights" / f"{checkpoint.stem}.json"
     file = description.with_suffix(".raw.safetensors")
     if not description.exists() or not file.exists():
@@ -172,7 +172,7 @@ def described(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file that may come from anyone. Raises ValueError if it is not one."""
+    """Read the tensors of an untrusted safetensors file. Raises ValueError if it is not one."""
     try:
         return load_file(file)
     except SafetensorError as error:

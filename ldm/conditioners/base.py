@@ -1,4 +1,4 @@
-"""What a conditioner is, and how several become the keywords of one network.
+"""The interface of a conditioner, and how several are merged into the keyword arguments of one network.
 
 A conditioner fills slots from fields of the batch: "vector" [B, V], "tokens" [B, N, D] with their mask, "concat"
 [B, K, h, w]. A dropped sample gets the conditioner's null. Draws are addressed by sample number.
@@ -30,8 +30,8 @@ class Conditioner(nn.Module, ABC):
     key: str | None  # None: it reads nothing
     also: tuple[str, ...] = ()  # fields that it reads beside it
     reduces: int | None = None  # sides of the image over those of a slot "concat", where that is not the latent's
-    optional = False  # whether who samples may leave its field out, and it is then dropped
-    shares_first_stage = False  # whether published files hold the first stage a second time in its place
+    optional = False  # whether its field may be left out in sampling, which drops the condition
+    shares_first_stage = False  # whether published files hold a second copy of the first stage in its place
     frozen: FrozenEncoder | None = None
 
     def __init__(self, widths: Mapping[str, int], drop_prob: float, num_tokens: int = 0):
@@ -52,11 +52,11 @@ class Conditioner(nn.Module, ABC):
 
     @property
     def fields(self) -> set[str]:
-        """What it reads of a batch."""
+        """The batch fields that it reads."""
         return {name for name in (self.key, *self.also) if name is not None}
 
     def lacks(self, batch: Batch) -> bool:
-        """Whether a batch has not what it reads."""
+        """Whether a batch lacks a field that it reads."""
         return any(field not in batch for field in self.fields)
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Conditioner(nn.Module, ABC):
         """
 
     def published_state(self) -> dict[str, Tensor]:
-        """What published files hold of it, by their names below the conditioner's."""
+        """Its state in published files, by the names there without the conditioner's prefix."""
         return self.state_dict()
 
 
@@ -99,16 +99,16 @@ class Conditioners(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that can be left out, in order: dropped in training, so that the network knows their null."""
+        """The conditions that can be left out, in order: dropped in training, so that the network knows their null."""
         return self.guidable()
 
     def guidable(self, negative: Collection[str] = (), use: Collection[str] | None = None) -> tuple[str, ...]:
-        """Those `used` that a reference may lack: of `names`, or with their field in `negative` in place of a null."""
+        """Conditions `used` that a reference may lack: of `names`, or with their field in `negative` as null."""
         used = self.used(use)
         return tuple(name for name, part in used.items() if part.droppable or part.key in negative)
 
     def used(self, use: Collection[str] | None = None) -> dict[str, Conditioner]:
-        """What a sample is made with: those in `use`, None being all, and those that are always given.
+        """The conditioners of a sample: those in `use`, None being all, and those that are always given.
 
         Raises ValueError naming one that there is not.
         """
@@ -122,7 +122,7 @@ class Conditioners(nn.Module):
 
     @property
     def fields(self) -> set[str]:
-        """What is read of a batch."""
+        """The batch fields that the conditioners read."""
         return {field for conditioner in self.parts.values() for field in conditioner.fields}
 
     def encoders(self) -> dict[str, FrozenEncoder]:
@@ -130,11 +130,11 @@ class Conditioners(nn.Module):
         return {name: conditioner.frozen for name, conditioner in self.parts.items() if conditioner.frozen is not None}
 
     def absent(self, batch: Batch, use: Collection[str] | None = None) -> set[str]:
-        """Of those `used`, the ones that a batch may lack and does: optional ones, and beside a given one all with a
-        null.
+        """The conditions `used` that the batch lacks and may lack: optional ones and, if any other is given, all that
+        have a null.
         """
         if "encoded" in batch:
-            return set()  # of a cache: what that does not answer comes with its field
+            return set()  # from a cache: fields of encoders that it lacks come with the batch
         reading = {name: part for name, part in self.used(use).items() if part.key is not None}
         lacking = {name: part for name, part in reading.items() if part.lacks(batch)}
         some_given = len(lacking) < len(reading)
@@ -150,7 +150,7 @@ class Conditioners(nn.Module):
     def drop_all_but(
         self, given: Collection[str], num_samples: int, negative: Collection[str] = ()
     ) -> dict[str, Tensor]:
-        """Of what is `guidable`, those in `given` kept and every other replaced; the rest is never dropped."""
+        """Drop every `guidable` condition that is not in `given`; the others are never dropped."""
         replaced = set(self.guidable(negative)) - set(given)
         device = self._where.device
         return {name: torch.full((num_samples,), name in replaced, device=device) for name in self.parts}

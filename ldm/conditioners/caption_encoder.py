@@ -15,10 +15,10 @@ Memo = dict[str, tuple[Tensor, Tensor]]
 
 
 class CaptionEncoder(FrozenEncoder):
-    """A frozen encoder, its answers to the first `capacity` captions kept in `memo`.
+    """A frozen encoder whose outputs for the first `capacity` captions are kept in `memo`.
 
     With a capacity captions are encoded one at a time, so that an embedding depends on its caption only. The null is
-    the encoding of '', or with `zero_null` zeros, all of them seen, for which the encoder is not asked.
+    the encoding of '', or with `zero_null` zeros, none of them masked, which need no encoder.
     """
 
     key = "caption"
@@ -57,7 +57,7 @@ class CaptionEncoder(FrozenEncoder):
         return tokens.masked_fill(drop[:, None, None], 0.0), mask | drop[:, None]
 
     def _encoded(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, of '' where dropped."""
+        """Tokens and mask as in `__call__`, with the encoding of '' where dropped."""
         known = self.known(batch)
         if known is not None:
             return self._with_null(known["tokens"].to(drop.device).float(), known["mask"].to(drop.device), drop)
@@ -87,5 +87,5 @@ class CaptionEncoder(FrozenEncoder):
 
     @cached_property
     def _null(self) -> tuple[Tensor, Tensor]:
-        """Of '', [1, N, width] and [1, N]: where everything else is known, the encoder stays on the device it is on."""
+        """Tokens [1, N, width] and mask [1, N] of ''; if all else is cached, the encoder is not moved to the device."""
         return self.encoder.module([""])

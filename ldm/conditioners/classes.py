@@ -1,4 +1,4 @@
-"""Class numbers of a batch, held to how many classes a model has."""
+"""Class numbers of a batch, checked against the model's number of classes."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from ldm.errors import UserError
 
 
 class OutOfRange(UserError):
-    """A value of a batch that its conditioner has no place for; `place` is the sample's in the batch."""
+    """A value in a batch that is out of its conditioner's range; `place` is the sample's index in the batch."""
 
     def __init__(self, message: str, place: int):
         super().__init__(message)

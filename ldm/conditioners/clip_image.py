@@ -57,8 +57,8 @@ def preprocess(image: Tensor, size: int) -> Tensor:
 class ClipImage(Conditioner):
     """batch["style"] [B, 3, H, W] in [-1, 1] -> a vector [B, V], one token [B, 1, width], or both; the null is zero.
 
-    With `width` the token, V wide, is brought to it by a learned projection. The encoder is frozen and not saved. Who
-    samples need not give a style.
+    With `width` the token, V wide, is brought to it by a learned projection. The encoder is frozen and not saved. A
+    style need not be given in sampling.
     """
 
     key = "style"

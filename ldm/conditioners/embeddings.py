@@ -1,4 +1,4 @@
-"""Embeddings made beforehand, as retrieval-augmented models are conditioned (arXiv 2204.11824)."""
+"""Precomputed embeddings, as retrieval-augmented models are conditioned (arXiv 2204.11824)."""
 
 import torch
 from torch import Tensor

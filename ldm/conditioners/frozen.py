@@ -14,7 +14,7 @@ Batch = Mapping[str, Any]
 
 
 class FrozenEncoder(ABC):
-    """What a conditioner asks first and never trains. Its answers for a batch may come with it, from a cache of them:
+    """An encoder that a conditioner uses and never trains. Its outputs for a batch may come with it, from a cache:
     batch["encoded"][`digest`], {part: [B, ...]}.
     """
 
@@ -22,15 +22,15 @@ class FrozenEncoder(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on, in words and numbers; "weights" is a hash."""
+        """What its outputs depend on, in words and numbers; "weights" is a hash."""
 
     @abstractmethod
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        """Its answers for a batch, {part: [B, ...]}, made on `device`."""
+        """Its outputs for a batch, {part: [B, ...]}, computed on `device`."""
 
     @cached_property
     def digest(self) -> str:
-        """Its identity in sixteen digits."""
+        """Sixteen hex digits of a hash of its identity."""
         return sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -38,5 +38,5 @@ class FrozenEncoder(ABC):
         return {"digest": self.digest, **self.identity()}
 
     def known(self, batch: Batch) -> Mapping[str, Tensor] | None:
-        """Its answers if they came with the batch."""
+        """Its outputs if they came with the batch."""
         return batch["encoded"].get(self.digest) if "encoded" in batch else None

@@ -1,8 +1,8 @@
-"""A text encoder left in its folder until a caption needs it: T5-XXL is 10 GB for each rank to read, and a run whose
-tokens all come from a cache asks it for none.
+"""A text encoder that is not loaded until a caption needs it: T5-XXL is 10 GB for each rank to read, and a run whose
+tokens all come from a cache never needs it.
 
-What has to be known of it meanwhile is kept from an earlier reading, in the folder `encoders` of $LDM_CACHE, and is
-believed while each file of the encoder's folder has the size and the times it had.
+Until then its description is that of an earlier load, cached in the folder `encoders` of $LDM_CACHE and valid while
+each file of the encoder's folder has its former size and times.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from ldm.files import read_json, write_json
 from ldm.networks.downloads import cache_folder
 
 KIND = "text encoder 1"
-# A file may change twice within a tick of its clock: what was read this soon after a change is not believed later.
+# A file may change twice within a tick of its clock: what was read this soon after a change is not cached.
 SETTLING_NS = 2 * 10**9
 
 
 class Described(Protocol):
-    """What is known of a text encoder, read or not; `identity` is what its answers depend on."""
+    """The description of a text encoder, loaded or not; `identity` is what its outputs depend on."""
 
     name: str
     width: int
@@ -34,7 +34,7 @@ class Described(Protocol):
     def identity(self) -> dict[str, Any]: ...
 
     def read(self) -> Any:
-        """The text encoder itself."""
+        """The text encoder itself, loaded if need be."""
 
 
 class Source(NamedTuple):
@@ -51,25 +51,25 @@ class Source(NamedTuple):
 
     @property
     def note(self) -> Path:
-        """The file of what is kept of it."""
+        """The cache file of its description."""
         text = json.dumps([str(self.folder.resolve()), self.asked], sort_keys=True)
         return cache_folder() / "encoders" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
 
 
 def find(source: Source) -> Described:
-    """The encoder of `source`, unread if it is known as it is now."""
+    """The encoder of `source`, not loaded if a cached description of the present files exists."""
     files = source.files()
     try:
         kept = read_json(source.note)
         if kept["kind"] == KIND and kept["files"] == files != {}:
             return Unread(source, files, **kept["facts"])
-    except (OSError, ValueError, KeyError, TypeError):  # none was kept, or what is there is something else
+    except (OSError, ValueError, KeyError, TypeError):  # nothing cached, or a damaged or foreign file
         pass
     return Read(source)
 
 
 class Unread:
-    """A text encoder that is known from before, in a folder whose `files` are as they were."""
+    """A text encoder that is described in the cache but not loaded; `files` are the state of its folder then."""
 
     def __init__(
         self, source: Source, files: dict[str, list[int]], name: str, width: int, max_tokens: int, identity: dict
@@ -98,7 +98,7 @@ class Unread:
 
 
 class Read:
-    """A text encoder that has been read; what it is will be kept once it is asked for."""
+    """A text encoder that has been loaded; its description is cached when its identity is first asked for."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -115,11 +115,11 @@ class Read:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on."""
+        """What its outputs depend on."""
         identity = self._encoder.identity
         facts = {"name": self.name, "width": self.width, "max_tokens": self.max_tokens, "identity": identity}
         settled = all(max(times) + SETTLING_NS <= self._began_ns for _, *times in self._files.values())
         if settled and self._source.files() == self._files:
-            with suppress(OSError):  # where it cannot be kept, it is read again
+            with suppress(OSError):  # if it cannot be cached, the next run loads the encoder again
                 write_json(self._source.note, {"kind": KIND, "files": self._files, "facts": facts})
         return identity

@@ -28,7 +28,7 @@ def t5_tokens(
 ) -> FrozenText:
     """Text conditioning by the encoder half of a T5, mT5 or UMT5 in the Hugging Face folder `path`.
 
-    One that is known from an earlier run is read when a caption needs it.
+    An encoder that an earlier run has described in the cache is loaded when a caption needs it.
     """
     encoder, memo = _find(Path(path).expanduser(), max_tokens, dtype)
     return FrozenText(CaptionEncoder(encoder, memo_captions, memo, zero_null), ("tokens",), width, drop_prob)

@@ -53,7 +53,7 @@ class TextEncoder(nn.Module):
         self.num_cut = 0
 
     def read(self) -> "TextEncoder":
-        """Itself, as it has been read."""
+        """Itself: it is loaded already."""
         return self
 
     @classmethod
@@ -68,7 +68,7 @@ class TextEncoder(nn.Module):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on."""
+        """What its outputs depend on."""
         words = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return {
             "model": type(self.model).__name__,

@@ -1,6 +1,6 @@
 """Configuration: compose the Hydra tree, bind every key to its constructor, instantiate allow-listed targets.
 
-From here on a tree is a plain resolved ``dict``: nothing below this package has heard of YAML, Hydra or OmegaConf.
+From here on a tree is a plain resolved ``dict``: nothing below this package knows YAML, Hydra or OmegaConf.
 What may be instantiated is exactly what the leaf files in ``conf/`` name, where they name it, and only if it is ours,
 an optimizer, a scheduler or Lightning's Trainer, or in a package that this command line names as ``plugins=``; nothing
 else, whatever a checkpoint's tree says.

@@ -1,4 +1,4 @@
-"""``callback_add=[...]``: callbacks beside those that an experiment has, without saying these again."""
+"""``callback_add=[...]``: callbacks in addition to an experiment's own, which need not be repeated."""
 
 from hydra.core.override_parser.types import Override
 
@@ -10,7 +10,7 @@ from ldm.errors import UserError
 
 
 def with_added(parsed: list[Override]) -> list[Override]:
-    """The overrides with ``callback_add=[...]`` as what it means to Hydra. Raises UserError for what is no callback."""
+    """The overrides with ``callback_add=[...]`` translated for Hydra. Raises UserError for an unknown callback."""
     words = {override.key_or_group: override for override in parsed if not override.is_delete()}
     word, own = words.get("callback_add"), words.get("callback")
     if word is None or "callback" not in groups():

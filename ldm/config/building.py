@@ -1,4 +1,4 @@
-"""Tree -> objects: nested targets first, what the tree leaves out asked for by name."""
+"""Tree -> objects: nested targets first; arguments that the tree leaves out are looked up by name."""
 
 import inspect
 from functools import partial
@@ -12,7 +12,7 @@ from ldm.errors import UserError
 
 
 class Offered(Protocol):
-    """What is there to be asked for by name: ``name in offered`` first, then ``offered[name]``, which may build it."""
+    """Objects that can be looked up by name: ``name in offered`` first, then ``offered[name]``, which may build it."""
 
     def __contains__(self, name: str) -> bool: ...
 

@@ -41,7 +41,7 @@ def comments(text: str) -> dict[Path, str]:
 
 
 def with_comments(tree: Mapping[str, Any], found: Mapping[Path, str], width: int) -> str:
-    """A tree as YAML, each key with what is said of it; lines longer than `width` have it above them."""
+    """A tree as YAML, each key with its comment; lines longer than `width` have it above them."""
     text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
     lines = text.splitlines()
     said = {line: found[path] for path, line in _places(yaml.compose(text)) if path in found}
@@ -88,6 +88,6 @@ def _places(node: yaml.Node | None, above: Path = ()) -> Iterator[tuple[Path, in
 
 
 def _subject(paths: list[Path]) -> Path:
-    """Of the keys of one line that which its comment is of: the first, or its only key's only key."""
+    """The key on a line that the line's comment describes: the first, or its only key's only key."""
     chain = all(inner[:-1] == outer for outer, inner in pairwise(paths))
     return paths[-1] if chain else paths[0]

@@ -70,7 +70,7 @@ def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str]
 
 
 def _split_named(config_name: str, arguments: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Separate ``given.NAME=FILE``: text under names that nobody knows yet, of root keys that are a mapping."""
+    """Separate ``given.NAME=FILE``: text under names that are not known yet, of root keys that are a mapping."""
     mappings = [key for key, default in root(config_name)[0].items() if default == {}]
     words = {word: [*word.partition("=")[0].partition("."), word.partition("=")[2]] for word in arguments}
     ours = {word: parts for word, parts in words.items() if parts[0] in mappings and parts[2]}
@@ -145,7 +145,7 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
 
 
 def _forget_undecided(tree: dict[str, Any]) -> None:
-    """Null steps and scales are not the command's to say: the part has no such key, and takes what the run says."""
+    """Drop null steps and scales: the command line leaves them open, and the run's own values apply."""
     for group, key in (("sigmas", "num_steps"), ("guidance", "scale")):
         node = tree.get(group)
         if not isinstance(node, dict) or node.get(key, 0) is not None:
@@ -155,7 +155,7 @@ def _forget_undecided(tree: dict[str, Any]) -> None:
 
 
 def _check_root(tree: dict[str, Any], config_name: str) -> None:
-    """Hold the root to ``conf/<config_name>.yaml``: its keys, their types, options in groups; one left out is None."""
+    """Check the root by ``conf/<config_name>.yaml``: its keys, their types, options in groups; one left out is None."""
     keys, choices = root(config_name)
     choices = {group: chosen for group, chosen in choices.items() if group != "experiment"}
     for key in tree:
@@ -188,7 +188,7 @@ def _given(node: Any) -> Any:
 
 
 def _restore(node: Any, held: dict[str, Any]) -> Any:
-    """Put the literal texts in the place of the names that stood for them while Hydra resolved the tree."""
+    """Replace the placeholders in a tree that Hydra has resolved by the literal texts they stand for."""
     if isinstance(node, dict):
         return {key: _restore(value, held) for key, value in node.items()}
     if isinstance(node, list):

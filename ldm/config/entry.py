@@ -13,7 +13,7 @@ from ldm.redaction import hide_on_terminal
 
 
 def helped(config_name: str, about: str, arguments: list[str]) -> bool:
-    """Print what --help or --cfg ask for, see `answered`; whether they do."""
+    """Print what --help or --cfg ask for (see `answered`); returns whether one of them was given."""
     text = answered(config_name, about, arguments)
     if text is None:
         return False

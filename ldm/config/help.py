@@ -34,9 +34,9 @@ LEFT = 26  # columns of keys
 
 
 def answered(config_name: str, about: str, arguments: list[str]) -> str | None:
-    """What the words ask for in the place of a run, with --help or --cfg; None if they ask for neither.
+    """The text to print instead of a run if the words have --help or --cfg; None if they have neither.
 
-    `about` is the entry point's docstring. Raises UserError for words that make no tree, and a group that is none.
+    `about` is the entry point's docstring. Raises UserError for words that give no valid tree, and an unknown group.
     """
     asked = [word for word in arguments if word in ("-h", "--help") or word.startswith("--help=")]
     if asked:
@@ -148,7 +148,7 @@ def _leaf(group: str, option: str) -> str:
 
 
 def _leaves(node: dict[str, Any], found: Mapping[Path, str], above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The keys that hold values, and those of mappings of which something is said."""
+    """The keys that hold values, and those of mappings that have a comment."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             if (*above, key) in found:

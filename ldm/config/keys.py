@@ -1,4 +1,4 @@
-"""What is known of single keys beyond what conf/ and the constructors say: their kind, their type, who owns them."""
+"""Facts about single keys that neither conf/ nor the constructors state: kind, type, and the key that owns them."""
 
 import re
 from typing import Any, Literal
@@ -17,7 +17,7 @@ TEXTS = frozenset(
     }
 )
 # Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
-# saved as they were written and expanded by who reads them.
+# saved as they were written and expanded by the code that reads them.
 PATHS = frozenset(
     {
         "first_stage",
@@ -54,7 +54,7 @@ LATER_PATHS = frozenset(
     }
 )
 LITERAL = TEXTS | PATHS | LATER_PATHS
-# Of which an empty text, as of a variable that is not set, would mean something else in silence.
+# Keys for which an empty text, as from an unset shell variable, would silently mean something else.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
 SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))  # a list of paths is one of these
 LISTS = SHARDS | {"members", "plugins"}  # where [a,b] are several
@@ -104,17 +104,17 @@ POSITIVE = frozenset(
         "enlarge",
     }
 )
-# No more of these than anyone has; a few digits in a file from anyone would else take all memory.
+# Upper limits beyond what anyone uses: otherwise a few digits in an untrusted file could take all memory.
 AT_MOST = {"image_size": 1 << 16, "height": 1 << 16, "width": 1 << 24, "num_timesteps": 1_000_000, "num_steps": 1 << 20,
            "enlarge": 64}  # fmt: skip
-# Types of Lightning's keys, whose own say less than it takes in the end, or more.
+# Types of Lightning's keys whose annotations allow less than it accepts, or more.
 TRAINER_TYPES = {
     "trainer.devices": int | list[int] | Literal["auto"],
     "trainer.limit_val_batches": int,
     "trainer.gradient_clip_val": float | None,
     "trainer.precision": Literal[("auto", *PRECISIONS, *LEGACY_PRECISIONS)],
 }
-# What a run sets in its trainer by itself, and the key that says it.
+# Lightning's keys that a run sets itself, and our key for each.
 OWNED = {
     "trainer.max_steps": "max_steps",
     "trainer.min_steps": "max_steps",
@@ -135,7 +135,7 @@ OWNED = {
     "trainer.reload_dataloaders_every_n_epochs": "data",
     "trainer.barebones": "callback",
 }
-# How to give what no group chooses and no key of a part says.
+# How to set what is neither an option of a group nor a key of a part.
 WAYS = {
     "weak_model": "it compares with a second, worse network; sample.py and scripts/evaluate.py take it as "
     "weak_model=runs/NAME",

@@ -58,7 +58,7 @@ def named() -> list[str]:
 
 
 def of_a_package() -> str:
-    """What to say of a name that nobody knows, as the end of a message, where no package is named."""
+    """A hint to end a message about an unknown name with, if no plugin package is named."""
     return "" if _named else "; one of a package of your own needs plugins=[package]"
 
 
@@ -68,13 +68,13 @@ def folders() -> tuple[Path, ...]:
 
 
 def search_path() -> list[str]:
-    """What tells Hydra of the plugins' folders, as overrides."""
+    """The overrides that add the plugins' folders to Hydra's search path."""
     places = ",".join("'file://{}'".format(str(plugin.conf).replace("'", r"\'")) for plugin in _named)
     return [f"hydra.searchpath=[{places}]"] if _named else []
 
 
 def roots() -> tuple[str, ...]:
-    """How the names of the plugins' modules begin."""
+    """The prefixes of the names of the plugins' modules."""
     return tuple(f"{plugin.name}." for plugin in _named)
 
 

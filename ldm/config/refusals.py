@@ -55,12 +55,12 @@ def explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
 
 
 def unset(config_name: str, parsed: list[Override]) -> Any:
-    """The tree of the parts that are chosen, nothing in them set; None if there is none such."""
+    """The tree of the chosen parts without any other override; None if Hydra cannot compose it."""
     chosen = (override.input_line for override in parsed if override.key_or_group in groups())
     return _unset_tree(config_name, (*search_path(), *chosen))
 
 
-@lru_cache(1)  # a mistake asks twice
+@lru_cache(1)  # one mistake needs it twice
 def _unset_tree(config_name: str, words: tuple[str, ...]) -> Any:
     try:
         return OmegaConf.to_container(hydra_compose(config_name, list(words)))
@@ -115,5 +115,5 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -49,7 +49,7 @@ def keys_of(group: str, option: str) -> list[str]:
 
 
 def _content(leaf: Path) -> dict[str, Any]:
-    """What a leaf file says itself, without the list of those whose keys it begins with."""
+    """The content of a leaf file without its defaults list."""
     return {key: value for key, value in yaml.safe_load(leaf.read_text("utf-8")).items() if key != "defaults"}
 
 

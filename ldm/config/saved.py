@@ -1,4 +1,4 @@
-"""Trees as files: written with a run, and read back as data, whoever wrote them."""
+"""Trees as files: written with a run, and read back as untrusted data."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def dump(tree: dict[str, Any]) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can grow exponentially, and without depths or numbers that take their time."""
+    """YAML loader that refuses aliases, which can grow exponentially, deep nesting and numbers slow to parse."""
 
     depth = 0
 
@@ -42,7 +42,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def load_plain(path: Path, what: str) -> dict[str, Any]:
-    """A YAML mapping that may come from anyone, read as data. Raises ValueError saying that it is not `what`."""
+    """Read an untrusted YAML mapping as data. Raises ValueError saying that it is not `what`."""
     try:
         tree = yaml.load(read_text(path, MAX_TREE_BYTES), _PlainLoader)
     except (yaml.YAMLError, ValueError, TypeError) as error:
@@ -53,7 +53,7 @@ def load_plain(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_tree(path: Path) -> dict[str, Any]:
-    """Read a tree that came with a checkpoint: data without aliases or interpolation, held to the same registry.
+    """Read a tree that came with a checkpoint: data without aliases or interpolation, checked by the same registry.
 
     Only what a training run has may be built of it. Raises ValueError naming the file and the key.
     """
@@ -74,7 +74,7 @@ def load_tree(path: Path) -> dict[str, Any]:
 
 
 def _check_group(group: str, node: Any, several: bool) -> None:
-    """Raises ValueError for what is neither nothing nor a part, or with `several` parts under their names."""
+    """Raises ValueError unless the value is null or a part or, with `several`, a mapping of names to parts."""
     parts = list(node.values()) if several and isinstance(node, dict) else [node]
     if node and not all(isinstance(part, dict) and "_target_" in part for part in parts):
         raise UserError(f"{group}={repr(node)[:80]}: no part that can be built")

@@ -44,7 +44,7 @@ def arguments(target: str) -> Mapping[str, Any]:
 
 
 def made(target: str) -> frozenset[str]:
-    """Full names of the class that a target is or returns, and of that class's bases; none where it does not say."""
+    """Full names of the class that a target is or returns, and of that class's bases; none without an annotation."""
     return _made(folders(), target)
 
 
@@ -168,7 +168,7 @@ def _lineage(sources: Sources, found: Definition) -> Iterator[Definition]:
 
 
 def _check_decorators(node: ast.ClassDef | ast.FunctionDef) -> bool:
-    """Whether a class is a dataclass. Raises Unreadable for a decorator or a metaclass of unknown making."""
+    """Whether a class is a dataclass. Raises Unreadable for a decorator or a metaclass of unknown effect."""
     names = set()
     for decorator in node.decorator_list:
         decorator = decorator.func if isinstance(decorator, ast.Call) else decorator

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 
 class Unreadable(Exception):
-    """The source does not tell; the module has to be imported."""
+    """Raised if the source is not enough, so that the module has to be imported."""
 
 
 class Definition(NamedTuple):
@@ -103,7 +103,7 @@ class Sources:
             path = _path(name)
             try:
                 self._modules[name] = Module(name, path) if path else None
-            except (SyntaxError, ValueError):  # which an import says better
+            except (SyntaxError, ValueError):  # importing it gives a better error
                 self._modules[name] = None
         return self._modules[name]
 
@@ -123,7 +123,7 @@ class Sources:
         return self._values[key]
 
     def evaluated(self, node: ast.expr, module: Module) -> Any:
-        """What an annotation says. Raises Unreadable."""
+        """The value of an annotation. Raises Unreadable."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
         try:

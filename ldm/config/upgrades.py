@@ -11,7 +11,7 @@ Tree = dict[str, Any]
 
 
 def upgrade(tree: Tree) -> Tree:
-    """A saved tree as it would be saved now; what is unknown here stays as it is, for the validation to judge."""
+    """A saved tree as it would be saved now; unknown keys stay as they are, and validation decides on them."""
     return with_limits(with_slots(with_derived_fields(with_own_task(with_moved_targets(tree)))))
 
 
@@ -120,7 +120,7 @@ def _without(part: Tree, *keys: str) -> Tree:
     return {key: value for key, value in part.items() if key not in keys}
 
 
-# A condition that once made its field of "image" by itself, and what does it now; with keys that it is told by.
+# A condition that once made its field of "image" by itself, and what makes it now; with the keys that identify it.
 MADE = {
     "ldm.conditioners.image.LowResolution": (
         "low_resolution",
@@ -147,7 +147,7 @@ def with_derived_fields(tree: Tree) -> Tree:
 
 
 def _mapping(node: Any) -> Tree:
-    """A node of a tree that may come from anyone; what is no mapping is refused later."""
+    """A node of an untrusted tree; what is not a mapping is refused later."""
     return node if isinstance(node, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""A tree is held to the constructors of its targets: keys, types, ranges, and which part may stand where."""
+"""Validates a tree against the constructors of its targets: keys, types, ranges, and which part may stand where."""
 
 import difflib
 import inspect
@@ -94,7 +94,7 @@ def check_root_key(key: str, annotation: Any, value: Any) -> None:
 
 
 def check_range(where: str, annotation: Any, value: Any) -> None:
-    """Raises ValueError for a number that means nothing under a key of this name, whoever takes it.
+    """Raises ValueError for a number that is meaningless under a key of this name, whatever part takes it.
 
     A whole number counts something here, but for seeds and Lightning's own keys, where -1 means all.
     """
@@ -117,7 +117,7 @@ def check_range(where: str, annotation: Any, value: Any) -> None:
 
 
 def _check_entries(where: str, annotation: Any, value: Any) -> None:
-    """Hold a mapping to the TypedDict that its annotation names for it or for its values."""
+    """Check a mapping against the TypedDict that its annotation names for it or for its values."""
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for option in options if isinstance(value, dict) else ():
         if typing.is_typeddict(option):

@@ -50,7 +50,7 @@ def take_plugins(arguments: list[str], known: bool = True) -> list[str]:
 
 
 def check_once(arguments: list[str]) -> None:
-    """Raises ValueError for a key that is given more than once: which was meant, nobody can tell."""
+    """Raises ValueError for a key that is given more than once: which one was meant is unknown."""
     counts = Counter(bare(argument) for argument in arguments)
     for key, count in counts.items():
         if key and count > 1:
@@ -59,14 +59,14 @@ def check_once(arguments: list[str]) -> None:
 
 
 def overriding(words: Iterable[str]) -> list[str]:
-    """Words of which later ones take the place of earlier ones of the same key, for commands that put some before."""
+    """Words in which a later one overrides an earlier one of the same key, for commands that add words in front."""
     return list({bare(word): word for word in words}.values())
 
 
 def meant(key: str, text: str, several: bool = False) -> Any:
-    """What literal text after ``key=`` says: a path with its home, a list where the key takes one, else the text.
+    """The value of a literal text after ``key=``: a path with its home, a list where the key takes one, else the text.
 
-    Raises ValueError for a home that nobody has, braces without end, and quotes that the shell has not taken away.
+    Raises ValueError for a home directory of no user, unclosed braces, and quotes that the shell has not removed.
     """
     key = key.lstrip("+")
     if (key in LISTS or several) and re.fullmatch(r"\[.*\]", text, re.DOTALL) and not _exists(text):
@@ -108,7 +108,7 @@ def _depth(text: str) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that stand in no braces, brackets or quotes."""
+    """Split at the commas outside of braces, brackets and quotes."""
     items, depth, quote = [""], 0, ""
     for letter in text:
         if letter in "\"'":

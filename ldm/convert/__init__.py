@@ -43,12 +43,12 @@ def import_checkpoint(
     checkpoint: Path, tree: dict[str, Any], out: Path, scale_factor: float | None, anew: bool = False
 ) -> Run:
     """A run in `out` from a published file, or a folder of Stable Diffusion's pipeline, loaded strictly into the model
-    of `tree`; with `anew` what an import that was cut off left there goes first.
+    of `tree`; with `anew` the remains of an interrupted import there are deleted first.
 
     Its latents are whitened by `scale_factor` as published (std 1 / scale_factor), else by the factor in the file or
     beside it, the one published with such a first stage, or by statistics of the tree's data; a VQ model's default is
     1. Raises ValueError naming keys that do not fit, what the file is if it is something else, a weight that is not
-    finite, or a factor that nobody knows.
+    finite, or an unknown factor.
     """
     if not anew and any((out / name).exists() for name in (*FIRST, LAST)):
         raise UserError(f"out={out}: there is a run already, or a part of one; give another folder")

@@ -17,7 +17,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_encoder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """config.json, model.safetensors and CLIP's tokenizer; `state` bears the names of the installed transformers."""
+    """config.json, model.safetensors and CLIP's tokenizer; `state` has the names of the installed transformers."""
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     replace(folder / "model.safetensors", lambda path: save_file(plain, path, metadata={"format": "pt"}))
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")

@@ -57,7 +57,7 @@ class Written:
 def has_form(conditioners: Mapping[str, Conditioner], targets: Mapping[str, str], latent: Latent) -> bool:
     """Whether diffusers' own pipelines, or a script, take the conditions; `targets` are their classes in the tree.
 
-    They take one at a time, which is one that is known, in one slot, without a projection, whose null is none of zeros.
+    They take a single condition of a known class, in one slot, without a projection, whose null is not zeros.
     """
     if len(conditioners) != 1:
         return not conditioners
@@ -71,7 +71,7 @@ def has_form(conditioners: Mapping[str, Conditioner], targets: Mapping[str, str]
 
 
 def write(conditioners: Mapping[str, Conditioner], targets: Mapping[str, str], latent: Latent, out: Path) -> Written:
-    """Write what the conditions of a model, of which it `has_form`, need into `out`."""
+    """Write into `out` what the conditions of a model need; `has_form` has to hold for them."""
     if not conditioners:
         return Written(pipeline="LDMPipeline")
     [(name, part)] = conditioners.items()

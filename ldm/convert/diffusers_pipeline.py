@@ -49,7 +49,7 @@ def read(
 
 
 def _check_prediction(folder: Path, tree: Mapping[str, Any], source: str) -> None:
-    """What the network was trained to predict, which its weights do not tell, is what the tree says."""
+    """Check that the network was trained to predict what the tree says, which its weights do not show."""
     path = folder / "scheduler" / "scheduler_config.json"
     said = str(read_json(path).get("prediction_type", "epsilon")) if path.is_file() else None
     if said is not None and said != PREDICTIONS.get(tree["precond"]["_target_"]):

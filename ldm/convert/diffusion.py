@@ -27,7 +27,7 @@ from ldm.run import Run, code_version
 log = logging.getLogger(__name__)
 FIRST_STAGE_TASK = "ldm.training.autoencoder.AutoencoderTask"
 FIRST_STAGE_RUN = "first_stage"  # folder of the imported first stage in the run's
-KEPT = "published.safetensors"  # what a published file holds and no model needs, so that it goes out as it came in
+KEPT = "published.safetensors"  # what a published file holds and no model needs; it is exported as it was imported
 TEXT = "clip_text"  # the conditioner whose encoder a published file holds, and a run has a folder of
 TEXT_ENCODER = "text_encoder"
 # Stable Diffusion's versions by the width of the tokens that their U-Nets attend to.
@@ -63,7 +63,7 @@ def published(tree: dict[str, Any], text_encoder: bool = True) -> foreign.State:
 
 
 def _held(parts: Parts) -> dict[str, Tensor]:
-    """What the model holds, as our weights name it; parameters as such."""
+    """The model's state under the names of our weights, with parameters as such."""
     with torch.device("meta"):
         model = nn.ModuleDict({"network": parts["network"], "conditioner": parts["conditioner"]})
     return {**model.state_dict(keep_vars=True)}
@@ -217,7 +217,7 @@ def _without_repeated(state: foreign.State, source: str) -> foreign.State:
 
 
 def has_encoder(node: Mapping[str, Any]) -> bool:
-    """Whether a tree's conditioner of CLIP says itself where its encoder is."""
+    """Whether a tree's CLIP conditioner gives the path of its encoder."""
     return node.get("path") not in (None, "???")
 
 
@@ -233,7 +233,7 @@ def _check_version(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], 
 
 
 def _check_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Raises ValueError with the words that make a model of num_classes out of a tree, if only the file is one."""
+    """Raises ValueError, naming the overrides to import with, if the file has num_classes and the tree does not."""
     name = f"{foreign.NETWORK}{foreign.CLASSES}"
     if name in state and name not in expected:
         rows, width = state[name].shape

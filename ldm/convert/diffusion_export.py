@@ -21,7 +21,7 @@ from ldm.errors import UserError
 
 
 def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
-    """See convert.export_model; `raw` are the weights that `found` average, or the same."""
+    """See convert.export_model; `found` are averages of the weights `raw`, or the same weights."""
     if kind_of(tree) != "diffusion" and form != "safetensors":
         raise UserError(f"format={form}: a {kind_of(tree)} has no such form; export format=safetensors")
     if not tree.get("first_stage"):

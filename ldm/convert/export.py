@@ -95,7 +95,7 @@ def has_one_factor(latent: Mapping[str, Any]) -> bool:
 
 
 def one_factor(state: State, latent: Mapping[str, Any], first_stage: object) -> tuple[State, float]:
-    """(the first stage, the one factor its latents are scaled by), for formats that know no other whitening.
+    """(the first stage, the one factor its latents are scaled by), for formats that support no other whitening.
 
     Several factors and means of a KL model are folded into its weights; of a VQ model they cannot be: ValueError
     naming `first_stage`, the run it is from.

@@ -15,7 +15,7 @@ from ldm.files import write_text
 from ldm.networks.dit import NOISE_WIDTH
 
 UNET, DIT = "ldm.networks.unet.UNet", "ldm.networks.dit.DiT"
-# Of a network's own arguments those that say what it computes.
+# The arguments of a network that determine what it computes.
 UNET_KEYS = (
     "channels",
     "multipliers",
@@ -79,7 +79,7 @@ class ExportedNetwork:
 
 
 def check_known(network: Mapping[str, Any]) -> None:
-    """Raises ValueError for a network, of a tree, that has no form here."""
+    """Raises ValueError if a tree's network cannot be exported."""
     if network["_target_"] not in (UNET, DIT):
         name = network["_target_"].rpartition(".")[2]
         raise UserError(
@@ -112,7 +112,7 @@ def exported(network: Mapping[str, Any], state: State, channels: int, widths: Ma
 
 
 def is_of_diffusers(network: Mapping[str, Any], widths: Mapping[str, int]) -> bool:
-    """Whether a U-Net of diffusers is what a tree's network is."""
+    """Whether a tree's network can be one of diffusers' U-Nets."""
     return network["_target_"] == UNET and diffusers_unet.holds(network, widths)
 
 

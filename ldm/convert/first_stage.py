@@ -98,7 +98,7 @@ def _latent(parts: Parts, model: nn.ModuleDict, scale_factor: float | None, ema:
 
 
 def known_factor(parts: Parts) -> float:
-    """The factor published with a first stage like this one, which is said, since the file does not hold it.
+    """The factor published with a first stage like this one, logged as an assumption: the file does not hold it.
 
     Raises ValueError where none is known.
     """
@@ -124,7 +124,7 @@ def known_factor(parts: Parts) -> float:
 
 
 def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, form: str, out: Path) -> list[Path]:
-    """See convert.export_model; `raw` are the weights that `found` average, or the same."""
+    """See convert.export_model; `found` are averages of the weights `raw`, or the same weights."""
     latent = found.metadata.get("latent")
     if form != "published" and latent is None:
         raise UserError(f"model={found.run}: has no latent statistics yet; let it finish (its own command resumes it)")

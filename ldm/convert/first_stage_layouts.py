@@ -43,7 +43,7 @@ def in_published(state: State, expected: Mapping[str, Tensor], num_levels: int, 
 
 
 def weights_of_average(state: State, expected: Mapping[str, Tensor], below: str, source: str) -> State:
-    """A state that holds an average and not the weights it is of, as weights; others as they are.
+    """A state that holds an average without the raw weights, with the average as weights; others unchanged.
 
     The average's names are those of the weights without dots and without the prefix `below`.
     """
@@ -56,7 +56,7 @@ def weights_of_average(state: State, expected: Mapping[str, Tensor], below: str,
 
 
 def _prefix(state: State, source: str) -> str:
-    """What stands before the names of the first stage."""
+    """The prefix of the first stage's names."""
     prefixes = {key.removesuffix(ANCHOR) for key in state if key == ANCHOR or key.endswith(f".{ANCHOR}")}
     if not prefixes:
         raise kinds.refusal(state, source, "a first stage")

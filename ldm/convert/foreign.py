@@ -70,7 +70,7 @@ def average_name(name: str) -> str:
 
 
 def published(names: Names, state: Mapping[str, Tensor]) -> State:
-    """Our state under the published names and in their order; what `names` does not know is left out."""
+    """Our state under the published names and in their order; names that are not in `names` are left out."""
     return {
         theirs + key.removeprefix(ours): value
         for ours, theirs in names
@@ -80,7 +80,7 @@ def published(names: Names, state: Mapping[str, Tensor]) -> State:
 
 
 def ours(names: Names, state: Mapping[str, Tensor]) -> State:
-    """The inverse of `published`: a published state under our names; what `names` does not know keeps its own."""
+    """The inverse of `published`: a published state under our names; names that are not in `names` are kept."""
     return {_renamed(key, [(theirs, own) for own, theirs in names]): value for key, value in state.items()}
 
 

@@ -42,7 +42,7 @@ AVERAGES = (
     "params_ema",
 )
 MAX_DEPTH = 3
-# Of whole trainers' files: objects that are made inert, since nobody here needs them.
+# Classes of objects in whole trainers' files, which are replaced by inert ones: nothing here needs them.
 INERT = (
     "pytorch_lightning.",
     "lightning.",
@@ -66,7 +66,7 @@ INERT = (
 )
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 DATA_PARALLEL = "module."  # of DDP, before every name
-# What is saved in a checkpoint's place by mistake: how it begins, and what it is.
+# Files that are saved in place of a checkpoint by mistake: how they begin, and what they are.
 MISTAKEN = (
     (b"version https://git-lfs", "a pointer of Git LFS and not the file; fetch that with: git lfs pull"),
     (b"<!doctype html", "a web page and not the file; download it again"),
@@ -168,7 +168,7 @@ def _state(content: object, depth: int = 0) -> tuple[str, State]:
 
 
 def _strange(tensor: Tensor) -> str | None:
-    """What speaks against a tensor being weights as they are; None if nothing does."""
+    """Why a tensor cannot be used as weights; None if it can."""
     if tensor.is_meta:
         return "without values, on the meta device"
     if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1):
@@ -207,7 +207,7 @@ def _averages(content: Mapping[str, Any], state: State) -> State:
 
 
 class _Inert:
-    """What stands for a trainer's object in a file: it takes anything and does nothing."""
+    """A placeholder for a trainer's object in a file: it takes any arguments and does nothing."""
 
     def __init__(self, *_: object):
         pass

@@ -45,7 +45,7 @@ def with_schedule(state: foreign.State, parts: Parts, source: str) -> foreign.St
 
 
 def compare_schedule(schedule: Discrete, state: Mapping[str, Tensor], source: str) -> None:
-    """Say so if the file was trained with other noise than the tree's."""
+    """Warn if the file was trained with another noise schedule than the tree's."""
     own, theirs = buffers(schedule)["alphas_cumprod"], state["alphas_cumprod"].float()
     if not torch.allclose(own, theirs, rtol=1e-3, atol=1e-6):
         log.warning(
@@ -55,7 +55,7 @@ def compare_schedule(schedule: Discrete, state: Mapping[str, Tensor], source: st
 
 
 def _words(betas: Tensor) -> str:
-    """What to write to import the schedule with these betas, if it is a known one."""
+    """The end of a warning: the override that imports these betas, if their schedule is a known one."""
     first, last, length = betas[0].item(), betas[-1].item(), len(betas)
     if not 0 < first <= last < 1:
         return ""

@@ -34,9 +34,9 @@ class Scheduler(NamedTuple):
 
 
 def scheduler(tree: Mapping[str, Any], parts: Parts) -> Scheduler:
-    """The scheduler of a tree, whose sampler it is said to replace if it does.
+    """The scheduler of a tree; a warning says so if it replaces the tree's sampler.
 
-    Raises ValueError for a precond that none has under the tree's schedule.
+    Raises ValueError for a precond that no scheduler supports under the tree's schedule.
     """
     found = _scheduler(tree, parts)
     sampler = tree["sampler"] or {}
@@ -143,7 +143,7 @@ def _euler(tree: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
 
 
 def _ladder(tree: Mapping[str, Any], parts: Parts) -> tuple[str, float, float]:
-    """(karras or exponential, lowest and highest sigma) of the run's sigmas; another kind is said to be replaced."""
+    """(karras or exponential, lowest and highest sigma) of the run's sigmas; warns if another kind is replaced."""
     schedule, levels = parts["schedule"], parts["sigmas"]
     ends = (schedule.sigma_min, schedule.sigma_max)
     if levels is not None:

@@ -21,7 +21,7 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.js
 
 
 def of_state(state: Mapping[str, Tensor], source: str) -> Write:
-    """What writes the encoder of a published state into a folder. Raises ValueError if it has no whole one."""
+    """A function that writes the encoder of a published state into a folder. ValueError if it has no complete one."""
     if any(name.startswith(open_clip_text.PREFIX) for name in state):
         config, own = open_clip_text.encoder(foreign.below(state, open_clip_text.PREFIX), source)
     else:
@@ -35,7 +35,7 @@ def of_state(state: Mapping[str, Tensor], source: str) -> Write:
 
 
 def of_folder(folder: Path, source: str) -> Write:
-    """What copies text_encoder/ and tokenizer/ of a diffusers' pipeline into one folder.
+    """A function that copies text_encoder/ and tokenizer/ of a diffusers pipeline into one folder.
 
     Raises ValueError if one is not there, or has no weights in safetensors.
     """

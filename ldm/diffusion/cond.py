@@ -1,6 +1,6 @@
 """The conditions of a batch as keywords of the network, cut and picked together with the x they belong to.
 
-Who denoises in windows or sends samples to different members knows conditions only through these functions.
+Code that denoises in windows or routes samples to ensemble members handles conditions only by these functions.
 """
 
 from collections.abc import Sequence

@@ -61,7 +61,7 @@ class ScaledGuidance(Guidance, Protocol):
         """
 
     def among(self, conditions: Sequence[str]) -> "ScaledGuidance":
-        """The same for a model that has only these `conditions`: others guide it as they condition it, not at all."""
+        """The same guidance for a model that has only these `conditions`; the others neither condition nor guide it."""
 
     def with_scale(self, scale: float) -> "ScaledGuidance":
         """The same guidance at another scale."""
@@ -133,7 +133,7 @@ class PerCondition:
         return frozenset(lacking[0] if lacking else ())
 
     def _factors(self) -> list[float]:
-        """Collected by D(c_1 ... c_k), its factor is s_k - s_(k+1), s_0 being 1."""
+        """The factors of the terms D(c_1 ... c_k), which are s_k - s_(k+1) with s_0 = 1."""
         return [before - after for before, after in pairwise([1.0, *self.scales.values()])]
 
     def guide(self, bound: Bound) -> Denoise:
@@ -175,7 +175,7 @@ class Autoguidance:
         self.limits = limits or Limits()
 
     def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
-        """None: the worse model is given the same."""
+        """No condition: the worse model is given the same ones."""
         return frozenset()
 
     def guide(self, bound: Bound) -> Denoise:
@@ -183,7 +183,7 @@ class Autoguidance:
         return _compare(bound.denoise, self.weak_model(bound), self.scale, self.limits)
 
     def among(self, conditions: Sequence[str]) -> "Autoguidance":
-        """The same: it goes by no condition."""
+        """Itself: it does not depend on conditions."""
         return self
 
     def with_scale(self, scale: float) -> "Autoguidance":

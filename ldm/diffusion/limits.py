@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.diffusion.denoiser import Denoise, expand
 from ldm.errors import UserError
 
-# What a guidance makes of x [B, ...], sigma [B] and D_c, the estimate that it guides: an estimate of x0 [B, ...].
+# The formula of a guidance: (x [B, ...], sigma [B], D_c, the estimate to guide) -> guided estimate of x0 [B, ...].
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

@@ -34,7 +34,7 @@ class ClassifierGuidance:
         self.limits = limits or Limits()
 
     def guide(self, bound: Bound) -> Denoise:
-        """Raises ValueError if the batch has no labels, or one that the classifier does not know."""
+        """Raises ValueError if the batch has no labels, or a label that is not a class of the classifier."""
         label = _field(bound.batch, "label", "classifier")
         count = self.classifier.network.num_classes  # type: ignore[attr-defined]  # of a classifier, by its contract
         if label.min() < 0 or label.max() >= count:
@@ -119,7 +119,7 @@ class HalfSquaredError(nn.Module):
 def _steered(denoise: Denoise, log_prob: Callable[[Tensor], Tensor], scale: float, limits: Limits) -> Denoise:
     """`denoise` with scale sigma^2 times the gradient in x of log_prob(D(x)) [B] added, through the network.
 
-    Whoever differentiates the result sees D's own dependence on x; the gradient that was added counts as constant.
+    Differentiating the result gives D's own dependence on x; the gradient that was added counts as constant.
     """
     if scale == 0:
         return denoise

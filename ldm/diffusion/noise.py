@@ -133,7 +133,7 @@ class DiscreteNoise(NoiseDistribution):
         return self.cumulative.to(sigma.device)[count]
 
     def icdf(self, u: Tensor) -> Tensor:
-        # Searched in the very numbers that cdf returns: u * T would round across atoms.
+        # Searched in exactly the values that cdf returns: u * T would round across atoms.
         atom = torch.searchsorted(self.cumulative[1:].to(u.device), u.double())
         return self.atoms.to(u.device)[atom.clamp(max=len(self.atoms) - 1)]
 

@@ -1,4 +1,4 @@
-"""What of an image is known: differentiable maps of images [B, 3, H, W] in [-1, 1], for guidance towards a target.
+"""Measurements of an image: differentiable maps of images [B, 3, H, W] in [-1, 1], for guidance towards a target.
 
 The transformations T of arXiv:2112.10752, appendix D.6; any other function of images serves as well.
 """

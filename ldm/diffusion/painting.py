@@ -1,6 +1,6 @@
-"""Paint-with-words (eDiff-I, arXiv:2211.01324, section 4.3): regions of the image that shall look at chosen tokens.
+"""Paint-with-words (eDiff-I, arXiv:2211.01324, section 4.3): regions of the image that attend to chosen tokens.
 
-A wrapper of a denoiser, of an ensemble or a tiled one too. Which tokens a phrase has is the conditioner's to say.
+A wrapper of a denoiser, of an ensemble or a tiled one too. The conditioner tells which tokens a phrase has.
 """
 
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What can be known of a run before it is started: each check passes, warns or fails, with the way out.
+"""Checks of a run before it is started: each passes, warns or fails, and says what to do.
 
 Everything the run will use is built, samples are decoded, and two steps are done for real: on one device, with one
 rank's share of a micro-batch. Nothing is written, neither a run's folder nor a W&B run, but the import of published

@@ -19,7 +19,7 @@ WANDB_URL = "https://api.wandb.ai"
 
 
 def versions() -> Finding:
-    """Of what results depend on."""
+    """The versions that results depend on."""
     found = {}
     for package in PACKAGES:
         try:
@@ -32,7 +32,7 @@ def versions() -> Finding:
 
 
 def devices(tree: dict[str, Any]) -> Finding:
-    """Whether there are as many as asked for, and what they compute in."""
+    """Whether there are as many devices as asked for, and the precision they compute in."""
     trainer = tree["trainer"]
     num_gpus, precision, wanted = torch.cuda.device_count(), str(trainer["precision"]), trainer["devices"]
     said = f"{num_gpus} x {torch.cuda.get_device_name()}" if num_gpus else "no GPU"
@@ -52,7 +52,7 @@ def devices(tree: dict[str, Any]) -> Finding:
 
 
 def wandb(tree: dict[str, Any]) -> Finding:
-    """Whether an online run could be sent."""
+    """Whether the server of an online W&B run answers, and there is a key for it."""
     logger = tree["logger"]
     if not logger:
         return Finding("W&B", PASS, "off (logger=null)")

@@ -1,6 +1,6 @@
-"""Everything of a run, a latent cache, an ensemble or a set of shards read again and held to what was written of it.
+"""Reads all of a run, a latent cache, an ensemble or a set of shards again and verifies it against recorded hashes.
 
-Starting and sampling look at ids, names and small files only; here all bytes are hashed, which takes its time.
+Starting and sampling look at ids, names and small files only; here all bytes are hashed, which takes a while.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from ldm.redaction import redacted
 
 
 class Verdict(NamedTuple):
-    """What was seen of one file: `problem` in a line, or None; `note` says what could not be held to anything."""
+    """What was seen of one file: `problem` in a line, or None; `note` says what could not be verified."""
 
     path: Any
     problem: str | None
@@ -30,7 +30,7 @@ class Verdict(NamedTuple):
 
 
 def verify(place: str) -> Iterator[Verdict]:
-    """A verdict for each file of what `place` is, as it is done. Raises ValueError if it is nothing of this.
+    """Yield a verdict for each file of `place` as it is verified. Raises ValueError if it is of no known kind.
 
     The folder of a run or of a cache, an ensemble's .yaml, or shards as data.train names them (or their folder).
     """

@@ -1,1 +1,1 @@
-"""Judging models: metrics and curves over whatever draws."""
+"""Evaluation of models: metrics and curves of any Drawer."""

@@ -39,7 +39,7 @@ class Curve:
     """Scales of guidance of one drawer under one recipe, and the points of them that are `done`, kept in `folder`."""
 
     model: Drawer
-    columns: dict[str, str | int]  # what tells it from the others of a grid
+    columns: dict[str, str | int]  # what distinguishes it from the other curves of a grid
     folder: Path
     sampling: Sampling
     scales: list[float]
@@ -106,7 +106,7 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
 
 
 def _curve(model: Drawer, cell: Cell, folder: Path, asked: list[float], rank: int) -> Curve:
-    """As rank 0 finds it; others, who may not see its disk, have to be told what is done.
+    """A curve with the points that rank 0 finds on disk; other ranks, which may not see it, are told which are done.
 
     Raises ValueError for a scale that is not measured yet and that the model cannot be guided at.
     """
@@ -144,7 +144,7 @@ def _draw(stem: Path, curves: list[Curve]) -> None:
 
 
 def _asked_scales(given: Any) -> list[float]:
-    """The scales of guidance that are asked for; none are the usual ones."""
+    """The scales of guidance that are asked for; [] stands for the usual ones."""
     scales = given if isinstance(given, list) else [given]
     if given is None:
         return []
@@ -177,7 +177,7 @@ def _sampling(tree: dict, model: Drawer) -> Sampling:
 
 
 def _over(data: ShardData, shards: str | list[str] | None) -> ShardData:
-    """Training data, or what is read of other shards as of these."""
+    """The training data, or other `shards` read in the same way."""
     return data if shards is None else data.over(shards)
 
 

@@ -18,7 +18,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder; empty where nothing tells it from others."""
+        """The name of its folder; empty where no key is a list."""
         return "-".join(f"{key}_{value}" for key, value in self.columns.items())
 
 
@@ -38,14 +38,14 @@ def cells(tree: Mapping[str, Any]) -> Iterator[Cell]:
 
 
 def _averages(ema: Any) -> Any:
-    """ema= is text: it bears the name of a group of training."""
+    """The values of ema=, which is parsed here: to Hydra it is text, as ema is also the name of a config group."""
     if isinstance(ema, str) and ema.startswith("[") and ema.endswith("]"):
         return [name.strip() for name in ema[1:-1].split(",") if name.strip()]
     return ema
 
 
 def _sets(tree: Mapping[str, Any]) -> Any:
-    """use_conditions=[t5] is one set, use_conditions=[[t5],[clip_text]] are two."""
+    """The sets if there are several: use_conditions=[t5] is one set, use_conditions=[[t5],[clip_text]] are two."""
     use = tree["use_conditions"]
     return use if use and isinstance(use[0], list) else None
 

@@ -1,4 +1,4 @@
-"""Held-out losses of several models inside one interval of noise, from the same draws, and what their difference is.
+"""Held-out losses of several models inside one interval of noise, from the same draws, and the losses' differences.
 
 Pictures of one caption are not independent: differences are averaged over them first, and captions are the units.
 """

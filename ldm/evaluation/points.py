@@ -1,4 +1,4 @@
-"""Points of a curve that are measured, kept beside what they depend on, so that a killed evaluation goes on."""
+"""Measured points of a curve, saved with what they depend on, so that a killed evaluation can be resumed."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def keep(folder: Path, identity: str, alignment: str, points: dict[str, Point]) 
 
 
 def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
-    """What the points depend on besides the scale; other points are measured anew."""
+    """What the points depend on besides the scale; points of another identity are measured again."""
     keys = ("num_samples", "num_steps", "seed", "sampler", "sigmas", "metric", "alignment")
     facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
     guidance = {key: value for key, value in tree["guidance"].items() if key != "scale"}
@@ -40,7 +40,7 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
 
 
 def points_of(folder: Path, identity: str) -> dict[str, Point]:
-    """What was measured before, if it is of this `identity`. Raises ValueError for a file that says something else."""
+    """The points measured before, if they have this `identity`. Raises ValueError for a file of another format."""
     kept = folder / KEPT
     if not kept.exists():
         return {}

@@ -31,7 +31,7 @@ class Reference:
 def conditions(
     data: ShardData, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Whole batches of training samples in that order, which begins anew where there are fewer than `num_samples`.
+    """Whole batches of training samples in that order, repeated from the start if there are fewer than `num_samples`.
 
     With the numbers, int64 [B], of what is to be sampled for them: of 0 to `num_samples` each `world_size`-th from
     `rank` on. A generator samples for what its model reads of them, whatever that is.

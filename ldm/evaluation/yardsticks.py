@@ -34,21 +34,21 @@ class Yardsticks:
 
 
 def yardsticks_of(tree: dict[str, Any], device: torch.device) -> Yardsticks:
-    """Those that `tree` (conf/evaluate.yaml) names."""
+    """The yardsticks that `tree` (conf/evaluate.yaml) names."""
     parts = Parts(tree)
     backbone, alignment = (instantiate(tree[key], parts, key) for key in ("metric", "alignment"))
     return Yardsticks(backbone, alignment, device)
 
 
 def shared_yardsticks(device: torch.device) -> Yardsticks:
-    """The defaults of conf/evaluate.yaml with one backbone for both, and no image and no caption looked at twice."""
+    """The defaults of conf/evaluate.yaml with one backbone for both, which embeds no image or caption twice."""
     score = alignment_score().to(device)
     backbone = LastRemembered(score.features)
     return Yardsticks(backbone, AlignmentScore(backbone, remembering(score.sentences), score.heads), device)
 
 
 class LastRemembered(Features):
-    """`features`, which answers for the batch that it was asked about last without looking at it again."""
+    """`features` with a cache of one batch: the features of the last batch are not computed again."""
 
     def __init__(self, features: Features):
         super().__init__()
@@ -69,7 +69,7 @@ class LastRemembered(Features):
 
 
 def remembering(encode: Callable[[Sequence[str]], Tensor]) -> Callable[[Sequence[str]], Tensor]:
-    """`encode` [B, D], of each sentence once."""
+    """`encode` [B, D] with a cache: each sentence is encoded once."""
     known: dict[str, Tensor] = {}
 
     def encoded(sentences: Sequence[str]) -> Tensor:

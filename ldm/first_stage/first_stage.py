@@ -117,7 +117,7 @@ class Identity(nn.Module):
 
 
 def reconstruct(autoencoder: nn.Module, regularizer: nn.Module, image: Tensor) -> Tensor:
-    """The answer [B, 3, H, W], clamped to [-1, 1], to an image: the posterior's mode, or the nearest codes, decoded."""
+    """The reconstruction [B, 3, H, W], clamped to [-1, 1]: the posterior's mode, or the nearest codes, decoded."""
     z = regularizer.sample(autoencoder.encode(image), None)
     return autoencoder.decode(regularizer.quantise(z)).float().clamp(-1, 1)
 

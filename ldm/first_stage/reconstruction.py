@@ -18,8 +18,8 @@ AllReduce = Callable[[Tensor], Tensor]
 class ReconstructionLoss(nn.Module):
     """pixel_weight |x - xhat| + lpips_weight LPIPS with scale exp(logvar), plus regulariser and adversarial terms.
 
-    `lpips` maps two images to [B]; it is frozen and not saved. The discriminator plays from `start_step` on, its pull
-    on the autoencoder being `adversarial_weight` times the adaptive weight, which is at most `max_adaptive_weight`.
+    `lpips` maps two images to [B]; it is frozen and not saved. The discriminator is used from `start_step` on; the
+    adversarial loss has `adversarial_weight` times the adaptive weight, which is at most `max_adaptive_weight`.
     `kl_weight` is relative to distances summed over an image's values, `codebook_weight` to their average, as
     published. `sum_over_values` scales the whole by the number of values: the published KL recipe; False: that of VQ.
     """
@@ -53,7 +53,7 @@ class ReconstructionLoss(nn.Module):
 
     @property
     def min_size(self) -> int:
-        """The smallest side of an image, px, that can be judged."""
+        """The smallest side of an image, px, that LPIPS accepts."""
         return self._lpips.module.min_size
 
     distance_names = ("l1", "lpips")
@@ -89,14 +89,14 @@ class ReconstructionLoss(nn.Module):
         logs = {name: value.detach() for name, value in (distances | terms | {"rec": rec, "nll": nll}).items()}
 
         if step < self.start_step:
-            # Zero gradients rather than none: every parameter takes part in every step, as DDP asks.
+            # Zero gradients rather than none: DDP requires every parameter to take part in every step.
             hinge = 0.0 * sum(p.sum() for p in self.discriminator.parameters())
         else:
             hinge, pull, adversarial = self._adversarial(image, xhat, y, gradient, last_layer, all_reduce)
             gradient = gradient + pull
             logs |= adversarial
 
-        # <xhat, gradient> carries the gradients of both players' wishes for xhat; its value means nothing.
+        # <xhat, gradient> has the gradient of reconstruction and adversarial loss at xhat; its value has no meaning.
         surrogate = (xhat.float() * gradient).sum()
         loss = nll + penalty + hinge + (surrogate - surrogate.detach())
         return loss, logs | {"loss": loss.detach(), "logvar": self.logvar.detach().clone()}
@@ -116,7 +116,7 @@ class ReconstructionLoss(nn.Module):
         all_reduce: AllReduce,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The discriminator's loss, the gradient it gives the autoencoder at xhat, and named values."""
-        # One pass over the fakes serves both players: towards y for the autoencoder, towards the weights for itself.
+        # One pass over the fakes serves both losses: gradients to y for the autoencoder, to the weights for itself.
         fake = self.discriminator(y).float()
         generator = -fake.mean()
         pull = torch.autograd.grad(generator, y, retain_graph=True)[0]

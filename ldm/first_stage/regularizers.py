@@ -1,6 +1,6 @@
 """Regularisers of the latent: KL to a standard normal, or vector quantisation (arXiv 2112.10752, section 3.1).
 
-A regulariser is called with what the encoder gives and answers (z, {name: loss}); it says how many channels the
+A regulariser is called with the encoder's output and returns (z, {name: loss}); it says how many channels the
 encoder must give (`moment_channels`) and how wide the latent is (`latent_channels`).
 """
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 
-# What `from_dict` takes, by name.
+# The keys that `from_dict` takes, with their types.
 KINDS = {"f": int, "channels": int, "kind": str, "discrete": bool, "mean": tuple, "std": tuple, "fingerprint": str,
          "length": int, "groups": tuple}  # fmt: skip
 

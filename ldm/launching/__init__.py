@@ -1,4 +1,4 @@
-"""Where the jobs of ``train.py -m``, of a sweep or of a tree run: each is ``train.py`` with words, in fresh processes.
+"""Runs the jobs of ``train.py -m``, of a sweep or of a tree: each is ``train.py`` with its words, in fresh processes.
 
 A launcher is one file here and one YAML in conf/launcher.
 """
@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ldm.installed import train_command
 
-FINISHED, STOPPED, SUBMITTED = 0, 3, -1  # what a launcher says of a job; another number is the status it ended with
+FINISHED, STOPPED, SUBMITTED = 0, 3, -1  # what a launcher returns for a job; any other number is its exit status
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,6 @@ class Launcher(Protocol):
     """Runs jobs, in whatever order."""
 
     def __call__(self, jobs: Sequence[Job]) -> list[int]:
-        """Start all, and say of each how it ended: FINISHED, STOPPED (and saved), SUBMITTED (runs by itself), or the
-        status of its failure. A job that fails does not stop the others. Raises UserError where none can be started.
+        """Start all jobs, and return how each ended: FINISHED, STOPPED (and saved), SUBMITTED (not waited for), or the
+        exit status of a failure. A job that fails does not stop the others. Raises UserError where none can be started.
         """

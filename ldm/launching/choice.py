@@ -8,7 +8,7 @@ GROUP = "launcher"
 
 
 def take_launcher(words: list[str]) -> tuple[Launcher, list[str]]:
-    """What ``launcher=`` and ``launcher.KEY=`` say, by default here one after the other, and the other words."""
+    """The launcher of ``launcher=`` and ``launcher.KEY=``, by default one job after the other; and the other words."""
     own = [word for word in words if is_of_launcher(word)]
     launch = instantiate(compose("launch", own)[GROUP], {}, GROUP)
     return launch, [word for word in words if word not in own]

@@ -17,7 +17,7 @@ def launch(jobs: Sequence[Job]) -> list[int]:
 
 
 def run(command: Sequence[str]) -> int:
-    """The status of a process that has ended. Ctrl-C, which it gets too, waits until it has saved what it does."""
+    """The exit status of a command. On Ctrl-C, which the command gets too, wait until it has saved its state."""
     process = subprocess.Popen(command, env=train_command()[1])
     try:
         return process.wait()

@@ -2,7 +2,7 @@
 
 Each job gets the nodes and devices that its own ``trainer.num_nodes`` and ``trainer.devices`` say, one task for each
 device. Before the time limit the tasks are told to stop; rank zero's then waits until the run is saved and puts the job
-back into the queue, where the same command goes on.
+back into the queue, where the same command resumes.
 """
 
 import os
@@ -80,7 +80,7 @@ class Submitit:
                 raise UserError(f"launcher=submitit: there is no {program} here; start it on a machine of the cluster")
         arrays: dict[Nodes, list[int]] = {}
         for place, job in enumerate(jobs):
-            arrays.setdefault(nodes_of(job), []).append(place)  # a mistake in any of them is said before one is there
+            arrays.setdefault(nodes_of(job), []).append(place)  # mistakes are reported before any job is submitted
         submitted: dict[int, Any] = {}
         for nodes, places in arrays.items():
             submitted |= zip(places, self._submit(nodes, [jobs[place] for place in places]), strict=True)
@@ -105,7 +105,7 @@ class Submitit:
 
 
 def nodes_of(job: Job) -> Nodes:
-    """What a job asks for. Raises UserError for a mistake in its words, and where no number of devices is said."""
+    """The nodes a job needs. Raises UserError for a mistake in its words, or if the number of devices is not given."""
     trainer = compose("config", list(job.words))["trainer"]
     devices = trainer["devices"]
     count = len(devices) if isinstance(devices, list) else devices
@@ -127,7 +127,7 @@ class Training:
         return self.process.wait()
 
     def checkpoint(self) -> Any:
-        """Called before the time is up: let the run save itself, and say what to go on with."""
+        """Called before the time limit: let the run save itself, and return what to requeue."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             _wait(self.process)
@@ -135,7 +135,7 @@ class Training:
 
 
 def _submitit() -> Any:
-    """The library, which only those who submit need. Raises UserError where it is not installed."""
+    """The submitit library, needed by this launcher only. Raises UserError if it is not installed."""
     try:
         import submitit
     except ImportError as error:
@@ -144,7 +144,7 @@ def _submitit() -> Any:
 
 
 def _leave_the_signal_to_submitit() -> None:
-    """SLURM sends it to all processes of a task; the training would end at once of it."""
+    """Ignore submitit's signal here: SLURM sends it to all processes of a task, and it would kill the training."""
     signal.signal(_submitit().JobEnvironment._usr_sig(), signal.SIG_IGN)
 
 
@@ -157,7 +157,7 @@ def _wait(process: subprocess.Popen) -> None:
 
 
 def _ended(job: Any) -> int:
-    """The status of a job that has ended, as rank zero's task says it."""
+    """Wait for a job; its exit status is that of rank zero's task."""
     errors = _submitit().core.utils
     while not job.done():
         time.sleep(POLL_SECONDS)

@@ -60,7 +60,7 @@ def open_clip_score(model: str, weights: str) -> ClipScore:
     Raises ValueError for any other name: folders and repositories may bring code of their own with them.
     """
     own = open_clip.list_models()
-    if model not in own:  # exactly: with local-dir: or hf-hub: before it, open_clip reads what is written elsewhere
+    if model not in own:  # exactly: with the prefix local-dir: or hf-hub:, open_clip reads a model from elsewhere
         near = ", ".join(difflib.get_close_matches(model, own, n=3)) or "ViT-B-32, ViT-L-14, ..."
         raise UserError(
             f"model={model!r} is none of open_clip's own architectures ({near}); folders and repositories are not "

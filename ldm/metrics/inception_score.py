@@ -1,4 +1,4 @@
-"""Inception score (Salimans et al. 2016): are samples classified surely, and into many classes."""
+"""Inception score (Salimans et al. 2016): are samples classified with confidence, and into many classes."""
 
 import math
 

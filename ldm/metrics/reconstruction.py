@@ -9,7 +9,7 @@ from ldm.networks.lpips import LPIPS
 
 
 def bicubic(image: Tensor, f: int) -> Tensor:
-    """The least a first stage must beat: image [B, C, H, W] in [-1, 1] bicubically down by f, and up again."""
+    """The baseline that a first stage must beat: image [B, C, H, W] in [-1, 1] bicubically down by f, and up again."""
     small = F.interpolate(image, scale_factor=1 / f, mode="bicubic", antialias=True)
     return F.interpolate(small, image.shape[-2:], mode="bicubic").clamp(-1, 1)
 

@@ -15,7 +15,7 @@ from ldm.networks.layers import attention, join_heads, pointwise, split_heads, t
 
 
 class Cond(NamedTuple):
-    """What every layer of a U-Net is told; each takes what it needs.
+    """The conditions passed to every layer of a U-Net; each uses what it needs.
 
     emb [B, E]: noise level and vectors; context: the tokens, or None.
     """

@@ -1,4 +1,4 @@
-"""Networks that a file from anyone describes, built on the meta device first: no larger than the weights beside it.
+"""Networks that an untrusted file describes, built on the meta device first: no larger than the weights beside it.
 
 A width of eight million is a few bytes of text; the memory it asks for is taken only when a file holds such weights.
 """
@@ -32,11 +32,11 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class TooLarge(UserError):
-    """What is being built has outgrown the file that describes its weights."""
+    """The model that is being built has become larger than its file of weights."""
 
 
 class _Budget:
-    """How much may still be registered: tensors, their elements, modules."""
+    """How many tensors, elements and modules may still be registered."""
 
     def __init__(self, shapes: Shapes):
         self.tensors = 2 * len(shapes) + SLACK_TENSORS
@@ -58,7 +58,7 @@ _budget: ContextVar[_Budget | None] = ContextVar("budget", default=None)
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """What is registered in here, such as a frozen encoder with files of its own, is not held to a budget outside."""
+    """What is registered within, such as a frozen encoder with its own files, does not count towards the budget."""
     before = _budget.set(None)
     try:
         yield
@@ -102,5 +102,5 @@ def check_described(build: Callable[[], nn.Module], shapes: Shapes, source: str)
 
 
 def line(error: BaseException) -> str:
-    """What an error says, in one line that is not too long."""
+    """An error's message as one line of limited length."""
     return " ".join(str(error).split())[:300] or type(error).__name__

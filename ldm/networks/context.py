@@ -1,4 +1,4 @@
-"""What cross-attention sees of the conditions: made once by a network, and only passed on by its blocks."""
+"""What cross-attention sees of the conditions: made once by a network, and passed on unchanged by its blocks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Context(NamedTuple):
-    """Tokens to attend to, and what says where.
+    """Tokens to attend to, with their mask and bias.
 
     tokens [B, M, D]; mask [B, M], True = real, None: all are; bias [B, M, h, w] or None: how much more each position of
     the map shall look at each token, in units of the largest q.k of the sample in the layer (`layers.attention`).

@@ -2,7 +2,7 @@
 
 Nothing in a package is executed or read before its sha256 agrees, apart from pip's own work on the verified archive.
 The cache is $LDM_CACHE or ~/.cache/ldm. This module never downloads unless `fetch` is called. Torch is imported where
-it is used: what the parts are called is asked without it.
+it is used: the names of the parts are needed without it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Package:
 
 
 def cache_folder() -> Path:
-    """The folder of fetched parts: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError where nobody has a home."""
+    """The folder of fetched parts: $LDM_CACHE, or ~/.cache/ldm. Raises ValueError without a home directory."""
     try:
         return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm").expanduser()
     except RuntimeError as error:
@@ -70,7 +70,7 @@ def locate(name: str, path: str | Path | None = None) -> Path:
     """The file (or folder, for minilm) of a pretrained part: `path` where given, else the cache entry."""
     _package(name)
     found = Path(path).expanduser() if path is not None else _cached(name)
-    if not found.is_file() and not found.is_dir():  # a pipe would have whoever reads it wait
+    if not found.is_file() and not found.is_dir():  # reading a pipe could block forever
         why = "there is nothing at this path" if path is not None else "it is not in the cache"
         raise UserError(
             f"no weights for {name!r} at {found}: {why}; run `python scripts/fetch_pretrained.py {name}` once "

@@ -1,4 +1,4 @@
-"""What a network's weights are, in sixteen digits."""
+"""A fingerprint of a network's weights, in sixteen hex digits."""
 
 import hashlib
 

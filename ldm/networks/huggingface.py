@@ -1,6 +1,6 @@
-"""Models and tokenizers in local folders of Hugging Face's layout, which may come from anyone: they are data.
+"""Models and tokenizers in local folders of Hugging Face's layout, which are untrusted: they are read as data.
 
-Which classes of transformers may be made of them is named by who asks; of config.json only the numbers and words of
+The caller names the classes of transformers that may be built; of config.json only the numbers and words of
 that class are taken. Nothing is downloaded, no pickle is read and no code of a folder is run.
 """
 
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.networks.bounded import check_described, line, uncounted
 
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what transformers raises for files of no sense
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what transformers raises for malformed files
 UNUSED = "pooler."  # encoders of tokens go without it, and some published files lack it
 MAX_JSON_BYTES = 1 << 20
-# Keys that have code run, or pickles read, that is not transformers' own; wherever they stand and whatever they say.
+# Keys that make transformers run code or read pickles of the folder; refused at any depth.
 CODE = frozenset(
     {
         "auto_map",
@@ -78,7 +78,7 @@ TOKENIZERS = frozenset(
         "XLMRobertaTokenizer",
     }
 )
-# Of folders whose tokenizer_config.json names none.
+# The tokenizers of folders whose tokenizer_config.json names none.
 TOKENIZER_OF = {
     "albert": "AlbertTokenizer", "bert": "BertTokenizer", "camembert": "CamembertTokenizer",
     "clip": "CLIPTokenizer", "clip_text_model": "CLIPTokenizer", "deberta": "DebertaTokenizer",
@@ -94,7 +94,7 @@ def load_model(
 ) -> nn.Module:
     """The model of `folder`, on the CPU; `kinds` are the classes of transformers by the model_type they are taken for.
 
-    `refusal` is what is said of another model_type. Raises ValueError beginning with `key` if it is not there or of
+    `refusal` is the message for another model_type. Raises ValueError beginning with `key` if it is not there or of
     another kind, asks for code, or its weights are pickles, broken or incomplete.
     """
     import transformers  # here and below: seconds that only its users pay
@@ -154,20 +154,20 @@ def load_tokenizer(folder: Path, key: str) -> Any:
     except (*BROKEN, ImportError, RuntimeError) as error:
         raise UserError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
     except Exception as error:
-        if type(error) is not Exception:  # as which the Rust of tokenizers says what a file lacks
+        if type(error) is not Exception:  # which the Rust code of tokenizers raises for a malformed file
             raise
         raise UserError(f"{key}={folder}: no tokenizer that can be read there ({line(error)})") from error
 
 
 def _config(folder: Path, key: str) -> dict[str, Any]:
-    """config.json of a folder, without a word that has code run."""
+    """config.json of a folder, checked not to have a key that runs code."""
     if not (folder / "config.json").exists():
         raise UserError(f"{key}={folder}: no encoder there (a folder with config.json and weights)")
     return _json(folder / "config.json", key)
 
 
 def _json(path: Path, key: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object of a folder. Raises ValueError beginning with `key` if it is none, or has code run."""
+    """A JSON object of a folder. Raises ValueError beginning with `key` if it is none, or asks to run code."""
     if default is not None and not path.exists():
         return default
     try:

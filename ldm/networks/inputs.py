@@ -1,4 +1,4 @@
-"""What a denoiser's network was built for, held against what it is given."""
+"""Checks the inputs of a denoiser's network against what it was built for."""
 
 from typing import Protocol
 

@@ -62,7 +62,7 @@ def conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def tuned(network: Module, device: torch.device, compile: bool = False) -> Module:
-    """The same network, its kernels laid out for `device` and its calls compiled if asked; no name of a tensor changes.
+    """The same network, its kernels laid out for `device` and, if asked, compiled; the state dict keeps its names.
 
     Channels last is what GPUs' kernels and oneDNN's convolutions like. Not for training on a CPU: GroupNorm's backward
     takes 3 times as long there in fp32, 5 in bf16, and convolutions gain nothing.

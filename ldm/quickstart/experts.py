@@ -1,4 +1,4 @@
-"""Whether the quickstart's experts were worth their steps, each inside its interval and all of them over all noise.
+"""Whether the quickstart's experts paid for their steps, each in its interval and all together over all noise.
 
 Each is held against its parent and a control.
 

@@ -1,4 +1,4 @@
-"""What the quickstart's stages left, read for the report."""
+"""The output files of the quickstart's stages, read for the report."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -91,7 +91,7 @@ WHO = {"parent": "its parent", "control": "the control"}
 
 
 def expert_words(row: dict[str, Any]) -> str:
-    """In a sentence, what the intervals let one say of an expert, or of the ensemble."""
+    """A sentence on what the confidence intervals show for an expert, or for the ensemble."""
     (lo, hi), said = row["sigma"], []
     where = f"below {hi:.3g}" if lo == 0 else f"above {lo:.3g}" if hi > 1e6 else f"from {lo:.3g} to {hi:.3g}"
     for against, name in WHO.items():
@@ -112,7 +112,7 @@ def _who(row: dict[str, Any]) -> str:
 
 
 def control_words(found: Found) -> str:
-    """What the control is, as the runs' own files have it."""
+    """A description of the control run, from the runs' own files."""
     chain = found.chain
     of_expert, of_control = found.trees[chain.experts[0]], found.trees[chain.control]
     seen = found.lineages[chain.control]["samples_seen"]

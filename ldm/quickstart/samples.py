@@ -1,4 +1,4 @@
-"""Samples of fixed prompts at fixed seeds, and what tells whether they are what was asked for, or copies.
+"""Samples of fixed prompts at fixed seeds, with measures of whether they match their prompts, or are copies.
 
 Beside each sample of a training caption: the training image nearest to it in feature space, and the rank of its prompt
 among all training captions, against the rank of the unconditional sample of the same noise.
@@ -43,7 +43,7 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any], by: Yardsticks)
     prompts, new = list(tree["prompts"]), list(tree["new_prompts"])
     drawn = _draw(model, [*prompts, *new], tree, tree["shown_scale"])  # [seeds, prompts + new, 3, H, W]
     images = drawn[:, : len(prompts)]
-    unconditional = _draw(model, [""], tree, 0.0)[:, 0]  # of a seed's noise the same whatever the prompt
+    unconditional = _draw(model, [""], tree, 0.0)[:, 0]  # one per seed: they do not depend on the prompt
     for seed in range(len(drawn)):
         for place, prompt in enumerate([*prompts, *new]):
             save_image(folder / file_name(place, seed), drawn[seed, place], text={"prompt": prompt, "seed": seed})

@@ -1,4 +1,4 @@
-"""What every plot of the report shares: one look for light and dark, wide and narrow pages, and how it gets into files.
+"""Shared by every plot of the report: one style for light and dark, wide and narrow pages, and writing the files.
 
 Drawn with matplotlib's objects on Agg; no pyplot, no state left behind. Text is literal: a "$" in a name is a dollar.
 """
@@ -54,13 +54,13 @@ def draw(path: Path | str, height: int, paint: Callable[[Axes, Theme], None], na
 
 
 def label(axes: Axes, theme: Theme, x_label: str, y_label: str) -> None:
-    """Name the axes; the upright one's name lies flat above it, where it is read without turning the head."""
+    """Label the axes; the vertical axis's label is horizontal, above the axis, where it is easier to read."""
     axes.set_title(y_label, loc="left", fontsize=9.5, color=theme.muted, pad=9)
     axes.set_xlabel(x_label)
 
 
 def legend(axes: Axes, entries: Mapping[str, Line2D]) -> None:
-    """The entries {text: line} over the upright axis's name, in as many columns as fit."""
+    """The entries {text: line} above the vertical axis's label, in as many columns as fit."""
     above = ScaledTranslation(0, 24 / 72, axes.figure.dpi_scale_trans)
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "bbox_transform": axes.transAxes + above}
     axes.legend(list(entries.values()), list(entries), ncols=_columns(entries, css_width(axes)), **place)

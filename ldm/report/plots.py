@@ -249,7 +249,7 @@ def stage_times(path: Path | str, stages: Mapping[str, float]) -> Path:
         start, unit = 0.0, 3600 if total >= 7200 else 60 if total >= 120 else 1
         for place, seconds in enumerate(stages.values()):
             axes.barh(place, seconds / unit, left=start / unit, height=0.56, color=theme.series[0])
-            late = start + seconds / 2 > 0.62 * total  # no room on the right: the figure stands before the bar
+            late = start + seconds / 2 > 0.62 * total  # no room on the right: the label goes to the left of the bar
             axes.annotate(
                 duration(seconds) + (f"  ·  {100 * seconds / total:.0f} %" if css_width(axes) == WIDTH else ""),
                 ((start if late else start + seconds) / unit, place),

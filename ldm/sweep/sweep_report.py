@@ -61,7 +61,7 @@ def _finished(tree: dict[str, Any]) -> list[Path]:
 
 
 def _check(runs: list[Path], tree: dict[str, Any], folder: Path) -> None:
-    """Raises ValueError naming a run that cannot stand beside the first, before any is measured."""
+    """Raises ValueError naming a run that cannot be compared with the first, before any is measured."""
     choose(tree["device"])
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={folder}: is a file; name a folder for the report")

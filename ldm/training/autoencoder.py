@@ -93,11 +93,11 @@ class AutoencoderTask(Task):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Nothing: a first stage stands on its own."""
+        """Nothing: a first stage does not depend on another model."""
         return {}
 
     def accept(self, description: dict[str, Any]) -> None:
-        """Any: names and shapes of the weights say enough."""
+        """Accepts any: the names and shapes of the weights are check enough."""
 
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Mean and standard deviation of what the first stage's `encode` returns, over all ranks' `batches`."""
@@ -111,7 +111,7 @@ class AutoencoderTask(Task):
         return {"latent": over_ranks.summary(self.single_factor)}
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """The autoencoder's answer [B, 3, H, W], clamped to [-1, 1], without sampling noise."""
+        """The autoencoder's reconstruction [B, 3, H, W], clamped to [-1, 1], without sampling noise."""
         return reconstruct(self.autoencoder, self.regularizer, image)
 
     def _noise(self, purpose: str, numbers: Tensor, moments: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writing while the training continues: a copy of what is to be written, and a thread that writes it."""
+"""Writing in the background while training continues: a copy of the data, and a thread that writes it."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from ldm.checkpoint.rows import mapped
 
 
 class Writer:
-    """Does one job at a time, in a thread; its error is raised where the job is waited for."""
+    """Runs one job at a time in a thread; an error of the job is raised by `finish`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -27,7 +27,7 @@ class Writer:
             except Exception as error:
                 self._error = error
 
-        self._thread = threading.Thread(target=work, name="checkpoint writer")  # a process that ends waits for it
+        self._thread = threading.Thread(target=work, name="checkpoint writer")  # the process waits for it at exit
         self._thread.start()
 
     def finish(self) -> None:

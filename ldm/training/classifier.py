@@ -29,7 +29,7 @@ NUM_VALIDATION_LEVELS = 4
 
 
 class ClassifierTask(Task):
-    """Trains `classifier` to tell batch["label"] from x0 + sigma n, sigma drawn from `noise`, by cross-entropy."""
+    """Trains `classifier` to predict batch["label"] from x0 + sigma n, sigma drawn from `noise`, by cross-entropy."""
 
     kind = "classifier"
 
@@ -139,5 +139,5 @@ class ClassifierTask(Task):
         LatentSpec.from_dict(description["latent"]).check(self.first_stage.spec)
 
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Nothing that was not known before."""
+        """Nothing: the training adds no further facts."""
         return {}

@@ -223,5 +223,5 @@ class DiffusionTask(Task):
         LatentSpec.from_dict(description["latent"]).check(self.first_stage.spec)
 
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Nothing that was not known before."""
+        """Nothing: the training adds no further facts."""
         return {}

@@ -1,4 +1,4 @@
-"""What ranks do together, the same code for one process and many, and what one says when another is gone."""
+"""Collective operations, the same code for one process and many, and the error when another rank is gone."""
 
 import atexit
 import os
@@ -22,7 +22,7 @@ GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 
 class LostRank(UserError):
-    """Another rank ended while this one waited for it; that one, or who started it, says why."""
+    """Another rank ended while this one waited for it; that rank's output, or its launcher's, says why."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def lost_ranks_named() -> Iterator[None]:
         text = str(error)
         if not any(mark in text for mark in GONE):
             raise
-        reason = re.sub(r"^\[\S+\] ", "", text.splitlines()[0].split(". ")[0])  # without the line of gloo's own source
+        reason = re.sub(r"^\[\S+\] ", "", text.splitlines()[0].split(". ")[0])  # without gloo's source file and line
         raise LostRank(
             f"rank {_rank()}: another rank ended while this one waited for it ({reason}); look for what that one said, "
             "or for its exit status where the ranks were launched, then start the same command again"
@@ -53,7 +53,7 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # objects go by gloo
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # objects are sent by gloo
     try:
         with lost_ranks_named():
             yield dist.get_rank(), world_size

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ldm.training import flops
 from ldm.training.task import Task
 
-NUM_STEPS = 2  # the first pays for what is done once
+NUM_STEPS = 2  # the first includes one-time costs
 STAGES = ("encoder", "decoder", "network", "discriminator")  # modules whose inputs and outputs are shown, by their name
 
 

@@ -37,7 +37,7 @@ class Averages(ABC):
         self._current: Tensor | None = None  # the buffer of the parameters, on a CPU
 
     def follow(self) -> None:
-        """Take the module's parameters as they are now, from which the averages start anew."""
+        """Restart the averages from the module's present parameters."""
         trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         self._names, self._parameters = list(trained), list(trained.values())
         self._averages = [[p.detach().clone().float() for p in self._parameters] for _ in self.kinds]
@@ -65,7 +65,7 @@ class Averages(ABC):
         self.num_updates += 1
 
     def _rows(self, tensors: list[Tensor]) -> list[Tensor]:
-        """What this rank holds of each; no tensor is asked where none is sharded: it is in every step."""
+        """This rank's rows of each tensor; nothing is checked if none is sharded, as this is called at every step."""
         return [local(tensor) for tensor in tensors] if self._sharded else tensors
 
     def _gather(self) -> None:
@@ -116,7 +116,7 @@ class Averages(ABC):
 
     @contextmanager
     def _copied_in(self) -> Iterator[None]:
-        """For weights that FSDP gathers from memory of its own, whatever a parameter's data are."""
+        """Swap by copying the values: FSDP gathers weights from its own memory, not from a parameter's `data`."""
         own = self._rows([parameter.detach() for parameter in self._parameters])
         held = [rows.clone() for rows in own]
         try:

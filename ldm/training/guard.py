@@ -21,7 +21,7 @@ class Guard:
             raise UserError(f"guard.spike_window={spike_window}: must be at least 1")
         self.spike_ratio = spike_ratio
         self._module = module
-        self._buffers: list[Tensor] | None = None  # looked up at the first step, when they are where they stay
+        self._buffers: list[Tensor] | None = None  # looked up at the first step, when they are on their final device
         self._kept: list[Tensor] | None = None  # buffers as the last good step left them
         self._bad: Tensor | None = None  # the verdict on this step, 0 or 1
         self._verdicts: list[Tensor] = []  # on the steps that are not counted yet

@@ -114,7 +114,7 @@ class WandB(Logger):
 
     @property
     def begun(self) -> bool:
-        """Whether there is a run of the client by now."""
+        """Whether the client's run has been started."""
         return self._run is not None
 
     @rank_zero_only
@@ -131,7 +131,7 @@ class WandB(Logger):
         """The run's config.yaml holds them."""
 
     def forget(self) -> None:
-        """What was logged before is another run's, which is about to be deleted."""
+        """Discard what was logged before: it is of another run, which is about to be deleted."""
         self._told_step, self._told_names = -1, frozenset()
 
     def finish(self) -> None:
@@ -198,7 +198,7 @@ def wandb(
     if mode not in ("offline", "online", "disabled"):
         raise UserError(f"logger.mode={mode}: choose offline, online or disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
-    _client()  # not there is said now, not when the first number comes
+    _client()  # report a missing client now, not at the first logged value
     settings = {
         "name": run_name, "id": run_id, "project": project, "dir": str(folder), "resume": "allow", "mode": mode,
         "group": group or os.environ.get("WANDB_RUN_GROUP") or root_run,
@@ -219,7 +219,7 @@ def log_picture(loggers: list[Logger], name: str, path: Path, step: int) -> None
 
 
 def log_histogram(loggers: list[Logger], name: str, values: Tensor, step: int, num_bins: int = 64) -> None:
-    """Show in W&B, where there is one, in `num_bins` <= 512 how the finite ones of `values`, of any shape, lie."""
+    """Show in W&B, where there is one, in `num_bins` <= 512 the histogram of the finite `values`, of any shape."""
     finite = values.detach().double().flatten()
     finite = finite[finite.isfinite()].cpu()
     for logger in loggers:
@@ -231,7 +231,7 @@ def log_histogram(loggers: list[Logger], name: str, values: Tensor, step: int, n
 
 
 def forget(loggers: list[Logger]) -> None:
-    """Let W&B be told everything from step zero on: what the folder's log says is of a run that is to be deleted."""
+    """Let W&B log everything from step zero on: the log in the folder is of a run that is to be deleted."""
     for logger in loggers:
         if isinstance(logger, WandB):
             logger.forget()

@@ -72,8 +72,8 @@ def adamw(
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`optimizer.load_state_dict(state)`, laid out as the parameters are.
 
-    Fused kernels run over memory, not over places: a state saved where the layout was another would meet the wrong
-    weights, without an error on a CPU. Raises UserError for a state of other parameters.
+    Fused kernels run over memory, not over indices: a state saved in another memory layout would be applied to the
+    wrong weights, without an error on a CPU. Raises UserError for a state of other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     held_by = {place: held for place, held in state["state"].items() if place < len(parameters)}
@@ -89,7 +89,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
-    """An optimizer's state of a parameter, of which a rank keeps what it keeps of the parameter."""
+    """The optimizer's state of a parameter, sharded as the parameter is."""
     return {name: placed(v, parameter) if isinstance(v, torch.Tensor | Rows) and v.shape == parameter.shape else v
             for name, v in held.items()}  # fmt: skip
 

@@ -19,7 +19,7 @@ from ldm.errors import UserError
 
 
 class FullySharded(DDPStrategy):
-    """Lightning's DDP strategy; the step at which it would wrap the task cuts its weights instead."""
+    """Lightning's DDP strategy, which shards the task's weights where DDP would wrap the task."""
 
     strategy_name = "fsdp"
 
@@ -40,7 +40,7 @@ class FullySharded(DDPStrategy):
 
 
 def check_shardable(model: nn.ModuleDict, precision: str) -> None:
-    """Raises ValueError if a `model` is not to be trained so, or not in this precision."""
+    """Raises ValueError if a `model` cannot be sharded, or not in this precision."""
     if "network" not in model:
         raise UserError("trainer.strategy=fsdp: a first stage is trained whole on each device; take ddp")
     if precision == "16-mixed":

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, told apart without waiting for the device."""
+"""Times the phases of a step without waiting for the device."""
 
 import time
 from typing import Any

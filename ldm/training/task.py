@@ -1,7 +1,7 @@
 """What every kind of run has in common: own counters, one optimizer, EMA, its state for resuming and for use.
 
 Lightning counts batches and optimizer calls; here ``step`` counts optimizer steps and ``step * batch_size`` samples,
-and everything that is scheduled, logged or saved goes by them.
+and everything is scheduled, logged and saved by them.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ PHASES = ("data", "encode", "forward", "backward", "optimizer", "callbacks")
 
 
 class Task(pl.LightningModule):
-    """Abstract run. A subclass gives the losses; `model` is what weights, EMA and branching are about.
+    """Abstract run. A subclass gives the losses; `model` is what saved weights, EMA and branching cover.
 
     `trained` holds everything the optimizer moves (the model, and what only training needs, as a discriminator). `kind`
     says what a run yields, by which it is loaded (ldm.loading) and, of one that serves others, given to them.
@@ -74,7 +74,7 @@ class Task(pl.LightningModule):
         self.started = 0.0
         self.logs: dict[str, Tensor] = {}  # named values of the last micro-batch, on the device
         self.latest: dict[str, float] = {}  # what was last written to the log
-        self.validated: dict[str, float] = {}  # held-out means, of `validated_step`
+        self.validated: dict[str, float] = {}  # held-out means at `validated_step`
         self.validated_step = -1
 
     # What a subclass gives
@@ -115,7 +115,7 @@ class Task(pl.LightningModule):
     # What Lightning asks
 
     def log(self, name: str, *_: Any, **__: Any) -> None:
-        """Refused: Lightning would log it at its own count of batches, which begins anew with every resume."""
+        """Refused: Lightning would log at its own count of batches, which restarts at every resume."""
         raise UserError(
             f"log({name!r}): Lightning counts other steps than the run; put it into task.logs[{name!r}], a tensor "
             "without dimensions, which callback.metrics logs as train/... (of a callback that says comes_first = True)"
@@ -140,7 +140,7 @@ class Task(pl.LightningModule):
         return isinstance(self.trainer.strategy, FullySharded)
 
     def on_sharded(self) -> None:
-        """The trained weights are others now, rows of those before."""
+        """To be called after sharding: the trained weights are new tensors, rows of the former ones."""
         if self.ema:
             self.ema.follow()
 
@@ -284,7 +284,7 @@ class Task(pl.LightningModule):
         """Start from another run's model: weights and EMA, and its optimizer only if asked.
 
         A part that only training needs (a discriminator) starts fresh where the parent has none of it, as an imported
-        model, and stays behind where this run has none. What is frozen here is the parent's average, as it is sampled,
+        model, and is dropped where this run has none. What is frozen here is the parent's average, as it is sampled,
         and adapters that the parent lacks start fresh.
         """
         self.accept(state["about"])

@@ -1,4 +1,4 @@
-"""What a tree asks of Lightning's trainer, tried before a run's folder is made."""
+"""Lightning's trainer from the keys of a tree, built once as a check before a run's folder is made."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from ldm.training.sharded import FullySharded
 # Values of trainer.strategy that are not Lightning's.
 STRATEGIES = {FullySharded.strategy_name: FullySharded}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-# They hand the run over as a pickle, or only work in a notebook.
+# These strategies pass the run to their processes as a pickle, or only work in a notebook.
 OWN_PROCESSES = ("ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_spawn_find_unused_parameters_true",
                  "ddp_spawn_find_unused_parameters_false", "ddp_fork_find_unused_parameters_true",
                  "ddp_fork_find_unused_parameters_false", "ddp_notebook_find_unused_parameters_true",
@@ -24,9 +24,9 @@ REFUSALS = (
 
 
 def make_trainer(node: Mapping[str, Any], make: Callable[..., pl.Trainer], **given: Any) -> pl.Trainer:
-    """The trainer that `make` makes, of the keys `node`, with what is `given` besides.
+    """The trainer that `make` builds from the keys of `node`, with further arguments `given`.
 
-    Raises ValueError in one line for whatever Lightning refuses: what is not there, not known, or does not go together.
+    Raises a one-line ValueError for whatever Lightning refuses: devices, names or combinations that it does not have.
     """
     devices = node["devices"]
     if devices == [] or devices == 0 or (isinstance(devices, int) and devices < -1):

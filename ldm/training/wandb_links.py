@@ -1,4 +1,4 @@
-"""What a W&B run tells beside its curves: its configuration, what it came from, where its weights are, how it ended."""
+"""What a W&B run shows besides curves: its configuration, its parent, the path of its weights, how it ended."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def refer_to_weights(loggers: Sequence[Logger], folder: Path, run_name: str) -> 
 
 @contextmanager
 def failure_told(loggers: Sequence[Logger], run_name: str) -> Iterator[None]:
-    """Tell of an error within the block, which goes on from here."""
+    """Send an alert for an error within the block, then re-raise it."""
     try:
         yield
     except Exception as error:
@@ -51,7 +51,7 @@ def failure_told(loggers: Sequence[Logger], run_name: str) -> Iterator[None]:
 
 @rank_zero_only
 def alert(loggers: Sequence[Logger], title: str, text: str) -> None:
-    """Let W&B send a message, where the user has switched that on there; of runs that have logged nothing none goes."""
+    """Let W&B send an alert, if the user has enabled alerts there; runs that have logged nothing send none."""
     for run in _runs(loggers):
         run.alert(title=title, text=redacted(text))
 

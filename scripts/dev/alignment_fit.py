@@ -73,7 +73,7 @@ def moved(images: Tensor, generator: torch.Generator, scale: float = 0.12, shift
 
 
 def worn(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A little noise and blur, as a small autoencoder leaves them."""
+    """Some noise and blur, as in reconstructions of a small autoencoder."""
     noisy = images + 0.05 * torch.randn(images.shape, generator=generator)
     small = F.interpolate(noisy, scale_factor=0.75, mode="bilinear", antialias=True)
     return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(-1, 1)

@@ -78,7 +78,7 @@ def _read(arguments: list[str]) -> dict:
 
 
 def _does(name: str) -> str:
-    """What a case does, as its source begins: to import them all takes many seconds."""
+    """A case's summary, read from its source: importing all of them takes many seconds."""
     source = Path(__file__).parent / "chaoses" / f"{name}.py"
     return ast.get_docstring(ast.parse(source.read_text())).partition("\n\n")[0]
 

@@ -1,4 +1,4 @@
-"""What a model is conditioned by: fields of a call -> keywords of its network, and channels beside its input."""
+"""The conditions of a model: fields of a call -> keyword arguments of its network, and channels added to its input."""
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class NullToken(Part):
 
 
 class Embeddings(Part):
-    """Embeddings made beforehand, [B, N, D]."""
+    """Precomputed embeddings, [B, N, D]."""
 
     def __init__(self, num_tokens, embedding_width, width=None):
         super().__init__()

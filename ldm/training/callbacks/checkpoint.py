@@ -33,7 +33,7 @@ class Checkpoint(pl.Callback):
     raised at the next checkpoint. Snapshots, and the rows of a sharded run's ranks, are written at once.
     """
 
-    comes_last = True  # after all callbacks whose state and whose words in the log a checkpoint stands for
+    comes_last = True  # after all callbacks whose state and log entries of this step a checkpoint includes
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Checkpoint(pl.Callback):
                 task.base_digest = base.save(self.folder / "weights", task.base())
         callbacks = {callback.state_key: callback.state_dict() for callback in members(trainer)}
         state = {**task.resume_state(), "callbacks": {key: value for key, value in callbacks.items() if value}}
-        with together():  # so that no rank waits for one that gave up, nor writes before the writer has swept up
+        with together():  # so that no rank waits for one that raised, or writes before rank zero has removed leftovers
             self._writer.finish()
             check_finite(state, task.step)
         for logger in trainer.loggers:
@@ -133,7 +133,7 @@ class Checkpoint(pl.Callback):
         self, step: int, state: State, states: dict[str, State], counters: State, facts: State, digests: list[str]
     ) -> None:
         self.before_writing()
-        # the checkpoint comes last: a run that is cut off before it does this step again, and writes both
+        # the checkpoint comes last: a run killed between the two repeats this step, and writes both again
         weights.save(self.folder / "weights", step, states, facts)
         resume.save(self.folder / "checkpoints", step, {**state, "counters": counters}, counters, digests)
         resume.retain(self.folder / "checkpoints", self.keep, self.keep_every_steps)
@@ -164,7 +164,7 @@ def check_finite(state: dict[str, Any], step: int) -> None:
 
 
 def nothing() -> None:
-    """What is to be done before writing by default."""
+    """The default of what is called before writing: do nothing."""
 
 
 class Restore(pl.Callback):

@@ -1,4 +1,4 @@
-"""Dead codes of a VQ first stage come back as features that the encoder gives now (as in arXiv 2005.00341, 3.1)."""
+"""Dead codes of a VQ first stage are reset to current features of the encoder (as in arXiv 2005.00341, 3.1)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Warnings while an adversarial loss goes wrong, in time to change something.
+"""Early warnings of an adversarial loss that goes wrong.
 
 The signs are those that users of the public code met: a discriminator that wins, one that learns nothing (its loss
 stays at 1), one that ruins the reconstructions, and an adaptive weight at its limit.
@@ -13,7 +13,7 @@ from ldm.training.task import Task
 
 log = logging.getLogger(__name__)
 
-WON = 0.1  # hinge loss below which the discriminator tells nearly all patches apart
+WON = 0.1  # hinge loss below which the discriminator separates nearly all patches
 LEARNS_NOTHING = 0.02  # of 1, the hinge loss of a discriminator that answers 0
 RUINED = 1.25  # reconstruction loss, relative to that of before the discriminator
 

@@ -1,4 +1,4 @@
-"""Several callbacks as one. Lightning asks every callback at every hook; of ten, most have nothing to say to most."""
+"""Several callbacks as one: Lightning calls every callback at every hook, although most define only a few hooks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""A run whose folder another process has taken over by now stops before it writes anything more."""
+"""A run whose folder was taken over by another process stops before it writes anything more."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from ldm.training.task import Task
 
 
 class WhileHeld(pl.Callback):
-    """Asks whether `hold` lasts before other callbacks do their part, and before each of `saving` writes."""
+    """Checks that `hold` is still valid before the other callbacks run, and before each of `saving` writes."""
 
     def __init__(self, hold: Hold, saving: Iterable[Checkpoint]):
         self.hold = hold

@@ -34,7 +34,7 @@ from ldm.training.loggers import log_picture
 from ldm.training.task import Task
 
 SAY_EVERY_SECONDS = 30.0
-SMALLEST = 4  # positions a side, to which the probe's network goes down
+SMALLEST = 4  # positions per side at the lowest level of the probe's network
 SHOWN = 16  # samples in the picture
 
 
@@ -191,7 +191,7 @@ class _Stopped(Exception):
 
 
 class _Ahead:
-    """Says now and then how far a long probe is, and ends it when a signal stops the run."""
+    """Reports the progress of a long probe, and ends it when a signal stops the run."""
 
     def __init__(self, trainer: pl.Trainer, what: str):
         self.stops = [callback for callback in members(trainer) if isinstance(callback, StopOnSignal)]

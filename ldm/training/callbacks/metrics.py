@@ -66,7 +66,7 @@ class Metrics(pl.Callback):
                 self._write(trainer, task)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next mean has so far, of every rank (which call this together): adding in another order rounds."""
+        """The sums of the next mean so far, of each rank (all call this together): another order rounds differently."""
         sums = {"\n".join(names): torch.stack(gather(value)) for names, value in self._sums.items()}
         return {"sums": sums, "steps": self._steps}
 

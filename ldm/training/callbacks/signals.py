@@ -26,8 +26,8 @@ class StopOnSignal(pl.Callback):
 
     With several ranks the signal is shared every `agree_every_steps` steps. SIGTERM and SIGUSR1 leave the file
     ``requeue`` in the run's `folder`. Under SLURM (``sbatch --signal=USR1@90``) SIGUSR1 also puts the job back into the
-    queue, unless `requeue` is false; SIGTERM does not, because that is how a job is cancelled. Whoever fits puts the
-    handlers back: `handlers_kept`.
+    queue, unless `requeue` is false; SIGTERM does not, because that is how a job is cancelled. The caller of fit
+    restores the handlers: `handlers_kept`.
     """
 
     def __init__(self, folder: Path, agree_every_steps: int = 10, requeue: bool = True):
@@ -79,8 +79,8 @@ class StopOnSignal(pl.Callback):
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """What handles the signals before handles them afterwards, also where a fit fails: no callback is told to clean up
-    then, and Lightning puts back what it found, which was the callback's.
+    """Restore the previous signal handlers at the end, also after an error, when no callback is called to clean up
+    and Lightning restores the handlers it found, which were the callback's.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

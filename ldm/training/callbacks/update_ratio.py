@@ -44,7 +44,7 @@ class UpdateRatio(pl.Callback):
         self._before = None
 
     def _norms(self, task: Task) -> Tensor:
-        """Of the change and of the weights, [2]."""
+        """The norms of the change and of the weights, [2]."""
         after = _entries(task)
         shares = [own.numel() / len(entries) for own, entries in zip(_trained(task), after, strict=True)]
         scale = torch.tensor(shares, device=task.device).sqrt()

@@ -1,4 +1,4 @@
-"""A run that stands still ends and says which rank stands where, instead of holding its devices until someone looks.
+"""A run that hangs is ended and names where each rank hangs, instead of holding its devices until someone looks.
 
 A thread of each rank writes what its rank does to a small file in the run's folder, which all ranks see, and reads the
 others'. A process that is stopped, or whose machine is gone, is known by a file that does not change any more.
@@ -19,7 +19,7 @@ from ldm.training.task import Task
 
 EXIT_STATUS = 4
 ROOT = Path(__file__).parents[3]
-# What waits is told from where in torch or Lightning the main thread is; the innermost that fits counts.
+# What a rank waits for, by where in torch or Lightning its main thread is; the innermost match counts.
 PLACES = (
     ("torch/utils/data", "waits for its data workers"),
     ("torch/distributed", "waits for the other ranks"),
@@ -81,7 +81,7 @@ class Watchdog(pl.Callback):
         beat, now = 0, time.monotonic()
         while not self._done.wait(interval):
             beat, before, now = beat + 1, now, time.monotonic()
-            if now - before > 3 * interval + 10:  # this process itself was stopped, and goes on now
+            if now - before > 3 * interval + 10:  # this process itself was stopped, and has been continued
                 self._moved = now
             self._write(f"{beat} {self._step} {_place(main_thread)}")
             for other in range(world_size):
@@ -100,10 +100,10 @@ class Watchdog(pl.Callback):
             silent = f"has not been heard of for {silence:.0f} s: stopped, or its machine is gone; before that it "
             lines.append(f"  rank {other}, step {step}: {silent if silence > silent_after else ''}{place}")
         print("\n".join(lines), file=sys.stderr, flush=True)
-        os._exit(EXIT_STATUS)  # the main thread may wait in a call that cannot be interrupted
+        os._exit(EXIT_STATUS)  # the main thread may be waiting in a call that cannot be interrupted
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk is for the checkpoints to complain about
+        with contextlib.suppress(OSError):  # saving a checkpoint reports a full disk
             self.folder.mkdir(exist_ok=True)
             temporary = self.folder / f".{self._rank}"
             temporary.write_text(text)
@@ -116,7 +116,7 @@ class Watchdog(pl.Callback):
 
 
 def _place(thread: int) -> str:
-    """What a thread does now, from its stack: the wait, if it is a known one, and the line of this project."""
+    """What a thread is doing, from its stack: a known kind of wait, if any, and the innermost line of this project."""
     frame, wait, ours = sys._current_frames().get(thread), "", ""
     while frame is not None and not ours:
         path = frame.f_code.co_filename

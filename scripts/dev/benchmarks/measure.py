@@ -46,7 +46,7 @@ def compare(name: str, contestants: dict[str, Case], repeats: int, goal: float |
 
 
 def verdict(ratio: float, goal: float, at_most: bool = False) -> str:
-    """A ratio, its goal, and whether it was reached."""
+    """A line with a ratio, its goal, and whether the goal was reached."""
     reached = ratio <= goal if at_most else ratio >= goal
     return f"ratio {ratio:.2f}x, goal {'<=' if at_most else '>='} {goal:.2f}x: {'met' if reached else 'missed'}"
 

@@ -20,7 +20,7 @@ NUM_SHARDS = 3
 SHARD_SAMPLES = 8
 BLOCK = 512
 
-# What spoils one sample of a shard, and the kinds of the skip that may follow; none: it is to be kept.
+# Functions that corrupt one sample of a shard, and the kinds of skip expected; none: the sample has to be kept.
 SAMPLES: dict[str, tuple[Callable[..., bad.Sample], set[str]]] = {
     "truncated image": (bad.truncated_image, {"broken image"}),
     "cmyk": (bad.cmyk, set()),
@@ -37,7 +37,7 @@ SAMPLES: dict[str, tuple[Callable[..., bad.Sample], set[str]]] = {
 
 
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
-    """A small data set for each trial, with one bad thing in it."""
+    """A small data set for each trial, with one fault in it."""
     outcome = Outcome()
     kinds = [*SAMPLES, *SHARDS]
     skips = refusals = 0
@@ -76,7 +76,7 @@ def _data(folder: Path, **options: Any) -> ShardData:
 def _read(
     folder: Path, samples: list[bad.Sample], key: str, kinds: set[str], decoder: str, num_workers: int
 ) -> list[str]:
-    """One epoch in any order and the same as training goes through it; what is wrong with either."""
+    """Read one epoch in any order and once more in training's order; returns what is wrong with either."""
     _write(folder, samples)
     data = _data(folder, max_bad_fraction=0.1, decoder=decoder, num_workers=num_workers)
     kept: list[str] = []
@@ -106,7 +106,7 @@ def _wrong_pairs(batch: dict[str, Any]) -> list[str]:
 
 
 def _stops(folder: Path, key: str, decoder: str) -> list[str]:
-    """Where no bad sample is allowed, the run must end with their list."""
+    """If no bad sample is allowed, the run must end and list them."""
     try:
         list(_data(folder, max_bad_fraction=0.0, decoder=decoder).statistics_loader())
     except TooManyBadSamples as error:
@@ -118,7 +118,7 @@ def _stops(folder: Path, key: str, decoder: str) -> list[str]:
 
 
 def _refused(folder: Path, samples: list[bad.Sample], spoil: Callable[..., Path], rng: random.Random) -> list[str]:
-    """The spoilt shard must be named before anything is read."""
+    """The corrupt shard must be named before anything is read."""
     path = spoil(_write(folder, samples), samples, rng)
     try:
         _data(folder).setup()
@@ -141,7 +141,7 @@ def _truncated(paths: list[Path], samples: list[bad.Sample], rng: random.Random)
 
 
 def _damaged_header(paths: list[Path], samples: list[bad.Sample], rng: random.Random) -> Path:
-    """Four bytes of a member's header are others. (Two errors that cancel in its sum would pass: tar has no more.)"""
+    """Four bytes of a member's header are changed. (Two errors that cancel in its sum would pass: tar has no more.)"""
     path = rng.choice(paths)
     content = bytearray(path.read_bytes())
     headers = [at for at in range(0, len(content), BLOCK) if content[at + 257 : at + 262] == b"ustar"]

@@ -33,7 +33,7 @@ def number_in(image: np.ndarray) -> int:
 
 
 def caption_of(number: int) -> str:
-    """What only this picture is called."""
+    """A caption that only this picture has."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 

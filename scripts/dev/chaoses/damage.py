@@ -46,7 +46,7 @@ def remove(checkpoint: Path, rng: random.Random) -> None:
 
 
 def mix(checkpoint: Path, rng: random.Random) -> None:
-    """What a rank wrote is another checkpoint's; with nothing sharded, the counters are."""
+    """A rank's file is from another checkpoint; with nothing sharded, the counters are."""
     rows = sorted(checkpoint.glob("rows_*.pt"))
     if rows:
         torch.save({"trained.rows": torch.zeros(2)}, rng.choice(rows))
@@ -114,7 +114,7 @@ def _problems(trial: Path, good: int, bad: list[str]) -> list[str]:
 
 
 class heard(logging.Handler):
-    """What is warned of meanwhile, as a list of texts."""
+    """Collects the warnings within the block, as a list of texts."""
 
     def __init__(self):
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""A small file system of one's own, to be filled, or made read-only."""
+"""A small file system for a test, to be filled or made read-only."""
 
 import subprocess
 from collections.abc import Iterator

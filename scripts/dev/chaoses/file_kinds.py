@@ -1,4 +1,4 @@
-"""A kind of file that comes from outside: as it should be, how it is spoilt, and the code that reads it."""
+"""A kind of untrusted file: a valid one, the mutations that corrupt it, and the code that reads it."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ _folder: Path | None = None
 
 @dataclass(frozen=True)
 class Kind:
-    """`whole` makes the file as it should be; `read(folder, content, how)` reads it spoilt, in a folder that is empty.
+    """`whole` makes a valid file; `read(folder, content, how)` reads the corrupted one, in an empty folder.
 
-    `how` is the mutation that spoilt it. `read` returns what is wrong with what was read; what it may raise is a
+    `how` is the mutation that corrupted it. `read` returns what is wrong with what was read; what it may raise is a
     ValueError or an OSError of one line.
     """
 
@@ -24,7 +24,7 @@ class Kind:
 
 
 def begin(folder: Path) -> None:
-    """Say where `scratch` is from now on."""
+    """Set the folder of `scratch` from now on."""
     global _folder
     _folder = folder
 
@@ -37,5 +37,5 @@ def scratch(name: str) -> Path:
 
 
 def without_address(reasons: Sequence[str]) -> list[str]:
-    """What is wrong with the reasons that people read: they name no place in memory."""
+    """What is wrong with messages to users: they must not contain a memory address."""
     return [f"a memory address in {reason!r}" for reason in reasons if " at 0x" in reason]

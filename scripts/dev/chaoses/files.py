@@ -31,7 +31,7 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
     with patch.dict(os.environ, {"LDM_CACHE": str(folder / "cache")}):
         file_kinds.begin(folder / "once")
         for make in (make for family in FAMILIES for make in family.MADE_ONCE):
-            make()  # before the process is forked that uses it
+            make()  # before the process that uses it is forked
 
     def trial(number: int) -> list[str]:
         os.environ["LDM_CACHE"] = str(folder / "cache")
@@ -48,7 +48,7 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
 
 
 def _trial(kind: file_kinds.Kind, rng: random.Random, folder: Path) -> list[str]:
-    """What is wrong with how one spoilt file was read."""
+    """What is wrong with how one corrupted file was read."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     os.chdir(folder)  # where a canary would be left
@@ -66,7 +66,7 @@ def _trial(kind: file_kinds.Kind, rng: random.Random, folder: Path) -> list[str]
 
 
 def _unclear(message: str) -> list[str]:
-    """What is wrong with the line that a user gets."""
+    """What is wrong with the error line that a user gets."""
     if not message.strip():
         return ["an error without a word"]
     if not all(c.isprintable() or c == "\n" for c in message):

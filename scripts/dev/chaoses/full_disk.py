@@ -43,7 +43,7 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
 
 
 def _trial(toys: ToyRuns, fault: str, whole: Path, room_kib: int, rng: random.Random) -> tuple[list[str], bool]:
-    """(what is wrong, whether the run met the fault)."""
+    """(what is wrong, whether the fault occurred)."""
     size = f"{rng.randrange(room_kib // 8, room_kib)}k" if fault == "full" else f"{16 * room_kib}k"
     folder = toys.folder / "disk"
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,7 @@ BAD_SHARE = 0.3  # of the answers
 
 
 def wrong_range(body: bytes, first: int, whole: bytes, rng: random.Random) -> tuple[bytes, dict[str, str]]:
-    """Other bytes, which the header owns up to."""
+    """Other bytes, which the header states correctly."""
     start = rng.randrange(len(whole))
     piece = whole[start : start + len(body)]
     return piece, {"Content-Range": f"bytes {start}-{start + len(piece) - 1}/{len(whole)}"}
@@ -62,7 +62,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self.content, self.how, self.rng = content, how, rng
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up on a wrong answer are no news."""
+        """Ignore clients that close the connection after a wrong answer."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -70,7 +70,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, *words: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)

@@ -1,4 +1,4 @@
-"""One call after another in a forked process, each held to processor time and memory; what it dies of is named."""
+"""Calls in a forked process, one after another, with limits on CPU time and memory; a crash is named."""
 
 import multiprocessing
 import resource
@@ -11,7 +11,7 @@ from pathlib import Path
 FORK = multiprocessing.get_context("fork")
 CPU_SECONDS = 5
 GROWTH_MIB = 512
-ROOM_MIB = 4096  # beyond this the process gets no memory at all, so that the machine lives
+ROOM_MIB = 4096  # beyond this the process gets no memory, to protect the machine
 PATIENCE_SECONDS = 60  # for a call that waits for something
 
 
@@ -67,7 +67,7 @@ def _serve(call: Callable[[int], list[str]], pipe: Connection) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever it is in
     while True:
         number = pipe.recv()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
         before = _status("VmRSS")
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         problems = call(number)
@@ -78,6 +78,6 @@ def _serve(call: Callable[[int], list[str]], pipe: Connection) -> None:
 
 
 def _status(name: str) -> int:
-    """A figure of this process, KiB."""
+    """A memory figure of this process, KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

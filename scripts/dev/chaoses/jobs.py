@@ -1,4 +1,4 @@
-"""Real training processes to be hurt, forked from this one: it has imported everything, so that a trial takes seconds.
+"""Real training processes for fault injection, forked from this one, which has imported all: a trial takes seconds.
 
 `Job` is one run of ``train.py``, with as many ranks as asked for, as torchrun would start them.
 """
@@ -27,7 +27,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def nothing() -> None:
-    """The preparation of a process that is not tampered with."""
+    """The preparation of a process without an injected fault."""
 
 
 class Job:
@@ -136,14 +136,14 @@ def children(pid: int) -> list[int]:
 
 
 def write_down_keys(folder: Path) -> None:
-    """In a job: let each rank write down which samples each micro-batch of each step had."""
+    """In a job: let each rank record which samples each micro-batch of each step had."""
     folder.mkdir(exist_ok=True)
     original = Task.on_train_batch_start
 
     def watch(task: Task, batch: dict, batch_index: int) -> None:
         part = batch_index % task.trainer.accumulate_grad_batches
         with (folder / f"rank{task.global_rank}.txt").open("a") as file:
-            file.write("\n" + json.dumps([task.step, part, batch["key"]]))  # first the end of one that a kill cut off
+            file.write("\n" + json.dumps([task.step, part, batch["key"]]))  # ends a line that a kill cut off
         original(task, batch, batch_index)
 
     Task.on_train_batch_start = watch
@@ -159,13 +159,13 @@ def keys(folder: Path) -> dict[tuple[int, int, int], set[tuple[str, ...]]]:
 
 
 def last_step(folder: Path) -> int:
-    """The last step that rank zero began, by what it wrote down; -1 before the first."""
+    """The last step that rank zero began, by its records; -1 before the first."""
     rows = _noted(folder / "rank0.txt")
     return rows[-1][0] if rows else -1
 
 
 def _noted(file: Path) -> list[tuple[int, int, list[str]]]:
-    """The rows of one rank; one that is being written, or was cut off, is none: its micro-batch is done again."""
+    """The records of one rank, without one that is incomplete: its micro-batch is repeated."""
     rows = []
     for line in file.read_text().splitlines() if file.exists() else ():
         with suppress(ValueError):

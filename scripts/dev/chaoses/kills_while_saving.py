@@ -27,7 +27,7 @@ LONGEST_SECONDS = 0.25
 
 
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
-    """Each trial kills one writer and lets the next begin where it stood."""
+    """Each trial kills one writer and lets the next one resume from what it saved."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as elsewhere:
         other = os.stat(elsewhere).st_dev != folder.stat().st_dev

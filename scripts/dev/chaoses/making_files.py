@@ -17,7 +17,7 @@ TABLE = 'image,caption,n\na.png,a red heart,1\nb.png,"two, words",2\n'
 
 
 def _made(folder: Path, words: list[str]) -> list[str]:
-    """Run make_shards; its own line is raised as the error it is."""
+    """Run make_shards; its error line is raised as an exception."""
     quiet = io.StringIO()
     try:
         with redirect_stdout(quiet), redirect_stderr(quiet):

@@ -28,7 +28,7 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
         kind, experiment = kinds[outcome.tried % len(kinds)], rng.choice(EXPERIMENTS)
         key, value = rng.choice(leaves[experiment])
         word = MISTAKES[kind](key, value, rng)
-        if word is None:  # this key has no such mistake
+        if word is None:  # this kind of mistake does not apply to this key
             continue
         counts[kind] += 1
         outcome.note(f"{kind} {word!r} of {experiment}", _problems(experiment, key, word))

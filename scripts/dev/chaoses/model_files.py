@@ -30,7 +30,7 @@ def _run() -> Path:
 
 
 def _copied(folder: Path, name: str, content: bytes) -> Path:
-    """The untrained run with one file spoilt; hashes of weights are made right again."""
+    """The untrained run with one corrupted file; hashes of weights are updated to match."""
     run = folder / "run"
     for path in _run().rglob("*"):
         if path.is_file():
@@ -84,7 +84,7 @@ def _checkpoint() -> Path:
 
 
 def _read_checkpoint(name: str, folder: Path, content: bytes, how: spoil.Mutation) -> list[str]:
-    """Under hashes that are right, as an attacker would write them; a manifest is taken as it is."""
+    """Read a checkpoint whose hashes match, as an attacker would write it; a corrupted manifest is left as it is."""
     target = folder / _checkpoint().name
     target.mkdir()
     for path in _checkpoint().iterdir():

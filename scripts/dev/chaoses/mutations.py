@@ -1,4 +1,4 @@
-"""Files spoilt on purpose: bytes changed anywhere, and structures taken apart, changed and put together again.
+"""Mutations for fuzzing: bytes changed anywhere, and structures parsed, changed and written again.
 
 Every mutation is (content, rng) -> content. Those of BYTES know no format; the others keep a format's own sums right,
 so that what is wrong gets past the first check. Our own, and not a fuzzing library's: each trial has to be drawn again
@@ -15,7 +15,7 @@ from typing import Any
 
 BLOCK = 512
 LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF)
-# What a careless reader would run, follow, or choke on.
+# Values that a careless reader would execute, follow as a path, or fail on.
 WORDS = (
     "pipe:touch CANARY", "file:///dev/zero", "/dev/zero", "../../../etc/passwd", "~nosuchuser/x", "${oc.env:HOME}",
     "!!python/object/apply:os.system ['touch CANARY']", "os.system", "builtins.exec", "local-dir:CANARY", "\x1b[2J",
@@ -80,7 +80,7 @@ def repeat(content: bytes, rng: random.Random) -> bytes:
 
 
 def nothing(content: bytes, rng: random.Random) -> bytes:
-    """No file, or a file of zeros."""
+    """An empty file, or a file of zeros."""
     return bytes(rng.choice((0, 1, 100, 10_240)))
 
 

@@ -31,7 +31,7 @@ def in_gradients(task: DiffusionTask, loss: torch.Tensor) -> torch.Tensor:
 
 
 def in_weights(task: DiffusionTask, loss: torch.Tensor) -> torch.Tensor:
-    """A weight, as a fault of the memory: nothing can be saved any more."""
+    """A weight, as after a memory fault: nothing can be saved any more."""
     with torch.no_grad():
         next(task.trained.parameters()).view(-1)[0] = float("nan")
     return loss

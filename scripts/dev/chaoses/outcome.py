@@ -1,4 +1,4 @@
-"""What a goal of chaos.py came to."""
+"""The outcome of one goal of chaos.py."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -23,7 +23,7 @@ NUM_EPOCHS = 2
 
 
 def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
-    """Share out the same data set in another way in each trial, by the objects that training uses."""
+    """Distribute the same data set in another way in each trial, by the objects that training uses."""
     outcome = Outcome()
     paths, keys = _write(folder, rng)
     for number in range(runs):
@@ -31,7 +31,7 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
         expected = [key for place in chosen for key in keys[place]]
         options = {"seed": number, "shuffle_block": rng.choice([None, rng.randint(1, 50)])}
         batch_size = 840 if rng.random() < 0.2 else 8 * rng.randint(1, 3) * rng.choice([1, 3, 5, 7])
-        # from one way of sharing out to another, in the middle of an epoch
+        # from one distribution to another, in the middle of an epoch
         cut = rng.randint(0, NUM_EPOCHS * len(expected) // batch_size)
         steps = -(-NUM_EPOCHS * len(expected) // batch_size) + 1
         found, problems, ways = [], [], []

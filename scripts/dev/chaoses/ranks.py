@@ -12,7 +12,7 @@ from chaoses.toy_runs import MAX_STEPS, ToyRuns
 GOAL = "2 -> 1 -> 2 ranks: the same samples in each step, losses within 1e-6"
 RUNS = 10
 CLOSE = 1e-6
-# No dropout, and none of Adam's first steps, which are signs of the gradient and blow up the last bit.
+# No dropout, and none of Adam's first steps, which are the gradient's sign and amplify a difference in the last bit.
 PLAIN = ("network.dropout=0.0", "optimizer.eps=0.1", "callback.metrics.every_steps=1")
 
 

@@ -40,7 +40,7 @@ def data_of(train: str, **fields: Field) -> ShardData:
 
 
 def mispaired(data: ShardData) -> list[str]:
-    """Pictures that stand with the caption of another one; a picture that was changed itself shows no number."""
+    """Pictures that are paired with another one's caption; a picture that was itself changed shows no number."""
     captions = {bad.caption_of(number): number for number in NUMBERS}
     wrong = []
     for batch in data.statistics_loader():
@@ -54,11 +54,11 @@ def mispaired(data: ShardData) -> list[str]:
 def _read_shard(folder: Path, content: bytes, how: spoil.Mutation) -> list[str]:
     (folder / "train-0.tar").write_bytes(content)
     wrong = mispaired(data_of(f"{folder}/train-0.tar", caption=Caption()))
-    return wrong if how in spoil.IN_PLACE else []  # a member moved, or renamed with its sum, is another's in truth
+    return wrong if how in spoil.IN_PLACE else []  # a moved or renamed member really is another sample's
 
 
 def _read_member(name: str, field: Field, folder: Path, content: bytes, how: spoil.Mutation) -> list[str]:
-    """The member of one sample is spoilt; the other sample has to be as it was."""
+    """The member of one sample is corrupted; the other sample has to be unchanged."""
     good, spoilt = samples()[:2]
     rest = {key: value for key, value in spoilt.items() if name not in ("jpg", "png", "webp") or key[:2] == "__"}
     write_shard(folder / "train-0.tar", [{**good, name: MEMBERS[name][0](random.Random(0))}, {**rest, name: content}])
@@ -123,7 +123,7 @@ def _read_picture(folder: Path, content: bytes, how: spoil.Mutation) -> list[str
 
 
 def _read_index(folder: Path, content: bytes, how: spoil.Mutation) -> list[str]:
-    """The kept index of a shard is spoilt: it must be made anew, or be the right one."""
+    """The cached index of a shard is corrupted: it must be rebuilt, or still be correct."""
     path = folder / "train-0.tar"
     path.write_bytes(shard_bytes())
     ShardSet.open([path])

@@ -127,7 +127,7 @@ def _long(arguments: list[str]) -> list[str]:
 
 
 class Queue:
-    """A SLURM that writes down what is asked of it."""
+    """A fake SLURM that records the commands it is given."""
 
     def __init__(self, folder: Path):
         folder.mkdir()
@@ -159,7 +159,7 @@ def _stopped(said: str, seconds: float, number: signal.Signals, run: Path, queue
 
 
 def _goes_on(toys: ToyRuns, name: str, ranks: int) -> list[str]:
-    """The same command, a little longer, against a run that is not stopped."""
+    """Resume with the same command, for a few more steps, and compare with a run that was not stopped."""
     run = toys.folder / name
     last = whole_step(run) + MORE_STEPS
     job = Job(toys.arguments("diffusion", name, f"max_steps={last}"), toys.folder / f"{name}-again.txt", ranks)

@@ -69,7 +69,7 @@ def _trial(
 
 
 def _hurt(fault: str, job: Job, disk: Path, rng: random.Random) -> list[str]:
-    """Do it, let the job end, and say what was silent about it."""
+    """Inject a fault, let the job end, and return what was not reported."""
     time.sleep(rng.uniform(0, 0.2))
     if fault == "full disk" and disk.is_mount():
         remount(disk, f"size={_used_kib(disk) + rng.randrange(4, 40)}k")
@@ -87,7 +87,7 @@ def _hurt(fault: str, job: Job, disk: Path, rng: random.Random) -> list[str]:
 
 
 def _damage(run: Path, rng: random.Random) -> list[str]:
-    """Spoil the newest checkpoint if there is one before it; the next start must name it."""
+    """Corrupt the newest checkpoint if there is one before it; the next start must name it."""
     found = sorted((run / "checkpoints").glob("step_*.ckpt"))
     if len(found) < 2 or whole_step(run) != int(found[-1].name[5:13]):
         return []

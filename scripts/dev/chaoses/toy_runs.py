@@ -1,4 +1,4 @@
-"""The runs that are hurt: each kind of training as a toy, and what it gives when nothing happens to it."""
+"""The runs for fault injection: each kind of training as a toy, and its result without a fault."""
 
 from functools import cache
 from pathlib import Path
@@ -48,7 +48,7 @@ class ToyRuns:
         return self._parents[kind]
 
     def _whole(self, kind: str, ranks: int = 1, *more: str) -> tuple[Path, dict]:
-        """(its folder, its keys) of a run that nothing happens to."""
+        """(folder, keys) of a run without a fault."""
         name = "-".join(["whole", kind, str(ranks), *(word.replace("=", "_").replace("/", "_") for word in more)])
         noted = self.folder / f"{name}-keys"
         arguments = self.arguments(kind, name, *more)
