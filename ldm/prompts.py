@@ -32,7 +32,11 @@ def read_conditions(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
 def read_prompts(path: str) -> list[str]:
     """The lines of a file that are not blank. Raises ValueError naming it if it is no text, endless or without any."""
     place = Path(path).expanduser()
-    if place.exists() and not place.is_file():
+    if not place.exists():
+        raise FileNotFoundError(
+            f"prompts={path}: no such file; it has a prompt on each line, prompt=TEXT is one prompt"
+        )
+    if not place.is_file():
         raise UserError(f"prompts={path}: not a file")
     with place.open("rb") as file:
         content = file.read(MAX_PROMPT_BYTES + 1)

@@ -277,6 +277,7 @@ def test_an_experiment_of_a_plugin_is_found_and_what_does_not_need_it_does_not_n
         ),
         ("conf/network/a.yaml", "_target_: own_parts.nowhere.Net", r"there is no module own_parts\.nowhere"),
         ("conf/network/a.yaml", "_target_: own_parts.network.Nothing", r"names nothing that may be built"),
+        ("conf/network/a.yaml", "_target_: own_parts.network.TwoLayers\nwidht: 8", r"network\.widht: no such key"),
     ],
 )
 def test_what_is_wrong_in_a_package_is_a_line(elsewhere, file, text, said):

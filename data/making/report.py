@@ -50,7 +50,9 @@ def _lines(manifest: dict[str, Any], settings: Settings) -> Iterator[str]:
         yield f"left out, {kind}: {', '.join(names[:NUM_NAMED])}{more}"
     for note in manifest["notes"]:
         yield f"note: {note}"
-    yield "train with: " + " ".join(map(quoted, _train_words(manifest, settings)))
+    words = " ".join(map(quoted, _train_words(manifest, settings)))
+    yield f"train with: {words}"
+    yield "beside an experiment=, and task.keep_latents=false for a diffusion model, or data.horizontal_flip_prob=0"
     num_classes, fields = len(manifest["class_names"]), manifest["fields"]
     if num_classes and "json: label" in fields:
         words = f"'conditioner=[label]' conditioner.label.num_classes={num_classes}"

@@ -135,7 +135,7 @@ def _forget_unchosen(tree: dict[str, Any], parsed: list[Override], config_name: 
         if isinstance(choices[group], list) and isinstance(chosen, list):
             unchosen = node.keys() - {key for option in chosen for key in keys_of(group, option)}
         elif isinstance(chosen, str) and "_target_" in node and "experiment" in set_here:
-            known = taken_by(node["_target_"], group)
+            known = {*taken_by(node["_target_"], group), *keys_of(group, chosen)}  # the file's own mistakes are told
             unchosen = {key for key in node if key not in known and not key.startswith("_")}
         else:
             continue

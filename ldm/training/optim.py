@@ -31,7 +31,9 @@ def cosine(
 ) -> LRSchedule:
     """Half a cosine from 1 at the end of the warm-up (see `constant`) to `final_factor` at `max_steps`, then that."""
     if max_steps <= warmup_steps:
-        raise UserError(f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}")
+        raise UserError(
+            f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}; a short trial sets lr.warmup_steps=0"
+        )
     warmup = _warmup(warmup_steps, start_factor)
 
     def factor(step: int) -> float:
