@@ -31,9 +31,7 @@ def cosine(
 ) -> LRSchedule:
     """Half a cosine from 1 at the end of the warm-up (see `constant`) to `final_factor` at `max_steps`, then that."""
     if max_steps <= warmup_steps:
-        raise UserError(
-            f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}; a short trial sets lr.warmup_steps=0"
-        )
+        raise UserError(f"lr: max_steps={max_steps} must exceed lr.warmup_steps={warmup_steps}; a trial sets that to 0")
     warmup = _warmup(warmup_steps, start_factor)
 
     def factor(step: int) -> float:
