@@ -39,11 +39,15 @@ class OpenFile:
     def __init__(self, path: Path, facts: Facts):
         self.path = path
         self._file = opened(path)
-        self.descriptor = self._file.fileno()
-        status = os.fstat(self.descriptor)
+        status = os.fstat(self._file.fileno())
         self._state = status.st_size, status.st_mtime_ns
         if local_facts(status) != facts:
             raise ShardError(f"{path}{CHANGED}")
+
+    @property
+    def descriptor(self) -> int:
+        """What it is read by. Raises ValueError once it is closed, when the number may be another file's."""
+        return self._file.fileno()
 
     def check(self) -> None:
         """Raises ShardError if the file was modified since. A new file under the same name is not looked at."""

@@ -18,7 +18,7 @@ from ldm.data.errors import BadSample, ShardError
 from ldm.data.index import ShardIndex, split_name
 from ldm.data.index_cache import Entry, entries, open_index
 from ldm.data.local_copies import LocalCopies
-from ldm.data.objects import CHANGED, Location, Span, Url
+from ldm.data.objects import CHANGED, Facts, Location, Span, Url
 from ldm.data.open_files import OpenFile, OpenFiles, room
 from ldm.data.storage import read_spans, read_whole
 from ldm.data.tar_headers import BLOCK, Extent, header_name
@@ -173,25 +173,30 @@ class MemberReader:
         """
         found: list[Any] = [_choose(shard, sample, wanted, first_of) for shard, sample in places]
         usable = [place for place, extents in enumerate(found) if not isinstance(extents, BadSample)]
-        files = {shard.path: self._file(shard) for shard in {places[p][0].path: places[p][0] for p in usable}.values()}
-        fetched = iter(_fetch([(*places[p], found[p]) for p in usable if files[places[p][0].path] is None]))
+        local = {place: self._local(places[place][0]) for place in usable}
+        fetched = iter(_fetch([(*places[place], found[place]) for place in usable if local[place] is None]))
+        touched = {}
         for place in usable:
-            file = files[places[place][0].path]
-            found[place] = next(fetched) if file is None else _read_members(file, found[place])
-        for file in files.values():
-            if file is not None:
-                file.check()  # after the reads
+            if local[place] is None:
+                found[place] = next(fetched)
+                continue
+            path, facts = local[place]
+            try:  # one after the other: of many, those that were opened first are closed by then
+                touched[path] = file = self._files.open(path, facts)
+                found[place] = _read_members(file, found[place])
+            except FileNotFoundError:
+                if not isinstance(places[place][0].path, Url):
+                    raise
+                [found[place]] = _fetch([(*places[place], found[place])])  # its copy was deleted a moment ago
+        for file in touched.values():
+            file.check()  # after the reads
         return found
 
-    def _file(self, shard: ShardIndex) -> OpenFile | None:
-        """The open file of a local shard, or of a remote one's copy; None for a shard that is read remotely."""
-        if not isinstance(shard.path, Url):
-            return self._files.open(shard.path, shard.facts)
-        copy = self._copies.find(shard.path, shard.facts) if self._copies else None
-        try:
-            return self._files.open(*copy) if copy else None
-        except FileNotFoundError:  # deleted a moment ago
-            return None
+    def _local(self, shard: ShardIndex) -> tuple[Path, Facts] | None:
+        """The file that holds a shard, and its facts: itself or a copy; None for one that is read where it lies."""
+        if isinstance(shard.path, Url):
+            return self._copies.find(shard.path, shard.facts) if self._copies else None
+        return shard.path, shard.facts
 
 
 def _read_members(file: OpenFile, extents: dict[str, Extent]) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """Paths, index, reading and plan: every byte accounted for, every sample once, every fault named."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from ldm.data import shards as shards_module
 from ldm.data.errors import ShardError
 from ldm.data.index import read_index
+from ldm.data.open_files import OpenFile
 from ldm.data.paths import expand
 from ldm.data.plan import BatchPlan, Plan, permute
 from ldm.data.shards import MemberReader, ShardSet
+from ldm.data.storage import facts
 from ldm.data.streams import MemberStream
 from ldm.data.writing import write_manifest, write_shard
 
@@ -155,6 +159,22 @@ def test_a_shard_changed_in_use_is_an_error(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes() + bytes(512))
     with pytest.raises(ShardError, match="changed while it was in use"):
         all_members(shards)
+
+
+def test_more_shards_than_may_be_open_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that made room for others is not read any more: its number may be that of another by then."""
+    monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", 2)
+    shards = ShardSet.open([make_shard(tmp_path / f"a-{i:05d}.tar", [f"k{i}"]) for i in range(7)])
+    places = [shards.locate(index) for index in (*range(7), *range(7))]
+    found = MemberReader().read_all(places)
+    assert [members["txt"] for members in found] == [f"text k{i}".encode() for i in (*range(7), *range(7))]
+
+
+def test_a_closed_file_is_not_read_by(shard: Path) -> None:
+    file = OpenFile(shard, facts(shard))
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        os.pread(file.descriptor, 1, 0)
 
 
 def test_writing_is_reproducible_and_indices_run_through_the_shards(tmp_path: Path) -> None:

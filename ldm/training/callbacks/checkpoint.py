@@ -223,7 +223,10 @@ class Restore(pl.Callback):
 
     def _branch(self, trainer: pl.Trainer, task: Task, branch: Path) -> None:
         with together():
-            if trainer.is_global_zero:
+            if not task.sharded:
+                state = resume.load(branch)
+            elif trainer.is_global_zero:
                 resume.check(branch)
-        state = resume.load_checked(branch, lazy=task.sharded)
+        if task.sharded:
+            state = resume.load_checked(branch, lazy=True)
         task.branch_from(state, str(branch), self.keep_optimizer)
