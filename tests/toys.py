@@ -47,7 +47,6 @@ TINY_RUN = [
     "data.validation_samples=4",
     "data.num_workers=0",
     "trainer.accelerator=cpu",
-    "trainer.devices=1",
     "trainer.precision=32-true",
     "lr=constant",
 ]
@@ -110,6 +109,8 @@ def shrunk(words: Sequence[str], chosen: Sequence[str] = ()) -> list[str]:
         words += [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     if (tree["task"] or {}).get("single_factor"):  # the toy first stage whitens each channel
         words.append("task.single_factor=false")
+    if (tree["trainer"] or {}).get("devices", 1) != 1:
+        words.append("trainer.devices=1")
     if tree["crop_size"]:
         words += ["image_size=64", "crop_size=32"]
     if tree["autoencoder"]:  # as many levels as it has
