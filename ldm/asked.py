@@ -36,7 +36,7 @@ def check_there(tree: Mapping[str, Any]) -> None:
         value = tree.get(key) or []
         for path in value if isinstance(value, list) else [value]:
             if not Path(path).expanduser().exists():
-                raise UserError(f"{key}={path}: no such run")
+                raise UserError(f"{key}={path}: no weights found, there is no such run")
 
 
 def there(model: str | Path) -> Path:
