@@ -193,7 +193,7 @@ def run_all(commands: list[list[str]], refused: bool, lines: str) -> None:
 def test_a_mistake_is_told_before_torch_is_imported():
     more = [
         ["train.py"],
-        ["train.py", "experiment=quickstart/diffusion", "first_stage=nowhere"],
+        ["train.py", "experiment=quickstart/diffusion", "first_stage=nowhere", "runs_dir=nowhere"],
         ["sample.py", "model=nowhere"],
     ]
     run_all([*more, *([path, *words] for path, words in REFUSED.items())], refused=True, lines="== 1")
