@@ -21,11 +21,8 @@ from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.first_stage.first_stage import reconstruct
 from ldm.images import grid, save_image
-from ldm.metrics.features import FeatureBank, Features
-from ldm.metrics.frechet import frechet_distance, moments
-from ldm.metrics.inception_score import inception_score
-from ldm.metrics.kid import kernel_distance
-from ldm.metrics.reconstruction import reconstruction_errors
+from ldm.metrics.features import Features
+from ldm.metrics.reconstruction_quality import Reconstructions, reconstruction_quality
 from ldm.networks.lpips import pretrained_lpips
 from ldm.training.distributed import process_group
 
@@ -48,30 +45,25 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     backbone = instantiate(tree["metric"], Parts(tree), "metric").to(device)
     alex, vgg = (pretrained_lpips(net).to(device) for net in ("alex", "vgg"))
     with process_group(device) as (rank, world_size), torch.no_grad():
-        bank = FeatureBank().to(device)
+        collected = Reconstructions(backbone, alex, {"psim": vgg})
         with Progress(disable=rank != 0) as progress:
             bar = progress.add_task(f"reconstructing with {found.run.name}", total=count)
             for batch in data.validation_loader(rank, world_size, tree["batch_size"], count):
                 image = batch["image"].to(device)
                 output = reconstruct(autoencoder, regularizer, image)
                 _check_finite(output, batch["key"], found.run)
-                errors = reconstruction_errors(output, image, alex) | {"psim": vgg(output, image)}
-                values = torch.stack(list(errors.values()), 1).double()
-                bank.update(
-                    torch.cat([values, backbone(image).double(), backbone(output).double()], 1),
-                    batch["index"].to(device),
-                )
+                collected.update(image, output, batch["index"].to(device))
                 progress.advance(bar, world_size * len(image))
-        every, indices = (tensor.cpu() for tensor in bank.compute())
+        every = collected.compute()
         if rank:
             return [], folder
-    values, real, fake = every.split([len(errors), backbone.dim, backbone.dim], 1)
+    quality = reconstruction_quality(every, backbone.cpu(), tree["seed"])
     rows = [
-        {"metric": name, "value": column.mean().item(), "std": column.std().item()}
-        for name, column in zip(errors, values.T, strict=True)
-    ] + _sets(real, fake, backbone, tree["seed"])
-    _write(folder, rows, tree, found, data, backbone, len(values), world_size)
-    order = indices[values[:, list(errors).index("psim")].argsort(descending=True)].tolist()
+        {"metric": name, "value": one.value, **({} if one.std is None else {"std": one.std})}
+        for name, one in quality.items()
+    ]
+    _write(folder, rows, tree, found, data, backbone, len(every.numbers), world_size)
+    order = every.numbers[every.errors["psim"].argsort(descending=True)].tolist()
     middle = max(len(order) // 2 - SHOWN // 2, 0)
     _draw(folder, [order[:SHOWN], order[middle : middle + SHOWN]], data, autoencoder, regularizer, device)
     return rows, folder
@@ -100,18 +92,6 @@ def _check_finite(output: Tensor, keys: list[str], run: Path) -> None:
     finite = output.isfinite().flatten(1).all(1).tolist()
     for key in [key for key, whole in zip(keys, finite, strict=True) if not whole]:
         raise UserError(f"model={run}: its reconstruction of {printable(key)} is not finite; look at its weights")
-
-
-def _sets(real: Tensor, fake: Tensor, backbone: Features, seed: int) -> list[Row]:
-    """Distances of the two sets of features, and the Inception score of the second."""
-    backbone = backbone.cpu()
-    kid, kid_std = kernel_distance(real, fake, torch.Generator().manual_seed(seed))
-    score, spread = inception_score(backbone.classify(fake.float()), num_splits=10 if len(fake) >= 5000 else 1)
-    return [
-        {"metric": f"r{backbone.frechet}/{backbone.name}", "value": frechet_distance(moments(real), moments(fake))},
-        {"metric": f"rkid/{backbone.name}", "value": kid, "std": kid_std},
-        {"metric": f"is/{backbone.name}", "value": score, "std": spread},
-    ]
 
 
 def _write(
