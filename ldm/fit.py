@@ -22,10 +22,11 @@ from ldm.data.workers import failures_named
 from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.device import computes_bf16, keep_memory
 from ldm.errors import UserError
+from ldm.expert_company import company_of
 from ldm.files import read_json
 from ldm.fine_tuning import begun_from_published
 from ldm.holding import Hold, check_launch, held
-from ldm.lineage import begun_from, note_plugins, root
+from ldm.lineage import begun_from, note_plugins, root, samples_before
 from ldm.places import relative
 from ldm.ranks import check_ranks, is_rank_zero, warn_of_shared_store, way_out
 from ldm.redaction import redacted
@@ -96,7 +97,9 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     make = instantiate({**tree["trainer"], "_partial_": True}, {}, "trainer")
     check_trainer(tree["trainer"], make)
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
-    own = {"run_name": run.name, "run_id": run.lineage["wandb_id"], "root_run": root(run.lineage)}
+    own: dict[str, Any] = {"run_name": run.name, "run_id": run.lineage["wandb_id"], "root_run": root(run.lineage)}
+    own |= {"samples_before": samples_before(run.lineage)}
+    own |= {"company": lambda manifest: company_of(run.name, run.folder, run.lineage, parts, manifest)}
     parts = Parts(tree, folder=run.folder, **own)
     task, data = parts["task"], parts["data"]
     data.setup()
@@ -232,11 +235,10 @@ def _conclude(run: Run, trainer: pl.Trainer, task: Task, parts: Parts, hold: Hol
     fingerprint = data.fingerprint
     weights.amend(run.folder / "weights", {**metadata, "data_fingerprint": fingerprint})
     samples = task.step * data.batch_size
-    before = (run.lineage.get("parent") or {}).get("samples_seen_total", 0)
     run.record(
         finished_step=task.step,
         samples_seen=samples,
-        samples_seen_total=before + samples,
+        samples_seen_total=samples_before(run.lineage) + samples,
         device_hours=task.clock()["device_hours"],
         data_fingerprint=fingerprint,
         first_stage=run.lineage.get("first_stage"),

@@ -71,15 +71,19 @@ def parent_of(checkpoint: Path, folder: Path) -> dict[str, Any]:
     samples_seen = read_json(checkpoint / "state.json").get("samples_seen")
     if type(samples_seen) is not int:
         raise UserError(f"{checkpoint / 'state.json'}: does not say how many samples were seen (samples_seen)")
-    before = (grand.get("parent") or {}).get("samples_seen_total", 0)
     return {
         "run": run_folder.absolute().name,
         "root": root(grand) or run_folder.absolute().name,
         "wandb_id": grand.get("wandb_id"),
         "checkpoint": relative(checkpoint, folder),
         "sha256": sha256(checkpoint / "manifest.json"),
-        "samples_seen_total": before + samples_seen,
+        "samples_seen_total": samples_before(grand) + samples_seen,
     }
+
+
+def samples_before(lineage: dict[str, Any]) -> int:
+    """The samples that the parents of a lineage had seen, all together, when it was branched from them."""
+    return (lineage.get("parent") or {}).get("samples_seen_total", 0)
 
 
 def root(lineage: dict[str, Any]) -> str | None:

@@ -53,6 +53,7 @@ LAYERS = {
     "ldm.model": 4,
     "ldm.ensemble_model": 4,
     "ldm.ensemble": 4,
+    "ldm.expert_company": 4,
     "ldm.loading": 4,
     "ldm.places": 4,
     "ldm.launching": 4,

@@ -21,7 +21,7 @@ from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.first_stage.first_stage import reconstruct
 from ldm.images import grid, save_image
-from ldm.metrics.features import Features
+from ldm.metrics.features import FeatureBank, Features
 from ldm.metrics.reconstruction_quality import Reconstructions, reconstruction_quality
 from ldm.networks.lpips import pretrained_lpips
 from ldm.training.distributed import process_group
@@ -45,28 +45,29 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     backbone = instantiate(tree["metric"], Parts(tree), "metric").to(device)
     alex, vgg = (pretrained_lpips(net).to(device) for net in ("alex", "vgg"))
     with process_group(device) as (rank, world_size), torch.no_grad():
-        collected = Reconstructions(backbone, alex, {"psim": vgg})
+        looking, bank = Reconstructions(backbone, {alex.name: alex, "psim": vgg}), FeatureBank().to(device)
         with Progress(disable=rank != 0) as progress:
             bar = progress.add_task(f"reconstructing with {found.run.name}", total=count)
             for batch in data.validation_loader(rank, world_size, tree["batch_size"], count):
                 image = batch["image"].to(device)
                 output = reconstruct(autoencoder, regularizer, image)
                 _check_finite(output, batch["key"], found.run)
-                collected.update(image, output, batch["index"].to(device))
+                bank.update(looking.look_at(image, output), batch["index"].to(device))
                 progress.advance(bar, world_size * len(image))
-        every = collected.compute()
+        rows, numbers = bank.compute()
         if rank:
             return [], folder
+    every = looking.found(rows)
     quality = reconstruction_quality(every, backbone.cpu(), tree["seed"])
-    rows = [
+    table = [
         {"metric": name, "value": one.value, **({} if one.std is None else {"std": one.std})}
         for name, one in quality.items()
     ]
-    _write(folder, rows, tree, found, data, backbone, len(every.numbers), world_size)
-    order = every.numbers[every.errors["psim"].argsort(descending=True)].tolist()
+    _write(folder, table, tree, found, data, backbone, len(numbers), world_size)
+    order = numbers.cpu()[every.errors["psim"].argsort(descending=True)].tolist()
     middle = max(len(order) // 2 - SHOWN // 2, 0)
     _draw(folder, [order[:SHOWN], order[middle : middle + SHOWN]], data, autoencoder, regularizer, device)
-    return rows, folder
+    return table, folder
 
 
 def validation_of(parts: Parts, tree: dict[str, Any], path: Path) -> tuple[ShardData, int]:

@@ -29,13 +29,16 @@ def l1(image: Tensor, target: Tensor) -> Tensor:
     return (image.float() - target.float()).abs().flatten(1).mean(1)
 
 
+ERRORS = ("psnr", "ssim", "l1")
+
+
+def errors_of(image: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """`ERRORS` [B] of reconstructions `image` in [-1, 1] of `target` [B, C, H, W] in [-1, 1]."""
+    return dict(zip(ERRORS, (error(image, target) for error in (psnr, ssim, l1)), strict=True))
+
+
 @torch.no_grad()
 def reconstruction_errors(image: Tensor, target: Tensor, lpips: LPIPS) -> dict[str, Tensor]:
     """All errors [B] of reconstructions `image` (clamped to [-1, 1]) of `target` [B, 3, H, W] in [-1, 1]."""
     image = image.float().clamp(-1, 1)
-    return {
-        "psnr": psnr(image, target),
-        "ssim": ssim(image, target),
-        "l1": l1(image, target),
-        lpips.name: lpips(image, target.float()),
-    }
+    return {**errors_of(image, target), lpips.name: lpips(image, target.float())}

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.metrics.features import FeatureBank, Features
+from ldm.metrics.features import Features
 from ldm.metrics.frechet import frechet_distance, moments
 from ldm.metrics.inception_score import inception_score
 from ldm.metrics.kid import kernel_distance
-from ldm.metrics.reconstruction import reconstruction_errors
+from ldm.metrics.reconstruction import ERRORS, errors_of
 from ldm.networks.lpips import LPIPS
 
 
@@ -25,39 +25,41 @@ class Value(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Of all images, by their numbers [N]: errors name -> [N], features [N, D] of images and of reconstructions."""
+    """Of images: errors by name [N], features [N, D] of the images and of their reconstructions; on the CPU."""
 
     errors: dict[str, Tensor]
     real: Tensor
     fake: Tensor
-    numbers: Tensor
 
 
 class Reconstructions:
-    """Collects images and their reconstructions, as `backbone`, `lpips` and `more` distances by name see them."""
+    """Looks at images and their reconstructions with `backbone` and distances by name, all on one device."""
 
-    def __init__(self, backbone: Features, lpips: LPIPS, more: Mapping[str, LPIPS] | None = None):
+    def __init__(self, backbone: Features, distances: Mapping[str, LPIPS]):
         self.backbone = backbone
-        self.lpips = lpips
-        self.more = dict(more or {})
-        self._names: list[str] = []
-        self._bank = FeatureBank()
+        self.distances = dict(distances)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the errors of each image."""
+        return (*ERRORS, *self.distances)
 
     @torch.no_grad()
-    def update(self, image: Tensor, output: Tensor, numbers: Tensor) -> None:
-        """Add images [B, 3, H, W] in [-1, 1], their reconstructions, and their numbers [B], all on one device."""
-        errors = reconstruction_errors(output, image, self.lpips)
-        errors |= {name: distance(output, image) for name, distance in self.more.items()}
-        self._names = list(errors)
-        each = torch.stack(list(errors.values()), 1)  # [B, errors]
-        rows = [part.double() for part in (each, self.backbone(image), self.backbone(output))]
-        self._bank.to(image.device).update(torch.cat(rows, 1), numbers)
+    def look_at(self, image: Tensor, output: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] and their reconstructions -> rows [B, errors + 2 D] in float64."""
+        output = output.float().clamp(-1, 1)
+        errors = [*errors_of(output, image).values(), *(far(output, image) for far in self.distances.values())]
+        each = (torch.stack(errors, 1), self.backbone(image), self.backbone(output))
+        return torch.cat([part.double() for part in each], 1)
 
-    def compute(self) -> Found:
-        """What all ranks, which ask for it together, have collected, on the CPU."""
-        rows, numbers = (tensor.cpu() for tensor in self._bank.compute())
-        errors, real, fake = rows.split([len(self._names), self.backbone.dim, self.backbone.dim], 1)
-        return Found(dict(zip(self._names, errors.T, strict=True)), real, fake, numbers)
+    def none(self) -> Tensor:
+        """The rows of no images [0, errors + 2 D]."""
+        return torch.empty(0, len(self.names) + 2 * self.backbone.dim, dtype=torch.float64)
+
+    def found(self, rows: Tensor) -> Found:
+        """The rows of all images [N, errors + 2 D] taken apart."""
+        errors, real, fake = rows.cpu().split([len(self.names), self.backbone.dim, self.backbone.dim], 1)
+        return Found(dict(zip(self.names, errors.T, strict=True)), real, fake)
 
 
 def reconstruction_quality(found: Found, backbone: Features, seed: int) -> dict[str, Value]:

@@ -14,7 +14,9 @@ from ldm.first_stage.statistics import LatentStatistics
 from ldm.images import grid
 from ldm.networks.layers import tuned
 from ldm.training.distributed import gather, mean_over_ranks
+from ldm.training.judged import Asked, Judged
 from ldm.training.optim import LRSchedule
+from ldm.training.reconstruction_quality import ReconstructionQuality
 from ldm.training.task import Batch, Task
 
 
@@ -87,6 +89,10 @@ class AutoencoderTask(Task):
         """Images and, below them, their reconstructions."""
         image = batch["image"]
         return {"reconstructions": grid(torch.cat([image, self.reconstruct(image)]), columns=len(image))}
+
+    def judged(self, asked: Asked) -> Judged:
+        """Reconstructions of held-out images."""
+        return ReconstructionQuality(asked, self.reconstruct)
 
     def curves(self) -> dict[str, Curve]:
         """None: a first stage knows no noise levels."""

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class WandB(Logger):
         self._settings = settings
         self._told_step, self._told_names = told
         self._run: Any = None
+        self._axes: dict[str, str] = {}
         self.config: dict[str, Any] = {}  # what the client's run shows as its configuration
 
     name: str = "wandb"
@@ -129,6 +131,19 @@ class WandB(Logger):
     @rank_zero_only
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
         """The run's config.yaml holds them."""
+
+    @rank_zero_only
+    def drawn_over(self, axis: str, names: Iterable[str]) -> None:
+        """Let the curves of these names be drawn over what is logged as `axis`, unless they are already."""
+        for name in names:
+            if self._axes.get(name) != axis:
+                self._axes[name] = axis
+                self.experiment.define_metric(name, step_metric=axis)
+
+    @rank_zero_only
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Let the run's summary show `values` beside what was logged last."""
+        self.experiment.summary.update(values)
 
     def forget(self) -> None:
         """Discard what was logged before: it is of another run, which is about to be deleted."""
@@ -209,13 +224,13 @@ def wandb(
     return WandB(settings, (last, frozenset(name for step, name, _ in rows if step == last)))
 
 
-def log_picture(loggers: list[Logger], name: str, path: Path, step: int) -> None:
-    """Show a PNG file under `name` in W&B, where there is one."""
+def log_picture(loggers: list[Logger], name: str, path: Path, step: int, caption: str | None = None) -> None:
+    """Show a PNG file under `name` in W&B, where there is one, with what is to be said of it."""
     for logger in loggers:
         if isinstance(logger, WandB):
             import wandb as client
 
-            logger.log_metrics({name: client.Image(str(path))}, step)
+            logger.log_metrics({name: client.Image(str(path), caption=caption)}, step)
 
 
 def log_histogram(loggers: list[Logger], name: str, values: Tensor, step: int, num_bins: int = 64) -> None:

@@ -34,9 +34,10 @@ class Panels(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         if not (trainer.is_global_zero or task.sharded):
             return
-        panels = {}
+        panels, captions = {}, None
         if data.num_validation:
             batch = next(iter(data.validation_loader(0, 1, self.num_images)))
+            captions = " | ".join(batch.get("caption", [])) or None
             with task.averaged():
                 panels = task.panels(trainer.strategy.batch_to_device(batch))
         found = task.curves()
@@ -48,7 +49,7 @@ class Panels(pl.Callback):
         pictures = {name: save_image(self._path(task, name), p.nan_to_num(0.0)) for name, p in panels.items()}
         curves = {name: save_curve(self._path(task, name), curve) for name, curve in found.items()}
         for name, path in {**pictures, **curves}.items():
-            log_picture(trainer.loggers, f"panels/{name}", path, task.step)
+            log_picture(trainer.loggers, f"panels/{name}", path, task.step, captions if name in pictures else None)
 
     def _path(self, task: Task, name: str) -> Path:
         return self.folder / "samples" / f"step_{task.step:08d}_{name}.png"

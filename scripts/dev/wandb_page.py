@@ -1,0 +1,76 @@
+"""A run's W&B page as one PNG, out of the log that the client wrote offline: what docs/images shows of it.
+
+python scripts/dev/wandb_page.py runs/quickstart-diffusion docs/images/wandb.png
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ldm.training.offline_log import OfflineLog, read_offline
+
+COLUMNS, INCHES, DPI = 3, (3.4, 2.3), 80
+QUALITY = ("kid/", "fd/", "fid/", "rfd/", "rfid/", "precision/", "recall/", "is/", "alignment_score/", "clip_score/",
+           "psnr", "ssim", "lpips")  # fmt: skip
+LOSSES = ("train/loss", "validation/loss")
+
+
+def page(log: OfflineLog, out: Path) -> None:
+    """The curves of quality over what the log says they are drawn over, losses, the trade-off, and the last panel."""
+    names = [name for name in log.names if name.startswith(tuple(f"quality/{name}" for name in QUALITY))]
+    drawn = [*names, *(name for name in LOSSES if name in log.names)]
+    tables = [name for name in log.charts if log.media(f"{name}_table")]
+    panels = [(name, *files[-1]) for name in ("panels/samples", "panels/reconstructions") if (files := log.media(name))]
+    count = len(drawn) + len(tables)
+    rows = -(-count // COLUMNS)
+    figure = Figure((COLUMNS * INCHES[0], (rows + bool(panels)) * INCHES[1]), DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{log.name}   (group {log.group}, id {log.run_id})", fontsize=9)
+    grid = figure.add_gridspec(rows + bool(panels), COLUMNS)
+    for place in range(count):
+        axes = figure.add_subplot(grid[divmod(place, COLUMNS)])
+        axes.tick_params(labelsize=6)
+        if place < len(drawn):
+            _curve(axes, log, drawn[place])
+        else:
+            _chart(axes, log, tables[place - len(drawn)])
+    for name, step, path in panels[:1]:
+        axes = figure.add_subplot(grid[rows, :])
+        axes.imshow(Image.open(path))
+        axes.set_axis_off()
+        axes.set_title(f"{name}, step {step}", fontsize=7)
+    figure.savefig(out, metadata={"Software": None})
+
+
+def _curve(axes, log: OfflineLog, name: str) -> None:
+    over = log.axes.get(name, "trainer/global_step")
+    axes.plot(*log.curve(name, over), marker="o" if name.startswith("quality/") else "", markersize=3, linewidth=1)
+    parent = name.replace("quality/", "quality/parent/", 1)
+    if parent in log.names:
+        axes.plot(*log.curve(parent, over), "--", linewidth=1, label="parent")
+        axes.legend(fontsize=6)
+    axes.set_title(name, fontsize=7)
+    axes.set_xlabel(over, fontsize=6)
+
+
+def _chart(axes, log: OfflineLog, name: str) -> None:
+    fields = log.charts[name]["panel_config"]["fieldSettings"]
+    columns, rows = log.table(f"{name}_table")
+    x, y, stroke = (columns.index(fields[key]) for key in ("x", "y", "stroke"))
+    for value in dict.fromkeys(row[stroke] for row in rows):
+        own = [row for row in rows if row[stroke] == value]
+        axes.plot([row[x] for row in own], [row[y] for row in own], marker="o", markersize=3, linewidth=1,
+                  label=f"{columns[stroke]} {value}")  # fmt: skip
+    axes.legend(fontsize=6)
+    axes.set_title(name, fontsize=7)
+    axes.set_xlabel(columns[x], fontsize=6)
+    axes.set_ylabel(columns[y], fontsize=6)
+
+
+if __name__ == "__main__":
+    page(read_offline(Path(sys.argv[1])), Path(sys.argv[2]))
