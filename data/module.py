@@ -351,14 +351,20 @@ class ShardData(pl.LightningDataModule):
         return next(iter(self._pass(self._validation_samples, chosen, len(chosen), 1, self._validation_skips)))
 
     def statistics_loader(
-        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, num_samples: int | None = None
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int | None = None,
+        num_samples: int | None = None,
+        cached: bool = False,
     ) -> Batches:
         """Each training sample once over all ranks, unaugmented, in a fixed random order (of which the first
-        `num_samples` are a fair sample).
+        `num_samples` are a fair sample). `cached`: beside the images with what a cache has of them.
         """
         count = self.num_train if num_samples is None else min(num_samples, self.num_train)
         indices = permute(np.arange(count), self.num_train, "statistics")[rank::world_size]
-        return self._pass(self._train_samples, indices, batch_size, world_size, self._train_skips)
+        samples = self._with_cache(self._train_samples, images=True) if cached else self._train_samples
+        return self._pass(samples, indices, batch_size, world_size, self._train_skips)
 
     def _pass(
         self,

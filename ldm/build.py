@@ -21,6 +21,7 @@ from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.loss import Loss, squared
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
+from ldm.metrics.networks import MetricNetworks
 from ldm.networks.bounded import check_described
 from ldm.sampling import Sampling
 
@@ -208,6 +209,16 @@ def _loss(parts: Parts) -> Loss:
     return instantiate(parts.tree.get("loss"), parts, "loss") or squared
 
 
+def _metric_networks(parts: Parts) -> MetricNetworks:
+    """The metric and the alignment of a tree, to be made when they are needed; the packaged ones where it has none."""
+
+    def maker(group: str) -> Callable[[], Any] | None:
+        node = parts.tree.get(group)
+        return None if node is None else lambda: instantiate(node, parts, group)
+
+    return MetricNetworks(maker("metric"), maker("alignment"))
+
+
 def _classifier(parts: Parts) -> NoisyClassifier:
     return NoisyClassifier(parts["network"], parts["schedule"])
 
@@ -249,6 +260,7 @@ FACTS = {
     "encode_image": Fact(lambda parts: lambda image: parts["first_stage"].encode(image)),
     "classifier": Fact(_classifier, _is_classifier),
     "loss": Fact(_loss),
+    "metric_networks": Fact(_metric_networks),
     "latent_size": Fact(_latent_size, _describes_latents),
     "in_channels": Fact(_latent_width, _describes_latents),
     "out_channels": Fact(_latent_width, _describes_latents),

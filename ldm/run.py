@@ -44,6 +44,8 @@ FREE = (
     "trainer.strategy",
     "logger",
     "callback",
+    "metric",
+    "alignment",
     "max_steps",
     "overwrite",
     "runs_dir",

@@ -44,6 +44,7 @@ LAYERS = {
     "ldm.editing": 2,
     "ldm.generate": 2,
     "ldm.training": 3,
+    "ldm.measuring": 3,
     "ldm.config": 4,
     "ldm.asked": 4,
     "ldm.build": 4,

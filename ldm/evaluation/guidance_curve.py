@@ -7,15 +7,15 @@ backbone's name.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.data.module import ShardData
 from ldm.drawer import Drawer
-from ldm.evaluation.reference import Reference, conditions, in_order
+from ldm.evaluation.reference import Reference
+from ldm.measuring import Ranks, make, row_of
+from ldm.measuring import alignment_key as alignment_key  # where it was
 from ldm.metrics.features import Features
-from ldm.metrics.quality import sample_quality
 from ldm.sampling import Sampling
-from ldm.training.distributed import together
 
 Point = dict[str, float]
 
@@ -40,25 +40,9 @@ def measure(
     Sample n has noise n whatever the model, the batch and the rank it is made on; of several ranks, which call this
     together, only 0 has the metrics.
     """
-    rows, places, captioned = [], [], False
-    with together():
-        for batch, numbers in conditions(data, num_samples, batch_size, rank, world_size):
-            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            images = model.generate(sampling, batch, numbers.to(device), seed)
-            columns, captioned = [backbone(images)], "caption" in batch
-            if captioned:
-                columns.append(alignment(images, batch["caption"]).to(columns[0])[:, None])
-            rows.append(torch.cat(columns, 1).cpu())
-            places.append(numbers)
-            advance(len(numbers))
-    every = in_order(torch.cat(rows), torch.cat(places))
-    if rank:
-        return {}
-    generator = torch.Generator().manual_seed(seed)
-    table = sample_quality(against.features, every[:, : backbone.dim], backbone, generator)
-    return {**table, alignment_key(alignment): every[:, -1].mean().item()} if captioned else table
-
-
-def alignment_key(alignment: nn.Module) -> str:
-    """Column of the alignment, with its backbone's name."""
-    return f"{alignment.metric}/{alignment.name}"
+    ranks = Ranks(device, rank, world_size, advance)
+    made = make(
+        lambda batch, numbers: model.generate(sampling, batch, numbers, seed),
+        data, num_samples, batch_size, backbone, alignment, ranks,
+    )  # fmt: skip
+    return {} if rank else row_of(made, against.features, backbone, alignment, seed)

@@ -9,6 +9,8 @@ from ldm.metrics.inception_score import inception_score
 from ldm.metrics.kid import kernel_distance
 from ldm.metrics.precision_recall import precision_recall
 
+METRICS = ("kid", "kid_std", "precision", "recall", "is")  # beside the Frechet distance, whose name is the backbone's
+
 
 def sample_quality(real: Tensor, fake: Tensor, backbone: Features, generator: torch.Generator) -> dict[str, float]:
     """FD (or FID), KID, precision, recall and Inception score of features real [M, D] and fake [N, D] of `backbone`.

@@ -25,7 +25,9 @@ from ldm.images import grid
 from ldm.networks.layers import tuned
 from ldm.sampling import Sampling
 from ldm.training.distributed import all_reduce_sum
+from ldm.training.judged import Asked, Judged
 from ldm.training.optim import LRSchedule
+from ldm.training.sample_quality import SampleQuality
 from ldm.training.task import Batch, Task
 
 NUM_VALIDATION_LEVELS = 4
@@ -109,6 +111,7 @@ class DiffusionTask(Task):
         self.sampling = sampling if conditioner.parts else sampling.with_scale(1.0)  # nothing there to guide by
         check_guidance(self.sampling.guidance, conditioner)
         self.batch_size = data.batch_size
+        self.window_size = data.framing.window
         self.keep_latents = keep_latents
         self.compile_network = compile
         self._kept: Tensor | None = None  # moments [N, ...] of the training images, by index
@@ -194,6 +197,18 @@ class DiffusionTask(Task):
         except NotFinite as error:
             made = error.images
         return {"samples": grid(torch.cat([image, made]), columns=len(image))}
+
+    def draw(self, sampling: Sampling, batch: Batch, numbers: Tensor, seed: int) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] of the training's size, for a batch and what `numbers` [B] address."""
+        return generate(
+            self.denoiser, self.conditioner, self.first_stage, sampling, batch, numbers, seed, self.window_size
+        )
+
+    def judged(self, asked: Asked) -> Judged:
+        """Samples, against the training images."""
+        return SampleQuality(
+            asked, self.draw, self.sampling, lambda sampling: check_guidance(sampling.guidance, self.conditioner)
+        )
 
     def curves(self) -> dict[str, Curve]:
         """Over ln(sigma): the learned log-variance, and how often the resampler draws what the noise draws once."""

@@ -24,6 +24,7 @@ from ldm.errors import UserError
 from ldm.networks.lora import with_adapters
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
+from ldm.training.judged import Asked, Judged
 from ldm.training.optim import LRSchedule, load_state
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
@@ -76,6 +77,9 @@ class Task(pl.LightningModule):
         self.latest: dict[str, float] = {}  # what was last written to the log
         self.validated: dict[str, float] = {}  # held-out means at `validated_step`
         self.validated_step = -1
+        self.measured: dict[str, float] = {}  # what callback.quality logged at `measured_step`
+        self.measured_step = -1
+        self.measuring_seconds = 0.0  # what that took, along all resumes
 
     # What a subclass gives
 
@@ -111,6 +115,12 @@ class Task(pl.LightningModule):
     @abstractmethod
     def conclude(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """What a finished run adds to the metadata of its weights, from one pass over the training data."""
+
+    # What a subclass may give
+
+    def judged(self, asked: Asked) -> Judged | None:
+        """What callback.quality measures of this run, and by what is `asked`; None for nothing."""
+        return None
 
     # What Lightning asks
 
@@ -228,9 +238,12 @@ class Task(pl.LightningModule):
     # State
 
     def clock(self) -> dict[str, float]:
-        """Wall seconds spent training and their product with the number of devices, along all resumes."""
+        """Wall seconds spent training, their product with the number of devices, and those of them spent on measuring
+        quality, along all resumes.
+        """
         seconds = self.seconds_before + time.monotonic() - self.started
-        return {"seconds": seconds, "device_hours": seconds * self.trainer.world_size / 3600}
+        hours = seconds * self.trainer.world_size / 3600
+        return {"seconds": seconds, "device_hours": hours, "measuring_seconds": self.measuring_seconds}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

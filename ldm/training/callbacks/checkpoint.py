@@ -215,6 +215,7 @@ class Restore(pl.Callback):
         state = resume.load_checked(found, lazy=task.sharded)
         task.load_resume_state(state, str(found))
         task.seconds_before = state["counters"]["seconds"]
+        task.measuring_seconds = state["counters"].get("measuring_seconds", 0.0)
         for callback in members(trainer):
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])

@@ -31,7 +31,8 @@ PLACES = (
 class Watchdog(pl.Callback):
     """End the process if no micro-batch has begun or ended for `timeout_seconds`, naming what each rank does.
 
-    Validation, panels and saving between two micro-batches count too: the timeout has to exceed them.
+    Validation, panels and saving between two micro-batches count too: the timeout has to exceed them. What works in
+    small parts says `alive` after each.
     """
 
     def __init__(self, folder: Path, timeout_seconds: float = 1800.0):
@@ -58,6 +59,10 @@ class Watchdog(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         self._step, self._moved = task.step, time.monotonic()
+
+    def alive(self) -> None:
+        """This rank has done something between two micro-batches."""
+        self._moved = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, task: Task) -> None:
         self._stop()

@@ -1,0 +1,179 @@
+"""Images made by any number of ranks in step, and the metrics of them: what evaluate.py and callback.quality share.
+
+Sample n has condition n and noise n whatever the batch and the rank it is made on, so a row does not depend on them.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.data.module import ShardData
+from ldm.metrics.features import Features
+from ldm.metrics.quality import sample_quality
+from ldm.training.distributed import collect, max_over_ranks, together
+
+Batch = dict[str, Any]
+Row = dict[str, float]
+# Images [B, 3, H, W] in [-1, 1] for a batch and the int64 numbers [B] of what is drawn; those that are not finite: NaN.
+Draw = Callable[[Batch, Tensor], Tensor]
+GOES_ON, STOPS = 1, 2
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that measure together; `advance(count)` is told of each batch, `stopped()` ends it."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    advance: Callable[[int], None] = field(default=lambda count: None)
+    stopped: Callable[[], bool] = field(default=lambda: False)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is known of a set of images, on rank 0 of all ranks' in the order of their numbers, elsewhere of its own."""
+
+    features: Tensor  # [N, D] of the finite ones
+    alignments: Tensor | None  # [N] of the same, where there are captions
+    broken: list[int]  # numbers of those that are not finite
+    seconds: float  # of drawing, on this rank
+
+
+def make(
+    draw: Draw,
+    data: ShardData,
+    num_samples: int,
+    batch_size: int,
+    backbone: Features,
+    alignment: nn.Module | None,
+    ranks: Ranks,
+    cached: bool = False,
+) -> Made | None:
+    """Draw for the first `num_samples` conditions of `data` and look at what comes; None if it was stopped.
+
+    All ranks call this together, make their share batch by batch in step, and end together if one of them fails.
+    `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
+    """
+    rows, places, broken, seconds = [], [], [], 0.0
+    batches = conditions(data, num_samples, batch_size, ranks.rank, ranks.world_size, cached)
+    for item, own in in_rounds(batches, ranks):
+        if item is None:
+            return None
+        batch, numbers = item
+        with together():
+            batch = _on(ranks.device, batch)
+            began = time.monotonic()
+            images = draw(batch, numbers.to(ranks.device)).float()
+            finite = images.isfinite().flatten(1).all(1).cpu()
+            seconds += time.monotonic() - began
+            found = _looked_at(images, batch, backbone, alignment)
+        if own:
+            rows.append(found[finite])
+            places.append(numbers[finite])
+            broken += numbers[~finite].tolist()
+            ranks.advance(len(numbers))
+    every = in_order(torch.cat(rows), torch.cat(places))
+    lost = sorted(number for own in collect(broken) for number in own)
+    alignments = every[:, -1] if every.shape[1] > backbone.dim else None
+    return Made(every[:, : backbone.dim], alignments, lost, seconds)
+
+
+def _on(device: torch.device, batch: Batch) -> Batch:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _looked_at(images: Tensor, batch: Batch, backbone: Features, alignment: nn.Module | None) -> Tensor:
+    """Features, and the alignment as a last column where there are captions: [B, D] or [B, D + 1], on the CPU."""
+    with torch.autocast(images.device.type, enabled=False):
+        columns = [backbone(images)]
+        if alignment is not None and "caption" in batch:
+            columns.append(alignment(images, batch["caption"]).to(columns[0])[:, None])
+    return torch.cat(columns, 1).cpu()
+
+
+def in_rounds(items: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:
+    """(item, whether it is one of this rank's own), equally many on each rank: one that has none left repeats its last.
+
+    So the ranks are never apart by more than one batch: one that is gone is noticed, and no collective waits for long.
+    The last is (None, False) if any rank is stopped. An error of reading is raised on all ranks.
+    """
+    source, last = iter(items), None
+    while True:
+        with together():
+            item = next(source, None)
+        state = max_over_ranks(STOPS if ranks.stopped() else GOES_ON * (item is not None), ranks.device)
+        if state == STOPS:
+            yield None, False
+        if state != GOES_ON:
+            return
+        last = last if item is None else item
+        yield last, item is not None
+
+
+def row_of(made: Made, real: Tensor, backbone: Features, alignment: nn.Module | None, seed: int) -> Row:
+    """The metrics, ``METRIC/BACKBONE``, of images against features real [M, D], on rank 0 of those that made them."""
+    generator = torch.Generator().manual_seed(seed)
+    row = sample_quality(real, made.features, backbone, generator)
+    if alignment is not None and made.alignments is not None:
+        row[alignment_key(alignment)] = made.alignments.mean().item()
+    return row
+
+
+def alignment_key(alignment: nn.Module) -> str:
+    """Column of the alignment, with its backbone's name."""
+    return f"{alignment.metric}/{alignment.name}"
+
+
+def look_at(
+    data: ShardData, num_images: int | None, batch_size: int, backbone: Features, ranks: Ranks
+) -> Tensor | None:
+    """Features [M, D] of the first `num_images` training images (None: all) in a fixed random order, whole on rank 0.
+
+    None if it was stopped. All ranks call this together.
+    """
+    features = []
+    loader = data.statistics_loader(ranks.rank, ranks.world_size, batch_size, num_images)
+    for batch, own in in_rounds(loader, ranks):
+        if batch is None:
+            return None
+        with together(), torch.autocast(ranks.device.type, enabled=False):
+            found = backbone(batch["image"].to(ranks.device)).cpu() if own else None
+        if own:
+            features.append(found)
+            ranks.advance(len(found))
+    rows = torch.cat([torch.empty(0, backbone.dim), *features])
+    return in_order(rows, torch.arange(len(rows)) * ranks.world_size + ranks.rank)
+
+
+def conditions(
+    data: ShardData, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1, cached: bool = False
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Whole batches of training samples in that order, repeated from the start if there are fewer than `num_samples`.
+
+    With the numbers, int64 [B], of what is to be sampled for them: of 0 to `num_samples` each `world_size`-th from
+    `rank` on. A generator samples for what its model reads of them, whatever that is. `cached`: with what data.cache
+    has of them, where it is read.
+    """
+    numbers, begun = torch.arange(num_samples)[rank::world_size], 0
+    while len(numbers):
+        first = (rank - begun) % world_size  # of this rank in this round of the order
+        last = min(data.num_train, first + (len(numbers) - 1) * world_size + 1)
+        if first < last:
+            for batch in data.statistics_loader(first, world_size, batch_size, last, cached=cached):
+                yield batch, numbers[: len(batch["key"])]
+                numbers = numbers[len(batch["key"]) :]
+        begun += data.num_train
+
+
+def in_order(rows: Tensor, numbers: Tensor) -> Tensor:
+    """The rows [N, ...] of all ranks, on the CPU, in the order of their `numbers` [N], on rank 0; elsewhere its own."""
+    found = collect((rows, numbers))
+    if not found:
+        return rows
+    every, order = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return every[order.argsort()]

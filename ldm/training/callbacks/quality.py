@@ -1,0 +1,175 @@
+"""How good what a run makes is while it trains: metrics of the averaged weights every few steps, on all ranks."""
+
+import logging
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from ldm.data.module import ShardData
+from ldm.errors import UserError
+from ldm.measuring import Ranks, Row
+from ldm.metrics.networks import MetricNetworks
+from ldm.training.callbacks.group import members
+from ldm.training.callbacks.signals import StopOnSignal
+from ldm.training.callbacks.watchdog import Watchdog
+from ldm.training.distributed import broadcast, max_over_ranks
+from ldm.training.judged import FEWEST, Asked, Judged
+from ldm.training.task import Task
+
+log = logging.getLogger(__name__)
+
+
+class Quality(pl.Callback):
+    """Every `every_steps` steps (null: never) log ``quality/METRIC/BACKBONE`` of what the task makes (`Task.judged`).
+
+    `num_samples` images, from the same conditions and noise each time, are compared with `num_reference` training
+    images (null: all); a rank makes `batch_size` at once. `scales` are those of guidance, null being the run's own.
+    Where all measurements together would take more than `max_share` of the run's time, points are skipped: after each
+    it is settled which one is the next. One that a signal stops is made when the run goes on. `keep_networks` lets the
+    metrics' networks wait in the CPU's memory between two points; else they are loaded anew. The training goes on bit
+    for bit as if nothing had been measured.
+    """
+
+    def __init__(
+        self,
+        data: ShardData,
+        seed: int,
+        metric_networks: MetricNetworks,
+        every_steps: int | None = 5000,
+        num_samples: int = 256,
+        num_reference: int | None = 2048,
+        batch_size: int = 32,
+        scales: list[float] | None = None,
+        max_share: float = 0.1,
+        keep_networks: bool = True,
+    ):
+        given = {"every_steps": (every_steps, 1), "batch_size": (batch_size, 1)}
+        given |= {"num_samples": (num_samples, FEWEST), "num_reference": (num_reference, FEWEST)}
+        for name, (value, fewest) in given.items():
+            if value is not None and value < fewest:
+                why = ": precision asks for the third neighbour" if fewest == FEWEST else ""
+                raise UserError(f"callback.quality.{name}={value}: must be at least {fewest}{why}")
+        if not 0 < max_share <= 1:
+            raise UserError(f"callback.quality.max_share={max_share}: a share of the time, above 0 and at most 1")
+        if scales is not None and (not scales or len(set(scales)) < len(scales)):
+            raise UserError(
+                f"callback.quality.scales={scales}: one or more different scales, or null for the run's own"
+            )
+        self.every_steps = every_steps
+        self.max_share = max_share
+        self.asked = Asked(
+            data, metric_networks, seed, num_samples, num_reference, batch_size,
+            None if scales is None else tuple(scales), keep_networks,
+        )  # fmt: skip
+        self.skip_until = 0  # points of earlier steps are skipped
+        self.pending_step = -1  # of a point that a signal stopped, and that is made when the run goes on
+        self._judged: Judged | None = None
+        self._prepared = False
+
+    def check(self, task: Task) -> None:
+        """Raises UserError for what cannot be measured though it was asked for; says what is left out."""
+        if self.every_steps is None or self.every_steps > task.max_steps:
+            return
+        self._judged = task.judged(self.asked)
+        lacks = None if self._judged is None else self._judged.lacks()
+        if lacks:
+            log.warning("callback.quality measures nothing: %s", lacks)
+            self._judged = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the metrics that are logged, without those of time; networks are loaded for it."""
+        return () if self._judged is None else tuple(f"quality/{name}" for name in self._judged.names)
+
+    def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
+        if self._judged is None:
+            return
+        if trainer.world_size > self.asked.num_samples:
+            raise UserError(
+                f"callback.quality.num_samples={self.asked.num_samples}: at least one for each of the "
+                f"{trainer.world_size} ranks"
+            )
+        if task.step == self.pending_step:
+            self.measure(trainer, task)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
+        if self._judged is None or not task.stepped or task.step % self.every_steps:
+            return
+        if task.step >= self.skip_until:
+            self.measure(trainer, task)
+        elif trainer.is_global_zero:
+            print(
+                f"step {task.step}: quality is not measured, it would take more than callback.quality.max_share="
+                f"{self.max_share:g} of the time; the next point is step {self.skip_until}",
+                flush=True,
+            )
+
+    def measure(self, trainer: pl.Trainer, task: Task) -> None:
+        """Measure the averaged weights as they are now, and log it; a signal on any rank ends it without a row."""
+        began = time.monotonic()
+        ranks = _ranks(trainer, task)
+        with isolate_rng(), task.averaged():
+            self._prepared = self._prepared or self._judged.prepare(ranks)
+            prepared = time.monotonic()
+            row = self._judged.measure(ranks) if self._prepared else None
+        if row is None:
+            self._stop(trainer, task)
+            return
+        now = time.monotonic()
+        task.measuring_seconds += now - began
+        self.pending_step = -1
+        self.skip_until = broadcast(self._next(task, now - prepared))
+        if trainer.is_global_zero:
+            self._log(trainer, task, row, now - began)
+
+    def _stop(self, trainer: pl.Trainer, task: Task) -> None:
+        """End the run at this step, whose point is made when it goes on."""
+        self.pending_step = task.step
+        for callback in members(trainer):
+            if isinstance(callback, StopOnSignal):
+                callback.received = max_over_ranks(callback.received, task.device)
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            print(f"step {task.step}: its quality is measured when the run goes on, it was asked to stop", flush=True)
+
+    def _next(self, task: Task, cost: float) -> int:
+        """The step before which no point is due, given the seconds that one takes; 0 if none has to be skipped."""
+        total, spent = task.clock()["seconds"], task.measuring_seconds
+        between = self.every_steps * max(total - spent, 1e-9) / max(task.step, 1)  # seconds from point to point
+        points = math.ceil(((spent + cost) / self.max_share - cost - total) / between)
+        return task.step + points * self.every_steps if points > 1 else 0
+
+    def _log(self, trainer: pl.Trainer, task: Task, row: Row, seconds: float) -> None:
+        clock = task.clock()
+        times = {"seconds": seconds, "share": task.measuring_seconds / max(clock["seconds"], 1e-9)}
+        places = {
+            "samples_seen": task.step * trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # Lightning sets it
+            "device_hours": clock["device_hours"],
+        }
+        values = {f"quality/{name}": value for name, value in {**row, **times, **places}.items()}
+        task.measured, task.measured_step = values, task.step
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=task.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skip_until": self.skip_until, "pending_step": self.pending_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skip_until, self.pending_step = state_dict["skip_until"], state_dict["pending_step"]
+
+
+def _ranks(trainer: pl.Trainer, task: Task) -> Ranks:
+    """This rank, which tells the watchdog of each batch, and stops where a signal asks the run to."""
+    dogs = [callback for callback in members(trainer) if isinstance(callback, Watchdog)]
+    stops = [callback for callback in members(trainer) if isinstance(callback, StopOnSignal)]
+
+    def advance(count: int) -> None:
+        for dog in dogs:
+            dog.alive()
+
+    return Ranks(
+        task.device, trainer.global_rank, trainer.world_size, advance, lambda: any(own.received for own in stops)
+    )
