@@ -25,6 +25,7 @@ from ldm.images import grid
 from ldm.networks.layers import tuned
 from ldm.sampling import Sampling
 from ldm.training.distributed import all_reduce_sum
+from ldm.training.expert_quality import ExpertQuality
 from ldm.training.judged import Asked, Judged
 from ldm.training.optim import LRSchedule
 from ldm.training.sample_quality import SampleQuality
@@ -205,7 +206,9 @@ class DiffusionTask(Task):
         )
 
     def judged(self, asked: Asked) -> Judged:
-        """Samples, against the training images."""
+        """Samples, against the training images; of an expert those that it draws in company."""
+        if asked.company is not None:
+            return ExpertQuality(asked, asked.company, self.sampling)
         return SampleQuality(
             asked, self.draw, self.sampling, lambda sampling: check_guidance(sampling.guidance, self.conditioner)
         )

@@ -1,13 +1,42 @@
 """What callback.quality measures of a run: each task says it of itself (`Task.judged`)."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ldm.data.module import ShardData
-from ldm.measuring import Ranks, Row
+from ldm.measuring import Batch, Ranks, Row
 from ldm.metrics.networks import MetricNetworks
+from ldm.sampling import Sampling
 
 FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
+
+
+class Company(ABC):
+    """Others that draw outside the intervals of the expert in training, and without it everywhere."""
+
+    @abstractmethod
+    def lacks(self) -> str | None:
+        """Why they cannot draw, in a line; None if they can. Raises UserError for those chosen by name that cannot."""
+
+    @abstractmethod
+    def on(self, device: torch.device) -> AbstractContextManager[None]:
+        """They are on `device` within the block, and in the CPU's memory after it."""
+
+    @abstractmethod
+    def check(self, sampling: Sampling) -> None:
+        """Raises UserError for guidance that one of them cannot be sampled with."""
+
+    @abstractmethod
+    def draw(self, sampling: Sampling, batch: Batch, numbers: Tensor, seed: int) -> Tensor:
+        """Images [B, 3, H, W] by the expert inside its intervals and by the others outside, as a task draws them."""
+
+    @abstractmethod
+    def draw_without(self, sampling: Sampling, batch: Batch, numbers: Tensor, seed: int) -> Tensor:
+        """The same by the others alone: what the expert began from."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +51,7 @@ class Asked:
     batch_size: int  # of one rank
     scales: tuple[float, ...] | None  # of guidance; None is the run's own
     keep_networks: bool
+    company: Company | None = None  # of an expert
 
 
 class Judged(ABC):

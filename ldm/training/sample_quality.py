@@ -68,6 +68,10 @@ class SampleQuality(Judged):
             self._real = look_at(asked.data, asked.num_reference, asked.batch_size, backbone, ranks)
         return self._real is not None
 
+    def compare_as(self, other: "SampleQuality") -> None:
+        """Compare with the images that `other` has looked at."""
+        self._real = other._real
+
     def measure(self, ranks: Ranks) -> Row | None:
         asked, row, seconds = self.asked, {"nan_images": 0.0}, 0.0
         with asked.networks.on(ranks.device, self.captioned, asked.keep_networks) as (backbone, alignment):

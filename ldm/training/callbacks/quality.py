@@ -3,6 +3,8 @@
 import logging
 import math
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +18,8 @@ from ldm.training.callbacks.group import members
 from ldm.training.callbacks.signals import StopOnSignal
 from ldm.training.callbacks.watchdog import Watchdog
 from ldm.training.distributed import broadcast, max_over_ranks
-from ldm.training.judged import FEWEST, Asked, Judged
+from ldm.training.judged import FEWEST, Asked, Company, Judged
+from ldm.training.quality_page import log_quality
 from ldm.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -29,7 +32,8 @@ class Quality(pl.Callback):
     images (null: all); a rank makes `batch_size` at once. `scales` are those of guidance, null being the run's own.
     Where all measurements together would take more than `max_share` of the run's time, points are skipped: after each
     it is settled which one is the next. One that a signal stops is made when the run goes on. `keep_networks` lets the
-    metrics' networks wait in the CPU's memory between two points; else they are loaded anew. The training goes on bit
+    metrics' networks wait in the CPU's memory between two points; else they are loaded anew. `ensemble` is the manifest
+    of others that an expert draws with, in the place of its parents. The training goes on bit
     for bit as if nothing had been measured.
     """
 
@@ -38,6 +42,8 @@ class Quality(pl.Callback):
         data: ShardData,
         seed: int,
         metric_networks: MetricNetworks,
+        company: Callable[[str | None], Company | None],
+        samples_before: int,
         every_steps: int | None = 5000,
         num_samples: int = 256,
         num_reference: int | None = 2048,
@@ -45,6 +51,7 @@ class Quality(pl.Callback):
         scales: list[float] | None = None,
         max_share: float = 0.1,
         keep_networks: bool = True,
+        ensemble: str | None = None,
     ):
         given = {"every_steps": (every_steps, 1), "batch_size": (batch_size, 1)}
         given |= {"num_samples": (num_samples, FEWEST), "num_reference": (num_reference, FEWEST)}
@@ -64,6 +71,8 @@ class Quality(pl.Callback):
             data, metric_networks, seed, num_samples, num_reference, batch_size,
             None if scales is None else tuple(scales), keep_networks,
         )  # fmt: skip
+        self.company, self.ensemble = company, ensemble
+        self.samples_before = samples_before
         self.skip_until = 0  # points of earlier steps are skipped
         self.pending_step = -1  # of a point that a signal stopped, and that is made when the run goes on
         self._judged: Judged | None = None
@@ -73,7 +82,7 @@ class Quality(pl.Callback):
         """Raises UserError for what cannot be measured though it was asked for; says what is left out."""
         if self.every_steps is None or self.every_steps > task.max_steps:
             return
-        self._judged = task.judged(self.asked)
+        self._judged = task.judged(replace(self.asked, company=self.company(self.ensemble)))
         lacks = None if self._judged is None else self._judged.lacks()
         if lacks:
             log.warning("callback.quality measures nothing: %s", lacks)
@@ -146,13 +155,12 @@ class Quality(pl.Callback):
         clock = task.clock()
         times = {"seconds": seconds, "share": task.measuring_seconds / max(clock["seconds"], 1e-9)}
         places = {
-            "samples_seen": task.step * trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # Lightning sets it
+            "samples_seen": self.samples_before + task.step * trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # Lightning sets it
             "device_hours": clock["device_hours"],
         }
         values = {f"quality/{name}": value for name, value in {**row, **times, **places}.items()}
         task.measured, task.measured_step = values, task.step
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=task.step)
+        log_quality(trainer.loggers, values, task.step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skip_until": self.skip_until, "pending_step": self.pending_step}
