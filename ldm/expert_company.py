@@ -1,6 +1,6 @@
 """Who draws with an expert while it trains, outside its intervals: its parents, or the members of a manifest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -56,14 +56,14 @@ class ExpertCompany(Company):
         path, own = self.parts.tree.get("first_stage"), self.parts["first_stage"]
         if self.manifest:
             found = load_ensemble(Path(self.manifest).expanduser(), path)
-            models, shares = found.members, list(found.interval_sets)
+            models, shares = found.members, found.interval_sets
         else:
             models, shares = self._parents(path)
         for model in models:
             own.spec.check(model.first_stage.spec)
         return Ensemble(models[0].name, [replace(model, first_stage=own) for model in models], shares)
 
-    def _parents(self, first_stage: str | None) -> tuple[list[Model], list[list[Interval]]]:
+    def _parents(self, first_stage: str | None) -> tuple[list[Model], Sequence[Sequence[Interval]]]:
         """The nearest of the lineage that were trained for each noise, with the weights that were branched from."""
         models, shares = [], []
         left, lineage, folder = WHOLE, self.lineage, self.folder
@@ -130,8 +130,9 @@ def _drawn(model: Ensemble, sampling: Sampling, batch: dict[str, Any], numbers: 
     return model.generate(replace(sampling, schedule=schedule), batch, numbers, seed)
 
 
-def _without(intervals: list[Interval], holes: list[Interval]) -> list[Interval]:
+def _without(intervals: Sequence[Interval], holes: Sequence[Interval]) -> list[Interval]:
     """What `intervals` leave when all `holes` are taken out."""
+    left = list(intervals)
     for hole in holes:
-        intervals = subtract(intervals, hole)
-    return intervals
+        left = subtract(left, hole)
+    return left

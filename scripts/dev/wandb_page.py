@@ -1,10 +1,19 @@
 """A run's W&B page as one PNG, out of the log that the client wrote offline: what docs/images shows of it.
 
-python scripts/dev/wandb_page.py runs/quickstart-diffusion docs/images/wandb.png
+    python scripts/dev/wandb_page.py runs/quickstart-diffusion docs/images/wandb.png
+    python scripts/dev/wandb_page.py runs/quickstart-autoencoder page.png
+
+The first word is the folder of a run with logger.mode=offline, its wandb/ within; the second the picture to write.
+It shows
+- the curves of quality, over what the log says that they are drawn over, and with them those of an expert's parents,
+- the losses,
+- quality against alignment, out of the tables that were logged,
+- the last panel of pictures.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -12,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ldm.config import guarded
 from ldm.training.offline_log import OfflineLog, read_offline
 
 COLUMNS, INCHES, DPI = 3, (3.4, 2.3), 80
@@ -47,18 +57,18 @@ def page(log: OfflineLog, out: Path) -> None:
     figure.savefig(out, metadata={"Software": None})
 
 
-def _curve(axes, log: OfflineLog, name: str) -> None:
+def _curve(axes: Any, log: OfflineLog, name: str) -> None:
     over = log.axes.get(name, "trainer/global_step")
     axes.plot(*log.curve(name, over), marker="o" if name.startswith("quality/") else "", markersize=3, linewidth=1)
     parent = name.replace("quality/", "quality/parent/", 1)
-    if parent in log.names:
+    if parent != name and parent in log.names:
         axes.plot(*log.curve(parent, over), "--", linewidth=1, label="parent")
         axes.legend(fontsize=6)
     axes.set_title(name, fontsize=7)
     axes.set_xlabel(over, fontsize=6)
 
 
-def _chart(axes, log: OfflineLog, name: str) -> None:
+def _chart(axes: Any, log: OfflineLog, name: str) -> None:
     fields = log.charts[name]["panel_config"]["fieldSettings"]
     columns, rows = log.table(f"{name}_table")
     x, y, stroke = (columns.index(fields[key]) for key in ("x", "y", "stroke"))
@@ -72,5 +82,14 @@ def _chart(axes, log: OfflineLog, name: str) -> None:
     axes.set_ylabel(columns[y], fontsize=6)
 
 
+def main(arguments: list[str]) -> int:
+    """Draw the page of the run's folder that is named first into the PNG that is named second."""
+    if len(arguments) != 2 or arguments[0].startswith("-"):
+        print(__doc__.strip())
+        return 0 if {"--help", "-h"} & set(arguments) else 2
+    page(read_offline(Path(arguments[0])), Path(arguments[1]))
+    return 0
+
+
 if __name__ == "__main__":
-    page(read_offline(Path(sys.argv[1])), Path(sys.argv[2]))
+    guarded(main)
