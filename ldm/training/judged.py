@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 from ldm.data.module import ShardData
 from ldm.measuring import Ranks, Row
@@ -22,6 +23,16 @@ class Asked:
     batch_size: int  # of one rank
     scales: tuple[float, ...] | None  # of guidance; None is the run's own
     keep_networks: bool
+
+
+class Measuring(Protocol):
+    """callback.quality, as others know it."""
+
+    every_steps: int | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the metrics that are logged."""
 
 
 class Judged(ABC):

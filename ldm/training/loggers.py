@@ -130,6 +130,11 @@ class WandB(Logger):
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
         """The run's config.yaml holds them."""
 
+    @rank_zero_only
+    def summarise(self, values: dict[str, float]) -> None:
+        """Set values of the run's summary."""
+        self.experiment.summary.update(values)
+
     def forget(self) -> None:
         """Discard what was logged before: it is of another run, which is about to be deleted."""
         self._told_step, self._told_names = -1, frozenset()
@@ -228,6 +233,13 @@ def log_histogram(loggers: list[Logger], name: str, values: Tensor, step: int, n
 
             histogram = client.Histogram(np_histogram=np.histogram(finite.numpy(), bins=num_bins))
             logger.log_metrics({name: histogram}, step)
+
+
+def summarise(loggers: list[Logger], values: dict[str, float]) -> None:
+    """Show values in the summary of the W&B run, where there is one, beside the last of each curve."""
+    for logger in loggers:
+        if isinstance(logger, WandB):
+            logger.summarise(values)
 
 
 def forget(loggers: list[Logger]) -> None:

@@ -11,12 +11,14 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from ldm.data.module import ShardData
 from ldm.errors import UserError
 from ldm.measuring import Ranks, Row
+from ldm.metrics.directions import larger_is_better
 from ldm.metrics.networks import MetricNetworks
 from ldm.training.callbacks.group import members
 from ldm.training.callbacks.signals import StopOnSignal
 from ldm.training.callbacks.watchdog import Watchdog
 from ldm.training.distributed import broadcast, max_over_ranks
 from ldm.training.judged import FEWEST, Asked, Judged
+from ldm.training.loggers import summarise
 from ldm.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Quality(pl.Callback):
             None if scales is None else tuple(scales), keep_networks,
         )  # fmt: skip
         self.skip_until = 0  # points of earlier steps are skipped
+        self.best: dict[str, float] = {}  # of each metric so far
         self.pending_step = -1  # of a point that a signal stopped, and that is made when the run goes on
         self._judged: Judged | None = None
         self._prepared = False
@@ -78,6 +81,7 @@ class Quality(pl.Callback):
         if lacks:
             log.warning("callback.quality measures nothing: %s", lacks)
             self._judged = None
+        task.quality = self if self._judged else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -149,16 +153,27 @@ class Quality(pl.Callback):
             "samples_seen": task.step * trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # Lightning sets it
             "device_hours": clock["device_hours"],
         }
-        values = {f"quality/{name}": value for name, value in {**row, **times, **places}.items()}
-        task.measured, task.measured_step = values, task.step
+        task.measured, task.measured_step = _named(row), task.step
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=task.step)
+            logger.log_metrics({**task.measured, **_named(times), **_named(places)}, step=task.step)
+        for name in self.names:
+            if name in task.measured:
+                better = max if larger_is_better(name) else min
+                self.best[name] = better(task.measured[name], self.best.get(name, task.measured[name]))
+        summarise(trainer.loggers, {f"best/{name}": value for name, value in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skip_until": self.skip_until, "pending_step": self.pending_step}
+        if self._judged is None:
+            return {}
+        return {"skip_until": self.skip_until, "pending_step": self.pending_step, "best": dict(self.best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skip_until, self.pending_step = state_dict["skip_until"], state_dict["pending_step"]
+        self.best = dict(state_dict["best"])
+
+
+def _named(values: Row) -> Row:
+    return {f"quality/{name}": value for name, value in values.items()}
 
 
 def _ranks(trainer: pl.Trainer, task: Task) -> Ranks:
