@@ -48,12 +48,12 @@ class Judged(ABC):
         """The keys of what `measure` gives. It may load networks."""
 
     @abstractmethod
-    def prepare(self, ranks: Ranks) -> bool:
-        """Do what all measurements have in common; False if it was stopped. Called as `measure` is."""
+    def prepare(self, ranks: Ranks) -> None:
+        """Do, once, what all measurements have in common; called as `measure` is."""
 
     @abstractmethod
-    def measure(self, ranks: Ranks) -> Row | None:
-        """The row of the weights as they are now, on rank 0, elsewhere {}; None if it was stopped.
+    def measure(self, ranks: Ranks) -> Row:
+        """The row of the weights as they are now, on rank 0, elsewhere {}. Raises Stopped where `ranks` says so.
 
         All ranks call it together, in evaluation mode, with averaged weights and in the run's precision. `nan_images`
         counts the images that are not finite; then the metrics of their set are left out.

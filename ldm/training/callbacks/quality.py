@@ -3,14 +3,16 @@
 import logging
 import math
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from ldm.data.module import ShardData
 from ldm.errors import UserError
-from ldm.measuring import Ranks, Row
+from ldm.measuring import Ranks, Row, Stopped
 from ldm.metrics.directions import larger_is_better
 from ldm.metrics.networks import MetricNetworks
 from ldm.training.callbacks.group import members
@@ -115,16 +117,20 @@ class Quality(pl.Callback):
         """Measure the averaged weights as they are now, and log it; a signal on any rank ends it without a row."""
         began = time.monotonic()
         ranks = _ranks(trainer, task)
-        with isolate_rng(), task.averaged():
-            self._prepared = self._prepared or self._judged.prepare(ranks)
+        devices = [task.device] if task.device.type == "cuda" else []
+        row = None
+        with isolate_rng(include_cuda=False), torch.random.fork_rng(devices), task.averaged(), suppress(Stopped):
+            if not self._prepared:
+                self._judged.prepare(ranks)
+                self._prepared = True
             prepared = time.monotonic()
-            row = self._judged.measure(ranks) if self._prepared else None
+            row = self._judged.measure(ranks)
         if row is None:
             self._stop(trainer, task)
             return
         now = time.monotonic()
         task.measuring_seconds += now - began
-        self.pending_step = -1
+        task.measured_step, self.pending_step = task.step, -1
         self.skip_until = broadcast(self._next(task, now - prepared))
         if trainer.is_global_zero:
             self._log(trainer, task, row, now - began)
@@ -153,13 +159,12 @@ class Quality(pl.Callback):
             "samples_seen": task.step * trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # Lightning sets it
             "device_hours": clock["device_hours"],
         }
-        task.measured, task.measured_step = _named(row), task.step
+        task.measured = _named(row)
         for logger in trainer.loggers:
             logger.log_metrics({**task.measured, **_named(times), **_named(places)}, step=task.step)
-        for name in self.names:
-            if name in task.measured:
-                better = max if larger_is_better(name) else min
-                self.best[name] = better(task.measured[name], self.best.get(name, task.measured[name]))
+        for name, value in task.measured.items():
+            if name.count("/") > 1:  # METRIC/BACKBONE
+                self.best[name] = (max if larger_is_better(name) else min)(value, self.best.get(name, value))
         summarise(trainer.loggers, {f"best/{name}": value for name, value in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,14 +182,19 @@ def _named(values: Row) -> Row:
 
 
 def _ranks(trainer: pl.Trainer, task: Task) -> Ranks:
-    """This rank, which tells the watchdog of each batch, and stops where a signal asks the run to."""
+    """This rank, which tells the watchdog of each batch, and stops where a signal asks the run to before its end."""
     dogs = [callback for callback in members(trainer) if isinstance(callback, Watchdog)]
     stops = [callback for callback in members(trainer) if isinstance(callback, StopOnSignal)]
+    ends = task.step >= task.max_steps  # a run that has trained to its end does not go on later
 
     def advance(count: int) -> None:
         for dog in dogs:
             dog.alive()
 
     return Ranks(
-        task.device, trainer.global_rank, trainer.world_size, advance, lambda: any(own.received for own in stops)
+        task.device,
+        trainer.global_rank,
+        trainer.world_size,
+        advance,
+        lambda: not ends and any(s.received for s in stops),
     )
