@@ -125,9 +125,10 @@ def _check_losses(reconstruction: Any, side: int) -> None:
 
 def _check_best(tree: dict[str, Any], data: ShardData) -> None:
     checkpoint = (tree["callback"] or {}).get("checkpoint") or {}
-    if checkpoint.get("best") and not (data.num_validation and "validation" in tree["callback"]):
+    best = checkpoint.get("best") or ""
+    if best and not best.startswith("quality/") and not (data.num_validation and "validation" in tree["callback"]):
         raise UserError(
-            f"callback.checkpoint.best={checkpoint['best']}: there is no held-out value to go by; give data.validation "
+            f"callback.checkpoint.best={best}: there is no held-out value to go by; give data.validation "
             "and callback.validation, or leave it out"
         )
 

@@ -107,6 +107,8 @@ class ExpertCompany(Company):
         try:
             for part in parts:
                 part.to(device)
+            for member in self.others.members:
+                member.tuned()
             yield
         finally:
             for part in parts:

@@ -25,13 +25,19 @@ GOES_ON, STOPS = 1, 2
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that measure together; `advance(count)` is told of each batch, `stopped()` ends it."""
+    """This process among those that measure together; `advance(count)` is told of each batch, and where `stopped()` is
+    true on any of them, all raise Stopped.
+    """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
     advance: Callable[[int], None] = field(default=lambda count: None)
     stopped: Callable[[], bool] = field(default=lambda: False)
+
+
+class Stopped(Exception):
+    """The measurement was asked to end, on all ranks after the same batch."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +59,15 @@ def make(
     alignment: nn.Module | None,
     ranks: Ranks,
     cached: bool = False,
-) -> Made | None:
-    """Draw for the first `num_samples` conditions of `data` and look at what comes; None if it was stopped.
+) -> Made:
+    """Draw for the first `num_samples` conditions of `data` and look at what comes.
 
     All ranks call this together, make their share batch by batch in step, and end together if one of them fails.
     `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
     """
     rows, places, broken, seconds = [], [], [], 0.0
     batches = conditions(data, num_samples, batch_size, ranks.rank, ranks.world_size, cached)
-    for item, own in in_rounds(batches, ranks):
-        if item is None:
-            return None
-        batch, numbers = item
+    for (batch, numbers), own in in_rounds(batches, ranks):
         with together():
             batch = _on(ranks.device, batch)
             began = time.monotonic()
@@ -83,8 +86,11 @@ def make(
     return Made(every[:, : backbone.dim], alignments, lost, seconds)
 
 
-def _on(device: torch.device, batch: Batch) -> Batch:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+def _on(device: torch.device, value: Any) -> Any:
+    """A batch with its tensors on `device`, those of a cache too, which are mappings in it."""
+    if isinstance(value, dict):
+        return {name: _on(device, part) for name, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _looked_at(images: Tensor, batch: Batch, backbone: Features, alignment: nn.Module | None) -> Tensor:
@@ -100,7 +106,7 @@ def in_rounds(items: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:
     """(item, whether it is one of this rank's own), equally many on each rank: one that has none left repeats its last.
 
     So the ranks are never apart by more than one batch: one that is gone is noticed, and no collective waits for long.
-    The last is (None, False) if any rank is stopped. An error of reading is raised on all ranks.
+    An error of reading is raised on all ranks, and Stopped if any rank is asked to stop.
     """
     source, last = iter(items), None
     while True:
@@ -108,7 +114,7 @@ def in_rounds(items: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:
             item = next(source, None)
         state = max_over_ranks(STOPS if ranks.stopped() else GOES_ON * (item is not None), ranks.device)
         if state == STOPS:
-            yield None, False
+            raise Stopped
         if state != GOES_ON:
             return
         last = last if item is None else item
@@ -129,18 +135,14 @@ def alignment_key(alignment: nn.Module) -> str:
     return f"{alignment.metric}/{alignment.name}"
 
 
-def look_at(
-    data: ShardData, num_images: int | None, batch_size: int, backbone: Features, ranks: Ranks
-) -> Tensor | None:
+def look_at(data: ShardData, num_images: int | None, batch_size: int, backbone: Features, ranks: Ranks) -> Tensor:
     """Features [M, D] of the first `num_images` training images (None: all) in a fixed random order, whole on rank 0.
 
-    None if it was stopped. All ranks call this together.
+    All ranks call this together.
     """
     features = []
     loader = data.statistics_loader(ranks.rank, ranks.world_size, batch_size, num_images)
     for batch, own in in_rounds(loader, ranks):
-        if batch is None:
-            return None
         with together(), torch.autocast(ranks.device.type, enabled=False):
             found = backbone(batch["image"].to(ranks.device)).cpu() if own else None
         if own:

@@ -231,10 +231,14 @@ def newest_step(run: Path) -> int:
     return max(int(path.name[5:13]) for path in run.glob("checkpoints/step_*.ckpt"))
 
 
+# What tells the time in a run's metrics.csv.
+TIMES = ("samples_per_second", "speed/", *(f"quality/{name}" for name in ("samples_per_s", "sec", "share", "device_h")))
+
+
 def losses(run: Path) -> list[tuple[str, ...]]:
     """The rows of a run's metrics.csv as they stand there, but for those that tell the time."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [tuple(row) for row in csv.reader(file) if not row[1].startswith(("samples_per_second", "speed/"))]
+        return [tuple(row) for row in csv.reader(file) if not row[1].startswith(TIMES)]
 
 
 def curve(run: Path, name: str = "train/loss") -> dict[int, float]:

@@ -68,10 +68,12 @@ def amend(folder: Path, metadata: dict[str, Any]) -> None:
     write_json(path, sealed({**describe(path), **metadata}))
 
 
-def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | None = None) -> None:
+def retain(
+    folder: Path, keep: int, every_steps: int | None = None, best: str | None = None, largest: bool = False
+) -> None:
     """Delete leftovers of interrupted writes, and all sets but the newest `keep`, every `every_steps`, and the `best`.
 
-    The best has the smallest value of that name in ``validation`` of its JSON, the newest of equals.
+    The best has the smallest value (or the `largest`) of that name in ``validation`` of its JSON, the newest of equals.
     """
     sweep(folder)
     for file in folder.glob("step_*.safetensors"):
@@ -79,7 +81,7 @@ def retain(folder: Path, keep: int, every_steps: int | None = None, best: str | 
             discard(file)
     sets = _sets(folder)
     scores = {description: score for description in sets if (score := _score(description, best)) is not None}
-    best_set = min(scores, key=scores.__getitem__, default=None)
+    best_set = (max if largest else min)(scores, key=scores.__getitem__, default=None)
     _delete(d for d in sets[keep:] if d != best_set and (not every_steps or _step(d) % every_steps))
 
 

@@ -20,7 +20,8 @@ def sample_quality(real: Tensor, fake: Tensor, backbone: Features, generator: to
     """
     kid, kid_std = kernel_distance(real, fake, generator)
     precision, recall = precision_recall(real, fake)
-    score, _ = inception_score(backbone.classify(fake), num_splits=10 if len(fake) >= 5000 else 1)
+    logits = backbone.classify(fake.to(next(backbone.parameters(), fake).device)).cpu()
+    score, _ = inception_score(logits, num_splits=10 if len(fake) >= 5000 else 1)
     table = {
         backbone.frechet: frechet_distance(moments(real), moments(fake)),
         "kid": kid,

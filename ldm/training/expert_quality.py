@@ -25,16 +25,14 @@ class ExpertQuality(Judged):
         own = self.together.names
         return (*own, *(PARENT + name for name in own))
 
-    def prepare(self, ranks: Ranks) -> bool:
+    def prepare(self, ranks: Ranks) -> None:
         with self.company.on(ranks.device):
-            if not self.together.prepare(ranks):
-                return False
+            self.together.prepare(ranks)
             self.without.compare_as(self.together)
             row = self.without.measure(ranks)
-        self._parent = {PARENT + name: value for name, value in (row or {}).items() if name in self.together.names}
-        return row is not None
+        self._parent = {PARENT + name: value for name, value in row.items() if "/" in name}
 
-    def measure(self, ranks: Ranks) -> Row | None:
+    def measure(self, ranks: Ranks) -> Row:
         with self.company.on(ranks.device):
             row = self.together.measure(ranks)
-        return row and {**row, **self._parent}
+        return {**row, **self._parent}

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +55,16 @@ class Asked:
     company: Company | None = None  # of an expert
 
 
+class Measuring(Protocol):
+    """callback.quality, as others know it."""
+
+    every_steps: int | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the metrics that are logged."""
+
+
 class Judged(ABC):
     """A measurement that can be repeated at any step: its values depend on the weights and the seed alone."""
 
@@ -67,12 +78,12 @@ class Judged(ABC):
         """The keys of what `measure` gives. It may load networks."""
 
     @abstractmethod
-    def prepare(self, ranks: Ranks) -> bool:
-        """Do what all measurements have in common; False if it was stopped. Called as `measure` is."""
+    def prepare(self, ranks: Ranks) -> None:
+        """Do, once, what all measurements have in common; called as `measure` is."""
 
     @abstractmethod
-    def measure(self, ranks: Ranks) -> Row | None:
-        """The row of the weights as they are now, on rank 0, elsewhere {}; None if it was stopped.
+    def measure(self, ranks: Ranks) -> Row:
+        """The row of the weights as they are now, on rank 0, elsewhere {}. Raises Stopped where `ranks` says so.
 
         All ranks call it together, in evaluation mode, with averaged weights and in the run's precision. `nan_images`
         counts the images that are not finite; then the metrics of their set are left out.

@@ -141,8 +141,8 @@ class WandB(Logger):
                 self.experiment.define_metric(name, step_metric=axis)
 
     @rank_zero_only
-    def summarise(self, values: dict[str, Any]) -> None:
-        """Let the run's summary show `values` beside what was logged last."""
+    def summarise(self, values: dict[str, float]) -> None:
+        """Set values of the run's summary."""
         self.experiment.summary.update(values)
 
     def forget(self) -> None:
@@ -243,6 +243,13 @@ def log_histogram(loggers: list[Logger], name: str, values: Tensor, step: int, n
 
             histogram = client.Histogram(np_histogram=np.histogram(finite.numpy(), bins=num_bins))
             logger.log_metrics({name: histogram}, step)
+
+
+def summarise(loggers: list[Logger], values: dict[str, float]) -> None:
+    """Show values in the summary of the W&B run, where there is one, beside the last of each curve."""
+    for logger in loggers:
+        if isinstance(logger, WandB):
+            logger.summarise(values)
 
 
 def forget(loggers: list[Logger]) -> None:

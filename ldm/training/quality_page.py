@@ -4,12 +4,10 @@ All of it is made anew at each point from the run's metrics.csv, so that a run t
 """
 
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from typing import Any, NamedTuple
 
 from pytorch_lightning.loggers.logger import Logger
 
-from ldm.metrics.directions import larger_is_better
 from ldm.training.loggers import CSVLog, WandB, curves
 
 PREFIX, AT_SCALE = "quality/", "@scale_"
@@ -39,18 +37,11 @@ def log_quality(loggers: Sequence[Logger], values: dict[str, float], step: int) 
     found = {name: curve for name, curve in curves(csv).items() if name.startswith(PREFIX)} if csv and pages else {}
     for page in pages:
         page.log_metrics(_plots(found), step)
-        page.summarise(best(found))
 
 
-def best(found: Curves) -> dict[str, float]:
-    """The best value of each metric, ``best/quality/...``, and the step it is of, ``best_step/quality/...``."""
-    values: dict[str, float] = {}
-    for name, (steps, each) in found.items():
-        pairs = [(value, step) for step, value in zip(steps, each, strict=True) if isfinite(value)]
-        if pairs and name.removeprefix(PREFIX).partition("/")[0] not in NO_METRICS:
-            value, step = (max if larger_is_better(name) else min)(pairs, key=lambda pair: pair[0])
-            values |= {f"best/{name}": value, f"best_step/{name}": step}
-    return values
+def is_metric(name: str) -> bool:
+    """Whether ``quality/...`` says how good the run is, and not what that cost, nor how good its parents are."""
+    return name.removeprefix(PREFIX).partition("/")[0] not in NO_METRICS
 
 
 def _plots(found: Curves) -> dict[str, Any]:

@@ -63,10 +63,10 @@ class ReconstructionQuality(Judged):
         sets = (f"{metric}/{backbone.name}" for metric in (f"r{backbone.frechet}", "rkid", "is"))
         return (*ERRORS, *lpips, *sets)
 
-    def prepare(self, ranks: Ranks) -> bool:
-        return True
+    def prepare(self, ranks: Ranks) -> None:
+        """Nothing: what is measured are pairs."""
 
-    def measure(self, ranks: Ranks) -> Row | None:
+    def measure(self, ranks: Ranks) -> Row:
         asked = self.asked
         rows, numbers, broken, seconds = [], [], [], 0.0
         loader = asked.data.validation_loader(ranks.rank, ranks.world_size, asked.batch_size, self.num_images)
@@ -74,8 +74,6 @@ class ReconstructionQuality(Judged):
         with networks as (backbone, _), self._distances(ranks.device) as distances:
             looking = Reconstructions(backbone, distances)
             for batch, own in in_rounds(loader, ranks):
-                if batch is None:
-                    return None
                 with together():
                     image, began = batch["image"].to(ranks.device), time.monotonic()
                     output = self.reconstruct(image).float()

@@ -62,17 +62,16 @@ class SampleQuality(Judged):
         metrics += [] if alignment is None else [alignment_key(alignment)]
         return tuple(f"{metric}{suffix}" for suffix in self.samplings for metric in metrics)
 
-    def prepare(self, ranks: Ranks) -> bool:
+    def prepare(self, ranks: Ranks) -> None:
         asked = self.asked
         with asked.networks.on(ranks.device, captioned=False, keep=asked.keep_networks) as (backbone, _):
             self._real = look_at(asked.data, asked.num_reference, asked.batch_size, backbone, ranks)
-        return self._real is not None
 
     def compare_as(self, other: "SampleQuality") -> None:
         """Compare with the images that `other` has looked at."""
         self._real = other._real
 
-    def measure(self, ranks: Ranks) -> Row | None:
+    def measure(self, ranks: Ranks) -> Row:
         asked, row, seconds = self.asked, {"nan_images": 0.0}, 0.0
         with asked.networks.on(ranks.device, self.captioned, asked.keep_networks) as (backbone, alignment):
             for suffix, sampling in self.samplings.items():
@@ -80,8 +79,6 @@ class SampleQuality(Judged):
                     lambda batch, numbers, sampling=sampling: self._drawn(sampling, batch, numbers),  # type: ignore[misc]  # a lambda with a default
                     asked.data, asked.num_samples, asked.batch_size, backbone, alignment, ranks, cached=True,
                 )  # fmt: skip
-                if made is None:
-                    return None
                 seconds += made.seconds
                 row["nan_images"] += len(made.broken)
                 if ranks.rank == 0 and not made.broken:

@@ -24,7 +24,7 @@ from ldm.errors import UserError
 from ldm.networks.lora import with_adapters
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
-from ldm.training.judged import Asked, Judged
+from ldm.training.judged import Asked, Judged, Measuring
 from ldm.training.optim import LRSchedule, load_state
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
@@ -77,7 +77,8 @@ class Task(pl.LightningModule):
         self.latest: dict[str, float] = {}  # what was last written to the log
         self.validated: dict[str, float] = {}  # held-out means at `validated_step`
         self.validated_step = -1
-        self.measured: dict[str, float] = {}  # what callback.quality logged at `measured_step`
+        self.quality: Measuring | None = None  # callback.quality, where it measures this run
+        self.measured: dict[str, float] = {}  # what it logged at `measured_step`
         self.measured_step = -1
         self.measuring_seconds = 0.0  # what that took, along all resumes
 

@@ -13,6 +13,7 @@ from ldm.checkpoint import base, resume, weights
 from ldm.checkpoint import rows as shards
 from ldm.checkpoint.finite import not_finite
 from ldm.errors import UserError
+from ldm.metrics.directions import larger_is_better
 from ldm.training.background import Writer, copied
 from ldm.training.callbacks.group import members
 from ldm.training.distributed import broadcast, gather_objects, together
@@ -28,7 +29,8 @@ class Checkpoint(pl.Callback):
 
     Of the checkpoints the newest `keep` stay, of the weights the newest `keep_weights`; with `keep_every_steps` and
     `keep_weights_every_steps` those of every so many steps too, and with `best` the weights whose held-out value of
-    that name (``loss``) is the smallest. Snapshots of averages that are to be combined afterwards all stay.
+    that name (``loss``) is the smallest, or whose metric (``quality/kid/...``) is the best. Snapshots of averages that
+    are to be combined afterwards all stay.
     `background` writes while the training goes on, from a copy in the CPU's memory; null does so on GPUs. An error is
     raised at the next checkpoint. Snapshots, and the rows of a sharded run's ranks, are written at once.
     """
@@ -64,9 +66,20 @@ class Checkpoint(pl.Callback):
         self._writer = Writer()
 
     def check(self, task: Task) -> None:
-        """Raises UserError if a task has no held-out value of the name of `best`."""
-        if self.best and self.best not in task.held_out:
-            raise UserError(f"callback.checkpoint.best={self.best}: choose one of {', '.join(task.held_out)}")
+        """Raises UserError if there will be no value of the name of `best`, or none where weights are saved."""
+        if not self.best or self.best in task.held_out:
+            return
+        names = task.quality.names if task.quality else ()
+        if self.best not in names:
+            without = "" if task.quality else " (callback.quality measures nothing)"
+            known = ", ".join((*task.held_out, *names))
+            raise UserError(f"callback.checkpoint.best={self.best}: choose one of {known}{without}")
+        every = task.quality.every_steps
+        if every % self.every_steps:
+            raise UserError(
+                f"callback.quality.every_steps={every}: for callback.checkpoint.best={self.best} it must be a multiple "
+                f"of callback.checkpoint.every_steps={self.every_steps}, so that the weights measured are saved"
+            )
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if not task.stepped:
@@ -77,6 +90,8 @@ class Checkpoint(pl.Callback):
             self.save(trainer, task)
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
+        if task.measured_step == task.step:  # only now: its weights are saved with what was measured
+            self.save(trainer, task)
         inherited = task.step == 0 and task.ema and task.ema.num_updates
         if inherited and task.ema.snapshot_every_steps:  # what the parent's training adds to the averages
             self.snapshot(trainer, task)
@@ -121,7 +136,10 @@ class Checkpoint(pl.Callback):
         counters = {"step": task.step, "samples_seen": task.step * trainer.datamodule.batch_size, **task.clock()}  # type: ignore[attr-defined]  # Lightning sets it
         facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
         facts |= {"base": task.base_digest} if task.frozen else {}
-        facts["validation"] = task.validated if task.validated_step == task.step else {}
+        facts["validation"] = {
+            **(task.validated if task.validated_step == task.step else {}),
+            **(task.measured if task.measured_step == task.step else {}),
+        }
         background = task.device.type == "cuda" if self.background is None else self.background
         if background:
             state, states = (copied(state), states) if task.sharded else copied((state, states))
@@ -137,7 +155,12 @@ class Checkpoint(pl.Callback):
         weights.save(self.folder / "weights", step, states, facts)
         resume.save(self.folder / "checkpoints", step, {**state, "counters": counters}, counters, digests)
         resume.retain(self.folder / "checkpoints", self.keep, self.keep_every_steps)
-        weights.retain(self.folder / "weights", self.keep_weights, self.keep_weights_every_steps, self.best)
+        weights.retain(self.folder / "weights", self.keep_weights, self.keep_weights_every_steps, *self._best)
+
+    @property
+    def _best(self) -> tuple[str | None, bool]:
+        """The name of what the best weights are the best by, and whether that is the largest."""
+        return self.best, self.best is not None and larger_is_better(self.best)
 
     def _rows_apart(self, trainer: pl.Trainer, task: Task, state: State) -> tuple[State, list[str]]:
         """The state without sharded tensors, whose rows are written here, and the digest of each rank's."""

@@ -4,22 +4,26 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from ldm.data.module import ShardData
 from ldm.errors import UserError
-from ldm.measuring import Ranks, Row
+from ldm.measuring import Ranks, Row, Stopped
+from ldm.metrics.directions import larger_is_better
 from ldm.metrics.networks import MetricNetworks
 from ldm.training.callbacks.group import members
 from ldm.training.callbacks.signals import StopOnSignal
 from ldm.training.callbacks.watchdog import Watchdog
 from ldm.training.distributed import broadcast, max_over_ranks
 from ldm.training.judged import FEWEST, Asked, Company, Judged
-from ldm.training.quality_page import log_quality
+from ldm.training.loggers import summarise
+from ldm.training.quality_page import is_metric, log_quality
 from ldm.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -74,6 +78,7 @@ class Quality(pl.Callback):
         self.company, self.ensemble = company, ensemble
         self.samples_before = samples_before
         self.skip_until = 0  # points of earlier steps are skipped
+        self.best: dict[str, float] = {}  # of each metric so far
         self.pending_step = -1  # of a point that a signal stopped, and that is made when the run goes on
         self._judged: Judged | None = None
         self._prepared = False
@@ -87,6 +92,7 @@ class Quality(pl.Callback):
         if lacks:
             log.warning("callback.quality measures nothing: %s", lacks)
             self._judged = None
+        task.quality = self if self._judged else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,16 +126,20 @@ class Quality(pl.Callback):
         """Measure the averaged weights as they are now, and log it; a signal on any rank ends it without a row."""
         began = time.monotonic()
         ranks = _ranks(trainer, task)
-        with isolate_rng(), task.averaged():
-            self._prepared = self._prepared or self._judged.prepare(ranks)
+        devices = [task.device] if task.device.type == "cuda" else []
+        row = None
+        with isolate_rng(include_cuda=False), torch.random.fork_rng(devices), task.averaged(), suppress(Stopped):
+            if not self._prepared:
+                self._judged.prepare(ranks)
+                self._prepared = True
             prepared = time.monotonic()
-            row = self._judged.measure(ranks) if self._prepared else None
+            row = self._judged.measure(ranks)
         if row is None:
             self._stop(trainer, task)
             return
         now = time.monotonic()
         task.measuring_seconds += now - began
-        self.pending_step = -1
+        task.measured_step, self.pending_step = task.step, -1
         self.skip_until = broadcast(self._next(task, now - prepared))
         if trainer.is_global_zero:
             self._log(trainer, task, row, now - began)
@@ -158,26 +168,41 @@ class Quality(pl.Callback):
             "samples_seen": self.samples_before + task.step * trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # Lightning sets it
             "device_hours": clock["device_hours"],
         }
-        values = {f"quality/{name}": value for name, value in {**row, **times, **places}.items()}
-        task.measured, task.measured_step = values, task.step
-        log_quality(trainer.loggers, values, task.step)
+        task.measured = _named(row)
+        log_quality(trainer.loggers, {**task.measured, **_named(times), **_named(places)}, task.step)
+        for name, value in task.measured.items():
+            if is_metric(name):
+                self.best[name] = (max if larger_is_better(name) else min)(value, self.best.get(name, value))
+        summarise(trainer.loggers, {f"best/{name}": value for name, value in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skip_until": self.skip_until, "pending_step": self.pending_step}
+        if self._judged is None:
+            return {}
+        return {"skip_until": self.skip_until, "pending_step": self.pending_step, "best": dict(self.best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skip_until, self.pending_step = state_dict["skip_until"], state_dict["pending_step"]
+        self.best = dict(state_dict["best"])
+
+
+def _named(values: Row) -> Row:
+    return {f"quality/{name}": value for name, value in values.items()}
 
 
 def _ranks(trainer: pl.Trainer, task: Task) -> Ranks:
-    """This rank, which tells the watchdog of each batch, and stops where a signal asks the run to."""
+    """This rank, which tells the watchdog of each batch, and stops where a signal asks the run to before its end."""
     dogs = [callback for callback in members(trainer) if isinstance(callback, Watchdog)]
     stops = [callback for callback in members(trainer) if isinstance(callback, StopOnSignal)]
+    ends = task.step >= task.max_steps  # a run that has trained to its end does not go on later
 
     def advance(count: int) -> None:
         for dog in dogs:
             dog.alive()
 
     return Ranks(
-        task.device, trainer.global_rank, trainer.world_size, advance, lambda: any(own.received for own in stops)
+        task.device,
+        trainer.global_rank,
+        trainer.world_size,
+        advance,
+        lambda: not ends and any(s.received for s in stops),
     )
