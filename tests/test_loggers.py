@@ -2,21 +2,19 @@
 
 import json
 import math
-import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import tiny
-from wandb.proto.wandb_internal_pb2 import Record
 
 from ldm.config import compose, load_tree
 from ldm.files import read_json
 from ldm.fit import fit
 from ldm.training.loggers import CSVLog, close, curves, forget, log_histogram, read_metrics, wandb
+from ldm.training.offline_log import records as wandb_records
 
 
 def log_of(path: Path, *steps: int) -> CSVLog:
@@ -81,24 +79,6 @@ def test_garbage_in_the_file_is_no_hindrance(tmp_path):
 
 
 # W&B
-
-
-def wandb_records(path: Path) -> Iterator[Record]:
-    """Records of a .wandb file: a LevelDB log (blocks of 32 KiB, chunks of crc, length, kind) of protocol buffers."""
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    place, record = 7, b""
-    while place + 7 <= len(content):
-        left = 32768 - place % 32768
-        if left < 7:  # too short for a header: padding
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
-        record += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or its last chunk
-            yield Record.FromString(record)
-            record = b""
 
 
 VALUES = torch.tensor([[-1.0, 0.0, 0.5, 2.0], [2.5, 3.0, math.inf, math.nan]], requires_grad=True)
