@@ -23,7 +23,7 @@ from ldm.training.diffusion import DiffusionTask
 
 BACKBONE = "efficientnet_lite0@128"
 KID = f"quality/kid/{BACKBONE}"
-ALIGNMENT = "quality/alignment_score/efficientnet_lite0+minilm"
+ALIGNMENT = "quality/alignment_score/efficientnet_lite0@128+minilm"
 METRICS = [*(f"quality/{name}/{BACKBONE}" for name in ("kid", "fd", "precision", "recall", "is")), ALIGNMENT]
 OPTIONS = (
     "callback.quality.every_steps=2",

@@ -199,10 +199,7 @@ def _ranks(trainer: pl.Trainer, task: Task) -> Ranks:
         for dog in dogs:
             dog.alive()
 
-    return Ranks(
-        task.device,
-        trainer.global_rank,
-        trainer.world_size,
-        advance,
-        lambda: not ends and any(s.received for s in stops),
-    )
+    def stopped() -> bool:
+        return not ends and any(callback.received for callback in stops)
+
+    return Ranks(task.device, trainer.global_rank, trainer.world_size, advance, stopped)
