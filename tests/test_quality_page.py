@@ -2,12 +2,16 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from toys import curve, differences, tiny, train
 
 from ldm.config import compose
 from ldm.fit import fit
+from ldm.quickstart.quality import over, quality
 from ldm.run import Run
 from ldm.training.loggers import curves, read_metrics
 from ldm.training.offline_log import OfflineLog, read_offline
@@ -126,6 +130,14 @@ def test_an_expert_that_is_its_parent_draws_what_the_parent_draws(root: Run, tre
             assert row(run, 2, prefix) == pytest.approx(whole, rel=1e-4, abs=1e-5), f"{run.name}, {prefix}"
 
 
+def test_the_panel_of_an_expert_is_drawn_in_company(root: Run, tree: list[Run]):
+    of_root, of_last = (
+        np.asarray(Image.open(run.folder / "samples" / f"step_{step:08d}_samples.png")).astype(int)
+        for run, step in ((root, 4), (tree[-1], 2))
+    )
+    assert np.abs(of_root - of_last).max() <= 1
+
+
 def test_a_tree_is_one_plot_over_the_samples_of_its_lineage(root: Run, tree: list[Run]):
     pages = [read_offline(run.folder) for run in (root, *tree)]
     assert [page.curve(f"{KID}@scale_1", "quality/samples_seen")[0] for page in pages] == [[8, 16], [24], [32]]
@@ -158,6 +170,18 @@ def test_parents_that_are_gone_are_named_and_others_can_be_given(root: Run, tree
     with pytest.raises(ValueError, match=r"callback\.quality\.ensemble=.*none\.yaml"):
         train("quickstart/expert", tmp_path, *SMALL, *more, "callback.quality.ensemble=none.yaml", run="none")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_quickstarts_report_shows_the_curves_of_what_was_measured(root: Run, tmp_path: Path):
+    chain = SimpleNamespace(base=root.folder, experts=[], nodes=[], family="quickstart")
+    log = curves(root.folder / "metrics.csv")
+    log = {name.removesuffix("@scale_1"): curve for name, curve in log.items()}
+    found = SimpleNamespace(chain=chain, folder=tmp_path, logs={root.folder: log}, trees={root.folder: root.tree})
+    [section] = quality(found)
+    assert [figure.path.name for figure in section.items] == ["quality-kid.png", "quality-alignment-score.png"]
+    assert all(figure.path.exists() for figure in section.items)
+    assert over(log["quality/samples_seen"], ([4], [0.5])) == ([16], [0.5])
+    assert quality(SimpleNamespace(chain=chain, logs={root.folder: {}})) == []
 
 
 # First stages

@@ -5,17 +5,15 @@ from typing import Any
 
 from ldm.quickstart.found import Found
 from ldm.quickstart.pictures import curve_columns, groups
+from ldm.quickstart.quality import quality, short
 from ldm.report.page import Code, Figure, Fold, Gallery, Section, Table, Text
 from ldm.report.plots import duration, interval_bars, loss_curves, stage_times, trade_off
-
-OVER = "quality/samples_seen"  # along the lineage
-Curve = tuple[list[Any], list[float]]
 
 
 def sections(found: Found) -> list[Section]:
     """From guidance to lineage."""
     experts = [_experts(found)] if found.experts else []
-    return [_guidance(found), *experts, *_quality(found), *_training(found), _time(found), _lineage(found)]
+    return [_guidance(found), *experts, *quality(found), *_training(found), _time(found), _lineage(found)]
 
 
 def _guidance(found: Found) -> Section:
@@ -25,7 +23,7 @@ def _guidance(found: Found) -> Section:
         for name, points in found.points.items()
     }
     path = trade_off(
-        found.folder / "guidance.png", curve, quality_label="KID", alignment_label=_short(alignment)
+        found.folder / "guidance.png", curve, quality_label="KID", alignment_label=short(alignment)
     )  # fmt: skip
     columns = list(next(iter(found.points["base"].values())))
     main = [column for column in columns if column.startswith(("kid/", "fd/", "fid/"))] + [alignment]
@@ -53,13 +51,8 @@ def _table(found: Found, columns: list[str], caption: str = "") -> Table:
         for name, points in found.points.items()
         for scale, point in points.items()
     ]
-    headers = ["model, guidance", *map(_short, columns)]
+    headers = ["model, guidance", *map(short, columns)]
     return Table(headers, rows, caption, numeric=range(1, len(headers)))
-
-
-def _short(column: str) -> str:
-    name = column.partition("/")[0]
-    return {"kid_std": "sd of KID", "is": "IS"}.get(name, name.upper() if len(name) < 4 else name.replace("_", " "))
 
 
 def _experts(found: Found) -> Section:
@@ -140,37 +133,6 @@ def _recipes(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]
         "learning rate schedule": (lr(a), lr(b)),
         "batch size": (a["data"]["batch_size"], b["data"]["batch_size"]),
     }
-
-
-def _quality(found: Found) -> list[Section]:
-    """What callback.quality logged of the diffusion model and its branches; nothing where it did not."""
-    chain = found.chain
-    runs = (chain.base, *chain.experts, *([chain.control] if chain.nodes else []))
-    logged = {run.name.removeprefix(f"{chain.family}-"): found.logs[run] for run in runs}
-    metrics = [name for name in logged[runs[0].name.removeprefix(f"{chain.family}-")]
-               if name.startswith(("quality/kid/", "quality/alignment_score/", "quality/clip_score/"))]  # fmt: skip
-    if not metrics:
-        return []
-    figures = []
-    for name in metrics:
-        what = _short(name.removeprefix("quality/"))
-        series = {who: over(log[OVER], log[name]) for who, log in logged.items() if name in log}
-        path = found.folder / f"quality-{what.lower().replace(' ', '-')}.png"
-        path = loss_curves(path, series, smoothing=0, x_label="samples seen, with its parents'", y_label=what)
-        figures.append(Figure(path, f"`{name}`", f"{what} over the samples seen"))
-    asked = found.trees[chain.base]["callback"]["quality"]
-    intro = (
-        f"{asked['num_samples']} samples of the averaged weights every {asked['every_steps']} steps, for the same "
-        "captions and from the same noise each time, against training images; W&B shows these curves too. So few "
-        "samples tell that it learns, not how good it is."
-    )
-    return [Section("Does it get better?", intro, figures)]
-
-
-def over(axis: Curve, curve: Curve) -> Curve:
-    """A curve over what `axis` says of its steps."""
-    place = dict(zip(*axis, strict=True))
-    return [place[step] for step in curve[0]], curve[1]
 
 
 def _training(found: Found) -> list[Section]:

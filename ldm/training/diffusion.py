@@ -1,6 +1,7 @@
 """Stage two and experts: a denoiser on the latents of a frozen first stage, for all noise or an expert's part of it."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from ldm.networks.layers import tuned
 from ldm.sampling import Sampling
 from ldm.training.distributed import all_reduce_sum
 from ldm.training.expert_quality import ExpertQuality
-from ldm.training.judged import Asked, Judged
+from ldm.training.judged import Asked, Company, Judged
 from ldm.training.optim import LRSchedule
 from ldm.training.sample_quality import SampleQuality
 from ldm.training.task import Batch, Task
@@ -115,6 +116,7 @@ class DiffusionTask(Task):
         self.window_size = data.framing.window
         self.keep_latents = keep_latents
         self.compile_network = compile
+        self.company: Company | None = None  # of an expert, where it is measured
         self._kept: Tensor | None = None  # moments [N, ...] of the training images, by index
 
     def configure_model(self) -> None:
@@ -186,17 +188,19 @@ class DiffusionTask(Task):
         return ("loss",)
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """Samples for the captions or labels of held-out images, below the images themselves; none without images."""
+        """Samples for the captions or labels of held-out images, below the images themselves; none without images.
+
+        An expert draws them in its company, where it has any.
+        """
         if "image" not in batch:
             return {}
         image = batch["image"]
-        try:
-            made = generate(
-                self.denoiser, self.conditioner, self.first_stage, self.sampling,
-                batch, batch["index"], self.seed, image.shape[-1],
-            )  # fmt: skip
-        except NotFinite as error:
-            made = error.images
+        with self.company.on(self.device) if self.company else nullcontext():
+            draw = self.company.draw if self.company else self.draw
+            try:
+                made = draw(self.sampling, batch, batch["index"], self.seed)
+            except NotFinite as error:
+                made = error.images
         return {"samples": grid(torch.cat([image, made]), columns=len(image))}
 
     def draw(self, sampling: Sampling, batch: Batch, numbers: Tensor, seed: int) -> Tensor:
@@ -208,6 +212,7 @@ class DiffusionTask(Task):
     def judged(self, asked: Asked) -> Judged:
         """Samples, against the training images; of an expert those that it draws in company."""
         if asked.company is not None:
+            self.company = None if asked.company.lacks() else asked.company
             return ExpertQuality(asked, asked.company, self.sampling)
         return SampleQuality(
             asked, self.draw, self.sampling, lambda sampling: check_guidance(sampling.guidance, self.conditioner)
