@@ -6,7 +6,12 @@ from typing import Any
 
 from ldm.errors import UserError
 
-RUNS = ("first_stage", "runs", "members")  # root keys that name one run or several, and that every command reads
+RUNS = (
+    "first_stage",
+    "runs",
+    "members",
+    "models",
+)  # root keys that name one run or several, and that every command reads
 
 
 def check_training(tree: Mapping[str, Any]) -> None:

@@ -41,6 +41,10 @@ PATHS = frozenset(
         "validation",
         "reference",
         "members",
+        "models",
+        "suite",
+        "study",
+        "answers",
     }
 )
 LATER_PATHS = frozenset(
@@ -57,7 +61,7 @@ LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
 SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))  # a list of paths is one of these
-LISTS = SHARDS | {"members", "plugins"}  # where [a,b] are several
+LISTS = SHARDS | {"members", "models", "answers", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16")
@@ -74,6 +78,10 @@ ROOT_TYPES = {
     "strength": float,
     "tile": int,
     "members": list[str],
+    "models": str | list[str],
+    "answers": str | list[str],
+    "prompt_suite.prompts": str,
+    "seconds": float,
     "use_conditions": list[str],
     "evaluate.use_conditions": list[str] | list[list[str]],
     "validation": str | list[str],

@@ -8,12 +8,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
@@ -21,7 +19,7 @@ from ldm.errors import UserError
 from ldm.files import write_bytes
 from ldm.installed import spoken
 from ldm.report.canvas import dark_path, narrow_path
-from ldm.report.theme import DARK, FONTS, LIGHT
+from ldm.report.templates import style, template
 
 
 @dataclass(frozen=True)
@@ -235,27 +233,13 @@ def write_report(folder: Path | str, title: str, subtitle: str, sections: Sequen
     folder = Path(folder)
     assets = Assets(folder)
     bodies = [[item.html(assets) for item in section.items] for section in sections]
-    page = _template("page.html.j2").render(
-        title=title,
-        subtitle=subtitle,
-        parts=list(zip(sections, bodies, strict=True)),
-        style=Markup(_template("style.css").render(light=LIGHT, dark=DARK, fonts=FONTS)),
-    )
+    parts = list(zip(sections, bodies, strict=True))
+    page = template("page.html.j2").render(title=title, subtitle=subtitle, parts=parts, style=style())
     for name, source in assets.copies.items():
         write_bytes(folder / name, source.read_bytes())
     # A prompt may hold bytes that are no UTF-8 (surrogates to Python): they become "?".
     return write_bytes(folder / "index.html", page.encode("utf-8", "replace"))
 
 
-@cache
-def _environment() -> Environment:
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-
-def _template(name: str) -> Template:
-    return _environment().get_template(name)
-
-
 def _macro(name: str, *arguments: object) -> Markup:
-    return getattr(_template("items.html.j2").module, name)(*arguments)
+    return getattr(template("items.html.j2").module, name)(*arguments)

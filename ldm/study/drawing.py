@@ -1,0 +1,134 @@
+"""The pictures of a model for a set of prompts, as files, and their scores; what is there is not made again.
+
+Picture n of prompt p has noise p N + n of the seed, N pictures a prompt, whatever the model and the process.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ldm.data.transforms import to_tensor
+from ldm.drawer import Drawer
+from ldm.errors import UserError
+from ldm.files import discard, read_json, write_json
+from ldm.images import save_image
+from ldm.sampling import Sampling
+from ldm.study.names import file_name
+from ldm.study.prompt_set import Prompt
+from ldm.training.distributed import collect, together
+
+DRAWN = "drawn.json"  # what the pictures of a folder depend on
+SCORES = "scores.json"
+Advance = Callable[[int], None]
+
+
+def sampling_of(model: Drawer, tree: Mapping[str, Any]) -> Sampling:
+    """How `tree` (conf/prompt_suite.yaml) says to sample, with a prompt and nothing else.
+
+    Raises UserError for a model that reads no text or needs more than that, and for guidance that it does not have.
+    """
+    sampling = model.sampling({**tree, "guidance": tree["guidance"] or None})
+    read = model.conditions(sampling)
+    if not any("caption" in fields for fields in read.values()):
+        has = f"its conditions are {', '.join(read)}" if read else "it has no conditions that are used"
+        raise UserError(f"models: {model.name} reads no prompt; {has}")
+    for name, field in model.missing({"caption": [""]}, sampling).items():
+        raise UserError(
+            f"models: {model.name} needs {field!r} beside a prompt (conditioner.{name}), which a set of prompts does "
+            "not give; use_conditions= names those to sample with"
+        )
+    model.left_out(sampling)
+    return sampling
+
+
+def identity_of(model: Drawer, tree: Mapping[str, Any], prompts: Sequence[Prompt]) -> str:
+    """What the pictures depend on; those of another identity are drawn again."""
+    keys = ("sampler", "sigmas", "guidance", "num_steps", "use_conditions", "num_images", "seed")
+    facts = {"weights": [weights.digest for weights in model.weights], "prompts": [p.prompt for p in prompts]}
+    return digest({**facts, **{key: tree[key] for key in keys}})
+
+
+def begin(folder: Path, identity: str) -> None:
+    """Make `folder` the pictures' of this identity, without any of another. Raises UserError for one of other files."""
+    note = folder / DRAWN
+    if note.exists() and read_json(note).get("identity") == identity:
+        return
+    if folder.exists() and not note.exists() and any(folder.iterdir()):
+        raise UserError(f"out: {folder} has files of another kind, which stay; say another out=")
+    if folder.exists():
+        discard(folder)
+    write_json(note, {"identity": identity})
+
+
+def missing(folder: Path, jobs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of the `jobs`, (place of a prompt, number of a picture), that have no file."""
+    return [job for job in jobs if not (folder / file_name(*job)).exists()]
+
+
+def draw(
+    model: Drawer, sampling: Sampling, prompts: Sequence[Prompt], jobs: Sequence[tuple[int, int]], folder: Path,
+    tree: Mapping[str, Any], device: torch.device, advance: Advance,
+) -> None:  # fmt: skip
+    """Write the pictures of `jobs`. Raises NotFinite, which names the prompts, for a batch with some that are not."""
+    for start in range(0, len(jobs), tree["batch_size"]):
+        part = jobs[start : start + tree["batch_size"]]
+        numbers = torch.tensor([place * tree["num_images"] + number for place, number in part], device=device)
+        captions = [prompts[place].prompt for place, _ in part]
+        images = model.generate(sampling, {"caption": captions}, numbers, tree["seed"])
+        for image, job in zip(images, part, strict=True):
+            save_image(folder / file_name(*job), image)
+        advance(len(part))
+
+
+@torch.no_grad()
+def scores(
+    folder: Path, prompts: Sequence[Prompt], num_images: int, alignment: nn.Module, facts: Any, batch_size: int,
+    device: torch.device, rank: int = 0, world_size: int = 1,
+) -> list[list[float]]:  # fmt: skip
+    """[prompts][num_images], the alignment of each file with its prompt; `facts` are what the alignment is made of.
+
+    Kept beside the pictures. Ranks, which call this together, score a share each; only 0 has them.
+    """
+    kept = folder / SCORES
+    with together():
+        identity = digest([read_json(folder / DRAWN)["identity"], facts])
+        found = read_json(kept) if kept.exists() else {}
+        if found.get("identity") == identity:
+            return found["scores"]
+        jobs = [(place, number) for place in range(len(prompts)) for number in range(num_images)][rank::world_size]
+        own: dict[tuple[int, int], float] = {}
+        for start in range(0, len(jobs), batch_size):
+            part = jobs[start : start + batch_size]
+            images = to_tensor([_pixels(folder / file_name(*job)) for job in part]).to(device)
+            values = alignment(images, [prompts[place].prompt for place, _ in part]).tolist()
+            own |= dict(zip(part, values, strict=True))
+        for (place, number), value in own.items():
+            if not math.isfinite(value):
+                raise UserError(f"{folder / file_name(place, number)}: its alignment is {value}")
+    every = {job: value for share in collect(own) for job, value in share.items()}
+    if rank:
+        return []
+    table = [[every[place, number] for number in range(num_images)] for place in range(len(prompts))]
+    write_json(kept, {"identity": identity, "scores": table})
+    return table
+
+
+def _pixels(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{file}: not a picture; delete it, and the same command draws it again") from error
+
+
+def digest(facts: Any) -> str:
+    """Of plain data."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""Several models on one set of prompts: pictures, alignment by category and group with intervals, a page.
+
+Stopped and started again it goes on; a model more, or another alignment, makes nothing again that is there.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from ldm.build import Parts
+from ldm.config import instantiate
+from ldm.data.transforms import to_tensor
+from ldm.device import choose
+from ldm.drawer import Drawer
+from ldm.errors import UserError
+from ldm.evaluation.table import write_csv
+from ldm.files import write_json
+from ldm.holding import held
+from ldm.images import save_image
+from ldm.loading import load_drawer
+from ldm.study import drawing
+from ldm.study.grouped import Row, grouped, single
+from ldm.study.names import INDEX, file_name
+from ldm.study.prompt_set import BUILT_IN, REAL, Prompt, read_prompt_set
+from ldm.study.real_pictures import real_picture
+from ldm.study.suite_page import write_page
+from ldm.training.distributed import process_group, together
+
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+
+
+def prompt_suite(tree: dict[str, Any]) -> tuple[list[Row], Path]:
+    """Draw and score as `tree` (conf/prompt_suite.yaml) says; the rows of groups.csv, and the folder with all files.
+
+    No rows on ranks but 0. Everything is checked before anything is drawn.
+    """
+    paths = [tree["models"]] if isinstance(tree["models"], str) else list(tree["models"])
+    if not paths:
+        raise UserError("models=[]: at least one model")
+    source = Path(tree["prompts"]).expanduser() if tree["prompts"] else BUILT_IN
+    prompts = read_prompt_set(source)
+    device = choose(tree["device"])
+    folder = Path(tree["out"])
+    with process_group(device) as (rank, world_size), ExitStack() as stack:
+        with together():
+            identities, size = _checked(tree, paths, prompts)
+            pictures = [real_picture(prompt, source.parent, size) for prompt in prompts if prompt.image]
+            if rank == 0:
+                stack.enter_context(held(folder, "evaluating into"))
+                for name, identity in identities.items():
+                    drawing.begin(folder / "images" / name, identity)
+                if pictures:
+                    _write_real(folder / "images" / REAL, pictures)
+        for path, name in zip(paths, identities, strict=True):
+            with together():
+                _draw(tree, path, prompts, folder / "images" / name, device, rank, world_size)
+        alignment = instantiate(tree["alignment"], Parts(tree), "alignment").to(device)
+        numbers = {**({REAL: 1} if pictures else {}), **dict.fromkeys(identities, tree["num_images"])}
+        found = {
+            name: drawing.scores(
+                folder / "images" / name, prompts, count, alignment, tree["alignment"], tree["batch_size"], device,
+                rank, world_size,
+            )
+            for name, count in numbers.items()
+        }  # fmt: skip
+        return ([], folder) if rank else (_write(folder, prompts, found, alignment), folder)
+
+
+def _checked(tree: Mapping[str, Any], paths: Sequence[str], prompts: Sequence[Prompt]) -> tuple[dict[str, str], int]:
+    """{name: identity} of the models, and the largest image size among them; see drawing.sampling_of."""
+    identities: dict[str, str] = {}
+    size = 0
+    for path in paths:
+        model = _load(tree, path)
+        name = _name(path, model)
+        if name in identities or name == REAL:
+            taken = "the real pictures are called that" if name == REAL else "two are called that"
+            raise UserError(f"models: {name}: {taken}; rename its folder")
+        drawing.sampling_of(model, tree)
+        identities[name] = drawing.identity_of(model, tree, prompts)
+        size = max(size, model.image_size)
+    return identities, size
+
+
+def _load(tree: Mapping[str, Any], path: str) -> Drawer:
+    return load_drawer(path, None, "ema" if Path(path).suffix == ".yaml" else tree["ema"])
+
+
+def _name(path: str, model: Drawer) -> str:
+    """What a model is called in tables: weights that were named by their file have its name too."""
+    file = Path(path)
+    return f"{model.name}-{file.stem}" if file.suffix == ".safetensors" else model.name
+
+
+def _draw(
+    tree: Mapping[str, Any], path: str, prompts: Sequence[Prompt], folder: Path, device: torch.device, rank: int,
+    world_size: int,
+) -> None:  # fmt: skip
+    """This rank's share of the pictures that a model has not drawn yet; it is loaded only if there are any."""
+    jobs = [(place, number) for place in range(len(prompts)) for number in range(tree["num_images"])]
+    own = drawing.missing(folder, jobs[rank::world_size])
+    if not own:
+        return
+    model = _load(tree, path).to(device).tuned(tree["compile"])
+    with Progress(*COLUMNS, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=rank != 0) as bars:
+        bar = bars.add_task(f"drawing {model.name}", total=len(own))
+        sampling = drawing.sampling_of(model, tree)
+        drawing.draw(model, sampling, prompts, own, folder, tree, device, lambda count: bars.advance(bar, count))
+
+
+def _write_real(folder: Path, pictures: Sequence[Any]) -> None:
+    """The real pictures, one of each prompt."""
+    images = to_tensor(list(pictures))
+    content = b"".join(picture.tobytes() for picture in pictures)
+    drawing.begin(folder, hashlib.sha256(content).hexdigest())
+    for place, image in enumerate(images):
+        if not (folder / file_name(place, 0)).exists():
+            save_image(folder / file_name(place, 0), image)
+
+
+def _write(
+    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, list[list[float]]], alignment: nn.Module
+) -> list[Row]:
+    """scores.csv, groups.csv, suite.json, and the page with its plot; returns the rows of groups.csv."""
+    metric = f"{alignment.metric}/{alignment.name}"
+    rows = grouped(prompts, found, metric)
+    write_csv(folder / "scores.csv", single(prompts, found, metric))
+    write_csv(folder / "groups.csv", rows)
+    listed = [{"prompt": each.prompt, "category": each.category, "group": each.group} for each in prompts]
+    write_json(folder / INDEX, {"metric": metric, "prompts": listed, "scores": found})
+    write_page(folder, prompts, found, rows, metric)
+    return rows
