@@ -3,9 +3,10 @@
 A file is read by the run's own field of the batch, as its training data were; no kind of condition is known here.
 """
 
+import logging
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from ldm.editing import STRENGTH, Edit
 from ldm.errors import UserError
 from ldm.generate import Size
 from ldm.sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 # Short keys of sample.py and the field of a batch that each fills: by a file, or by the value itself.
 FILES = {"image": "image", "mask": "mask", "low": "low_resolution", "map": "segmentation", "boxes": "layout"}
@@ -89,6 +92,8 @@ def check_given(tree: Mapping[str, Any], model: Drawer, sampling: Sampling, capt
     present = {*asked.values(), *files, *made, *(["caption"] if captioned and "caption" not in files else [])}
     for name, needed in model.missing(dict.fromkeys(present), sampling).items():
         raise UserError(f"conditioner {name} needs {needed!r}: give {WAYS.get(needed, f'given.{needed}=FILE')}")
+    if captioned and tree["prompt"] is None and tree["prompts"] is None and "caption" not in files:
+        _check_without_prompt(model, sampling)
     negative = negatives(tree)
     left = model.left_out(sampling, negative)
     if negative and not left & {name for name, own in used.items() if "caption" in own}:
@@ -96,6 +101,17 @@ def check_given(tree: Mapping[str, Any], model: Drawer, sampling: Sampling, capt
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
         )
+
+
+def _check_without_prompt(model: Drawer, sampling: Sampling) -> None:
+    """Say that a model which reads text is sampled without; UserError for one that was never trained so."""
+    always = model.conditions(replace(sampling, use_conditions=()))
+    if "caption" in set().union(*always.values()):
+        raise UserError(
+            "prompt: this model was never trained without text; give prompt=TEXT, or prompt= for an empty one"
+        )
+    if "caption" in set().union(*model.conditions(sampling).values()):
+        log.warning("%s: sampled without a prompt, for the empty text; prompt=TEXT gives it one", model.name)
 
 
 def _made_of_image(model: Drawer, files: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,11 @@
 """Jobs on a cluster, with a SLURM of its own: arrays, tasks, signals before the end of the time, requeueing."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,33 @@ def test_jobs_that_ask_for_the_same_nodes_are_one_array(cluster: Path, tmp_path:
     assert len(scripts) == 2 and "#SBATCH --array=0-1%1" in scripts[0] and "#SBATCH --array" not in scripts[1]
     assert all("#SBATCH --partition=gpu" in script and "#SBATCH --signal=USR2@180" in script for script in scripts)
     assert "#SBATCH --gpus-per-node=1" in scripts[0] and "#SBATCH --ntasks-per-node=2" in scripts[1]
+
+
+# A job that begins, is told to stop, and takes its time to save.
+SAVES = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), (folder / "saved").touch(), sys.exit(3)))
+(folder / "began").touch()
+time.sleep(60)
+"""
+
+
+def test_a_sweep_that_is_told_to_stop_tells_its_job_and_waits_for_it(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            local.run([sys.executable, "-c", SAVES, str(tmp_path)])
+        except SystemExit as end:
+            os._exit(end.code if (tmp_path / "saved").exists() else 1)
+        os._exit(0)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
+    before = signal.getsignal(signal.SIGTERM)
+    assert local.run([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # -- whole jobs ------------------------------------------------------------------------------------------------------

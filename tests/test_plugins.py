@@ -408,3 +408,11 @@ def test_a_network_without_a_factor_is_told_so(elsewhere):
     write(elsewhere / "own_parts", {"network.py": NETWORK.replace("    factor = 1", "    # factor = 1")})
     with pytest.raises(UserError, match=r"network \(TwoLayers\): says no factor, .*factor = 1"):
         Parts(compose("config", run_words(elsewhere)))["denoiser"]
+
+
+def test_a_network_of_another_size_is_told_so_before_a_step(elsewhere):
+    narrower = NETWORK.replace("out_channels, 3, padding=1", "out_channels, 3")
+    write(elsewhere / "own_parts", {"network.py": narrower})
+    with pytest.raises(UserError, match=r"network TwoLayers: gives \(4, 3, 6, 6\) for \(4, 3, 8, 8\)"):
+        fit(compose("config", run_words(elsewhere)), "own")
+    assert not list(elsewhere.glob("runs/own/checkpoints/*"))

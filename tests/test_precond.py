@@ -103,6 +103,9 @@ def test_a_network_may_give_a_variance_beside_x0():
     assert alone.with_variance(x, sigma, {})[1] is None
     with pytest.raises(ValueError, match=r"network\.out_channels=1: must be 3, as the latents have, or 6"):
         Denoiser(lambda x, c_noise: x[:, :1], V(SCHEDULE))(x, sigma, {})
+    for cut, shape in ((lambda x: x[..., :-2], r"\(4, 3, 5, 5\)"), (lambda x: x[0], r"\(3, 5, 7\)")):
+        with pytest.raises(ValueError, match=rf"network function: gives {shape} for \(4, 3, 5, 7\)"):
+            Denoiser(lambda x, c_noise, cut=cut: cut(x), V(SCHEDULE))(x, sigma, {})
 
 
 def test_eps_refuses_pure_noise():

@@ -384,10 +384,16 @@ def test_a_sample_uses_the_conditions_it_is_told_to(tmp_path, monkeypatch):
         drawn("refused", *prompt, "use_conditions=[text]", "guidance=per_condition", "guidance.scales={label:2}")
 
 
-def test_a_negative_prompt_that_would_not_be_read_is_refused(model, tmp_path):
+def test_a_negative_prompt_that_would_not_be_read_and_no_prompt_at_all_are_told(model, tmp_path, caplog):
     words = ["conditioner=[text]", "network.attention_factors=[1]"]
     text = untrained_run(tmp_path / "text", *words)
     never = untrained_run(tmp_path / "never", *words, "conditioner.text.drop_prob=0.0")
+    empty = first_image(text, tmp_path / "empty", "prompt=")
+    assert not caplog.messages and np.array_equal(empty, first_image(text, tmp_path / "none"))
+    assert caplog.messages == ["text: sampled without a prompt, for the empty text; prompt=TEXT gives it one"]
+    with pytest.raises(ValueError, match="prompt: this model was never trained without text"):
+        first_image(never, tmp_path / "none", "guidance.scale=1")
+    first_image(never, tmp_path / "empty", "prompt=", "guidance.scale=1")
     for more in (["guidance.scale=1"], ["guidance=autoguidance", f"weak_model={model}"]):
         with pytest.raises(ValueError, match="negative_prompt: would not be read"):
             main([f"model={text}", "prompt=a cat", "negative_prompt=blue", *more, f"out={tmp_path}/out"])

@@ -40,12 +40,17 @@ class Denoiser(nn.Module):
         """The estimate of x0, and v like x of a network of 2 C output channels, as those of ADM and DiT; else None.
 
         v, about in [-1, 1], places the log-variance of a step between its bounds (arXiv:2102.09672, equation 15). The
-        losses here do not train it. Raises ValueError for a network of another number of output channels.
+        losses here do not train it. Raises UserError for a network whose output is of another shape.
         """
         x, sigma = x.float(), sigma.float()
         c_skip, c_out, c_in, c_noise = self.precond(sigma)
         output = self.network(expand(c_in, x) * x, c_noise, **cond).float()
         channels = x.shape[1]
+        if output.ndim != x.ndim or (output.shape[0], *output.shape[2:]) != (x.shape[0], *x.shape[2:]):
+            raise UserError(
+                f"network {type(self.network).__name__}: gives {tuple(output.shape)} for {tuple(x.shape)}; it must be "
+                "of the same batch, height and width"
+            )
         if output.shape[1] not in (channels, 2 * channels):
             raise UserError(
                 f"network.out_channels={output.shape[1]}: must be {channels}, as the latents have, or {2 * channels} "

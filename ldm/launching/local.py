@@ -1,7 +1,9 @@
-"""Jobs on this machine, one after the other."""
+"""Jobs on this machine, one after the other; whoever stops the sweep stops the job that trains."""
 
+import signal
 import subprocess
 from collections.abc import Sequence
+from typing import Any
 
 from ldm.installed import train_command
 from ldm.launching import Job
@@ -17,10 +19,30 @@ def launch(jobs: Sequence[Job]) -> list[int]:
 
 
 def run(command: Sequence[str]) -> int:
-    """The exit status of a command. On Ctrl-C, which the command gets too, wait until it has saved its state."""
-    process = subprocess.Popen(command, env=train_command()[1])
+    """The exit status of a command, once it has saved its state: Ctrl-C it gets too, SIGTERM is passed on to it.
+
+    After either this process is to end as well: KeyboardInterrupt, or SystemExit with the shell's status of SIGTERM.
+    """
+    asked: list[int] = []
+    process: subprocess.Popen | None = None
+
+    def pass_on(number: int, frame: Any) -> None:
+        asked.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        return process.wait()
+        process = subprocess.Popen(command, env=train_command()[1])
+        if asked:  # while it was started
+            process.send_signal(signal.SIGTERM)
+        status = process.wait()
     except KeyboardInterrupt:
-        process.wait()
+        if process is not None:
+            process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise SystemExit(128 + signal.SIGTERM)
+    return status
