@@ -97,18 +97,14 @@ def diffusion_words(tree: Tree, cell: Cell, more: list[str], described: bool = F
 
 
 def _latent(tree: Tree, cell: Cell) -> list[str]:
-    channels = {int(f): count for f, count in (tree["channels"].get(cell.regularizer) or {}).items()}
-    if cell.f not in channels:
-        raise UserError(
-            f"channels.{cell.regularizer}: says no number of channels for f={cell.f}; add it as {cell.f}: 4"
-        )
-    latent = [f"regularizer={cell.regularizer}", f"regularizer.channels={channels[cell.f]}"]
-    return [f"autoencoder=f{cell.f}", *latent]
+    channels = tree["channels"][cell.regularizer].get(f"f{cell.f}")
+    if channels is None:
+        raise UserError(f"channels.{cell.regularizer}.f{cell.f}: says no number of channels")
+    return [f"autoencoder=f{cell.f}", f"regularizer={cell.regularizer}", f"regularizer.channels={channels}"]
 
 
 def _of_f(tree: Tree, f: int) -> list[str]:
-    own = {int(key): words for key, words in tree["diffusion_by_f"].items()}.get(f)
-    return own.split() if own else []
+    return (tree["diffusion_by_f"][f"f{f}"] or "").split()
 
 
 def _words(tree: Tree, cell: Cell, experiment: str, run: Path, own: list[str]) -> list[str]:
@@ -139,7 +135,7 @@ def check(tree: Tree, asked: list[Cell]) -> dict[str, int]:
                 network = parts["network"]
                 check_size(*[parts["window_size"]] * 2, cell.f, network.factor)
         except ValueError as error:
-            way = f'; diffusion_by_f.{cell.f}="network.multipliers=[1,2]" gives that f a network of its own'
+            way = f'; diffusion_by_f.f{cell.f}="network.multipliers=[1,2]" gives that f a network of its own'
             raise UserError(f"f={cell.f}: {error}{way if 'multiple of' in str(error) else ''}") from error
         parameters[cell.model] = sum(parameter.numel() for parameter in network.parameters())
     return parameters
