@@ -145,7 +145,10 @@ def settings_of(tree: Tree, cell: Cell) -> str:
     """The keys that a cell's numbers depend on, as text: rows of other ones are not this sweep's."""
     keys = ("family", "diffusion", "budget", "moments", "scale", "num_samples", "num_steps", "sampling_steps", "cache",
             "autoencoder_overrides", "diffusion_overrides")  # fmt: skip
-    facts: Mapping[str, Any] = {key: tree[key] for key in keys} | {"metric": tree["metric"]}
+    facts: Mapping[str, Any] = {key: tree[key] for key in keys} | {
+        "metric": tree["metric"],
+        "held_out": tree["reference"] is not None,
+    }
     facts = {**facts, "of_f": _of_f(tree, cell.f), "latent": _latent(tree, cell) if cell.f > 1 else []}
     facts = {**facts, "device_seconds": tree["device_seconds"] if tree["budget"] == "device_seconds" else None}
     return json.dumps(facts, sort_keys=True)
