@@ -45,9 +45,8 @@ def make_idx_shards(source: Path, out: Path, size: int, shard_samples: int = 100
         images, labels = parts[name]
         starts = range(0, len(images), shard_samples)
         rows = [
-            write_shard(out / f"{name}-{number:05d}.tar", _samples(images, labels, size, range(start, end)))
-            for number, start in enumerate(starts)
-            for end in [min(start + shard_samples, len(images))]
+            write_shard(out / f"{name}-{place:05d}.tar", _samples(images, labels, size, start, shard_samples))
+            for place, start in enumerate(starts)
         ]
         splits[name] = {"samples": len(images), "shards": rows}
     manifest = {"name": source.name, "samples": sum(part["samples"] for part in splits.values()),
@@ -72,10 +71,11 @@ def _read(source: Path, name: str) -> np.ndarray:
         raise UserError(f"{places[0]}: not to be read as IDX: {error}") from error
 
 
-def _samples(images: np.ndarray, labels: np.ndarray, size: int, numbers: range) -> Iterator[dict[str, Any]]:
+def _samples(images: np.ndarray, labels: np.ndarray, size: int, start: int, count: int) -> Iterator[dict[str, Any]]:
+    """Of `count` images from `start` on, or those that there are."""
     height, width = images.shape[1:]
     top, left = (size - height) // 2, (size - width) // 2
-    for number in numbers:
+    for number in range(start, min(start + count, len(images))):
         padded = np.zeros((size, size), np.uint8)
         padded[top : top + height, left : left + width] = images[number]
         buffer = io.BytesIO()

@@ -1,12 +1,12 @@
 """What a sweep over f has found: figures 6 and 7 (arXiv 2112.10752), a table with intervals over seeds, a page, W&B."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.evaluate import curve_keys
 from ldm.evaluation.table import write_csv
+from ldm.report.error_bars import error_bars
 from ldm.report.page import Figure, Section, Table, Text, write_report
 from ldm.report.plots import loss_curves, quality_over_speed
 from ldm.sweep.cells import Cell
@@ -17,6 +17,8 @@ from ldm.training.loggers import log_summary
 Row = dict[str, Any]
 SECONDS = ("first_stage_device_seconds", "encode_device_seconds", "device_seconds", "measure_device_seconds")
 PLAIN = ("channels", "parameters", "first_stage_parameters", "steps", "memory_gib", *SECONDS[:1], SECONDS[2])
+SHOWN = ("channels", "parameters", "first_stage_parameters", "steps", "rfid/", "rfd/", "psnr", "fid/", "fd/", "kid/",
+         "is/", "samples_per_second", "memory_gib", "device_hours")  # fmt: skip
 WITH_INTERVALS = (
     "psnr",
     "ssim",
@@ -35,24 +37,30 @@ WITH_INTERVALS = (
 def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: Results) -> Path:
     """Figures, ``table.csv`` and index.html of the `asked` cells that are finished; returns the page."""
     rows = [row for cell in asked for row in [results.find(cell)] if row is not None]
-    done = {_key(row) for row in rows}
-    points = [point for point in results.points if _key(point) in done]
+    seconds = {_key(row): row["device_seconds"] / row["steps"] for row in rows}
+    points = [
+        {**point, "device_seconds": point["step"] * seconds[_key(point)]}
+        for point in results.points
+        if _key(point) in seconds
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     table = summary(rows)
     write_csv(folder / "table.csv", table)
     kid = curve_keys(rows[0])[0]
     backbone = kid.partition("/")[2]
-    pictures = _draw(folder, points, kid, f"is/{backbone}")
+    pictures = _draw(folder, tree["budget"], table, points, kid, f"is/{backbone}")
     said = [verdict(rows, kid, name) for name in dict.fromkeys(row["regularizer"] for row in rows if row["f"] > 1)]
     texts = [Text(f"Hypothesis, written before the first run: {tree['hypothesis']}")] if tree["hypothesis"] else []
-    headers = list(table[0])
-    cells = [[_text(row[name]) for name in headers] for row in table]
+    shown = [key for key in SHOWN if any(line.get(name) is not None for line in table for name in _named(line, key))]
+    cells = [[line["model"], *(_cell(line, key) for key in shown)] for line in table]
+    headers = ["model", *(next(name for line in table for name in _named(line, key)) for key in shown)]
     intro = (
         f"{len(rows)} of {len(asked)} cells. Means over seeds, ± half a 95 % interval by Student's t where there are "
         f"several; numbers with {backbone} in their names are FID and IS in the literature's sense only for "
         "inception_v3. Device-seconds are of CPU cores or of GPUs; device-hours are those of a whole cell."
     )
     captions = {
+        "quality_over_f": "Quality over f, with the 95 % intervals over seeds.",
         "quality_over_steps": "Figure 6: quality over training, means over seeds.",
         "inception_score_over_steps": "Figure 6: Inception score over training.",
         "quality_over_speed": "Figure 7: quality over samples per device-second, by DDIM steps.",
@@ -68,6 +76,18 @@ def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: R
     logger, every = tree["logger"], {"cells": _level(rows), "points": _level(points), "table": _level(table)}
     log_summary(folder, folder.name, logger["project"], logger["mode"], best, every, pictures)
     return page
+
+
+def _named(line: Row, key: str) -> list[str]:
+    """The columns of `key`, which may be the beginning of a metric's name."""
+    return [name for name in line if (name.startswith(key) if key.endswith("/") else name == key)]
+
+
+def _cell(line: Row, key: str) -> str:
+    """A value and, where seeds give one, half its interval."""
+    name = next((name for name in _named(line, key) if not name.endswith("±")), None)
+    half = line.get(f"{name} ±")
+    return _text(line.get(name)) + (f" ± {half:.2g}" if half is not None else "")
 
 
 def summary(rows: list[Row]) -> list[Row]:
@@ -104,13 +124,21 @@ def verdict(rows: list[Row], kid: str, regularizer: str) -> str | None:
     )
 
 
-def _draw(folder: Path, points: list[Row], kid: str, score: str) -> dict[str, Path]:
+def _draw(folder: Path, budget: str, table: list[Row], points: list[Row], kid: str, score: str) -> dict[str, Path]:
     steps = [point for point in points if point["curve"] == "steps"]
     speed = [point for point in points if point["curve"] == "speed"]
+    across = "step" if budget == "steps" else "device_seconds"
     pictures = {}
     for name, key in (("quality_over_steps", kid), ("inception_score_over_steps", score)):
-        curves = {model: _curve(steps, model, "step", key) for model in _by_model(steps, key)}
-        pictures[name] = loss_curves(folder / f"{name}.png", curves, smoothing=0.0, y_label=key)
+        curves = {model: _moments(steps, model, across, key) for model in _by_model(steps, key)}
+        path = folder / f"{name}.png"
+        pictures[name] = loss_curves(path, curves, smoothing=0.0, x_label=across.replace("_", "-"), y_label=key)
+    bars: dict[str, list[tuple[float, float, float]]] = {}
+    kinds = dict.fromkeys(line["model"].partition("-")[0] for line in table if line["f"] > 1) or ["pixels"]
+    for kind in kinds:  # each begins at f = 1, which all share
+        own = [line for line in table if line["f"] == 1 or line["model"].startswith(f"{kind}-")]
+        bars[kind] = [(line["f"], line[kid], line[f"{kid} ±"] or 0.0) for line in own]
+    pictures["quality_over_f"] = error_bars(folder / "quality_over_f.png", bars, x_label="f", y_label=kid)
     over = {}
     for model in _by_model(speed, kid):
         counts, values = _curve(speed, model, "num_steps", kid)
@@ -120,6 +148,11 @@ def _draw(folder: Path, points: list[Row], kid: str, score: str) -> dict[str, Pa
         name = "quality_over_speed"
         pictures[name] = quality_over_speed(folder / f"{name}.png", over, quality_label=kid)
     return pictures
+
+
+def _moments(points: list[Row], model: str, across: str, key: str) -> tuple[list[float], list[float]]:
+    """Means over the seeds of a model at each step, over the mean of what lies `across`."""
+    return _curve(points, model, "step", across)[1], _curve(points, model, "step", key)[1]
 
 
 def _curve(points: list[Row], model: str, across: str, key: str) -> tuple[list[float], list[float]]:
@@ -138,7 +171,9 @@ def _by_model(rows: list[Row], key: str) -> dict[str, list[Any]]:
 
 def _mean(rows: list[Row], key: str) -> Any:
     values = [row[key] for row in rows if row.get(key) is not None]
-    return math.fsum(values) / len(values) if values else None
+    if not values:
+        return None
+    return values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
 
 
 def _level(rows: list[Row]) -> list[Row]:
@@ -151,7 +186,8 @@ def _model(row: Row) -> str:
     return Cell(row["f"], row["regularizer"], row.get("seed", 0)).model
 
 
-_key: Callable[[Row], tuple] = lambda row: (row["regularizer"], row["f"], row["seed"])  # noqa: E731
+def _key(row: Row) -> tuple[str, int, int]:
+    return row["regularizer"], row["f"], row["seed"]
 
 
 def _text(value: object) -> str:
