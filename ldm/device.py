@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import time
 
 import torch
 
@@ -58,3 +59,15 @@ def mixed_precision(accelerator: str = "auto") -> str:
     a fused optimizer goes with it. A user who knows that a run tolerates it has to ask for it.
     """
     return "bf16-mixed" if computes_bf16(accelerator) else "32-true"
+
+
+def device_clock(device: torch.device) -> float:
+    """Seconds to measure what computing costs: of this process on CPU cores, whoever else uses them; else of the wall.
+
+    Waits for a GPU to have done what it was asked for.
+    """
+    if device.type == "cpu":
+        return time.process_time()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -32,6 +32,13 @@ def train_command() -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "ldm.train"], {**os.environ, "PYTHONSAFEPATH": "1"}  # not the ldm/ of a user's folder
 
 
+def script_command(name: str) -> list[str]:
+    """The command that starts a file of scripts/ in a process of its own, in the environment of `train_command`."""
+    if IN_CHECKOUT:
+        return [sys.executable, str((PACKAGE / "scripts").resolve() / f"{name}.py")]
+    return [sys.executable, "-m", _module(name)]
+
+
 def version() -> str:
     """Of the installed distribution, such as ``ldm-trainer 0.1.0``."""
     try:

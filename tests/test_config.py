@@ -32,11 +32,12 @@ from ldm.config import (
     takes,
     validate,
 )  # fmt: skip
+from ldm.config.registry import OVERRIDES
 from ldm.diffusion.noise import NoiseDistribution
 from ldm.errors import UserError
 from ldm.training.ema import EMA
 
-LEAVES = [f"{group}/{name}" for group, names in groups().items() for name in names if group != "experiment"]
+LEAVES = [f"{group}/{name}" for group, names in groups().items() for name in names if group not in OVERRIDES]
 EXPERIMENTS = groups()["experiment"]
 DIFFUSION = "experiment=quickstart/diffusion"
 SMALL = [

@@ -31,6 +31,7 @@ MODELS = {
 # Of those without a published list: tables 13, 14 and 15, table 6, Stable Diffusion v1.
 UNLISTED = {
     "cin256_f1": 396.84, "cin256_f2": 390.89, "cin256_f4": 400.92, "cin256_f16": 395.00, "cin256_f32": 395.11,
+    "cin256_f8_sweep": 394.98,
     "celeba_f1": 270.46, "celeba_f2": 264.51, "celeba_f4": 274.06, "celeba_f8": 257.73, "celeba_f16": 257.75,
     "celeba_f32": 257.86, "layout_coco": 312.24, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
     "inpainting_noattn": 215.23, "inpainting_pixel": 215.23, "sd_v1": 859.52,
@@ -123,3 +124,12 @@ def test_latents_whitened_by_channel_are_refused_where_one_factor_is_meant(first
     words = ["experiment=quickstart/diffusion", given, "task.single_factor=true"]
     with pytest.raises(ValueError, match=r"task\.single_factor"):
         Parts(compose("config", words))["task"]
+
+
+def test_ldm_8_of_the_sweep_is_not_the_one_that_was_released():
+    swept, released = tree("cin256_f8_sweep"), tree("cin256_f8")
+    assert (swept["max_steps"], swept["num_steps"], swept["network"]["num_heads"]) == (2_000_000, 100, 1)
+    assert (released["max_steps"], released["network"]["head_channels"]) == (4_800_000, 32)
+    of_table_13 = ("channels", "multipliers", "attention_factors")
+    assert all(swept["network"][key] == released["network"][key] for key in of_table_13)
+    assert (swept["data"]["batch_size"], swept["optimizer"]["lr"]) == (64, 6.4e-5)

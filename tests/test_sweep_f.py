@@ -1,50 +1,125 @@
-"""The sweep over f: whole at toy length, and nothing done twice."""
+"""The sweep over f: whole at toy length, nothing done twice, and nothing trained that could not."""
 
 import csv
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 from toys import TINY_RUN
 
 from ldm.config import compose, overriding
-from ldm.sweep.sweep_f import sweep_f
+from ldm.launching.torchrun import Torchrun
+from ldm.sweep.cells import Cell, cells, check
+from ldm.sweep.intervals import ends_are_worse, interval
+from ldm.sweep.results import Results
+from ldm.sweep.sweep_f import Sweep, sweep_f
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
-SMALL = f"{DATA} image_size=32 max_steps=2 lr.warmup_steps=0 callback.checkpoint.every_steps=1"
+SMALL = f"{DATA} image_size=32 max_steps=2 lr.warmup_steps=0 callback.metrics.every_steps=1"
 AUTOENCODER = (
     f"{SMALL} autoencoder.channels=8 autoencoder.norm_groups=4 discriminator.channels=4 reconstruction.start_step=1"
 )
 NETWORK = "network.channels=8 network.norm_groups=4 network.head_channels=8 network.multipliers=[1,2]"
-DIFFUSION = f"{SMALL} {NETWORK} num_steps=2"
+DIFFUSION = f"{SMALL} {NETWORK} num_steps=2 callback.speed.every_steps=1"
 
 
 def tree(folder: Path, *more: str) -> dict:
     words = (
         "f=[1,4]", f"runs_dir={folder}", "num_samples=4", "num_steps=2", "sampling_steps=[1,2]", "batch_size=4",
-        "metric.size=32", "device=cpu", *more,
+        "metric.size=32", "device=cpu", "moments=2", "logger.mode=disabled", *more,
     )  # fmt: skip
     composed = compose("sweep_f", overriding(words))
     return {**composed, "autoencoder_overrides": AUTOENCODER, "diffusion_overrides": DIFFUSION}
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
-def test_the_sweep_is_whole_and_restartable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = sweep_f(tree(tmp_path))
-    files = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
-    with (folder / "quality_over_steps.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["f"], row["step"]) for row in rows] == [("1", "1"), ("1", "2"), ("4", "1"), ("4", "2")]
-    assert all(float(row["kid/efficientnet_lite0@32"]) for row in rows)
-    with (folder / "quality_over_speed.csv").open() as file:
-        assert [float(row["samples_per_second"]) > 0 for row in csv.DictReader(file)] == [True] * 4
-    assert {path.name for path in folder.glob("quality*.png")} >= {"quality_over_steps.png", "quality_over_speed.png"}
-    monkeypatch.setattr("ldm.evaluation.evaluate._measure", None)  # nothing is measured again
-    assert sweep_f(tree(tmp_path)) == folder
-    assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == files
+def test_the_sweep_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = tmp_path / "kept" / "rows.csv"
+    budget = ("budget=device_seconds", "device_seconds=0.1", "trial_steps=20", "jobs=2", f"results={kept}")
+    folder = sweep_f(tree(tmp_path / "runs", *budget))
+    rows = {int(row["f"]): row for row in read(kept)}
+    assert set(rows) == {1, 4}
+    assert all(float(row["kid/efficientnet_lite0@32"]) and float(row["device_seconds"]) > 0 for row in rows.values())
+    assert rows[1]["psnr"] == "" and float(rows[4]["psnr"]) > 0 and rows[4]["channels"] == "3"
+    points = read(kept.with_name("rows_points.csv"))
+    assert all(float(p["samples_per_second"]) > 0 for p in points if p["curve"] == "speed")
+    assert {(p["f"], p["num_steps"]) for p in points if p["curve"] == "speed"} == {(f, n) for f in "14" for n in "12"}
+    names = ("index.html", "table.csv", "quality_over_steps.png", "quality_over_speed.png")
+    assert all((folder / name).exists() for name in names)
+
+    shutil.rmtree(tmp_path / "runs")  # a fresh machine, which has the rows alone
+    monkeypatch.setattr(Sweep, "_done", None)  # nothing is run
+    assert (sweep_f(tree(tmp_path / "runs", *budget)) / "index.html").exists()
+    with pytest.raises(ValueError, match=r"rows\.csv: its row f1-seed0 was measured with"):
+        sweep_f(tree(tmp_path / "runs", *budget, "num_samples=5"))
 
 
-def test_factors_that_do_not_exist_are_refused(tmp_path: Path):
-    for f in ("[3]", "[]", "[4,4]"):
-        with pytest.raises(ValueError, match="powers of two"):
-            sweep_f(tree(tmp_path, f"f={f}"))
+def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Sweep, "run", None)
+    for words, said in {
+        ("f=[3]",): "powers of two", ("f=[]",): "powers of two", ("f=[4,4]",): "powers of two",
+        ("f=[1,32]",): "f=32: image_size=32: must be a multiple of 64.*diffusion_by_f.f32=",
+        ("regularizer=[kl,gan]",): "kl, vq or", ("seeds=[]",): "different numbers", ("budget=hours",): "choose one of",
+        ("channels.kl.f4=null",): "channels.kl.f4: says no", ("results=here",): "ends in .csv",
+        ("launcher=submitit",): "launcher.wait",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            sweep_f(tree(tmp_path, *words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_cells_come_seed_by_seed_and_pixels_once():
+    asked = cells({"f": [1, 4], "seeds": [0, 1], "regularizer": "[kl,vq]"})
+    names = [cell.name for cell in asked]
+    assert names == [f"{model}-seed{seed}" for seed in (0, 1) for model in ("f1", "kl-f4", "vq-f4")]
+
+
+@pytest.mark.slow
+def test_every_f_has_a_network_of_about_the_same_size():
+    asked = compose("sweep_f", ["f=[1,2,4,8,16,32]", "regularizer=[kl,vq]"])
+    counts = check(asked, cells(asked)).values()
+    assert max(counts) < 1.5 * min(counts)
+    fashion = compose("sweep_f", ["sweep=fashion", "shards=anywhere"])
+    counts = check(fashion, cells(fashion)).values()
+    assert max(counts) < 1.02 * min(counts)
+
+
+def test_intervals_are_students():
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert interval([5.0]) == (5.0, math.inf)
+
+
+def test_the_verdict_wants_both_ends_worse_with_disjoint_intervals():
+    between = {1: [9.0, 9.1, 9.2], 4: [1.0, 1.1, 1.2], 16: [5.0, 5.1, 5.2]}
+    found = ends_are_worse(between)
+    assert found.holds and found.best == 4
+    assert not ends_are_worse({**between, 16: [0.5, 0.6, 0.7]}).holds  # an end is best
+    assert ends_are_worse({**between, 16: [1.2, 1.4, 5.0]}).worse == {1: True, 16: False}  # the intervals meet
+    assert not ends_are_worse({f: values[:1] for f, values in between.items()}).holds  # one seed has no interval
+    with pytest.raises(ValueError, match="between the ends"):
+        ends_are_worse({1: [1.0], 2: [2.0]})
+
+
+def test_rows_are_kept_as_they_were(tmp_path: Path):
+    results = Results(tmp_path / "rows.csv")
+    results.add(Cell(4, "kl", 0), {"settings": "{}", "steps": 7, "kid/x": 0.1 + 0.2}, [{"curve": "steps", "step": 7}])
+    results.add(Cell(1, "", 0), {"settings": "{}", "steps": 3, "kid/x": 0.5, "psnr": None}, [])
+    again = Results(tmp_path / "rows.csv")
+    assert again.find(Cell(4, "kl", 0))["kid/x"] == 0.1 + 0.2 and again.find(Cell(1, "", 0))["psnr"] is None
+    assert again.steps_of("kl-f4") == 7 and again.steps_of("kl-f8") is None and len(again.points) == 1
+
+
+def test_torchrun_starts_a_process_for_each_device():
+    from ldm.launching import Job
+
+    training = Torchrun(4).command(Job("x", ("experiment=a",)))
+    assert "--nproc_per_node=4" in training and training[-2:] == ["experiment=a", "trainer.devices=4"]
+    assert Torchrun(4).command(Job("x", ("stage=measure",), script="sweep_f"))[-1] == "stage=measure"

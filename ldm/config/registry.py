@@ -64,6 +64,8 @@ def _registry(confs: tuple[Path, ...]) -> frozenset[str]:
     return frozenset(name for text in texts for name in re.findall(r"^\s*_target_:\s*([\w.]+)\s*$", text, re.MULTILINE))
 
 
+OVERRIDES = ("experiment", "sweep")  # groups whose files set keys of the root
+
 Places = tuple[dict[str, set[str]], dict[tuple[str, str], set[str]], set[str]]
 
 
@@ -90,11 +92,11 @@ def _places(confs: tuple[Path, ...]) -> Places:
 
 
 def _leaves(confs: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(group, content) of each leaf file."""
+    """(group, content) of each leaf file; experiments and sweeps only override."""
     for conf in confs:
         for path in sorted(conf.glob("*/**/*.yaml")):
             group = path.relative_to(conf).parts[0]
-            if group != "experiment":
+            if group not in OVERRIDES:
                 yield group, _content(path)
 
 

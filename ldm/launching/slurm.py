@@ -106,6 +106,8 @@ class Submitit:
 
 def nodes_of(job: Job) -> Nodes:
     """The nodes a job needs. Raises UserError for a mistake in its words, or if the number of devices is not given."""
+    if not job.trains:
+        return Nodes(1, 1, 0 if "device=cpu" in job.words else 1)
     trainer = compose("config", list(job.words))["trainer"]
     devices = trainer["devices"]
     count = len(devices) if isinstance(devices, list) else devices

@@ -1,133 +1,184 @@
-"""The sweep over the downsampling factor (arXiv 2112.10752, figures 6 and 7): equal networks, equal budgets, any f."""
+"""The sweep over the downsampling factor (arXiv 2112.10752, section 4.1): equal networks, equal budgets, any f.
 
-import time
+Each cell is a chain of fresh processes: first stage, cache of its latents, diffusion model, measurement. Finished cells
+are rows of a CSV file, from which the command goes on; whatever a cell has done of its chain is not done again.
+"""
+
+import itertools
+import shutil
+import statistics
+import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ldm.config import compose, instantiate, overriding
+from ldm.config import instantiate
 from ldm.device import choose
 from ldm.errors import UserError
-from ldm.evaluation.evaluate import curve_keys, evaluate
-from ldm.evaluation.table import write_csv
 from ldm.files import read_json, write_json
 from ldm.holding import held
-from ldm.launching import FINISHED, STOPPED, SUBMITTED, Job
-from ldm.loading import load
-from ldm.report.plots import loss_curves, quality_over_speed
-from ldm.training.loggers import log_summary
+from ldm.launching import FINISHED, STOPPED, Job, Launcher
+from ldm.sweep.cells import Cell, Places, cells, check, diffusion_tree, diffusion_words, first_stage_words, settings_of
+from ldm.sweep.page import write_page
+from ldm.sweep.results import Results
+from ldm.sweep.stage import MEASURED, logged
+from ldm.training.callbacks.device_seconds import NAME
 
-Row = dict[str, float]
-
-
-def sweep_f(tree: dict[str, Any]) -> Path | None:
-    """Run the sweep of `tree` (conf/sweep_f.yaml). Returns its folder, None if a training was stopped and saved."""
-    factors = list(tree["f"])
-    if not factors or any(f not in (1, 2, 4, 8, 16, 32) for f in factors) or len(set(factors)) < len(factors):
-        raise UserError(f"f={factors}: a list of different powers of two from 1 to 32")
-    folder = Path(tree["runs_dir"]) / tree["family"]
-    with held(folder, "sweeping into"):
-        return _swept(tree, folder, factors)
+Tree = dict[str, Any]
+BUDGETS = ("steps", "device_seconds")
 
 
-def _swept(tree: dict[str, Any], folder: Path, factors: list[int]) -> Path | None:
-    runs = _train(tree, factors)
-    if runs is None:
-        return None
-    steps, speed = [], []
-    for f, run in runs.items():
-        for weights in sorted((run / "weights").glob("step_*.ema.safetensors")):
-            step = int(weights.name[5:13])
-            point = _quality(tree, folder / f"f{f}" / f"step_{step:08d}", weights, tree["num_steps"])
-            steps.append({"f": f, "step": step, **point})
-        for count in tree["sampling_steps"]:
-            point = _quality(tree, folder / f"f{f}" / f"{count}_steps", run, count)
-            rate = _samples_per_second(tree, folder / f"f{f}" / f"{count}_steps", run, count)
-            speed.append({"f": f, "num_steps": count, "samples_per_second": rate, **point})
-    _write(tree, folder, steps, speed)
-    return folder
+def sweep_f(tree: Tree) -> Path | None:
+    """Run the sweep of `tree` (conf/sweep_f.yaml). Returns its folder, None if a training was stopped and saved.
 
-
-def _train(tree: dict[str, Any], factors: list[int]) -> dict[int, Path] | None:
-    """The finished diffusion run of each f: all first stages, then all that need them. None if one was stopped."""
+    Raises UserError for any cell that could not train before one does, and at the end for those that failed.
+    """
+    asked, places = cells(tree), Places(tree)
+    _check_keys(tree)
     launch = instantiate(tree["launcher"], {}, "launcher")
-    runs, family = Path(tree["runs_dir"]), tree["family"]
-    first_stages = {f: runs / f"{family}-autoencoder-f{f}" for f in factors if f > 1}
-    diffusion = {f: runs / f"{family}-diffusion-f{f}" for f in factors}
-    own = {f: [f"autoencoder=f{f}", *tree["autoencoder_overrides"].split()] for f in first_stages}
-    on = {f: [f"first_stage={first_stages[f]}"] if f in first_stages else [] for f in factors}
-    stages = (
-        [_job(tree, f"{family}/autoencoder", run, own[f]) for f, run in first_stages.items()],
-        [_job(tree, f"{family}/diffusion", run, [*on[f], *tree["diffusion_overrides"].split()])
-         for f, run in diffusion.items()],
-    )  # fmt: skip
-    for jobs in filter(None, stages):
-        statuses = launch(jobs)
-        if SUBMITTED in statuses:
-            raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
-        for job, status in zip(jobs, statuses, strict=True):
-            if status not in (FINISHED, STOPPED):
-                raise UserError(f"train.py {' '.join(job.words)} ended with status {status}; its message is above")
-        if STOPPED in statuses:
-            return None
-    return diffusion
+    results = Results(Path(tree["results"]) if tree["results"] else places.folder / "cells.csv")
+    for cell in asked:
+        results.check(cell, settings_of(tree, cell))
+    missing = [cell for cell in asked if results.find(cell) is None]
+    check(tree, missing)
+    with held(places.folder, "sweeping into"):
+        write_json(places.folder / "sweep.json", tree)
+        print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {results.path}", flush=True)
+        sweep = Sweep(tree, places, launch, results)
+        stopped = sweep.run(missing)
+        if results.cells:
+            write_page(tree, places.folder, asked, results)
+        if sweep.failed:
+            raise UserError(f"these cells failed, their messages are above: {', '.join(sweep.failed)}")
+    return None if stopped else places.folder
 
 
-def _job(tree: dict[str, Any], experiment: str, run: Path, own: list[str]) -> Job:
-    shared = [f"runs_dir={run.parent}", f"seed={tree['seed']}", f"logger.mode={tree['logger']['mode']}"]
-    words = [f"experiment={experiment}", f"run={run.name}", "trainer.precision=auto", *own, *shared]
-    return Job(run.name, tuple(overriding(words)))
+def _check_keys(tree: Tree) -> None:
+    choose(tree["device"])
+    if tree["budget"] not in BUDGETS:
+        raise UserError(f"budget={tree['budget']}: choose one of {', '.join(BUDGETS)}")
+    if tree["budget"] == "device_seconds" and not tree["device_seconds"] > 0:
+        raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0")
+    for key, least in {"jobs": 1, "moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1}.items():
+        if tree[key] < least:
+            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    if any(count < 1 for count in tree["sampling_steps"]):
+        raise UserError(f"sampling_steps={tree['sampling_steps']}: none may be below 1")
+    if tree["launcher"].get("wait") is False:
+        raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
 
 
-def _quality(tree: dict[str, Any], folder: Path, model: Path, num_steps: int) -> Row:
-    """KID and the rest at the sweep's guidance, kept in `folder` once measured."""
-    words = [f"{key}={tree[key]}" for key in ("num_samples", "batch_size", "seed", "device")]
-    words += [f"num_steps={num_steps}", f"model={model}", f"out={folder}", f"guidance.scale=[{tree['scale']}]"]
-    rows, _ = evaluate({**compose("evaluate", words), "metric": tree["metric"]})
-    return {name: value for name, value in rows[0].items() if name != "scale"}
+class Sweep:
+    """The cells of a sweep under way, `jobs` of them at once."""
+
+    def __init__(self, tree: Tree, places: Places, launch: Launcher, results: Results):
+        self.tree = tree
+        self.places = places
+        self.launch = launch
+        self.results = results
+        self.failed: list[str] = []
+        self._stopping = threading.Event()
+        self._trials: dict[str, threading.Lock] = {}
+        self._steps = threading.Lock()
+
+    def run(self, missing: list[Cell]) -> bool:
+        """Finish the `missing` cells. Returns whether a training was stopped; a cell that fails stops no other."""
+        self._trials = {cell.model: threading.Lock() for cell in missing}
+        with ThreadPoolExecutor(self.tree["jobs"]) as pool:
+            done = [pool.submit(self._cell, cell) for cell in missing]
+            try:
+                for future in done:
+                    future.result()
+            except BaseException:  # Ctrl-C reaches the trainings too, which save themselves
+                self._stopping.set()
+                raise
+        return self._stopping.is_set()
+
+    def _cell(self, cell: Cell) -> None:
+        measured = self.places.measured(cell) / MEASURED
+        with closing(self._chain(cell)) as chain:
+            for job in chain:
+                if self._stopping.is_set() or not self._done(job, cell):
+                    return
+        if self._stopping.is_set():
+            return
+        found = read_json(measured)
+        self.results.add(cell, {"settings": settings_of(self.tree, cell), **found["row"]}, found["points"])
+        shutil.rmtree(self.places.cache(cell), ignore_errors=True)
+        print(f"{cell.name}: finished, a row of {self.results.path}", flush=True)
+
+    def _chain(self, cell: Cell) -> Generator[Job]:
+        """The jobs of a cell one after the other; what a later one needs of an earlier is read when it is asked for."""
+        if (self.places.measured(cell) / MEASURED).exists():
+            return
+        if cell.f > 1:
+            yield Job(self.places.first_stage(cell).name, tuple(first_stage_words(self.tree, cell)))
+            if self.tree["cache"]:
+                yield self._stage("encode", cell)
+        with self._trials[cell.model]:
+            steps = self._known_steps(cell)
+            if steps is None:
+                yield self._trial(cell)
+                steps = self._keep_steps(cell)
+        yield Job(self.places.diffusion(cell).name, tuple(diffusion_words(self.tree, cell, _length(self.tree, steps))))
+        yield self._stage("measure", cell)
+
+    def _done(self, job: Job, cell: Cell) -> bool:
+        """Run a job; whether it finished."""
+        status = self.launch([job])[0]
+        if status == STOPPED:
+            self._stopping.set()
+        elif status != FINISHED:
+            print(f"{job.name} ended with status {status}; its message is above", flush=True)
+            self.failed.append(cell.name)
+        return status == FINISHED
+
+    def _stage(self, stage: str, cell: Cell) -> Job:
+        words = (f"stage={stage}", f"cell={cell.name}", f"tree={self.places.folder / 'sweep.json'}",
+                 f"device={self.tree['device']}")  # fmt: skip
+        return Job(f"{cell.name}: {stage}", words, script="sweep_f")
+
+    # How many steps the budget is
+
+    def _known_steps(self, cell: Cell) -> int | None:
+        """Of the experiment, or of the budget where a cell of the same model has been measured."""
+        if self.tree["budget"] == "steps":
+            return diffusion_tree(self.tree, cell)["max_steps"]
+        kept = self._kept_steps()
+        return self.results.steps_of(cell.model) or kept.get(cell.model)
+
+    def _kept_steps(self) -> dict[str, int]:
+        path = self.places.folder / "steps.json"
+        return read_json(path) if path.exists() else {}
+
+    def _trial(self, cell: Cell) -> Job:
+        """A short training whose steps are timed."""
+        run = self._trial_run(cell)
+        count = self.tree["trial_steps"]
+        short = [f"run={run.name}", f"max_steps={count}", "lr=constant", "lr.warmup_steps=0", "overwrite=true"]
+        short += ["callback.device_seconds.every_steps=5", f"callback.checkpoint.every_steps={count}"]
+        short += ["logger.mode=disabled"]
+        return Job(run.name, tuple(diffusion_words(self.tree, cell, short)))
+
+    def _trial_run(self, cell: Cell) -> Path:
+        return self.places.runs / f"{self.places.diffusion(cell).name}-trial"
+
+    def _keep_steps(self, cell: Cell) -> int:
+        """The steps that take `device_seconds`: by the median of the trial's fives but the first."""
+        run = self._trial_run(cell)
+        rows = logged(run, NAME)
+        costs = [(b - a) / (end - start) for (start, a), (end, b) in itertools.pairwise(rows)]
+        steps = max(1, round(self.tree["device_seconds"] / statistics.median(costs[1:] or costs)))
+        with self._steps:
+            write_json(self.places.folder / "steps.json", {**self._kept_steps(), cell.model: steps})
+        shutil.rmtree(run, ignore_errors=True)
+        return steps
 
 
-def _samples_per_second(tree: dict[str, Any], folder: Path, run: Path, num_steps: int) -> float:
-    """Throughput of one batch, decoded, after one to warm up; measured once and kept, so that a curve stays a curve."""
-    kept = folder / "speed.json"
-    if kept.exists():
-        return read_json(kept)["samples_per_second"]
-    device = choose(tree["device"])
-    model = load(run).to(device)
-    sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": num_steps})
-    guided = sampling.with_scale(tree["scale"])
-    numbers = torch.arange(tree["batch_size"], device=device)
-    seconds = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        model.generate(guided, {"caption": [""] * len(numbers)}, numbers, tree["seed"]).cpu()  # waits for the device
-        seconds = time.perf_counter() - began
-    write_json(kept, {"samples_per_second": len(numbers) / seconds, "device": str(device), "batch": len(numbers)})
-    return len(numbers) / seconds
-
-
-def _write(tree: dict[str, Any], folder: Path, steps: list[Row], speed: list[Row]) -> None:
-    """CSV files, plots and a W&B run."""
-    for name, rows in (("steps", steps), ("speed", speed)):
-        write_csv(folder / f"quality_over_{name}.csv", rows)
-    quality, _ = curve_keys(steps[0])
-    factors = sorted({row["f"] for row in steps})
-    over_steps = {
-        f"f = {f}": ([r["step"] for r in steps if r["f"] == f], [r[quality] for r in steps if r["f"] == f])
-        for f in factors
-    }
-    over_speed = {
-        f"f = {f}": [(r["samples_per_second"], r[quality], str(r["num_steps"])) for r in speed if r["f"] == f]
-        for f in factors
-    }
-    pictures = {
-        "quality_over_steps": loss_curves(
-            folder / "quality_over_steps.png", over_steps, smoothing=0.0, y_label=quality
-        ),
-        "quality_over_speed": quality_over_speed(folder / "quality_over_speed.png", over_speed, quality_label=quality),
-    }
-    best = {f"best/f{f}": min(r[quality] for r in steps if r["f"] == f) for f in factors}
-    tables = {"quality_over_steps": steps, "quality_over_speed": speed}
-    logger = tree["logger"]
-    log_summary(folder, tree["family"], logger["project"], logger["mode"], best, tables, pictures)
+def _length(tree: Tree, steps: int) -> list[str]:
+    """The words of a training of that many steps, with weights kept at each of the moments."""
+    every = -(-steps // tree["moments"])
+    checkpoint = [f"every_steps={every}", f"keep_weights={tree['moments']}"]
+    return [f"max_steps={steps}", *(f"callback.checkpoint.{word}" for word in checkpoint)]

@@ -1,0 +1,47 @@
+"""Turn the IDX files of Fashion-MNIST into WebDataset shards: padded to a square, with classes, t10k held out.
+
+    python scripts/make_idx_shards.py source=/usr/share/datasets/fashion-mnist out=shards/fashion
+    python scripts/make_idx_shards.py source=ROOT/FashionMNIST/raw out=shards/fashion size=32
+
+source= is the folder of train-images-idx3-ubyte, train-labels-idx1-ubyte and the two of t10k, as they are or with .gz:
+of the Debian package dataset-fashion-mnist, or of torchvision. The same files give the same bytes.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # a file of a checkout that may not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm.config import guarded
+from ldm.errors import UserError
+from ldm.installed import spoken
+
+KEYS = ("source", "out", "size")
+
+
+def main(arguments: list[str]) -> int:
+    """Make the shards as the words say."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(spoken(__doc__))
+        return 0
+    words = dict(word.partition("=")[::2] for word in arguments)
+    for key in words:
+        if key not in KEYS:
+            raise UserError(f"{key}: is none of {', '.join(f'{name}=' for name in KEYS)}")
+    for key in KEYS[:2]:
+        if not words.get(key):
+            raise UserError(f"{key}=: is missing; see --help")
+    size = words.get("size", "32")
+    if not size.isdecimal():
+        raise UserError(f"size={size!r} is not a number")
+    from ldm.data.making.idx import make_idx_shards
+
+    manifest = make_idx_shards(Path(words["source"]), Path(words["out"]), int(size))
+    for name, part in manifest["splits"].items():
+        print(f"{words['out']}: {part['samples']} images of {name} in {len(part['shards'])} shards")
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)

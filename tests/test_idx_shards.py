@@ -1,0 +1,52 @@
+"""Shards of IDX files: padded, labelled, t10k held out, the same bytes each time."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from ldm.data.making.idx import make_idx_shards
+from ldm.errors import UserError
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name, count in (("train", 7), ("t10k", 3)):
+        images = np.arange(count * 16, dtype=np.uint8).reshape(count, 4, 4)
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8)))
+    return folder
+
+
+def test_images_are_padded_and_t10k_is_held_out(source: Path, tmp_path: Path):
+    manifest = make_idx_shards(source, tmp_path / "out", size=8, shard_samples=4)
+    assert [(part["samples"], len(part["shards"])) for part in manifest["splits"].values()] == [(7, 2), (3, 1)]
+    samples = list(wds.WebDataset(str(tmp_path / "out" / "train-00001.tar"), shardshuffle=False).decode("l"))
+    assert [sample["json"]["label"] for sample in samples] == [4, 5, 6]
+    assert manifest["class_names"][4] == samples[0]["json"]["class"] == "coat"
+    pixels = np.round(samples[0]["png"] * 255)
+    assert pixels.shape == (8, 8) and np.array_equal(pixels[2:6, 2:6], np.arange(64, 80).reshape(4, 4))
+    assert pixels.sum() == pixels[2:6, 2:6].sum()
+    again = make_idx_shards(source, tmp_path / "again", size=8, shard_samples=4)
+    assert again["splits"] == manifest["splits"]
+
+
+def test_what_is_no_idx_is_named(source: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="size=2: images of 4 x 4 px"):
+        make_idx_shards(source, tmp_path / "out", size=2)
+    (source / "t10k-labels-idx1-ubyte").write_bytes(b"something else")
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte: not to be read as IDX"):
+        make_idx_shards(source, tmp_path / "out", size=8)
+    (source / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(UserError, match=r"no t10k-labels-idx1-ubyte there, nor .*\.gz"):
+        make_idx_shards(source, tmp_path / "out", size=8)
+    assert not (tmp_path / "out").exists()
