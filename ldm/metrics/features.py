@@ -4,13 +4,14 @@ FID in the literature's sense needs the Inception network of 2015, whose weights
 EfficientNet-lite0 stands in where there are none: its numbers compare runs with each other, never with papers.
 """
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,9 +20,16 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ldm.errors import UserError
+from ldm.metrics import resize as ways
 from ldm.networks.efficientnet import EfficientNetLite0, pretrained_efficientnet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INCEPTION_SIZE = 299  # px
+INCEPTION_LAYERS = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
+    "Mixed_7b", "Mixed_7c", "AvgPool",
+)  # fmt: skip
 
 
 class Features(nn.Module, ABC):
@@ -30,6 +38,15 @@ class Features(nn.Module, ABC):
     name: str
     dim: int
     frechet: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the weights' shapes and values, whatever file they came from and wherever they lie."""
+        found = hashlib.sha256()
+        for _, tensor in sorted(self.state_dict().items()):
+            found.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def train(self, mode: bool = True) -> "Features":
         """Stays in evaluation mode: a parent's train() must not switch the batch norms."""
@@ -45,22 +62,23 @@ class Features(nn.Module, ABC):
 
 
 class EfficientNetFeatures(Features):
-    """Pooled last features of EfficientNet-lite0, images resized (bicubic, antialiased) to `size` px."""
+    """Pooled last features of EfficientNet-lite0, images resized to `size` px: bicubic, or `clean`."""
 
-    def __init__(self, network: EfficientNetLite0, size: int = 128) -> None:
+    def __init__(
+        self, network: EfficientNetLite0, size: int = 128, resize: Literal["bicubic", "clean"] = "bicubic"
+    ) -> None:
         super().__init__()
         # Depthwise convolutions on CPU run about 1.4 times faster channels-last.
         self.network, self.size = network.to(memory_format=torch.channels_last), size
-        self.name, self.dim, self.frechet = f"efficientnet_lite0@{size}", 1280, "fd"
+        self.resize = {"bicubic": ways.bicubic, "clean": ways.clean_signed}[resize]
+        self.name = f"efficientnet_lite0@{size}{'' if resize == 'bicubic' else f':{resize}'}"
+        self.dim, self.frechet = 1280, "fd"
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            images = images.float()
-            if images.shape[-2:] != (self.size, self.size):
-                images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
-            images = (images.clamp(-1, 1) + 1) / 2
+            images = (self.resize(images.float(), self.size) + 1) / 2
             normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
             return self.network.features(normalised)
 
@@ -70,30 +88,43 @@ class EfficientNetFeatures(Features):
 
 
 class InceptionFeatures(Features):
-    """Pool features of the TensorFlow Inception of 2015 by torch-fidelity, with its 8 bit input and its resizing."""
+    """Pool features of the TensorFlow Inception of 2015 by torch-fidelity, with its 8 bit input.
 
-    def __init__(self, network: FeatureExtractorInceptionV3) -> None:
+    Images are resized as TensorFlow 1 does it, or as clean-fid does.
+    """
+
+    def __init__(
+        self, network: FeatureExtractorInceptionV3, resize: Literal["tensorflow", "clean"] = "tensorflow"
+    ) -> None:
         super().__init__()
         self.network = network
-        self.name, self.dim, self.frechet = "inception_v3", 2048, "fid"
+        self.resize = {"tensorflow": ways.tensorflow, "clean": ways.clean}[resize]
+        self.name = f"inception_v3{'' if resize == 'tensorflow' else f':{resize}'}"
+        self.dim, self.frechet = 2048, "fid"
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            return self.network(pixels)[0]
+            x = (self.resize(images.float(), INCEPTION_SIZE) - 128) / 128  # [B, 3, 299, 299]
+            for layer in INCEPTION_LAYERS:  # torch-fidelity's forward resizes in its own way
+                x = getattr(self.network, layer)(x)
+            return x.flatten(1)
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
         return features @ self.network.fc.weight.T  # without the bias, as the published Inception score does
 
 
-def efficientnet_features(size: int = 128, path: str | Path | None = None) -> EfficientNetFeatures:
+def efficientnet_features(
+    size: int = 128, path: str | Path | None = None, resize: Literal["bicubic", "clean"] = "bicubic"
+) -> EfficientNetFeatures:
     """EfficientNet-lite0 features with the published weights, from `path` or the cache."""
-    return EfficientNetFeatures(pretrained_efficientnet(path), size)
+    return EfficientNetFeatures(pretrained_efficientnet(path), size, resize)
 
 
-def inception_features(path: str | Path) -> InceptionFeatures:
+def inception_features(
+    path: str | Path, resize: Literal["tensorflow", "clean"] = "tensorflow"
+) -> InceptionFeatures:
     """FID's Inception from a local copy of weights-inception-2015-12-05-6726825d.pth (or its safetensors)."""
     path = Path(path).expanduser()
     if not path.is_file():
@@ -109,7 +140,7 @@ def inception_features(path: str | Path) -> InceptionFeatures:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], copy)
     except (UnpicklingError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as weights of Inception: {str(error).splitlines()[0]}") from error
-    return InceptionFeatures(network)
+    return InceptionFeatures(network, resize)
 
 
 class FeatureBank(Metric):

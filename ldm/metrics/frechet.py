@@ -20,14 +20,23 @@ class Moments(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
 
 
-def moments(features: Tensor) -> Moments:
-    """Moments of features [N, D], N >= 2, with the unbiased covariance."""
+def moments(features: Tensor, chunk_samples: int = 4096, device: torch.device | str = "cpu") -> Moments:
+    """Moments of features [N, D], N >= 2, with the unbiased covariance, on the CPU.
+
+    They are taken in float64 on `device`, `chunk_samples` rows at a time: features may be memory-mapped.
+    """
     if len(features) < 2:
         raise UserError(f"a covariance needs at least 2 samples, got {len(features)}")
-    features = features.double()
-    mean = features.mean(0)
-    centred = features - mean
-    return Moments(mean, centred.T @ centred / (len(features) - 1), len(features))
+    dim = features.shape[1]
+    mean = torch.zeros(dim, dtype=torch.float64, device=device)
+    for rows in features.split(chunk_samples):
+        mean += rows.to(device).double().sum(0)
+    mean /= len(features)
+    covariance = mean.new_zeros(dim, dim)
+    for rows in features.split(chunk_samples):
+        centred = rows.to(device).double() - mean
+        covariance += centred.T @ centred
+    return Moments(mean.cpu(), (covariance / (len(features) - 1)).cpu(), len(features))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -16,7 +16,8 @@ def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]
     if len(logits) < num_splits:
         raise UserError(f"num_splits={num_splits} needs as many samples, got {len(logits)}")
     scores = []
-    for part in logits.double().log_softmax(1).chunk(num_splits):
+    for split in logits.chunk(num_splits):
+        part = split.double().log_softmax(1)
         marginal = part.logsumexp(0) - math.log(len(part))
         scores.append((part.exp() * (part - marginal)).sum(1).mean().exp())
     values = torch.stack(scores)
