@@ -302,14 +302,20 @@ def test_retention_of_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("every", "best", "kept"), [(2, None, [2, 4, 5]), (None, "loss", [3, 5]), (4, "loss", [3, 4, 5])]
+    ("every", "best", "largest", "kept"),
+    [
+        (2, None, False, [2, 4, 5]),
+        (None, "loss", False, [3, 5]),
+        (4, "loss", False, [3, 4, 5]),
+        (None, "loss", True, [1, 5]),
+    ],
 )
-def test_retention_of_weights_keeps_every_so_many_and_the_best(tmp_path, every, best, kept):
+def test_retention_of_weights_keeps_every_so_many_and_the_best(tmp_path, every, best, largest, kept):
     for step, loss in enumerate((0.5, float("nan"), 0.2, 0.2, 0.3), start=1):
         weights.save(tmp_path, step, states(), {"validation": {"loss": loss} if step != 4 else {}})
-        weights.retain(tmp_path, 1, every, best)
+        weights.retain(tmp_path, 1, every, best, largest)
     (tmp_path / ".writing-1-x").write_text("half")
-    weights.retain(tmp_path, 1, every, best)
+    weights.retain(tmp_path, 1, every, best, largest)
     assert sorted(path.name for path in tmp_path.glob("*.json")) == [f"step_{step:08d}.json" for step in kept]
     assert len(list(tmp_path.iterdir())) == 3 * len(kept)
 

@@ -10,6 +10,7 @@ from ldm.errors import UserError
 from ldm.generate import NotFinite
 from ldm.measuring import Made, Ranks, Row, alignment_key, look_at, make, row_of
 from ldm.metrics.quality import METRICS
+from ldm.ranks import is_rank_zero
 from ldm.sampling import Sampling
 from ldm.training.judged import FEWEST, Asked, Judged
 
@@ -49,7 +50,7 @@ class SampleQuality(Judged):
         if data.num_train < FEWEST:
             return f"data.train has {data.num_train} samples, and {FEWEST} are needed to compare with"
         for line in networks.check(self.captioned):
-            if networks.lacks_backbone is None:
+            if networks.lacks_backbone is None and is_rank_zero():
                 log.warning("callback.quality leaves out the alignment: %s", line)
         return networks.lacks_backbone
 

@@ -17,6 +17,7 @@ from ldm.errors import UserError
 from ldm.measuring import Ranks, Row, Stopped
 from ldm.metrics.directions import larger_is_better
 from ldm.metrics.networks import MetricNetworks
+from ldm.ranks import is_rank_zero
 from ldm.training.callbacks.group import members
 from ldm.training.callbacks.signals import StopOnSignal
 from ldm.training.callbacks.watchdog import Watchdog
@@ -90,8 +91,9 @@ class Quality(pl.Callback):
         self._judged = task.judged(replace(self.asked, company=self.company(self.ensemble)))
         lacks = None if self._judged is None else self._judged.lacks()
         if lacks:
-            log.warning("callback.quality measures nothing: %s", lacks)
             self._judged = None
+        if lacks and is_rank_zero():
+            log.warning("callback.quality measures nothing: %s", lacks)
         task.quality = self if self._judged else None
 
     @property
