@@ -1,8 +1,11 @@
 """Quality on a run's W&B page, read back from what the client wrote; experts in company; first stages."""
 
 import time
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +13,10 @@ from PIL import Image
 from toys import curve, differences, tiny, train
 
 from ldm.config import compose
+from ldm.ensemble import write_manifest
+from ldm.errors import UserError
 from ldm.fit import fit
+from ldm.metrics import networks
 from ldm.quickstart.quality import over, quality
 from ldm.run import Run
 from ldm.training.loggers import curves, read_metrics
@@ -19,11 +25,21 @@ from ldm.training.quality_page import axes_of, trade_off
 
 pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
 SMALL = (
-    "metric=efficientnet_lite0", "metric.size=32", "callback.quality.every_steps=2", "callback.quality.num_samples=6",
-    "callback.quality.num_reference=8", "callback.quality.batch_size=4", "callback.quality.max_share=1.0",
+    "callback.quality.every_steps=2", "callback.quality.num_samples=6", "callback.quality.num_reference=8",
+    "callback.quality.batch_size=4", "callback.quality.max_share=1.0",
 )  # fmt: skip
-KID = "quality/kid/efficientnet_lite0@32"
-ALIGNED = "quality/alignment_score/efficientnet_lite0@128+minilm"
+BACKBONE = "efficientnet_lite0@128"
+KID, ALIGNED = f"quality/kid/{BACKBONE}", f"quality/alignment_score/{BACKBONE}+minilm"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """All runs of this file are judged by the same networks."""
+    with (
+        patch.object(networks, "efficientnet_features", cache(networks.efficientnet_features)),
+        patch.object(networks, "alignment_score", cache(networks.alignment_score)),
+    ):
+        yield
 
 
 def logged(experiment: str, runs_dir: Path, *more: str, run: str) -> Run:
@@ -146,30 +162,34 @@ def test_a_tree_is_one_plot_over_the_samples_of_its_lineage(root: Run, tree: lis
         assert page.axes[KID.replace("quality/", "quality/parent/") + "@scale_1"] == "quality/samples_seen"
 
 
-def test_an_expert_that_learns_differs_and_trains_as_if_it_had_not_been_measured(root: Run, tmp_path: Path):
-    more = [f"first_stage={root.tree['first_stage']}", f"branch={root.folder}", "expert.node=[1,0]"]
-    measured = train("quickstart/expert", tmp_path, *SMALL, *more, run="measured")
-    plain = train("quickstart/expert", tmp_path, *more, "callback.quality.every_steps=null", run="plain")
-    assert row(measured, 2) != row(measured, 2, "quality/parent/")
-    trained = [
-        line
-        for line in differences(measured.folder, plain.folder, 2)
-        if not line.startswith(("metrics.csv", "callbacks"))
-    ]
-    assert trained == [] and curve(measured.folder) == curve(plain.folder)
-
-
-def test_parents_that_are_gone_are_named_and_others_can_be_given(root: Run, tree: list[Run], tmp_path: Path, caplog):
-    from ldm.ensemble import write_manifest
-
+def test_an_expert_trains_as_if_it_had_not_been_measured_with_others_that_are_named(
+    root: Run, tree: list[Run], tmp_path: Path
+):
     write_manifest(tmp_path / "all.yaml", [tree[0].folder, root.folder])
-    more = [f"first_stage={root.tree['first_stage']}", f"branch={root.folder}", "expert.node=[1,0]", "optimizer.lr=0"]
-    given = train("quickstart/expert", tmp_path, *SMALL, *more, f"callback.quality.ensemble={tmp_path / 'all.yaml'}")
-    expected = row(given, 2, "quality/parent/")
-    assert len(expected) == 7 and row(given, 2) == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    with pytest.raises(ValueError, match=r"callback\.quality\.ensemble=.*none\.yaml"):
-        train("quickstart/expert", tmp_path, *SMALL, *more, "callback.quality.ensemble=none.yaml", run="none")
-    assert not (tmp_path / "none").exists()
+    more = [f"first_stage={root.tree['first_stage']}", f"branch={root.folder}", "expert.node=[1,0]"]
+    named = f"callback.quality.ensemble={tmp_path / 'all.yaml'}"
+    measured = train("quickstart/expert", tmp_path, *SMALL, *more, named, run="measured")
+    plain = train("quickstart/expert", tmp_path, *more, "callback.quality.every_steps=null", run="plain")
+    whole = {name.partition("@scale_")[0]: value for name, value in row(root, 4).items() if name.endswith("_1")}
+    assert row(measured, 2, "quality/parent/") == pytest.approx(whole, rel=1e-4, abs=1e-5)
+    assert row(measured, 2).keys() == whole.keys() and row(measured, 2)[KID[8:]] != whole[KID[8:]]
+    assert_same_training(measured, plain)
+
+
+def assert_same_training(measured: Run, plain: Run) -> None:
+    """All but what callbacks keep and log."""
+    found = differences(measured.folder, plain.folder, 2)
+    assert not [what for what in found if not what.startswith(("metrics.csv", "callbacks"))]
+    assert curve(measured.folder) == curve(plain.folder)
+
+
+def test_company_that_is_not_there_is_refused_where_it_was_named(root: Run, tmp_path: Path):
+    more = [f"first_stage={root.tree['first_stage']}", f"branch={root.folder}", "expert.node=[1,0]"]
+    with pytest.raises(UserError, match=r"callback\.quality\.ensemble=.*none\.yaml"):
+        train("quickstart/expert", tmp_path, *SMALL, *more, "callback.quality.ensemble=none.yaml")
+    with pytest.raises(UserError, match=r"callback\.quality\.ensemble=.*only an expert"):
+        train("quickstart/diffusion", tmp_path, *SMALL, *more[:1], "callback.quality.ensemble=none.yaml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_quickstarts_report_shows_the_curves_of_what_was_measured(root: Run, tmp_path: Path):
@@ -188,16 +208,9 @@ def test_the_quickstarts_report_shows_the_curves_of_what_was_measured(root: Run,
 
 
 def test_a_first_stage_is_measured_by_its_reconstructions(first_stage: Run, tmp_path: Path):
-    callbacks = "callback=[metrics,validation,quality,checkpoint,signals,progress]"
-    plain = train("quickstart/autoencoder", tmp_path, callbacks, "callback.quality.every_steps=null", run="plain")
-    measured = train("quickstart/autoencoder", tmp_path, callbacks, *SMALL, run="measured")
-    parts = [
-        line
-        for line in differences(measured.folder, plain.folder, 2)
-        if not line.startswith(("metrics.csv", "callbacks"))
-    ]
-    assert parts == [] and curve(measured.folder) == curve(plain.folder)
+    measured = train("quickstart/autoencoder", tmp_path, "callback_add=[quality]", *SMALL)
+    assert_same_training(measured, first_stage)
     found = {name: value for step, name, value in read_metrics(measured.folder / "metrics.csv") if step == 2}
-    names = ("psnr", "ssim", "l1", "lpips_alex", "rfd/efficientnet_lite0@32", "rkid/efficientnet_lite0@32")
+    names = ("psnr", "ssim", "l1", "lpips_alex", f"rfd/{BACKBONE}", f"rkid/{BACKBONE}", f"is/{BACKBONE}")
     assert all(f"quality/{name}" in found for name in names)
     assert found["quality/psnr"] == pytest.approx(found["validation/psnr"], rel=1e-4)

@@ -11,6 +11,7 @@ It shows
 - the last panel of pictures.
 """
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from PIL import Image
 from ldm.config import guarded
 from ldm.training.offline_log import OfflineLog, read_offline
 
-COLUMNS, INCHES, DPI = 3, (3.4, 2.3), 80
+COLUMNS, INCHES, DPI, NUM_COLOURS = 3, (3.4, 2.3), 80, 96
 QUALITY = ("kid/", "fd/", "fid/", "rfd/", "rfid/", "precision/", "recall/", "is/", "alignment_score/", "clip_score/",
            "psnr", "ssim", "lpips")  # fmt: skip
 LOSSES = ("train/loss", "validation/loss")
@@ -54,7 +55,9 @@ def page(log: OfflineLog, out: Path) -> None:
         axes.imshow(Image.open(path))
         axes.set_axis_off()
         axes.set_title(f"{name}, step {step}", fontsize=7)
-    figure.savefig(out, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    Image.open(drawn).convert("RGB").quantize(NUM_COLOURS).save(out, optimize=True)
 
 
 def _curve(axes: Any, log: OfflineLog, name: str) -> None:
