@@ -81,10 +81,11 @@ def test_a_set_may_be_json_and_without_pictures(tmp_path: Path):
         ("a.csv", "prompt,category,group\na,b,c\na,b,c\n", "row 2: 'a' is in 'b' twice"),
         ("a.csv", "prompt,category,group,image\na,b,c,x.png\nd,b,c,\n", "row 2 has no image and others have"),
         ("a.csv", b"\xff\xfep\0r\0", "not UTF-8: looks like UTF-16"),
-        ("a.csv", "prompt,category,group\n" + "a" * 200_000 + ",b,c\n", "line 2: field larger"),
+        ("a.csv", "prompt,category,group\n" + "a" * 200_000 + ",b,c\n", "after line 1: field larger"),
         ("a.json", "{}", "not a JSON list of objects"),
         ("a.json", "[1]", "not a JSON list of objects"),
         ("a.json", '[{"prompt": 3, "category": "a", "group": "b"}]', "row 1 has no prompt"),
+        ("a.json", '[{"prompt": "\\ud800", "category": "a", "group": "b"}]', "row 1 has half a letter"),
         ("a.json", "[", "cannot be read as JSON"),
         ("a.json", "[" * 100_000, "cannot be read as JSON"),
     ],
@@ -172,6 +173,7 @@ def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
         ("{runs}/one", ["use_conditions=[]"], "models: one reads no prompt; it has no conditions that are used"),
         ("{runs}/one", ["prompts=/nowhere.csv"], "prompts=/nowhere.csv: no such file"),
         ("[{runs}/one,{runs}/none]", [], "none: no such run"),
+        ("{runs}/one", ["alignment.path=/nowhere"], "/nowhere"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is(runs, tmp_path, monkeypatch, models, words, problem):

@@ -23,7 +23,7 @@ from ldm.images import save_image
 from ldm.sampling import Sampling
 from ldm.study.names import file_name
 from ldm.study.prompt_set import Prompt
-from ldm.training.distributed import collect, together
+from ldm.training.distributed import broadcast, collect, together
 
 DRAWN = "drawn.json"  # what the pictures of a folder depend on
 SCORES = "scores.json"
@@ -100,9 +100,10 @@ def scores(
     kept = folder / SCORES
     with together():
         identity = digest([read_json(folder / DRAWN)["identity"], facts])
-        found = read_json(kept) if kept.exists() else {}
-        if found.get("identity") == identity:
-            return found["scores"]
+        found = read_json(kept) if rank == 0 and kept.exists() else {}
+    if broadcast(found.get("identity") == identity):
+        return found.get("scores", [])
+    with together():
         jobs = [(place, number) for place in range(len(prompts)) for number in range(num_images)][rank::world_size]
         own: dict[tuple[int, int], float] = {}
         for start in range(0, len(jobs), batch_size):

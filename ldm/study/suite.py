@@ -50,6 +50,7 @@ def prompt_suite(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     with process_group(device) as (rank, world_size), ExitStack() as stack:
         with together():
             identities, size = _checked(tree, paths, prompts)
+            alignment = instantiate(tree["alignment"], Parts(tree), "alignment").to(device)
             pictures = [real_picture(prompt, source.parent, size) for prompt in prompts if prompt.image]
             if rank == 0:
                 stack.enter_context(held(folder, "evaluating into"))
@@ -60,7 +61,6 @@ def prompt_suite(tree: dict[str, Any]) -> tuple[list[Row], Path]:
         for path, name in zip(paths, identities, strict=True):
             with together():
                 _draw(tree, path, prompts, folder / "images" / name, device, rank, world_size)
-        alignment = instantiate(tree["alignment"], Parts(tree), "alignment").to(device)
         numbers = {**({REAL: 1} if pictures else {}), **dict.fromkeys(identities, tree["num_images"])}
         found = {
             name: drawing.scores(
