@@ -329,8 +329,10 @@ def test_people_who_go_by_the_score_correlate_with_it(suite: Path, tmp_path: Pat
         assert row["points"] == {"pairs": 40, "categories": 15, "models": 3}[row["level"]] - (
             {"pairs": 0, "categories": 5, "models": 1}[row["level"]] if row["task"] == "real" else 0
         )
-        if row["level"] == "models" and row["task"] == "real":
-            assert row["spearman"] == "" == row["p"], "two points say nothing"
+        if row["level"] == "models":
+            assert row["spearman"] == "" == row["p"] if row["task"] == "real" else row["p"] >= 1 / 3, (
+                "so few say little"
+            )
         elif row["level"] == "pairs":
             assert row["spearman"] > 0.8 and row["p"] < 1e-3
 
