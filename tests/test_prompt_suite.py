@@ -46,9 +46,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tree(runs: Path, out: Path, models: str, *words: str) -> dict:
+def asked(runs: Path, out: Path, models: str, *words: str) -> tuple[dict, list[str]]:
     small = ["num_images=2", "num_steps=1", "batch_size=4", "device=cpu", f"prompts={runs}/set.csv", f"out={out}"]
-    return compose("prompt_suite", overriding([*small, f"models={models}", *words]))
+    given = overriding([*small, f"models={models}", *words])
+    return compose("prompt_suite", given), given
 
 
 # The set
@@ -128,8 +129,8 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
     counting(Model)
     counting(Ensemble)
     with pytest.raises(KeyboardInterrupt):
-        suite.prompt_suite(tree(runs, tmp_path / "out", f"{runs}/one", "batch_size=1"))
-    rows, folder = suite.prompt_suite(tree(runs, tmp_path / "out", f"{runs}/one"))
+        suite.prompt_suite(*asked(runs, tmp_path / "out", f"{runs}/one", "batch_size=1"))
+    rows, folder = suite.prompt_suite(*asked(runs, tmp_path / "out", f"{runs}/one"))
     assert sorted(drawn) == [("one", number) for number in range(6)], "each picture once, kill or no kill"
     [metric] = [name for name in rows[0] if name.startswith("alignment_score/")]
     assert [(row["level"], row["name"], row["model"], row["prompts"]) for row in rows[::2]] == [
@@ -137,7 +138,7 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
         ("group", "things", "real", 1), ("category", "food", "real", 1),
     ]  # fmt: skip
     both = f"[{runs}/one,{runs}/both.yaml]"
-    more, _ = suite.prompt_suite(tree(runs, tmp_path / "out", both))
+    more, _ = suite.prompt_suite(*asked(runs, tmp_path / "out", both))
     assert sorted(drawn[6:]) == [("both", number) for number in range(6)], "the model that was there is not drawn again"
     assert str([row for row in more if row["model"] == "one"]) == str(rows[1::2]), "as text: NaN is not NaN"
     with (folder / "scores.csv").open() as file:
@@ -147,15 +148,15 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
     assert sum(own) / 6 == pytest.approx(next(row[metric] for row in more if row["model"] == "both"))
     page = (folder / "index.html").read_text()
     assert page.count("<img") == 15 + 1 and "red heart" in page and (folder / "scores.png").exists()
-    again = suite.prompt_suite(tree(runs, tmp_path / "out", both))[0]
+    again = suite.prompt_suite(*asked(runs, tmp_path / "out", both))[0]
     assert str(again) == str(more) and len(drawn) == 12
-    suite.prompt_suite(tree(runs, tmp_path / "out", both, "seed=1"))
+    suite.prompt_suite(*asked(runs, tmp_path / "out", both, "seed=1"))
     assert len(drawn) == 24, "of another seed all are drawn again"
 
 
 def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
     for size in (1, 6):
-        suite.prompt_suite(tree(runs, tmp_path / str(size), f"{runs}/one", f"batch_size={size}"))
+        suite.prompt_suite(*asked(runs, tmp_path / str(size), f"{runs}/one", f"batch_size={size}"))
     for file in (tmp_path / "1/images/one").glob("*.png"):
         one, other = (
             torch.tensor(list(Image.open(tmp_path / size / "images/one" / file.name).getdata())) for size in "16"
@@ -179,7 +180,7 @@ def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
 def test_what_cannot_be_drawn_is_refused_before_anything_is(runs, tmp_path, monkeypatch, models, words, problem):
     monkeypatch.setattr(Model, "generate", lambda *_: pytest.fail("drawn"))
     with pytest.raises((UserError, OSError), match=problem):
-        suite.prompt_suite(tree(runs, tmp_path / "out", models.format(runs=runs), *words))
+        suite.prompt_suite(*asked(runs, tmp_path / "out", models.format(runs=runs), *words))
     assert not (tmp_path / "out").exists()
 
 
@@ -187,7 +188,7 @@ def test_files_of_others_are_left_alone(runs: Path, tmp_path: Path):
     (tmp_path / "images" / "one").mkdir(parents=True)
     (tmp_path / "images" / "one" / "holiday.png").touch()
     with pytest.raises(UserError, match="has files of another kind, which stay"):
-        suite.prompt_suite(tree(runs, tmp_path, f"{runs}/one"))
+        suite.prompt_suite(*asked(runs, tmp_path, f"{runs}/one"))
     assert (tmp_path / "images" / "one" / "holiday.png").exists()
 
 

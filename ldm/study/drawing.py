@@ -31,11 +31,11 @@ Advance = Callable[[int], None]
 
 
 def sampling_of(model: Drawer, tree: Mapping[str, Any]) -> Sampling:
-    """How `tree` (conf/prompt_suite.yaml) says to sample, with a prompt and nothing else.
+    """How `tree` (conf/prompt_suite.yaml, of guidance what was asked for) says to sample, with a prompt and no more.
 
     Raises UserError for a model that reads no text or needs more than that, and for guidance that it does not have.
     """
-    sampling = model.sampling({**tree, "guidance": tree["guidance"] or None})
+    sampling = model.sampling(tree)
     read = model.conditions(sampling)
     if not any("caption" in fields for fields in read.values()):
         has = f"its conditions are {', '.join(read)}" if read else "it has no conditions that are used"

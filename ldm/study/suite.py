@@ -24,6 +24,7 @@ from ldm.files import write_json
 from ldm.holding import held
 from ldm.images import save_image
 from ldm.loading import load_drawer
+from ldm.request import asked_guidance
 from ldm.study import drawing
 from ldm.study.grouped import Row, grouped, single
 from ldm.study.names import INDEX, file_name
@@ -35,11 +36,13 @@ from ldm.training.distributed import process_group, together
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
 
 
-def prompt_suite(tree: dict[str, Any]) -> tuple[list[Row], Path]:
-    """Draw and score as `tree` (conf/prompt_suite.yaml) says; the rows of groups.csv, and the folder with all files.
+def prompt_suite(tree: dict[str, Any], words: Sequence[str]) -> tuple[list[Row], Path]:
+    """Draw and score as `tree` (conf/prompt_suite.yaml) says, which `words` made; the rows of groups.csv, and the
+    folder with all files.
 
     No rows on ranks but 0. Everything is checked before anything is drawn.
     """
+    tree = {**tree, "guidance": asked_guidance(words, tree["guidance"])}
     paths = [tree["models"]] if isinstance(tree["models"], str) else list(tree["models"])
     if not paths:
         raise UserError("models=[]: at least one model")
