@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     from ldm.study.grouped import table_of
     from ldm.study.suite import prompt_suite
 
-    rows, folder = prompt_suite(tree)
+    rows, folder = prompt_suite(tree, arguments)
     if not rows:
         return 0  # another process writes
     show(table_of(rows))

@@ -15,12 +15,12 @@ def main(arguments: list[str]) -> int:
     if helped("study_import", __doc__, arguments):
         return 0
     tree = compose("study_import", arguments)
-    from ldm.evaluation.table import show
-    from ldm.study.results import import_study
+    from rich import print as show
+
+    from ldm.study.results import import_study, table_of
 
     rows, folder = import_study(tree)
-    columns = ("task", "model", "against", "answers", "measure", "value", "low", "high")
-    show([{name: row[name] for name in columns} for row in rows])
+    show(table_of(rows))
     print(f"look at {folder / 'index.html'}; the numbers are in {folder}/results.csv and correlations.csv")
     return 0
 

@@ -15,9 +15,11 @@ from ldm.config import compose, overriding
 from ldm.ensemble import write_manifest
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
+from ldm.loading import load_drawer
 from ldm.model import Model
-from ldm.study import suite
+from ldm.study import drawing, suite
 from ldm.study.grouped import grouped, parts
+from ldm.study.names import file_name
 from ldm.study.prompt_set import BUILT_IN, Prompt, categories, read_prompt_set
 from ldm.study.real_pictures import real_picture
 
@@ -46,9 +48,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tree(runs: Path, out: Path, models: str, *words: str) -> dict:
+def asked(runs: Path, out: Path, models: str, *words: str) -> tuple[dict, list[str]]:
     small = ["num_images=2", "num_steps=1", "batch_size=4", "device=cpu", f"prompts={runs}/set.csv", f"out={out}"]
-    return compose("prompt_suite", overriding([*small, f"models={models}", *words]))
+    given = overriding([*small, f"models={models}", *words])
+    return compose("prompt_suite", given), given
 
 
 # The set
@@ -81,10 +84,11 @@ def test_a_set_may_be_json_and_without_pictures(tmp_path: Path):
         ("a.csv", "prompt,category,group\na,b,c\na,b,c\n", "row 2: 'a' is in 'b' twice"),
         ("a.csv", "prompt,category,group,image\na,b,c,x.png\nd,b,c,\n", "row 2 has no image and others have"),
         ("a.csv", b"\xff\xfep\0r\0", "not UTF-8: looks like UTF-16"),
-        ("a.csv", "prompt,category,group\n" + "a" * 200_000 + ",b,c\n", "line 2: field larger"),
+        ("a.csv", "prompt,category,group\n" + "a" * 200_000 + ",b,c\n", "after line 1: field larger"),
         ("a.json", "{}", "not a JSON list of objects"),
         ("a.json", "[1]", "not a JSON list of objects"),
         ("a.json", '[{"prompt": 3, "category": "a", "group": "b"}]', "row 1 has no prompt"),
+        ("a.json", '[{"prompt": "\\ud800", "category": "a", "group": "b"}]', "row 1 has half a letter"),
         ("a.json", "[", "cannot be read as JSON"),
         ("a.json", "[" * 100_000, "cannot be read as JSON"),
     ],
@@ -127,8 +131,8 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
     counting(Model)
     counting(Ensemble)
     with pytest.raises(KeyboardInterrupt):
-        suite.prompt_suite(tree(runs, tmp_path / "out", f"{runs}/one", "batch_size=1"))
-    rows, folder = suite.prompt_suite(tree(runs, tmp_path / "out", f"{runs}/one"))
+        suite.prompt_suite(*asked(runs, tmp_path / "out", f"{runs}/one", "batch_size=1"))
+    rows, folder = suite.prompt_suite(*asked(runs, tmp_path / "out", f"{runs}/one"))
     assert sorted(drawn) == [("one", number) for number in range(6)], "each picture once, kill or no kill"
     [metric] = [name for name in rows[0] if name.startswith("alignment_score/")]
     assert [(row["level"], row["name"], row["model"], row["prompts"]) for row in rows[::2]] == [
@@ -136,9 +140,9 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
         ("group", "things", "real", 1), ("category", "food", "real", 1),
     ]  # fmt: skip
     both = f"[{runs}/one,{runs}/both.yaml]"
-    more, _ = suite.prompt_suite(tree(runs, tmp_path / "out", both))
+    more, _ = suite.prompt_suite(*asked(runs, tmp_path / "out", both))
     assert sorted(drawn[6:]) == [("both", number) for number in range(6)], "the model that was there is not drawn again"
-    assert [row for row in more if row["model"] == "one"] == rows[1::2]
+    assert str([row for row in more if row["model"] == "one"]) == str(rows[1::2]), "as text: NaN is not NaN"
     with (folder / "scores.csv").open() as file:
         scores = list(csv.DictReader(file))
     assert len(scores) == 3 + 6 + 6 and all((folder / row["file"]).exists() for row in scores)
@@ -146,20 +150,26 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
     assert sum(own) / 6 == pytest.approx(next(row[metric] for row in more if row["model"] == "both"))
     page = (folder / "index.html").read_text()
     assert page.count("<img") == 15 + 1 and "red heart" in page and (folder / "scores.png").exists()
-    again = suite.prompt_suite(tree(runs, tmp_path / "out", both))[0]
-    assert again == more and len(drawn) == 12
-    suite.prompt_suite(tree(runs, tmp_path / "out", both, "seed=1"))
+    again = suite.prompt_suite(*asked(runs, tmp_path / "out", both))[0]
+    assert str(again) == str(more) and len(drawn) == 12
+    suite.prompt_suite(*asked(runs, tmp_path / "out", both, "seed=1"))
     assert len(drawn) == 24, "of another seed all are drawn again"
 
 
 def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
+    model, prompts = load_drawer(runs / "one"), read_prompt_set(runs / "set.csv")
+    jobs = [(place, number) for place in range(3) for number in range(2)]
     for size in (1, 6):
-        suite.prompt_suite(tree(runs, tmp_path / str(size), f"{runs}/one", f"batch_size={size}"))
-    for file in (tmp_path / "1/images/one").glob("*.png"):
-        one, other = (
-            torch.tensor(list(Image.open(tmp_path / size / "images/one" / file.name).getdata())) for size in "16"
+        tree, _ = asked(runs, tmp_path, "x", f"batch_size={size}")
+        sampling = drawing.sampling_of(model, {**tree, "guidance": None})
+        drawing.draw(
+            model, sampling, prompts, jobs, tmp_path / str(size), tree, torch.device("cpu"), lambda count: None
         )
-        assert (one - other).abs().max() <= 1
+    for job in jobs:
+        files = [tmp_path / size / file_name(*job) for size in "16"]
+        one, other = (torch.tensor(list(Image.open(file).getdata())) for file in files)
+        assert (one - other).abs().max() <= 1, "rounded to 8 bits"
+    assert drawing.missing(tmp_path / "1", [*jobs, (3, 0)]) == [(3, 0)]
 
 
 @pytest.mark.parametrize(
@@ -172,12 +182,13 @@ def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
         ("{runs}/one", ["use_conditions=[]"], "models: one reads no prompt; it has no conditions that are used"),
         ("{runs}/one", ["prompts=/nowhere.csv"], "prompts=/nowhere.csv: no such file"),
         ("[{runs}/one,{runs}/none]", [], "none: no such run"),
+        ("{runs}/one", ["alignment.path=/nowhere"], "/nowhere"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is(runs, tmp_path, monkeypatch, models, words, problem):
     monkeypatch.setattr(Model, "generate", lambda *_: pytest.fail("drawn"))
     with pytest.raises((UserError, OSError), match=problem):
-        suite.prompt_suite(tree(runs, tmp_path / "out", models.format(runs=runs), *words))
+        suite.prompt_suite(*asked(runs, tmp_path / "out", models.format(runs=runs), *words))
     assert not (tmp_path / "out").exists()
 
 
@@ -185,7 +196,7 @@ def test_files_of_others_are_left_alone(runs: Path, tmp_path: Path):
     (tmp_path / "images" / "one").mkdir(parents=True)
     (tmp_path / "images" / "one" / "holiday.png").touch()
     with pytest.raises(UserError, match="has files of another kind, which stay"):
-        suite.prompt_suite(tree(runs, tmp_path, f"{runs}/one"))
+        suite.prompt_suite(*asked(runs, tmp_path, f"{runs}/one"))
     assert (tmp_path / "images" / "one" / "holiday.png").exists()
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from test_report import CUT, Browser
 
 from ldm.config import compose
-from ldm.study.answers import Answer, read_key
+from ldm.study.answers import Answer, read_answers, read_key
 from ldm.study.export import export_study
 from ldm.study.intervals import bootstrap_mean, wilson
 from ldm.study.judged import agreement, correlations, shares
@@ -61,8 +61,8 @@ def rated(key: dict, skill: float, seed: int, rater: str = "a") -> list[dict]:
     return rows
 
 
-def saved(file: Path, key: dict, rows: object, rater: object = "a", **more: object) -> Path:
-    file.write_text(json.dumps({"study": key["study"], "rater": rater, "answers": rows, **more}))
+def saved(file: Path, key: dict, rows: object, rater: object, change: dict | None = None) -> Path:
+    file.write_text(json.dumps({"study": key["study"], "rater": rater, "answers": rows, **(change or {})}))
     return file
 
 
@@ -242,17 +242,14 @@ def test_answers_come_back_as_shares(suite: Path, tmp_path: Path, capsys):
     text = (out / "index.html").read_text()
     assert "&lt;1&gt;" in text and "<script" not in text and "clip_score/toy" in text and (out / "real.png").exists()
     assert (out / "results.csv").exists() and (out / "correlations.csv").exists()
-    [alone] = [row for row in import_study({**tree, "answers": str(good)})[0] if row["task"] == "real"][:1]
-    assert (alone["value"], alone["answers"]) == (1, 20)
+    alone = shares(read_answers([good], key))[0]
+    assert (alone["task"], alone["value"], alone["answers"]) == ("real", 1, 20)
 
 
 def test_intervals_have_the_skill_as_often_as_they_say(suite: Path, tmp_path: Path):
-    key = study(suite, tmp_path / "study")
-    hits = []
-    for seed in range(200):
-        rows = shares(answers(key, 0.8, seed))
-        own = [row for row in rows if row["task"] == "real" and row["level"] == "all"]
-        hits += [row["low"] <= 0.8 <= row["high"] for row in own]
+    key = study(suite, tmp_path / "study", "tasks=[real]")
+    rows = [row for seed in range(150) for row in shares(answers(key, 0.8, seed)) if row["level"] == "all"]
+    hits = [row["low"] <= 0.8 <= row["high"] for row in rows]
     assert 0.92 < sum(hits) / len(hits) < 0.99
 
 
@@ -267,6 +264,7 @@ def test_intervals_have_the_skill_as_often_as_they_say(suite: Path, tmp_path: Pa
         (lambda rows, key: {"answers": [{**rows[0], "choice": "both"}]}, "has the choice 'both'; it is left or right"),
         (lambda rows, key: {"answers": [{**rows[0], "choice": ["left"]}]}, "has the choice"),
         (lambda rows, key: {"answers": [{**rows[0], "seconds": float("nan")}]}, "took 'nan' seconds"),
+        (lambda rows, key: {"answers": [{**rows[0], "seconds": 10**400}]}, "took '10+' seconds"),
         (lambda rows, key: {"answers": [{**rows[0], "seconds": True}]}, "took 'True' seconds"),
         (lambda rows, key: {"answers": []}, "no answers in it"),
         (lambda rows, key: {"answers": {"a": 1}}, "no answers in it"),
@@ -280,7 +278,7 @@ def test_answers_that_are_not_of_the_study_are_named_and_nothing_is_written(suit
     rows = rated(key, 0.5, 0)
     (tmp_path / "in").mkdir()
     saved(tmp_path / "in" / "first.json", key, rows, "first")
-    saved(tmp_path / "in" / "second.json", key, rows, "second", **change(rows, key))
+    saved(tmp_path / "in" / "second.json", key, rows, "second", change(rows, key))
     with pytest.raises(ValueError, match=rf"second\.json: .*{problem}"):
         import_study(compose("study_import", [f"study={tmp_path / 'study'}", f"answers={tmp_path / 'in'}"]))
     assert not (tmp_path / "study" / "results").exists()
@@ -331,8 +329,10 @@ def test_people_who_go_by_the_score_correlate_with_it(suite: Path, tmp_path: Pat
         assert row["points"] == {"pairs": 40, "categories": 15, "models": 3}[row["level"]] - (
             {"pairs": 0, "categories": 5, "models": 1}[row["level"]] if row["task"] == "real" else 0
         )
-        if row["level"] == "models" and row["task"] == "real":
-            assert row["spearman"] == "" == row["p"], "two points say nothing"
+        if row["level"] == "models":
+            assert row["spearman"] == "" == row["p"] if row["task"] == "real" else row["p"] >= 1 / 3, (
+                "so few say little"
+            )
         elif row["level"] == "pairs":
             assert row["spearman"] > 0.8 and row["p"] < 1e-3
 

@@ -1,6 +1,5 @@
 """Files of answers, as the page of a study saves them; they come from elsewhere, and are read as such."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from ldm.study.names import KEY
 
 SIDES = ("left", "right")
 MAX_NAME = 200  # letters of a rater's name
+MAX_SECONDS = 1e7  # for one pair
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _of_file(file: Path, rater: str, rows: Any, pairs: Mapping[str, Mapping[str,
         if side not in SIDES:
             raise UserError(f"{file}: pair {name!r} has the choice {str(side)[:40]!r}; it is left or right")
         timed = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if seconds is not None and not (timed and math.isfinite(seconds) and seconds >= 0):
+        if seconds is not None and not (timed and 0 <= seconds <= MAX_SECONDS):
             raise UserError(f"{file}: pair {name!r} took {str(seconds)[:40]!r} seconds")
         found.append(Answer(rater, pairs[name], side, seconds))
     return found

@@ -23,7 +23,7 @@ from ldm.images import save_image
 from ldm.sampling import Sampling
 from ldm.study.names import file_name
 from ldm.study.prompt_set import Prompt
-from ldm.training.distributed import collect, together
+from ldm.training.distributed import broadcast, collect, together
 
 DRAWN = "drawn.json"  # what the pictures of a folder depend on
 SCORES = "scores.json"
@@ -31,11 +31,11 @@ Advance = Callable[[int], None]
 
 
 def sampling_of(model: Drawer, tree: Mapping[str, Any]) -> Sampling:
-    """How `tree` (conf/prompt_suite.yaml) says to sample, with a prompt and nothing else.
+    """How `tree` (conf/prompt_suite.yaml, of guidance what was asked for) says to sample, with a prompt and no more.
 
     Raises UserError for a model that reads no text or needs more than that, and for guidance that it does not have.
     """
-    sampling = model.sampling({**tree, "guidance": tree["guidance"] or None})
+    sampling = model.sampling(tree)
     read = model.conditions(sampling)
     if not any("caption" in fields for fields in read.values()):
         has = f"its conditions are {', '.join(read)}" if read else "it has no conditions that are used"
@@ -100,9 +100,10 @@ def scores(
     kept = folder / SCORES
     with together():
         identity = digest([read_json(folder / DRAWN)["identity"], facts])
-        found = read_json(kept) if kept.exists() else {}
-        if found.get("identity") == identity:
-            return found["scores"]
+        found = read_json(kept) if rank == 0 and kept.exists() else {}
+    if broadcast(found.get("identity") == identity):
+        return found.get("scores", [])
+    with together():
         jobs = [(place, number) for place in range(len(prompts)) for number in range(num_images)][rank::world_size]
         own: dict[tuple[int, int], float] = {}
         for start in range(0, len(jobs), batch_size):

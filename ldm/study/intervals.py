@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+MAX_DRAWS = 1 << 20  # at once
 
 
 class Estimate(NamedTuple):
@@ -29,8 +30,12 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estim
     if len(found) < 2:
         return Estimate(float(found.mean()), float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
-    means = [found[generator.integers(len(found), size=len(found))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    at_once = max(1, MAX_DRAWS // len(found))
+    means = [
+        found[generator.integers(len(found), size=(min(at_once, RESAMPLES - start), len(found)))].mean(1)
+        for start in range(0, RESAMPLES, at_once)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(found.mean()), float(low), float(high))
 
 

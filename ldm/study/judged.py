@@ -9,7 +9,8 @@ from itertools import combinations
 from statistics import fmean, median
 from typing import Any
 
-from scipy.stats import spearmanr
+import numpy as np
+from scipy.stats import permutation_test, rankdata, zscore
 
 from ldm.study.answers import SIDES, Answer
 from ldm.study.intervals import Estimate, wilson
@@ -145,9 +146,14 @@ def _of_models(answers: Sequence[Answer], by_category: bool) -> list[tuple[float
 
 
 def _spearman(points: Sequence[tuple[float, float]]) -> tuple[float | str, float | str]:
+    """The correlation of ranks and its p, two-sided: exact for few points, by random permutations for more."""
     if len(points) < FEWEST or any(len(set(values)) < 2 for values in zip(*points, strict=True)):
         return "", ""
-    found = spearmanr(*zip(*points, strict=True))
+    first, second = (zscore(rankdata(values)) for values in zip(*points, strict=True))
+    found = permutation_test(
+        (first,), lambda ranks, axis: (ranks * second).mean(axis), permutation_type="pairings", vectorized=True,
+        random_state=np.random.default_rng(0),
+    )  # fmt: skip
     return float(found.statistic), float(found.pvalue)
 
 

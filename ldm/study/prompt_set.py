@@ -61,7 +61,7 @@ def _csv(content: bytes) -> list[dict[str, Any]]:
     try:
         return [dict(row) for row in reader]
     except csv.Error as error:
-        raise UserError(f"line {reader.line_num}: {error}") from error
+        raise UserError(f"after line {reader.line_num}: {error}") from error
 
 
 def _json(content: bytes) -> list[dict[str, Any]]:
@@ -80,6 +80,8 @@ def _prompt(row: dict[str, Any], number: int) -> Prompt:
     for key in NEEDED:
         if not texts.get(key):
             raise UserError(f"row {number} has no {key}; each row has {', '.join(NEEDED)}, and perhaps an image")
+    if any("\ud800" <= letter <= "\udfff" for text in texts.values() for letter in text):
+        raise UserError(f"row {number} has half a letter (a surrogate of UTF-16) in it")
     return Prompt(texts["prompt"], texts["category"], texts["group"], texts.get("image") or None)
 
 

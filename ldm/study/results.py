@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rich.table
+
 from ldm.evaluation.table import write_csv
 from ldm.report.interval_dots import interval_dots
 from ldm.report.page import Figure, Item, Section, Stat, Stats, Table, Text, write_report
@@ -42,6 +44,17 @@ def import_study(tree: Mapping[str, Any]) -> tuple[list[Row], Path]:
     subtitle = f"Study {key['study']}: {len(answers)} answers of {len(people)} raters to {len(key['pairs'])} pairs."
     write_report(out, "What people said", subtitle, sections)
     return [row for row in rows if row["level"] == "all"], out
+
+
+def table_of(rows: Sequence[Row]) -> rich.table.Table:
+    """The rows that import_study returns, for a screen."""
+    table = rich.table.Table(
+        "task", *(rich.table.Column(name, overflow="fold") for name in ("model", "against")), "answers", ""
+    )
+    for row in rows:
+        shown = f"{row['measure']} {estimate(row)}"
+        table.add_row(row["task"], row["model"], row["against"], str(row["answers"]), shown)
+    return table
 
 
 def _glance(answers: Sequence[Answer], key: Mapping[str, Any], people: Sequence[Row]) -> Item:

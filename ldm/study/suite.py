@@ -24,6 +24,7 @@ from ldm.files import write_json
 from ldm.holding import held
 from ldm.images import save_image
 from ldm.loading import load_drawer
+from ldm.request import asked_guidance
 from ldm.study import drawing
 from ldm.study.grouped import Row, grouped, single
 from ldm.study.names import INDEX, file_name
@@ -35,11 +36,13 @@ from ldm.training.distributed import process_group, together
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
 
 
-def prompt_suite(tree: dict[str, Any]) -> tuple[list[Row], Path]:
-    """Draw and score as `tree` (conf/prompt_suite.yaml) says; the rows of groups.csv, and the folder with all files.
+def prompt_suite(tree: dict[str, Any], words: Sequence[str]) -> tuple[list[Row], Path]:
+    """Draw and score as `tree` (conf/prompt_suite.yaml) says, which `words` made; the rows of groups.csv, and the
+    folder with all files.
 
     No rows on ranks but 0. Everything is checked before anything is drawn.
     """
+    tree = {**tree, "guidance": asked_guidance(words, tree["guidance"])}
     paths = [tree["models"]] if isinstance(tree["models"], str) else list(tree["models"])
     if not paths:
         raise UserError("models=[]: at least one model")
@@ -50,6 +53,7 @@ def prompt_suite(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     with process_group(device) as (rank, world_size), ExitStack() as stack:
         with together():
             identities, size = _checked(tree, paths, prompts)
+            alignment = instantiate(tree["alignment"], Parts(tree), "alignment").to(device)
             pictures = [real_picture(prompt, source.parent, size) for prompt in prompts if prompt.image]
             if rank == 0:
                 stack.enter_context(held(folder, "evaluating into"))
@@ -60,7 +64,6 @@ def prompt_suite(tree: dict[str, Any]) -> tuple[list[Row], Path]:
         for path, name in zip(paths, identities, strict=True):
             with together():
                 _draw(tree, path, prompts, folder / "images" / name, device, rank, world_size)
-        alignment = instantiate(tree["alignment"], Parts(tree), "alignment").to(device)
         numbers = {**({REAL: 1} if pictures else {}), **dict.fromkeys(identities, tree["num_images"])}
         found = {
             name: drawing.scores(
