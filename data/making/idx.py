@@ -49,8 +49,8 @@ def make_idx_shards(source: Path, out: Path, size: int, shard_samples: int = 100
             for place, start in enumerate(starts)
         ]
         splits[name] = {"samples": len(images), "shards": rows}
-    manifest = {"name": source.name, "samples": sum(part["samples"] for part in splits.values()),
-                "class_names": list(FASHION), "splits": splits}  # fmt: skip
+    count = sum(len(labels) for _, labels in parts.values())
+    manifest = {"name": source.name, "samples": count, "class_names": list(FASHION), "splits": splits}
     write_manifest(out, manifest)
     return manifest
 

@@ -133,7 +133,8 @@ def check(tree: Tree, asked: list[Cell]) -> dict[str, int]:
             parts = Parts(diffusion_tree(tree, cell))
             with torch.device("meta"):
                 network = parts["network"]
-                check_size(*[parts["window_size"]] * 2, cell.f, network.factor)
+                side = parts["window_size"]
+                check_size(side, side, cell.f, network.factor)
         except ValueError as error:
             way = f'; diffusion_by_f.f{cell.f}="network.multipliers=[1,2]" gives that f a network of its own'
             raise UserError(f"f={cell.f}: {error}{way if 'multiple of' in str(error) else ''}") from error
