@@ -79,6 +79,8 @@ def test_a_launcher_goes_with_m() -> None:
 def test_a_job_gets_what_its_own_words_ask_for() -> None:
     words = ("experiment=quickstart/autoencoder", "trainer.devices=4", "trainer.num_nodes=2")
     assert nodes_of(job("a", *words)) == Nodes(2, 4, 4)
+    assert nodes_of(Job("a", ("stage=measure", "device=auto"), script="sweep_f")) == Nodes(1, 1, 1)
+    assert nodes_of(Job("a", ("stage=measure", "device=cpu"), script="sweep_f")) == Nodes(1, 1, 0)
     assert nodes_of(job("a", *words, "trainer.accelerator=cpu")) == Nodes(2, 4, 0)
     with pytest.raises(UserError, match=r"trainer\.devices=auto"):
         nodes_of(job("a", words[0], "trainer.devices=auto"))

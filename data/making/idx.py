@@ -49,8 +49,8 @@ def make_idx_shards(source: Path, out: Path, size: int, shard_samples: int = 100
             for place, start in enumerate(starts)
         ]
         splits[name] = {"samples": len(images), "shards": rows}
-    manifest = {"name": source.name, "samples": sum(part["samples"] for part in splits.values()),
-                "class_names": list(FASHION), "splits": splits}  # fmt: skip
+    count = sum(len(labels) for _, labels in parts.values())
+    manifest = {"name": source.name, "samples": count, "class_names": list(FASHION), "splits": splits}
     write_manifest(out, manifest)
     return manifest
 
@@ -62,10 +62,10 @@ def _read(source: Path, name: str) -> np.ndarray:
         raise UserError(f"source={source}: no {name} there, nor {name}.gz")
     try:
         content = (gzip.decompress if places[0].suffix == ".gz" else bytes)(places[0].read_bytes())
-        zero, kind, num_dimensions = struct.unpack_from(">HBB", content)
+        begin, num_dimensions = struct.unpack_from(">3sB", content)
         shape = struct.unpack_from(f">{num_dimensions}I", content, 4)
-        if zero or kind != 8:
-            raise ValueError("it does not begin as an IDX file of bytes")
+        if begin != b"\0\0\x08":
+            raise struct.error("it does not begin as an IDX file of bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
     except (struct.error, ValueError, EOFError, OSError) as error:
         raise UserError(f"{places[0]}: not to be read as IDX: {error}") from error

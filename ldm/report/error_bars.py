@@ -31,11 +31,12 @@ def error_bars(
         entries = {}
         for place, (name, points) in enumerate(models.items()):
             across, means, halves = zip(*sorted(points), strict=True)
-            style = {"color": theme.series[place % len(theme.series)], "marker": MARKERS[place % len(MARKERS)]}
-            entries[name] = axes.errorbar(
-                across, means, halves, linestyle=LINES[place % len(LINES)], capsize=4,
-                markeredgecolor=theme.surface, **style,
+            color, marker = theme.series[place % len(theme.series)], MARKERS[place % len(MARKERS)]
+            line, *_ = axes.errorbar(
+                across, means, halves, fmt=LINES[place % len(LINES)], capsize=4, color=color, marker=marker,
+                markeredgecolor=theme.surface,
             )  # fmt: skip
+            entries[name] = line
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted({x for points in models.values() for x, _, _ in points}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

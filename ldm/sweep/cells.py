@@ -128,12 +128,15 @@ def check(tree: Tree, asked: list[Cell]) -> dict[str, int]:
     parameters = {}
     for cell in {cell.model: cell for cell in asked}.values():
         try:
-            if cell.f > 1:
-                compose("config", first_stage_words(tree, cell))
             parts = Parts(diffusion_tree(tree, cell))
             with torch.device("meta"):
+                if cell.f > 1:
+                    first = Parts(compose("config", first_stage_words(tree, cell)))
+                    side = first["window_size"]
+                    check_size(side, side, first["autoencoder"].f)
                 network = parts["network"]
-                check_size(*[parts["window_size"]] * 2, cell.f, network.factor)
+                side = parts["window_size"]
+                check_size(side, side, cell.f, network.factor)
         except ValueError as error:
             way = f'; diffusion_by_f.f{cell.f}="network.multipliers=[1,2]" gives that f a network of its own'
             raise UserError(f"f={cell.f}: {error}{way if 'multiple of' in str(error) else ''}") from error
@@ -143,12 +146,13 @@ def check(tree: Tree, asked: list[Cell]) -> dict[str, int]:
 
 def settings_of(tree: Tree, cell: Cell) -> str:
     """The keys that a cell's numbers depend on, as text: rows of other ones are not this sweep's."""
-    keys = ("family", "diffusion", "budget", "moments", "scale", "num_samples", "num_steps", "sampling_steps", "cache",
+    keys = ("family", "diffusion", "budget", "moments", "num_samples", "num_steps", "sampling_steps", "cache",
             "autoencoder_overrides", "diffusion_overrides")  # fmt: skip
     facts: Mapping[str, Any] = {key: tree[key] for key in keys} | {
         "metric": tree["metric"],
         "held_out": tree["reference"] is not None,
+        "scale": float(tree["scale"]),
     }
     facts = {**facts, "of_f": _of_f(tree, cell.f), "latent": _latent(tree, cell) if cell.f > 1 else []}
-    facts = {**facts, "device_seconds": tree["device_seconds"] if tree["budget"] == "device_seconds" else None}
+    facts = {**facts, "device_seconds": float(tree["device_seconds"]) if tree["budget"] == "device_seconds" else None}
     return json.dumps(facts, sort_keys=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from scipy.stats import t
 
+from ldm.errors import UserError
+
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean of `values` and half the width of its 95 % interval by Student's t; infinite for a single value."""
@@ -34,10 +36,10 @@ class Verdict:
 def ends_are_worse(values: Mapping[int, Sequence[float]]) -> Verdict:
     """The verdict on f -> a value of each seed, of a quality of which less is better; at least three f.
 
-    Raises ValueError for fewer.
+    Raises UserError for fewer.
     """
     if len(values) < 3:
-        raise ValueError(f"{len(values)} f have no f between the ends")
+        raise UserError(f"{len(values)} f have no f between the ends")
     found = {f: interval(own) for f, own in values.items()}
     best = min(found, key=lambda f: found[f][0])
     top = sum(found[best])

@@ -17,6 +17,7 @@ from ldm.loading import load
 from ldm.ranks import is_rank_zero
 from ldm.sweep.cells import Cell, Places, cells, diffusion_tree
 from ldm.training.callbacks.device_seconds import NAME
+from ldm.training.distributed import process_group
 
 Tree = dict[str, Any]
 Row = dict[str, Any]
@@ -26,7 +27,8 @@ ENCODED, MEASURED = "encoded.json", "measured.json"
 def run_stage(stage: str, cell_name: str, tree: Tree) -> None:
     """Run `stage` (encode, measure) of the cell of that name; done before, it does nothing."""
     cell = next(cell for cell in cells(tree) if cell.name == cell_name)
-    STAGES[stage](tree, cell)
+    with process_group(choose(tree["device"])):
+        STAGES[stage](tree, cell)
 
 
 def _encode(tree: Tree, cell: Cell) -> None:

@@ -42,12 +42,14 @@ def sweep_f(tree: Tree) -> Path | None:
     for cell in asked:
         results.check(cell, settings_of(tree, cell))
     missing = [cell for cell in asked if results.find(cell) is None]
+    if not tree["train"] and len(missing) == len(asked):
+        raise UserError(f"train=false: none of the {len(asked)} cells is in {results.path}")
     check(tree, missing)
     with held(places.folder, "sweeping into"):
         write_json(places.folder / "sweep.json", tree)
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {results.path}", flush=True)
         sweep = Sweep(tree, places, launch, results)
-        stopped = sweep.run(missing)
+        stopped = sweep.run(missing if tree["train"] else [])
         if results.cells:
             write_page(tree, places.folder, asked, results)
         if sweep.failed:
