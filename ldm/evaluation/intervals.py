@@ -124,7 +124,8 @@ def _frechet_influence(a: Moments, fake: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(root @ b.covariance @ root)
     inverse = _inverse_root(values)
     transport = root @ (vectors * inverse) @ vectors.T @ root
-    stretch, shift = torch.eye(len(b.mean), dtype=torch.float64) - transport, 2 * (b.mean - a.mean)
+    stretch = (torch.eye(len(b.mean), dtype=torch.float64) - transport) * len(fake) / (len(fake) - 1)  # S is unbiased
+    shift = 2 * (b.mean - a.mean)
     centred = (rows.double() - b.mean for rows in fake.split(CHUNK))
     influence = torch.cat([(rows @ stretch * rows).sum(1) + rows @ shift for rows in centred])
     return influence - influence.mean()
@@ -139,7 +140,8 @@ def _of_few(a: Moments, fake: Tensor) -> Tensor:
     centred = fake.double() - mean
     squares, vectors = torch.linalg.eigh(centred @ a.covariance @ centred.T / (len(fake) - 1))
     transported = (len(fake) - 1) * vectors.square() @ squares.clamp_min(0).sqrt()
-    influence = centred.square().sum(1) - transported + 2 * centred @ (mean - a.mean)
+    stretched = (centred.square().sum(1) - transported) * len(fake) / (len(fake) - 1)
+    influence = stretched + 2 * centred @ (mean - a.mean)
     return influence - influence.mean()
 
 
