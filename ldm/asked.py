@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.config import meant
 from ldm.errors import UserError
 
 RUNS = (
@@ -36,12 +37,19 @@ def check_first_stage(tree: Mapping[str, Any], name: str) -> None:
 def check_there(tree: Mapping[str, Any]) -> None:
     """Raises UserError for a run or a manifest that is named at the root of a tree and does not exist."""
     if "model" in tree:
-        there(tree["model"])
+        models = named_models(tree["model"])
+        for model in models if isinstance(models, list) else [models]:
+            there(model)
     for key in RUNS:
         value = tree.get(key) or []
         for path in value if isinstance(value, list) else [value]:
             if not Path(path).expanduser().exists():
                 raise UserError(f"{key}={path}: no weights found, there is no such run")
+
+
+def named_models(model: str) -> str | list[str]:
+    """What ``model=`` of scripts/evaluate.py names: several as [a,b], unless something of such a name is there."""
+    return meant("members", model) if model.startswith("[") else model
 
 
 def there(model: str | Path) -> Path:

@@ -20,6 +20,9 @@ Batch = dict[str, Any]
 Row = dict[str, float]
 # Images [B, 3, H, W] in [-1, 1] for a batch and the int64 numbers [B] of what is drawn; those that are not finite: NaN.
 Draw = Callable[[Batch, Tensor], Tensor]
+# Columns [B, ...] of what else is asked of images, in NaN where they are, under the batch that they were drawn for.
+Beside = Callable[[Tensor, Batch, Features], dict[str, Tensor]]
+FEATURES, ALIGNMENT = "features", "alignment"  # columns of their own
 GOES_ON, STOPS = 1, 2
 
 
@@ -46,7 +49,8 @@ class Made:
 
     features: Tensor  # [N, D] of the finite ones
     alignments: Tensor | None  # [N] of the same, where there are captions
-    broken: list[int]  # numbers of those that are not finite
+    beside: dict[str, Tensor]  # [N, ...] of the same: what `beside` of `make` found
+    broken: list[int]  # numbers of those that are not finite; on rank 0 all, elsewhere its own
     seconds: float  # of drawing, on this rank
 
 
@@ -59,13 +63,17 @@ def make(
     alignment: nn.Module | None,
     ranks: Ranks,
     cached: bool = False,
+    beside: Beside | None = None,
+    keep: Callable[[Tensor], None] = lambda images: None,
 ) -> Made:
     """Draw for the first `num_samples` conditions of `data` and look at what comes.
 
     All ranks call this together, make their share batch by batch in step, and end together if one of them fails.
-    `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
+    `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read. What else is
+    asked of each image finds `beside`; `keep` is given all images of this rank, [B, 3, H, W] at a time.
     """
-    rows, places, broken, seconds = [], [], [], 0.0
+    rows: dict[str, list[Tensor]] = {}
+    places, broken, seconds = [], [], 0.0
     batches = conditions(data, num_samples, batch_size, ranks.rank, ranks.world_size, cached)
     for (batch, numbers), own in in_rounds(batches, ranks):
         with together():
@@ -75,15 +83,19 @@ def make(
             finite = images.isfinite().flatten(1).all(1).cpu()
             seconds += time.monotonic() - began
             found = _looked_at(images, batch, backbone, alignment)
+            found |= beside(images, batch, backbone) if beside else {}
+            if own:
+                keep(images)
         if own:
-            rows.append(found[finite])
+            for name, values in found.items():
+                rows.setdefault(name, []).append(values.cpu()[finite])
             places.append(numbers[finite])
             broken += numbers[~finite].tolist()
             ranks.advance(len(numbers))
-    every = in_order(torch.cat(rows), torch.cat(places))
-    lost = sorted(number for own in collect(broken) for number in own)
-    alignments = every[:, -1] if every.shape[1] > backbone.dim else None
-    return Made(every[:, : backbone.dim], alignments, lost, seconds)
+    left = torch.cat(places)
+    every = {name: in_order(torch.cat(parts), left) for name, parts in rows.items()}
+    lost = sorted(number for own in collect(broken) for number in own) or broken
+    return Made(every.pop(FEATURES), every.pop(ALIGNMENT, None), every, lost, seconds)
 
 
 def _on(device: torch.device, value: Any) -> Any:
@@ -93,13 +105,13 @@ def _on(device: torch.device, value: Any) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _looked_at(images: Tensor, batch: Batch, backbone: Features, alignment: nn.Module | None) -> Tensor:
-    """Features, and the alignment as a last column where there are captions: [B, D] or [B, D + 1], on the CPU."""
+def _looked_at(images: Tensor, batch: Batch, backbone: Features, alignment: nn.Module | None) -> dict[str, Tensor]:
+    """Features [B, D], and the alignment [B] where there are captions."""
     with torch.autocast(images.device.type, enabled=False):
-        columns = [backbone(images)]
+        found = {FEATURES: backbone(images).float()}
         if alignment is not None and "caption" in batch:
-            columns.append(alignment(images, batch["caption"]).to(columns[0])[:, None])
-    return torch.cat(columns, 1).cpu()
+            found[ALIGNMENT] = alignment(images, batch["caption"]).float()
+    return found
 
 
 def in_rounds(items: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:

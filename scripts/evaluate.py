@@ -3,11 +3,14 @@
     python scripts/evaluate.py model=runs/quickstart-diffusion guidance.scale=[1,2,4] num_samples=500
     python scripts/evaluate.py model=runs/ensemble.yaml num_samples=5000 metric=inception metric.path=inception.pth
     python scripts/evaluate.py model=runs/quickstart-diffusion guidance.scale=[1,2,4] num_steps=[10,25,50] ema=[ema,raw]
+    python scripts/evaluate.py model=[runs/a,runs/b] out=runs/both guidance.scale=[2] guidance.limits.sigma_lo=[0,0.3]
+    python scripts/evaluate.py model=runs/cin256 protocol=imagenet50k metric=inception metric.path=inception.pth
     torchrun --nproc_per_node=8 scripts/evaluate.py model=runs/quickstart-diffusion num_samples=50000
     python scripts/evaluate.py model=runs/quickstart-autoencoder
 
-Numbers carry the name of the backbone that made them. Sample n has the same noise at every scale and model. A first
-stage is measured on its validation images. Under torchrun all processes share the work, and what comes out is the same.
+Numbers carry the name of the backbone that made them, and 95 % intervals. Sample n has the same noise at every scale
+and model. A first stage is measured on its validation images. Under torchrun all processes share
+the work, and what comes out is the same.
 """
 
 from ldm.asked import check_there

@@ -9,6 +9,8 @@ import torch
 from toys import train
 
 from ldm.conditioners import lazy as unread
+from ldm.config import compose
+from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.run import Run
 
 
@@ -53,6 +55,12 @@ def classifier(first_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """A trained toy classifier on noisy latents of `first_stage`. Not to be changed."""
     folder = tmp_path_factory.mktemp("classifier")
     return train("quickstart/classifier", folder, f"first_stage={first_stage.folder}")
+
+
+@pytest.fixture(scope="session")
+def yardsticks() -> Yardsticks:
+    """What ``metric.size=32`` asks of an evaluation, loaded once."""
+    return yardsticks_of(compose("evaluate", ["model=x", "metric.size=32"]), torch.device("cpu"))
 
 
 @pytest.fixture

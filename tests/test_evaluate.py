@@ -19,6 +19,7 @@ from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.points import identity_of
 from ldm.evaluation.reference import Reference, conditions
 from ldm.evaluation.table import show
+from ldm.evaluation.yardsticks import Yardsticks
 from ldm.holding import FolderHeld, held
 from ldm.model import Model
 from ldm.run import Run, load
@@ -45,13 +46,18 @@ def test_points_are_kept_for_the_same_guidance_whatever_its_scales(tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
-def test_what_guides_by_a_likelihood_is_evaluated_too(diffusion: Run, classifier: Run, tmp_path: Path):
+def test_what_guides_by_a_likelihood_is_evaluated_too(
+    diffusion: Run, classifier: Run, tmp_path: Path, yardsticks: Yardsticks
+):
     words = [
         f"model={diffusion.folder}", "guidance.scale=[1]", "num_samples=6", "num_steps=2", "metric.size=32",
         "batch_size=4",
     ]  # fmt: skip
     led = ["loss_guidance=[classifier]", "loss_guidance.classifier.scale=300", f"classifier={classifier.folder}"]
-    rows = [evaluate(compose("evaluate", [*words, *more, f"out={tmp_path / str(len(more))}"]))[0] for more in ([], led)]
+    rows = [
+        evaluate(compose("evaluate", [*words, *more, f"out={tmp_path / str(len(more))}"]), yardsticks)[0]
+        for more in ([], led)
+    ]
     (plain,), (guided,) = rows
     assert plain.keys() == guided.keys() and plain["kid/efficientnet_lite0@32"] != guided["kid/efficientnet_lite0@32"]
     model = load(diffusion.folder)
@@ -155,7 +161,9 @@ def test_ranks_share_the_samples_whatever_their_number(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
-def test_a_killed_grid_goes_on_and_its_rows_are_those_of_single_curves(tmp_path: Path, monkeypatch):
+def test_a_killed_grid_goes_on_and_its_rows_are_those_of_single_curves(
+    tmp_path: Path, monkeypatch, yardsticks: Yardsticks
+):
     labelled = ["conditioner.label.num_classes=9", "~data.fields.caption"]  # no alignment, no pictures of curves
     model = untrained_run(tmp_path / "run", "data.max_samples=6", *labelled)
     words = [*OPTIONS, f"model={model}", "guidance.scale=[1,2]"]
@@ -163,19 +171,21 @@ def test_a_killed_grid_goes_on_and_its_rows_are_those_of_single_curves(tmp_path:
     measured: list[float] = []
     measure = evaluation.measure
 
-    def killed(model, sampling, *rest):
+    def killed(model, sampling, *rest, **more):
         if len(measured) == 3:
             raise KeyboardInterrupt
         measured.append(sampling.guidance.scale)
-        return measure(model, sampling, *rest)
+        return measure(model, sampling, *rest, **more)
 
     monkeypatch.setattr(evaluation, "measure", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(compose("evaluate", grid))
+        evaluate(compose("evaluate", grid), yardsticks)
     monkeypatch.setattr(
-        evaluation, "measure", lambda *given: measured.append(given[1].guidance.scale) or measure(*given)
+        evaluation,
+        "measure",
+        lambda *given, **more: measured.append(given[1].guidance.scale) or measure(*given, **more),
     )
-    rows, folder = evaluate(compose("evaluate", grid))
+    rows, folder = evaluate(compose("evaluate", grid), yardsticks)
     assert measured == [1, 2] * 4, "what was measured was kept"
     assert [(row["ema"], row["num_steps"], row["scale"]) for row in rows] == [
         (ema, steps, scale) for ema in ("ema", "raw") for steps in (2, 1) for scale in (1.0, 2.0)
@@ -184,20 +194,20 @@ def test_a_killed_grid_goes_on_and_its_rows_are_those_of_single_curves(tmp_path:
         written = list(csv.DictReader(file))
     kid = next(name for name in rows[0] if name.startswith("kid/"))
     assert [float(row[kid]) for row in written] == [row[kid] for row in rows]
-    single, _ = evaluate(compose("evaluate", [*words, f"out={tmp_path}/single", "num_steps=2", "ema=raw"]))
+    single, _ = evaluate(compose("evaluate", [*words, f"out={tmp_path}/single", "num_steps=2", "ema=raw"]), yardsticks)
     assert [{**row, "ema": "raw", "num_steps": 2} for row in single] == rows[4:6]
     monkeypatch.setattr(evaluation, "_measure", None)
-    assert evaluate(compose("evaluate", grid))[0] == rows
+    assert evaluate(compose("evaluate", grid), yardsticks)[0] == rows
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
-def test_sets_of_conditions_are_a_grid_too(tmp_path: Path):
+def test_sets_of_conditions_are_a_grid_too(tmp_path: Path, yardsticks: Yardsticks):
     labelled = ["conditioner.label.num_classes=9", "~data.fields.caption"]
     model = untrained_run(tmp_path / "run", "data.max_samples=6", *labelled)
     words = [*OPTIONS, f"model={model}", "guidance.scale=[1]", "num_steps=1"]
-    rows, _ = evaluate(compose("evaluate", [*words, f"out={tmp_path}/both", "use_conditions=[[label],[]]"]))
+    rows, _ = evaluate(compose("evaluate", [*words, f"out={tmp_path}/both", "use_conditions=[[label],[]]"]), yardsticks)
     assert [row["use_conditions"] for row in rows] == ["label", "none"]
-    [[none], _] = evaluate(compose("evaluate", [*words, f"out={tmp_path}/none", "use_conditions=[]"]))
+    [[none], _] = evaluate(compose("evaluate", [*words, f"out={tmp_path}/none", "use_conditions=[]"]), yardsticks)
     assert rows[1] == {"use_conditions": "none", **none} != {**rows[0], "use_conditions": "none"}
 
 
@@ -227,7 +237,6 @@ rank, port, does = sys.argv[1:4]
 os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 from ldm.config import guarded
 from ldm.errors import UserError
-from ldm.generate import NotFinite
 from ldm.model import Model
 from scripts.evaluate import main
 
@@ -238,7 +247,7 @@ def generate(model, sampling, batch, numbers, *rest):
     if rank == "1" and len(calls) == 2 and does == "dies":
         os._exit(9)
     if rank == "1" and len(calls) == 2 and does == "refuses":
-        raise NotFinite("not finite: image number 3", None, None)
+        raise UserError("not finite: image number 3")
     return original(model, sampling, batch, numbers, *rest)
 
 Model.generate = generate
@@ -292,9 +301,9 @@ def test_two_ranks_measure_what_one_does_and_end_together(tmp_path: Path, does: 
     ],
     ids=["unconditional", "label", "masked_image", "low_resolution"],
 )
-def test_every_kind_of_model_is_evaluated(tmp_path: Path, run: list[str]):
+def test_every_kind_of_model_is_evaluated(tmp_path: Path, run: list[str], yardsticks: Yardsticks):
     model = untrained_run(tmp_path / "run", "data.max_samples=6", *run)
-    rows, folder = evaluate(compose("evaluate", [f"model={model}", f"out={tmp_path}/out", *OPTIONS]))
+    rows, folder = evaluate(compose("evaluate", [f"model={model}", f"out={tmp_path}/out", *OPTIONS]), yardsticks)
     assert [row["scale"] for row in rows] == [1.0], "nothing guides them"
     captioned = "caption" in load(model).data.fields
     assert any(name.startswith("kid/") for name in rows[0]) and (folder / "curve.csv").exists()
@@ -302,7 +311,7 @@ def test_every_kind_of_model_is_evaluated(tmp_path: Path, run: list[str]):
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
-def test_an_ensemble_is_evaluated_on_other_shards(tmp_path: Path):
+def test_an_ensemble_is_evaluated_on_other_shards(tmp_path: Path, yardsticks: Yardsticks):
     words = ["data.max_samples=6", "conditioner.label.num_classes=9"]
     members = [untrained_run(tmp_path / f"{n}", f"expert.node=[1,{n}]", *words, shared=n, seed=n) for n in range(2)]
     write_manifest(tmp_path / "e.yaml", members)
@@ -310,7 +319,7 @@ def test_an_ensemble_is_evaluated_on_other_shards(tmp_path: Path):
     options = [*OPTIONS, "guidance.scale=[2]", f"model={tmp_path}/e.yaml"]
 
     def point(name: str, *more: str) -> dict:
-        [row] = evaluate(compose("evaluate", [*options, f"out={tmp_path / name}", *more]))[0]
+        [row] = evaluate(compose("evaluate", [*options, f"out={tmp_path / name}", *more]), yardsticks)[0]
         return row
 
     own = point("own")

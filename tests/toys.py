@@ -127,12 +127,15 @@ def _made() -> Path:
 
 
 @cache
-def annotated_shard() -> Path:
-    """A few built-in images with what the built-in shards lack: objects, a map of classes, embeddings."""
-    path, generator = _made() / "annotated.tar", np.random.default_rng(0)
+def annotated_shard(skip: int = 0) -> Path:
+    """A few built-in images with what the built-in shards lack: objects, a map of classes, embeddings.
+
+    Those after the first `skip`.
+    """
+    path, generator = _made() / f"annotated{skip or ''}.tar", np.random.default_rng(skip)
     source = wds.WebDataset(str(QUICKSTART / "validation-00000.tar"), shardshuffle=False)
     with wds.TarWriter(str(path)) as writer:
-        for sample in itertools.islice(source, 16):
+        for sample in itertools.islice(source, skip, skip + 16):
             mask = np.asarray(Image.open(io.BytesIO(sample["webp"]))).min(2) < 240  # what is not white
             rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
             height, width = mask.shape

@@ -6,11 +6,11 @@ an optimizer, a scheduler or Lightning's Trainer, or in a package that this comm
 else, whatever a checkpoint's tree says.
 """
 
-from ldm.config.building import completed, instantiate, takes
+from ldm.config.building import completed, instantiate, listed, takes
 from ldm.config.composing import compose
 from ldm.config.entry import guarded, helped
 from ldm.config.help import answered, help_text
-from ldm.config.keys import SWEPT, is_literal
+from ldm.config.keys import SWEPT, UNCHOSEN, is_literal
 from ldm.config.plugins import CONF, use_plugins, versions
 from ldm.config.registry import groups, registry, resolve_target
 from ldm.config.saved import dump, load_plain, load_tree
@@ -19,8 +19,8 @@ from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import check_once, expand_sweep, meant, overriding, run_name, split_literal, take_plugins
 
 __all__ = [
-    "CONF", "SWEPT", "accepts", "answered", "check_once", "check_range", "completed", "compose", "dump", "expand_sweep",
-    "groups", "guarded", "help_text", "helped", "instantiate", "is_literal", "load_plain", "load_tree", "meant",
-    "overriding", "registry", "resolve_target", "run_name", "split_literal", "take_plugins", "takes", "use_plugins",
-    "validate", "versions", "with_begun_fields", "with_moved_keys",
+    "CONF", "SWEPT", "UNCHOSEN", "accepts", "answered", "check_once", "check_range", "completed", "compose", "dump",
+    "expand_sweep", "groups", "guarded", "help_text", "helped", "instantiate", "is_literal", "listed", "load_plain",
+    "load_tree", "meant", "overriding", "registry", "resolve_target", "run_name", "split_literal", "take_plugins",
+    "takes", "use_plugins", "validate", "versions", "with_begun_fields", "with_moved_keys",
 ]  # fmt: skip

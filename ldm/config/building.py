@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from ldm.config.keys import WAYS
-from ldm.config.registry import groups, resolve_target
+from ldm.config.registry import groups, resolve_target, taken_by
 from ldm.config.signatures import parameters
-from ldm.config.validation import fits, readable, takes_objects
+from ldm.config.validation import accepts, fits, readable, takes_objects
 from ldm.errors import UserError
 
 
@@ -78,6 +78,12 @@ def _kind(value: Any) -> str:
 def takes(node: dict[str, Any], name: str) -> bool:
     """Whether the constructor of a node has the argument `name`."""
     return name in parameters(resolve_target(node["_target_"], name))
+
+
+def listed(target: str | None, name: str, value: list) -> bool:
+    """Whether a list is one value of the argument `name` of a target, and not several of them."""
+    annotation = taken_by(target, name).get(name) if target else None
+    return annotation is not None and accepts(annotation.annotation, value)
 
 
 def completed(node: Any) -> Any:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.additions import with_added
-from ldm.config.keys import SWEPT, root_type
+from ldm.config.keys import SWEPT, SWEPT_GROUPS, UNCHOSEN, bare, root_type
 from ldm.config.overrides import parse
 from ldm.config.plugins import CONF, needed, search_path
 from ldm.config.refusals import explain, is_left_out, missing_at, unset
@@ -43,7 +43,7 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     texts = [meant(key, text, key in several) for key, text in literal.items()]
     held = {f"__literal_{place}__": text for place, text in enumerate(texts)}
     overrides += [f"{key}={name}" for key, name in zip(literal, held, strict=True)]
-    parsed = with_added(parse(overrides))
+    parsed = with_added(parse(_unchosen_added(config_name, overrides)))
     for override in parsed:
         if override.is_delete() and override.key_or_group.startswith(tuple(f"{group}." for group in NEEDED)):
             raise UserError(f"{override.key_or_group}: cannot be left out; set it to what is meant")
@@ -53,11 +53,32 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     tree = {**_restore(tree, held), **facts, **named, **dict.fromkeys(left_out - {"experiment"})}
     _forget_undecided(tree)
     _check_root(tree, config_name)
-    validate(_given(tree), SWEPT.get(config_name, ()))
+    swept = (*SWEPT.get(config_name, ()), *SWEPT_GROUPS.get(config_name, ()))
+    validate(_given(tree), swept)
+    _check_unchosen(tree, config_name, swept)
     for key in ("plugins", "callback_add"):
         if tree.get(key):
             raise UserError(f"{key}: is for the command line, and no experiment sets it")
     return {**tree, "plugins": needed(tree)} if "plugins" in tree else tree
+
+
+def _unchosen_added(config_name: str, overrides: list[str]) -> list[str]:
+    """The overrides, with ++ before those that change a part below a group of which no option is chosen."""
+    chosen = {bare(word) for word in overrides}
+    places = UNCHOSEN.get(config_name, {})
+    below = tuple(f"{place}." for place in places if "." in place and place.split(".")[0] not in chosen)
+    return [f"++{word}" if below and word.startswith(below) else word for word in overrides]
+
+
+def _check_unchosen(tree: dict[str, Any], config_name: str, swept: tuple[str, ...]) -> None:
+    """Check the keys of a group of which no option is chosen as those of what they change."""
+    places = UNCHOSEN.get(config_name, {})
+    for place, target in places.items():
+        group, _, below = place.partition(".")
+        node = tree.get(group)
+        if below and isinstance(node, dict) and "_target_" not in node and isinstance(node.get(below), dict):
+            whole = {"_target_": places[group], below: {"_target_": target, **node[below]}}
+            validate({group: whole}, swept)
 
 
 def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str], list[str]]:

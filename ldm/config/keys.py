@@ -74,7 +74,9 @@ ROOT_TYPES = {
     "width": int,
     "label": int | str,
     "num_steps": int,
+    "evaluate.num_samples": int,
     "evaluate.num_steps": int | list[int],
+    "paired": list[str],
     "strength": float,
     "tile": int,
     "members": list[str],
@@ -156,6 +158,12 @@ WAYS = {
 }
 # Keys that hold several of what their constructor takes one of, to be done one after the other.
 SWEPT = {"evaluate": ("guidance.scale",)}
+# Groups of which any key may hold several.
+SWEPT_GROUPS = {"evaluate": ("guidance", "sampler", "sigmas")}
+# Of roots where no guidance is chosen: what its keys belong to, which change the run's own.
+UNCHOSEN = {
+    "evaluate": {"guidance": "ldm.diffusion.guidance.ClassifierFree", "guidance.limits": "ldm.diffusion.limits.Limits"}
+}
 
 
 def is_path(key: str) -> bool:

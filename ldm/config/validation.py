@@ -35,7 +35,8 @@ def nearest(name: object, names: typing.Iterable[str]) -> str:
 def validate(tree: dict[str, Any], swept: Collection[str] = (), among: Collection[str] | None = None) -> None:
     """Bind every key of every ``_target_`` to its constructor and check its type, before anything is built.
 
-    Each item of a list under one of the `swept` keys is checked. Parts stand in groups, `among` these if given, in
+    Each item of a list under one of the `swept` keys is checked, or under a key of one of the groups among them that
+    takes no list itself. Parts stand in groups, `among` these if given, in
     each its own options only.
     """
     among = groups() if among is None else among
@@ -74,12 +75,19 @@ def _validate(node: Any, where: str, swept: Collection[str], stands: Any) -> Non
 
 def _check_argument(where: str, annotation: Any, value: Any, swept: Collection[str]) -> None:
     annotation = TRAINER_TYPES.get(where, annotation)
-    values = value if where in swept and isinstance(value, list) else [value]
+    several = isinstance(value, list) and (
+        where in swept or (_swept_group(where, swept) and not accepts(annotation, value))
+    )
+    values = value if several else [value]
     if not all(accepts(annotation, item) for item in values):
         raise UserError(f"{where}={repr(value)[:200]}: expected {readable(annotation)}")
     for item in values:
         check_range(where, annotation, item)
         _check_entries(where, annotation, item)
+
+
+def _swept_group(where: str, swept: Collection[str]) -> bool:
+    return where.partition(".")[0] in swept
 
 
 def check_root_key(key: str, annotation: Any, value: Any) -> None:

@@ -1,60 +1,39 @@
-"""The evaluation of one model as a job: a first stage's reconstructions, or the guidance curve of a diffusion model.
+"""The evaluation of models as a job: a first stage's reconstructions, or guidance curves of diffusion models.
 
 Curves are resumable point by point, over any number of processes, and written as CSV and PNG.
 """
 
-from collections.abc import Mapping
+import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ldm.build import is_first_stage
-from ldm.config import accepts, load_tree
+from ldm.asked import named_models
+from ldm.build import Parts, is_first_stage
+from ldm.config import accepts, instantiate, load_tree, meant
 from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.drawer import Drawer
 from ldm.errors import UserError
+from ldm.evaluation.curves import Curve, Row, curve_keys, write
 from ldm.evaluation.first_stage import evaluate_first_stage
-from ldm.evaluation.grid import Cell, cells
-from ldm.evaluation.guidance_curve import Point, alignment_key, measure
-from ldm.evaluation.points import identity_of, keep, points_of
-from ldm.evaluation.table import write_csv
+from ldm.evaluation.grid import Cell, cells, with_classes
+from ldm.evaluation.guidance_curve import FEWEST, LOST, alignment_key, measure
+from ldm.evaluation.paired import Paired, check_paired
+from ldm.evaluation.points import KEPT, identity_of, keep, others, points_of
+from ldm.evaluation.protocol import COUNTS, SAMPLES, Protocol
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
 from ldm.loading import load_drawer
-from ldm.report.plots import trade_off
 from ldm.sampling import Sampling
 from ldm.training.distributed import broadcast, process_group, together
 
+__all__ = ["curve_keys", "evaluate"]
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for
-FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
-Row = dict[str, Any]
-
-
-@dataclass
-class Curve:
-    """Scales of guidance of one drawer under one recipe, and the points of them that are `done`, kept in `folder`."""
-
-    model: Drawer
-    columns: dict[str, str | int]  # what distinguishes it from the other curves of a grid
-    folder: Path
-    sampling: Sampling
-    scales: list[float]
-    identity: str
-    done: dict[str, Point]
-
-    @property
-    def missing(self) -> list[float]:
-        """The scales that are not measured yet."""
-        return [scale for scale in self.scales if f"{scale:g}" not in self.done]
-
-    @property
-    def rows(self) -> list[Row]:
-        """Of the table, one for each scale; all are measured."""
-        return [{**self.columns, "scale": scale, **self.done[f"{scale:g}"]} for scale in self.scales]
+Sets = dict[str, tuple[ShardData, ShardData]]  # of a model's path: whose conditions, and what samples are compared with
+log = logging.getLogger(__name__)
 
 
 def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tuple[list[Row], Path]:
@@ -64,10 +43,14 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     rows on ranks but 0; an error of one is raised on all. `yardsticks`, of the kinds that `tree` names, are those of
     the models before; None loads them.
     """
-    path = Path(tree["model"])
-    config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
-    if config.exists() and is_first_stage(load_tree(config)):
-        return evaluate_first_stage(tree)
+    protocol: Protocol | None = instantiate(tree["protocol"], Parts(tree), "protocol") if tree["protocol"] else None
+    tree = _settled(tree, protocol)
+    models = named_models(tree["model"])
+    paths = [Path(model) for model in (models if isinstance(models, list) else [models])]
+    for path in paths:
+        config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
+        if config.exists() and is_first_stage(load_tree(config)):
+            return _first_stage(tree, protocol)
     asked = _asked_scales(tree["guidance"].get("scale"))
     asked_cells = list(cells(tree))
     device = choose(tree["device"])
@@ -78,69 +61,97 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
                 "process for a sample"
             )
         with together():
-            names = dict.fromkeys(cell.tree["ema"] for cell in asked_cells)
-            models = {
-                ema: load_drawer(path, tree["first_stage"], ema).to(device).tuned(tree["compile"]) for ema in names
-            }
-            name = next(iter(models.values())).name
-            own = (path if path.is_dir() else path.parent) / f"evaluation-{name}"
-            folder = Path(tree["out"]) if tree["out"] else own
+            folder = _folder(tree, paths)
+            drawers = _drawers(tree, asked_cells, device, rank)
+            if folder is None:
+                name = next(iter(drawers.values())).name
+                folder = (paths[0] if paths[0].is_dir() else paths[0].parent) / f"evaluation-{name}"
             if rank == 0:
                 stack.enter_context(held(folder, "evaluating into"))
-            curves = [_curve(models[cell.tree["ema"]], cell, folder, asked, rank) for cell in asked_cells]
+            curves = [
+                _curve(drawers[cell.tree["model"], cell.tree["ema"]], cell, folder, asked, rank, protocol)
+                for cell in asked_cells
+            ]
             missing = [curve for curve in curves if curve.missing]
             if missing:
-                data, images = (_over(missing[0].model.data, tree[key]) for key in ("data", "reference"))
-                _check_images(data, images)
-                for curve in missing:
-                    _check_fields(curve, data)
+                sets = _sets(missing, protocol)
                 by = yardsticks or yardsticks_of(tree, device)
+                subsets = protocol.subsets if protocol else {}
+                paired = Paired(tree["paired"], subsets, device) if tree["paired"] or subsets else None
         for curve, done in zip(curves, broadcast([curve.done for curve in curves]), strict=True):
             curve.done = done
         missing = [curve for curve in curves if curve.missing]
         if missing:
-            _measure(tree, missing, data, images, by, rank, world_size)
-        if rank:
-            return [], folder
-        return _write(folder, curves), folder
+            _measure(tree, missing, sets, by, paired, rank, world_size)
+        return ([], folder) if rank else (write(folder, curves), folder)
 
 
-def _curve(model: Drawer, cell: Cell, folder: Path, asked: list[float], rank: int) -> Curve:
+def _settled(tree: dict[str, Any], protocol: Protocol | None) -> dict[str, Any]:
+    """`tree` with what the protocol says, or else the usual, where it asks for nothing."""
+    if tree["data"] is not None:
+        tree = {**tree, "data": meant("reference", tree["data"])}  # to Hydra it is text: the name of a group too
+    tree = protocol.asked(tree) if protocol else tree
+    usual = {"num_samples": SAMPLES, "paired": []}
+    return {**tree, **{key: value for key, value in usual.items() if tree[key] is None}}
+
+
+def _first_stage(tree: dict[str, Any], protocol: Protocol | None) -> tuple[list[Row], Path]:
+    if protocol:
+        raise UserError(f"protocol={protocol.name}: is for diffusion models, and {tree['model']} is a first stage")
+    if isinstance(named_models(tree["model"]), list):
+        raise UserError("model: several are diffusion models to compare; a first stage is measured alone")
+    return evaluate_first_stage(tree)
+
+
+def _folder(tree: dict[str, Any], paths: list[Path]) -> Path | None:
+    """Where it is written if that is said; None: with the one model."""
+    if tree["out"] is None and len(paths) > 1:
+        raise UserError("out: say where to write; several models have no folder of their own")
+    return Path(tree["out"]) if tree["out"] else None
+
+
+def _drawers(tree: dict[str, Any], asked: list[Cell], device: Any, rank: int) -> dict[tuple[str, str], Drawer]:
+    """What the cells draw with, by path and average; says where the average that is asked for does not exist."""
+    models: dict[tuple[str, str], Drawer] = {}
+    for path, ema in dict.fromkeys((cell.tree["model"], cell.tree["ema"]) for cell in asked):
+        model = load_drawer(path, tree["first_stage"], ema).to(device).tuned(tree["compile"])
+        plain = [str(weights.path) for weights in model.weights if weights.path.name.endswith(".raw.safetensors")]
+        if plain and ema == "ema" and str(path) not in plain and rank == 0:
+            log.warning("%s keeps no average of its weights: ema=ema measures the raw ones, as ema=raw does", path)
+        models[path, ema] = model
+    return models
+
+
+def _curve(
+    model: Drawer, cell: Cell, folder: Path, asked: list[float], rank: int, protocol: Protocol | None
+) -> Curve:  # fmt: skip
     """A curve with the points that rank 0 finds on disk; other ranks, which may not see it, are told which are done.
 
-    Raises ValueError for a scale that is not measured yet and that the model cannot be guided at.
+    Raises ValueError for a scale that is not measured yet and that the model cannot be guided at, and for a protocol of
+    another kind of model.
     """
     sampling, identity = _sampling(cell.tree, model), identity_of(model, cell.tree)
     own = folder / cell.name
+    if protocol:
+        protocol.check(model, sampling)
     curve = Curve(
-        model, cell.columns, own, sampling, asked or _usual_scales(model, sampling), identity,
-        points_of(own, identity) if rank == 0 else {},
+        model, cell.tree, cell.columns, own, sampling, asked or _usual_scales(model, sampling), identity,
+        points_of(own, identity) if rank == 0 else {}, protocol,
     )  # fmt: skip
     for scale in curve.missing:
         model.left_out(sampling.with_scale(scale))
+    if rank == 0 and not curve.done:
+        _tell_of_others(curve)
     return curve
 
 
-def _write(folder: Path, curves: list[Curve]) -> list[Row]:
-    """The rows of all curves: each in its own folder as curve.csv and curve.png, those of a grid together as grid.*."""
-    for curve in curves:
-        _draw(curve.folder / "curve", [curve])
-    if curves[0].columns:
-        _draw(folder / "grid", curves)
-    return [row for curve in curves for row in curve.rows]
-
-
-def _draw(stem: Path, curves: list[Curve]) -> None:
-    rows = [row for curve in curves for row in curve.rows]
-    write_csv(stem.with_suffix(".csv"), rows)
-    quality, alignment = curve_keys(rows[0])
-    if alignment:
-        labels = [", ".join(f"{key} {value}" for key, value in curve.columns.items()) for curve in curves]
-        named = {
-            label or curve.model.name: [(row["scale"], row[quality], row[alignment]) for row in curve.rows]
-            for label, curve in zip(labels, curves, strict=True)
-        }
-        trade_off(stem.with_suffix(".png"), named, quality_label=quality, alignment_label=alignment)
+def _tell_of_others(curve: Curve) -> None:
+    """Say it where points are kept that are not of this curve."""
+    kept, count = others(curve.folder)
+    if count:
+        bare = kept == identity_of(curve.model, {**curve.tree, "resamples": 0})
+        why = "have no intervals (resamples=0 takes them as they are)" if bare else "are of other weights or settings"
+        log.warning("%s: its %d points %s; measured anew, and those set aside", curve.folder / KEPT, count, why)
 
 
 def _asked_scales(given: Any) -> list[float]:
@@ -162,60 +173,72 @@ def _usual_scales(model: Drawer, sampling: Sampling) -> list[float]:
     return list(SCALES)
 
 
-def curve_keys(point: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The columns of a point that make the curve: its KID and its alignment, if it has one, whatever the backbones."""
-    alignments = (name for name in point if name.startswith(("alignment_score/", "clip_score/")))
-    return next(name for name in point if name.startswith("kid/")), next(alignments, None)
-
-
 def _sampling(tree: dict, model: Drawer) -> Sampling:
     """How to sample, at whatever scale."""
-    guidance = {key: value for key, value in tree["guidance"].items() if key != "scale"}
+    guidance = with_classes({key: value for key, value in tree["guidance"].items() if key != "scale"})
     if "_target_" in guidance:
         guidance["scale"] = 1.0
     return model.sampling({**tree, "guidance": guidance or None})
 
 
-def _over(data: ShardData, shards: str | list[str] | None) -> ShardData:
-    """The training data, or other `shards` read in the same way."""
-    return data if shards is None else data.over(shards)
+def _sets(curves: list[Curve], protocol: Protocol | None) -> Sets:
+    """The data of each model, checked: the training data, or other shards read in the same way."""
+    found: Sets = {}
+    for curve in curves:
+        tree, own = curve.tree, curve.model.data
+        if tree["model"] not in found:
+            data, images = (own if tree[key] is None else own.over(tree[key]) for key in ("data", "reference"))
+            _check_images(data, images, tree)
+            found[tree["model"]] = data, images
+        spec = found[tree["model"]][0].batch_spec
+        _check_fields(curve, spec)
+        check_paired(tree["paired"], protocol.subsets if protocol else {}, spec, curve.model.image_size)
+    return found
 
 
-def _check_fields(curve: Curve, data: ShardData) -> None:
-    """Raises ValueError unless `data` gives what the model of a curve is conditioned on."""
-    spec = data.batch_spec
+def _check_fields(curve: Curve, spec: dict[str, str]) -> None:
+    """Raises ValueError unless the data give what the model of a curve is conditioned on."""
     for name, field in curve.model.missing(spec, curve.sampling).items():
         raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")
     for field in curve.sampling.fields - spec.keys():
         raise UserError(f"loss_guidance reads {field!r}, which data.fields of the run does not give")
 
 
-def _check_images(data: ShardData, images: ShardData) -> None:
-    """Raises ValueError unless there are `images` to compare with."""
+def _check_images(data: ShardData, images: ShardData, tree: dict[str, Any]) -> None:
+    """Raises ValueError unless there are `images` to compare with, and `data` to draw for."""
     for each in (data, images):
         each.setup()
     if "image" not in images.batch_spec:
         raise UserError("data.with_images=false: there are no images to compare with")
     if images.num_train < FEWEST:
-        raise UserError(f"data.train: at least {FEWEST} training images are needed to compare with")
+        key, kind = ("data.train", "training ") if tree["reference"] is None else ("reference", "")
+        raise UserError(f"{key}: at least {FEWEST} {kind}images are needed to compare with, it has {images.num_train}")
+    if data.num_train == 0:
+        raise UserError("data: the shards hold no samples to take conditions from")
 
 
 def _measure(
-    tree: dict, curves: list[Curve], data: ShardData, images: ShardData, by: Yardsticks, rank: int, world_size: int
+    tree: dict, curves: list[Curve], sets: Sets, by: Yardsticks, paired: Paired | None, rank: int, world_size: int
 ) -> None:
     """All that is missing, each rank its share of the samples; each point is kept by rank 0 once it is done."""
-    against = by.reference(images, rank, world_size)
+    against = {path: by.reference(images, rank, world_size) for path, (_, images) in sets.items()}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=rank != 0) as bars:
         total = sum(len(curve.missing) for curve in curves) * tree["num_samples"]
         bar = bars.add_task(f"sampling {curves[0].model.name}", total=total)
         for curve in curves:
+            path = curve.tree["model"]
+            data, images = sets[path]
             for scale in curve.missing:
                 point = measure(
-                    curve.model, curve.sampling.with_scale(scale), data, against, tree["num_samples"], by.backbone,
-                    by.alignment, tree["seed"], tree["batch_size"], by.device,
-                    lambda count: bars.advance(bar, count * world_size), rank, world_size,
+                    curve.model, curve.sampling.with_scale(scale), data, against[path], tree["num_samples"],
+                    by.backbone, by.alignment, tree["seed"], tree["batch_size"], by.device,
+                    lambda count: bars.advance(bar, count * world_size), rank, world_size, paired=paired,
+                    resamples=tree["resamples"],
                 )  # fmt: skip
+                if curve.protocol and rank == 0:
+                    counts = (tree["num_samples"] - point[LOST], images.num_train)
+                    point |= dict(zip(COUNTS, counts, strict=True))
                 curve.done[f"{scale:g}"] = point
                 if rank == 0:
                     keep(curve.folder, curve.identity, alignment_key(by.alignment), curve.done)

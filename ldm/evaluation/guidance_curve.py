@@ -4,20 +4,29 @@ Quality is measured against the training images, through the same resizing as th
 backbone's name.
 """
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.data.module import ShardData
 from ldm.drawer import Drawer
+from ldm.errors import UserError
+from ldm.evaluation.intervals import mean_interval, set_intervals
+from ldm.evaluation.paired import Paired
 from ldm.evaluation.reference import Reference
-from ldm.measuring import Ranks, make, row_of
-from ldm.measuring import alignment_key as alignment_key  # where it was
+from ldm.generate import NotFinite
+from ldm.measuring import Made, Ranks, alignment_key, make, row_of
 from ldm.metrics.features import Features
 from ldm.sampling import Sampling
+from ldm.training.distributed import broadcast, gather_objects
 
 Point = dict[str, float]
+FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
+LOST = "nan_images"  # the column of how many samples were not finite
+log = logging.getLogger(__name__)
 
 
 def measure(
@@ -34,15 +43,59 @@ def measure(
     advance: Callable[[int], None] = lambda count: None,
     rank: int = 0,
     world_size: int = 1,
+    *,
+    paired: Paired | None = None,
+    resamples: int = 0,
 ) -> Point:
     """Metrics of samples for the first batches of `data`, of the alignment where these have captions.
 
     Sample n has noise n whatever the model, the batch and the rank it is made on; of several ranks, which call this
-    together, only 0 has the metrics.
+    together, only 0 has the metrics. `paired` compares with each sample's true picture, `resamples` (0: none) are those
+    of the bootstrap behind the 95 % intervals, columns METRIC_low and METRIC_high. Samples that are not finite are
+    counted in the column `nan_images` and not measured: all else is that of the others. Raises ValueError naming them
+    where fewer than `FEWEST` are left.
     """
+    said: list[str] = []
+
+    def drawn(batch: dict[str, Any], numbers: Tensor) -> Tensor:
+        try:
+            return model.generate(sampling, batch, numbers, seed)
+        except NotFinite as error:
+            said.append(str(error))
+            return error.images
+
     ranks = Ranks(device, rank, world_size, advance)
-    made = make(
-        lambda batch, numbers: model.generate(sampling, batch, numbers, seed),
-        data, num_samples, batch_size, backbone, alignment, ranks,
-    )  # fmt: skip
-    return {} if rank else row_of(made, against.features, backbone, alignment, seed)
+    made = make(drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=paired)
+    _check_left(num_samples, len(made.broken), said)
+    return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)
+
+
+def _check_left(num_samples: int, lost: int, said: list[str]) -> None:
+    """Say which samples are not measured, told so by `said`. Raises ValueError on all ranks if fewer than `FEWEST` are."""
+    total, every = broadcast(lost), gather_objects(said[:1])
+    if not total:
+        return
+    first = next(line for lines in every for line in lines)
+    if num_samples - total < FEWEST:
+        raise UserError(first)
+    if said:
+        log.warning("%d of %d samples are not in the metrics; %s", total, num_samples, first)
+
+
+def _table(
+    made: Made, against: Reference, backbone: Features, alignment: nn.Module, paired: Paired | None, resamples: int,
+    seed: int,
+) -> Point:  # fmt: skip
+    table = row_of(made, against.features, backbone, alignment, seed)
+    if resamples:
+        table |= set_intervals(table, against.features, made.features, backbone, resamples, seed)
+        if made.alignments is not None:
+            table |= mean_interval(alignment_key(alignment), made.alignments, resamples, seed)
+    if paired:
+        table |= paired.table(made.beside, made.features, backbone, resamples, seed)
+    return {**table, LOST: len(made.broken)}
+
+
+def is_alignment(column: str) -> bool:
+    """Whether it is the column of an alignment, whatever its backbone."""
+    return column.startswith(("alignment_score/", "clip_score/"))

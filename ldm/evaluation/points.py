@@ -15,8 +15,16 @@ KEPT = "points.json"
 
 
 def keep(folder: Path, identity: str, alignment: str, points: dict[str, Point]) -> None:
-    """Write the `points` {scale: metrics} of an `identity`, whose column of the alignment is `alignment`."""
-    write_json(folder / KEPT, {"identity": identity, "alignment": alignment, "points": points})
+    """Write the `points` {scale: metrics} of an `identity`, whose column of the alignment is `alignment`.
+
+    Those of another identity that were there are set aside, and found again when they are asked for.
+    """
+    kept = folder / KEPT
+    if kept.exists():
+        other = _read(kept)["identity"]
+        if other != identity:
+            kept.replace(_aside(folder, other))
+    write_json(kept, {"identity": identity, "alignment": alignment, "points": points})
 
 
 def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
@@ -30,9 +38,10 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
         facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
     if tree["use_conditions"] is not None:
         facts["use_conditions"] = sorted(tree["use_conditions"])
-    if tree["tiling"]:
-        facts["tiling"] = tree["tiling"]
+    facts |= {key: tree[key] for key in ("tiling", "paired", "resamples") if tree[key]}
     facts |= {key: tree[key] for key in ("data", "reference") if tree[key] is not None}
+    if tree["protocol"]:
+        facts["protocol"] = {key: tree["protocol"].get(key) for key in ("name", "subsets")}
     for key in ("weak_model", "classifier"):
         if tree[key]:
             facts[key] = load_weights(Path(tree[key])).digest
@@ -41,10 +50,27 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
 
 def points_of(folder: Path, identity: str) -> dict[str, Point]:
     """The points measured before, if they have this `identity`. Raises ValueError for a file of another format."""
+    for kept in (folder / KEPT, _aside(folder, identity)):
+        if kept.exists() and (content := _read(kept))["identity"] == identity:
+            return content["points"]
+    return {}
+
+
+def others(folder: Path) -> tuple[str, int]:
+    """The identity of the points that are kept in a folder, and how many they are; ("", 0) where there are none."""
     kept = folder / KEPT
     if not kept.exists():
-        return {}
+        return "", 0
+    content = _read(kept)
+    return content["identity"], len(content["points"])
+
+
+def _aside(folder: Path, identity: Any) -> Path:
+    return folder / f"points-{str(identity)[:8]}.json"
+
+
+def _read(kept: Path) -> dict[str, Any]:
     content = read_json(kept)
-    if not isinstance(content.get("points"), dict):
+    if not isinstance(content.get("points"), dict) or "identity" not in content:
         raise UserError(f"{kept}: not the points of a curve; delete it to measure anew")
-    return content["points"] if content.get("identity") == identity else {}
+    return content

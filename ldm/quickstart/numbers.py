@@ -28,7 +28,7 @@ def _guidance(found: Found) -> Section:
     columns = list(next(iter(found.points["base"].values())))
     main = [column for column in columns if column.startswith(("kid/", "fd/", "fid/"))] + [alignment]
     tree, chain = found.chain.tree, found.chain
-    backbones = " and ".join(dict.fromkeys(column.partition("/")[2] for column in columns))
+    backbones = " and ".join(dict.fromkeys(column.partition("/")[2] for column in columns if "/" in column))
     intro = (
         f"More guidance is meant to bring images closer to the prompt; too much takes them away from real ones. "
         f"{tree['num_samples']} samples a point, the same captions and noise everywhere, against all training images."

@@ -18,6 +18,7 @@ from ldm.report.theme import Theme
 
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP"
+Bars = tuple[float, float, float, float]  # ends of the intervals of a point's quality and of its alignment
 
 
 def duration(seconds: float) -> str:
@@ -95,10 +96,12 @@ def trade_off(
     *,
     quality_label: str,
     alignment_label: str,
+    bars: Mapping[str, Sequence[Bars]] | None = None,
 ) -> Path:
     """Curves over guidance, {model: [(scale, quality, alignment)]}: quality across (lower is better), alignment up.
 
-    The labels carry the backbone's name ("KID, EfficientNet-lite0 features"); the scale stands at each point.
+    The labels carry the backbone's name ("KID, EfficientNet-lite0 features"); the scale stands at each point. `bars`,
+    one for each point, are drawn as thin lines through it.
     """
     if not models:
         raise UserError("trade_off needs at least one model")
@@ -119,6 +122,10 @@ def trade_off(
                 marker=MARKERS[place % len(MARKERS)],
                 markeredgecolor=theme.surface,
             )
+            color, own = theme.series[place % len(theme.series)], (bars or {}).get(name, ())
+            for (_, quality, alignment), (q_low, q_high, a_low, a_high) in zip(points, own, strict=bool(own)):
+                axes.plot([q_low, q_high], [alignment] * 2, color=color, linewidth=0.9, alpha=0.6, zorder=1)
+                axes.plot([quality] * 2, [a_low, a_high], color=color, linewidth=0.9, alpha=0.6, zorder=1)
         axes.margins(0.1)
         axes.annotate(
             "better",
