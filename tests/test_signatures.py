@@ -162,6 +162,7 @@ REFUSED = {
     "scripts/fetch_pretrained.py": ["nothing"],
     "scripts/make_shards.py": ["sorce=x"],
     "scripts/quickstart.py": ["logger.foo=3"],
+    "scripts/reference.py": ["out=x.safetensors"],
     "scripts/sampler_table.py": ["model=x", "metric.foo=3"],
     "scripts/sweep_f.py": ["metric=inception"],
     "scripts/sweep_report.py": ["runs=[nowhere]"],

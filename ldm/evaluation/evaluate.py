@@ -21,6 +21,8 @@ from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.grid import Cell, cells
 from ldm.evaluation.guidance_curve import Point, alignment_key, measure
 from ldm.evaluation.points import identity_of, keep, points_of
+from ldm.evaluation.samples_file import SamplesFile, samples_file
+from ldm.evaluation.stored_reference import StoredReference, is_stored, stored
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
@@ -67,6 +69,8 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     path = Path(tree["model"])
     config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
     if config.exists() and is_first_stage(load_tree(config)):
+        if tree["npz"]:
+            raise UserError(f"npz={tree['npz']}: has samples of a diffusion model, and model= is a first stage")
         return evaluate_first_stage(tree)
     asked = _asked_scales(tree["guidance"].get("scale"))
     asked_cells = list(cells(tree))
@@ -88,9 +92,14 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
             if rank == 0:
                 stack.enter_context(held(folder, "evaluating into"))
             curves = [_curve(models[cell.tree["ema"]], cell, folder, asked, rank) for cell in asked_cells]
+            asked_points = [(curve, f"{scale:g}") for curve in curves for scale in curve.scales]
+            samples = samples_file(tree["npz"], [f"{curve.identity} {scale}" for curve, scale in asked_points], rank)
+            if samples and not samples.there:
+                curves[0].done.pop(asked_points[0][1], None)
             missing = [curve for curve in curves if curve.missing]
             if missing:
-                data, images = (_over(missing[0].model.data, tree[key]) for key in ("data", "reference"))
+                known = missing[0].model.data
+                data, images = _over(known, tree["data"]), _against(known, tree["reference"])
                 _check_images(data, images)
                 for curve in missing:
                     _check_fields(curve, data)
@@ -99,7 +108,7 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
             curve.done = done
         missing = [curve for curve in curves if curve.missing]
         if missing:
-            _measure(tree, missing, data, images, by, rank, world_size)
+            _measure(tree, missing, data, images, by, samples, rank, world_size)
         if rank:
             return [], folder
         return _write(folder, curves), folder
@@ -163,9 +172,10 @@ def _usual_scales(model: Drawer, sampling: Sampling) -> list[float]:
 
 
 def curve_keys(point: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The columns of a point that make the curve: its KID and its alignment, if it has one, whatever the backbones."""
+    """The columns of a point that make the curve: its KID, or its FID without one, and its alignment, if it has one."""
     alignments = (name for name in point if name.startswith(("alignment_score/", "clip_score/")))
-    return next(name for name in point if name.startswith("kid/")), next(alignments, None)
+    qualities = [name for name in point if name.startswith(("kid/", "fid/", "fd/"))]
+    return max(qualities, key=lambda name: name.startswith("kid/")), next(alignments, None)
 
 
 def _sampling(tree: dict, model: Drawer) -> Sampling:
@@ -181,6 +191,11 @@ def _over(data: ShardData, shards: str | list[str] | None) -> ShardData:
     return data if shards is None else data.over(shards)
 
 
+def _against(data: ShardData, given: str | list[str] | None) -> ShardData | StoredReference:
+    """What samples are compared with: images, or what a file has of them."""
+    return stored(str(given), data) if is_stored(given) else _over(data, given)
+
+
 def _check_fields(curve: Curve, data: ShardData) -> None:
     """Raises ValueError unless `data` gives what the model of a curve is conditioned on."""
     spec = data.batch_spec
@@ -190,7 +205,7 @@ def _check_fields(curve: Curve, data: ShardData) -> None:
         raise UserError(f"loss_guidance reads {field!r}, which data.fields of the run does not give")
 
 
-def _check_images(data: ShardData, images: ShardData) -> None:
+def _check_images(data: ShardData, images: ShardData | StoredReference) -> None:
     """Raises ValueError unless there are `images` to compare with."""
     for each in (data, images):
         each.setup()
@@ -201,8 +216,9 @@ def _check_images(data: ShardData, images: ShardData) -> None:
 
 
 def _measure(
-    tree: dict, curves: list[Curve], data: ShardData, images: ShardData, by: Yardsticks, rank: int, world_size: int
-) -> None:
+    tree: dict, curves: list[Curve], data: ShardData, images: ShardData | StoredReference, by: Yardsticks,
+    samples: SamplesFile | None, rank: int, world_size: int,
+) -> None:  # fmt: skip
     """All that is missing, each rank its share of the samples; each point is kept by rank 0 once it is done."""
     against = by.reference(images, rank, world_size)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -215,7 +231,10 @@ def _measure(
                     curve.model, curve.sampling.with_scale(scale), data, against, tree["num_samples"], by.backbone,
                     by.alignment, tree["seed"], tree["batch_size"], by.device,
                     lambda count: bars.advance(bar, count * world_size), rank, world_size,
+                    samples.add if samples else lambda images: None,
                 )  # fmt: skip
+                if samples:
+                    samples.write()
                 curve.done[f"{scale:g}"] = point
                 if rank == 0:
                     keep(curve.folder, curve.identity, alignment_key(by.alignment), curve.done)

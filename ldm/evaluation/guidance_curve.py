@@ -34,17 +34,19 @@ def measure(
     advance: Callable[[int], None] = lambda count: None,
     rank: int = 0,
     world_size: int = 1,
+    keep: Callable[[Tensor], None] = lambda images: None,
 ) -> Point:
     """Metrics of samples for the first batches of `data`, of the alignment where these have captions.
 
     Sample n has noise n whatever the model, the batch and the rank it is made on; of several ranks, which call this
-    together, only 0 has the metrics.
+    together, only 0 has the metrics. `keep` is given all images of this rank, [B, 3, H, W] at a time.
     """
     rows, places, captioned = [], [], False
     with together():
         for batch, numbers in conditions(data, num_samples, batch_size, rank, world_size):
             batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             images = model.generate(sampling, batch, numbers.to(device), seed)
+            keep(images)
             columns, captioned = [backbone(images)], "caption" in batch
             if captioned:
                 columns.append(alignment(images, batch["caption"]).to(columns[0])[:, None])
@@ -55,7 +57,7 @@ def measure(
     if rank:
         return {}
     generator = torch.Generator().manual_seed(seed)
-    table = sample_quality(against.features, every[:, : backbone.dim], backbone, generator)
+    table = sample_quality(against.features, every[:, : backbone.dim], backbone, generator, against.moments)
     return {**table, alignment_key(alignment): every[:, -1].mean().item()} if captioned else table
 
 
