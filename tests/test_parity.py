@@ -25,7 +25,7 @@ from ldm.metrics.precision_recall import precision_recall
 from ldm.metrics.quality import sample_quality
 from ldm.metrics.resize import clean, tensorflow
 
-COUNT = 12  # images of each set
+COUNT = 8  # images of each set
 KEYS = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
@@ -81,6 +81,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_metrics_of_the_same_images_are_torch_fidelitys(weights: Path):
     real, fake = pictures(COUNT, 40, seed=1), pictures(COUNT, 40, seed=2)
     fake[: COUNT // 2] = real[: COUNT // 2] // 2 + fake[: COUNT // 2] // 2
+    fake[COUNT // 2 :] = torch.randint(0, 256, fake[COUNT // 2 :].shape, generator=torch.Generator().manual_seed(3))
     theirs = calculate_metrics(
         input1=Pictures(fake), input2=Pictures(real), isc=True, fid=True, kid=True, prc=True, cuda=False,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights), kid_subset_size=COUNT,
@@ -91,7 +92,7 @@ def test_metrics_of_the_same_images_are_torch_fidelitys(weights: Path):
         ours = sample_quality(backbone(signed(real)), backbone(signed(fake)), backbone, torch.Generator())
     for name, key in KEYS.items():
         assert ours[f"{name}/inception_v3"] == pytest.approx(theirs[key], rel=1e-3), name
-    assert 0 < ours["precision/inception_v3"] < 1 and ours["fid/inception_v3"] > 1 and ours["is/inception_v3"] > 1.01
+    assert 0 < ours["precision/inception_v3"] < 1 and ours["fid/inception_v3"] > 1 and ours["is/inception_v3"] > 1.001
 
 
 def test_arithmetic_of_many_features_is_torch_fidelitys():

@@ -6,7 +6,6 @@ import logging
 import pickle
 import sys
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from toys import Process
 from untrained import untrained_run
 
 from ldm.config import compose, overriding
+from ldm.evaluation import reference_job
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.npz import Npz, write_images
 from ldm.evaluation.reference_file import read_reference, write_reference
@@ -26,12 +26,12 @@ from ldm.evaluation.reference_job import make
 from ldm.evaluation.spool import Spool
 from ldm.evaluation.yardsticks import Yardsticks
 from ldm.images import to_uint8
-from ldm.metrics.features import EfficientNetFeatures, efficientnet_features
+from ldm.metrics.features import Features
 from ldm.model import Model, load_model
 from ldm.networks import downloads
 
 pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
-BACKBONE = "efficientnet_lite0@32"
+BACKBONE = "toy@32"
 OPTIONS = ["metric.size=32", "num_samples=7", "batch_size=4", "device=cpu", "num_steps=1", "guidance.scale=[1]"]
 OF_FEATURES = {f"{name}/{BACKBONE}" for name in ("kid", "kid_std", "precision", "recall")}
 
@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the user that has the weights and nothing else."""
+    """A cache of the user that has the weights, for whole processes, and nothing else."""
     usual = downloads.cache_folder()
     (tmp_path / "cache").mkdir()
     for entry in usual.iterdir():
@@ -60,14 +60,31 @@ class NoAlignment(nn.Module):
     metric, name = "alignment_score", "none"
 
 
-BACKBONES = cache(efficientnet_features)
+class Toy(Features):
+    """A backbone of six features, which takes no time; called as the metric that is asked for."""
+
+    def __init__(self, size: int, resize: str):
+        super().__init__()
+        self.name, self.dim, self.frechet = f"toy@{size}{'' if resize == 'bicubic' else f':{resize}'}", 6, "fd"
+        self.weight = nn.Parameter(torch.rand(12, 6, generator=torch.Generator().manual_seed(0)), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images, 2).flatten(1) @ self.weight
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_job, "instantiate", lambda node, *_: Toy(node["size"], node["resize"]))
 
 
 def measured(run: Path, out: Path, *words: str) -> dict[str, float]:
-    """The one row of an evaluation; its networks are loaded once for all that have the usual metric."""
-    usual = not any(word.startswith("metric") for word in words)
-    by = Yardsticks(BACKBONES(32), NoAlignment(), torch.device("cpu")) if usual else None
-    [row] = evaluate(compose("evaluate", overriding([f"model={run}", f"out={out}", *OPTIONS, *words])), by)[0]
+    """The one row of an evaluation under the toy."""
+    tree = compose("evaluate", overriding([f"model={run}", f"out={out}", *OPTIONS, *words]))
+    toy = Toy(tree["metric"]["size"], tree["metric"]["resize"])
+    [row] = evaluate(tree, Yardsticks(toy, NoAlignment(), torch.device("cpu")))[0]
     return row
 
 
@@ -88,13 +105,13 @@ def test_a_stored_reference_is_the_images_it_was_made_of(run: Path, tmp_path: Pa
     path = stored(tmp_path / "r.safetensors", f"model={run}")
     assert measured(run, tmp_path / "stored", f"reference={path}") == expected
     reference = read_reference(path)
-    assert reference.features.shape == (6, 1280) and reference.moments.count == 6
+    assert reference.features.shape == (6, 6) and reference.moments.count == 6
     assert reference.made_of == {
         "data": load_model(run).data.fingerprint, "images": 6, "image_size": 8, "backbone": BACKBONE,
         "resize": "short side to 8 px, centre crop, 8 px, decoder pil", "weights": reference.made_of["weights"],
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EfficientNetFeatures, "forward", never)
+        patch.setattr(Toy, "forward", never)
         assert stored(path, f"model={run}") == path, "it is there"
     with pytest.raises(ValueError, match="there is another reference"):
         stored(path, f"model={run}", "max_samples=5")
@@ -119,8 +136,8 @@ def test_shards_are_looked_at_without_a_model(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["metric.size=48"], r"backbone is efficientnet_lite0@32, that of this evaluation efficientnet_lite0@48"),
-        (["metric.resize=clean"], r"backbone is efficientnet_lite0@32, .* efficientnet_lite0@32:clean"),
+        (["metric.size=48"], r"backbone is toy@32, that of this evaluation toy@48"),
+        (["metric.resize=clean"], r"backbone is toy@32, .* toy@32:clean"),
         (["model=OTHER"], r"image_size is 8, that of this evaluation 16"),
         (["model=CROPPED"], r"resize is short side to 8 px, .* that of this evaluation short side to 10 px"),
         (["reference=ABSENT.safetensors"], "there is no such file"),
@@ -162,7 +179,7 @@ def test_a_cache_of_an_earlier_version_or_a_damaged_one_is_made_anew_and_that_is
     facts = f"{data.fingerprint}/{data.num_train}/{data.image_size}/{BACKBONE}"
     old = own_cache / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
     own_cache.mkdir()
-    save_file({"features": torch.full((6, 1280), torch.nan)}, old)
+    save_file({"features": torch.full((6, 6), torch.nan)}, old)
     expected = measured(run, tmp_path / "0")
     assert "does not say with which weights it was made; it is made anew" in caplog.text and not old.exists()
     [kept] = own_cache.iterdir()
@@ -177,9 +194,9 @@ def test_a_cache_of_an_earlier_version_or_a_damaged_one_is_made_anew_and_that_is
 def test_features_that_are_not_finite_never_enter_a_reference(
     run: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    forward = EfficientNetFeatures.forward
-    monkeypatch.setattr(EfficientNetFeatures, "forward", lambda *given: forward(*given).log() * torch.inf)
-    with pytest.raises(ValueError, match=r"the features of .* under efficientnet_lite0@32 are not finite"):
+    forward = Toy.forward
+    monkeypatch.setattr(Toy, "forward", lambda *given: forward(*given).log() * torch.inf)
+    with pytest.raises(ValueError, match=r"the features of .* under toy@32 are not finite"):
         measured(run, tmp_path / "out")
     assert not list(own_cache.iterdir())
     with pytest.raises(ValueError, match="features that are not finite"):
@@ -203,8 +220,8 @@ def test_images_of_an_npz_are_compared_with_as_the_same_images_in_shards(run: Pa
     assert found == pytest.approx(expected, rel=1e-6)
     assert len(list(own_cache.iterdir())) == 2
     with pytest.MonkeyPatch.context() as patch:  # 7 samples of 2 batches; the images are not looked at again
-        asked, forward = [], EfficientNetFeatures.forward
-        patch.setattr(EfficientNetFeatures, "forward", lambda *given: asked.append(1) or forward(*given))
+        asked, forward = [], Toy.forward
+        patch.setattr(Toy, "forward", lambda *given: asked.append(1) or forward(*given))
         assert measured(run, tmp_path / "again", f"reference={tmp_path}/a.npz") == found and len(asked) == 3
 
 
@@ -214,7 +231,7 @@ def test_published_moments_are_those_of_inception(run: Path, tmp_path: Path, mon
     arrays = {"mu": known.mean.numpy(), "sigma": known.covariance.numpy()}
     np.savez(tmp_path / "m.npz", **arrays, mu_s=np.zeros(3), sigma_s=np.eye(3))
     words = f"reference={tmp_path}/m.npz"
-    with pytest.raises(ValueError, match=r"backbone is inception_v3 \(mu, sigma\), that of this evaluation efficient"):
+    with pytest.raises(ValueError, match=r"backbone is inception_v3 \(mu, sigma\), that of this evaluation toy"):
         measured(run, tmp_path / "out", words)
     monkeypatch.setattr("ldm.evaluation.stored_reference.PUBLISHED", BACKBONE)  # whose moments these are
     expected = measured(run, tmp_path / "own")
@@ -254,10 +271,10 @@ def test_an_npz_that_cannot_be_used_is_told_in_a_line(run: Path, tmp_path: Path,
     refused("no plain array")
     np.savez(path, other=images)
     refused("neither mu and sigma nor arr_0, but other")
-    np.savez(path, mu=np.full(1280, np.nan), sigma=np.eye(1280))
+    np.savez(path, mu=np.full(6, np.nan), sigma=np.eye(6))
     refused("mu has values that are not finite")
-    np.savez(path, mu=np.zeros(1280), sigma=np.eye(3))
-    refused("expected 1280 features")
+    np.savez(path, mu=np.zeros(6), sigma=np.eye(3))
+    refused("expected 6 features")
     for shape in ((1 << 40, 8, 8, 3), (1 << 62, 1 << 62, 8, 3)):
         lying(path, shape)
         refused("no plain array, or has been cut")
@@ -282,7 +299,7 @@ def test_samples_are_written_as_they_are_drawn_and_once(run: Path, tmp_path: Pat
     assert [file.name for file in path.parent.iterdir()] == ["s.npz"]
     monkeypatch.setattr(Model, "generate", never)
     assert measured(run, tmp_path / "out", f"npz={path}") == row and path.read_bytes() == content, "it is there"
-    with pytest.raises(ValueError, match="there is a file of other samples"):
+    with pytest.raises(ValueError, match="there is a file already, and not of this evaluation"):
         measured(run, tmp_path / "out", f"npz={path}", "seed=1")
     monkeypatch.setattr(Model, "generate", generate)
     path.unlink()

@@ -18,7 +18,7 @@ from ldm.files import replace
 from ldm.metrics.frechet import Moments, moments
 
 KIND = "ldm reference"
-KEY = "made_of"
+KEY = "reference"  # of the metadata, which are in no order of their own: one, so that equal files have equal bytes
 # What a reference is made of, {name: value}: `data`, fingerprint of the shards; `images`, their number; `image_size`,
 # px; `resize`, how pictures came to it; `backbone`, by name, and `weights`, its digest.
 Provenance = Mapping[str, str | int]
@@ -44,8 +44,8 @@ def write_reference(
     if not (known.mean.isfinite().all() and known.covariance.isfinite().all()):
         raise UserError(f"{path}: features that are not finite; look at the weights of {made_of['backbone']}")
     tensors = {"mean": known.mean, "covariance": known.covariance, **({"features": features} if whole else {})}
-    metadata = {"format": "pt", "kind": KIND, "count": str(known.count), KEY: json.dumps(dict(made_of))}
-    replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+    said = json.dumps({"kind": KIND, "count": known.count, "made_of": dict(made_of)})
+    replace(path, lambda temporary: save_file(tensors, temporary, {KEY: said}))
     return read_reference(path)
 
 
@@ -53,14 +53,14 @@ def read_reference(path: Path) -> Reference:
     """The reference at `path`, features memory-mapped. Raises ValueError for a file that is none, or not finite."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            said = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        made_of, count = json.loads(metadata[KEY]), int(metadata["count"])
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        kind, made_of, count = said["kind"], said["made_of"], said["count"]
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a reference; scripts/reference.py makes one") from error
     mean, covariance, features = (tensors.get(name) for name in ("mean", "covariance", "features"))
     if (
-        metadata.get("kind") != KIND or not isinstance(made_of, dict)
+        kind != KIND or not isinstance(made_of, dict) or not isinstance(count, int)
         or mean is None or covariance is None or mean.ndim != 1 or not len(mean)
         or (mean.dtype, covariance.dtype) != (torch.float64, torch.float64)
         or covariance.shape != (len(mean), len(mean))

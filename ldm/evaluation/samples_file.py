@@ -30,7 +30,7 @@ def samples_file(npz: str | None, identities: Sequence[str], rank: int = 0) -> "
 class SamplesFile:
     """`npz=FILE` of an evaluation: what is drawn for a point of this `identity`, or the file that has it already.
 
-    Raises ValueError, before anything is drawn, for a name that is no .npz and for a file of other samples.
+    Raises ValueError, before anything is drawn, for a name that is no .npz and for a file of something else.
     """
 
     def __init__(self, path: Path, identity: str, rank: int = 0):
@@ -49,7 +49,9 @@ class SamplesFile:
         except (zipfile.BadZipFile, IsADirectoryError):
             known = ""
         if known != self.identity:
-            raise UserError(f"npz={self.path}: there is a file of other samples; remove it, or give another name")
+            raise UserError(
+                f"npz={self.path}: there is a file already, and not of this evaluation; remove it, or give another name"
+            )
         return True
 
     def add(self, images: Tensor) -> None:

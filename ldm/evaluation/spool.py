@@ -74,7 +74,7 @@ def merged(spool: Spool) -> Spool:
     if len(lengths) == 1 or not max(lengths):
         return spool
     every, step = Spool(spool.folder), spool.rows_of_chunk if len(spool) else 1
-    step = min(gather_objects(step))
+    step = max(1, min(gather_objects(step)) // len(lengths))  # rank 0 holds a chunk of each
     own = spool.whole() if len(spool) else None
     for start in range(0, max(lengths), step):
         parts = collect(own[start : start + step].clone() if own is not None else None)
