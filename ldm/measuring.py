@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.data.module import ShardData
 from ldm.metrics.features import Features
+from ldm.metrics.frechet import Moments
 from ldm.metrics.quality import sample_quality
 from ldm.training.distributed import collect, max_over_ranks, together
 
@@ -133,10 +134,16 @@ def in_rounds(items: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:
         yield last, item is not None
 
 
-def row_of(made: Made, real: Tensor, backbone: Features, alignment: nn.Module | None, seed: int) -> Row:
-    """The metrics, ``METRIC/BACKBONE``, of images against features real [M, D], on rank 0 of those that made them."""
+def row_of(
+    made: Made, real: Tensor | None, backbone: Features, alignment: nn.Module | None, seed: int,
+    real_moments: Moments | None = None,
+) -> Row:  # fmt: skip
+    """The metrics, ``METRIC/BACKBONE``, of images on rank 0 of those that made them, as `sample_quality` has them.
+
+    They are compared with features real [M, D], or what there is of them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    row = sample_quality(real, made.features, backbone, generator)
+    row = sample_quality(real, made.features, backbone, generator, real_moments)
     if alignment is not None and made.alignments is not None:
         row[alignment_key(alignment)] = made.alignments.mean().item()
     return row

@@ -17,9 +17,9 @@ from ldm.config import compose
 from ldm.evaluation.diversity import mean_distance, of_one_caption
 from ldm.evaluation.evaluate import curve_keys
 from ldm.evaluation.interval_loss import by_caption, gain
-from ldm.evaluation.reference import conditions
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import LastRemembered, remembering
+from ldm.measuring import conditions
 from ldm.metrics.features import Features
 from ldm.quickstart import chain as chains
 from ldm.quickstart.chain import Chain, Stage

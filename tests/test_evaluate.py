@@ -17,10 +17,12 @@ from ldm.ensemble import write_manifest
 from ldm.evaluation import evaluate as evaluation
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.points import identity_of
-from ldm.evaluation.reference import Reference, conditions
+from ldm.evaluation.reference_file import Reference
 from ldm.evaluation.table import show
 from ldm.evaluation.yardsticks import Yardsticks
 from ldm.holding import FolderHeld, held
+from ldm.measuring import conditions
+from ldm.metrics.frechet import moments
 from ldm.model import Model
 from ldm.run import Run, load
 
@@ -103,7 +105,9 @@ def test_what_cannot_be_evaluated_is_refused_before_it_is_sampled(tmp_path: Path
 
 
 def test_images_that_are_not_finite_end_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ldm.evaluation.yardsticks.reference", lambda *_: Reference(torch.rand(4, 8), ["a"] * 4))
+    monkeypatch.setattr(
+        "ldm.evaluation.yardsticks.reference", lambda *_: Reference(torch.rand(4, 8), moments(torch.rand(4, 8)), {})
+    )
     model = untrained_run(tmp_path / "run", "conditioner=[text]", "network.attention_factors=[1]")
     with pytest.raises(ValueError, match=r"not finite: image number 0 of '.*', .*guidance\.scale"):
         evaluate(

@@ -122,6 +122,26 @@ def test_precision_recall_on_a_line_by_hand_in_any_chunks():
         precision_recall(real[:3], fake)
 
 
+def at_once(real, fake, k=3):
+    """Precision and recall by all distances at once."""
+    real, fake = real.double(), fake.double()
+    within = [(torch.cdist(x, y) <= torch.cdist(y, y).kthvalue(k + 1).values).any(1).double().mean().item()
+              for x, y in ((fake, real), (real, fake))]  # fmt: skip
+    return tuple(within)
+
+
+def test_blocks_on_both_sides_are_all_at_once():
+    real, fake = normal(1100, 12), normal(900, 12, seed=1) * 0.9
+    expected = at_once(real, fake)
+    assert 0.1 < min(expected) < max(expected) < 0.99
+    for chunk in (256, 1000, 5000):
+        assert precision_recall(real, fake, chunk_samples=chunk) == expected
+    assert precision_recall(real[:40], fake[:30], chunk_samples=2) == at_once(real[:40], fake[:30])
+    found = moments(real, chunk_samples=77)
+    assert torch.allclose(found.covariance, torch.cov(real.double().T), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(found.mean, real.double().mean(0))
+
+
 # ------------------------------------------------------------------------------------------------ Inception score
 
 

@@ -163,6 +163,7 @@ REFUSED = {
     "scripts/make_shards.py": ["sorce=x"],
     "scripts/prompt_suite.py": ["models=[nowhere]"],
     "scripts/quickstart.py": ["logger.foo=3"],
+    "scripts/reference.py": ["out=x.safetensors"],
     "scripts/sampler_table.py": ["model=x", "metric.foo=3"],
     "scripts/study_export.py": ["suite=nowhere"],
     "scripts/study_import.py": ["study=nowhere", "answers=x"],

@@ -33,6 +33,7 @@ TOYS = {
     "sample": [*SMALL, "num_images=2"],
     "scripts/evaluate": [*SMALL, *METRIC],
     "scripts/prompt_suite": [*SMALL, "num_images=1", "batch_size=80"],
+    "scripts/reference": ["device=cpu", "metric.size=32", "max_samples=16"],
     "scripts/sampler_table": ["device=cpu", *METRIC, "steps=[2]", "samplers=[heun,dpmpp_2m]"],
     "scripts/sweep_report": ["device=cpu", *METRIC],
     "scripts/encode": ["device=cpu", *DATA],

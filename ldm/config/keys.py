@@ -40,6 +40,8 @@ PATHS = frozenset(
         "checkpoint",
         "validation",
         "reference",
+        "npz",
+        "shards",
         "members",
         "models",
         "suite",
@@ -60,7 +62,9 @@ LATER_PATHS = frozenset(
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
-SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))  # a list of paths is one of these
+SHARDS = frozenset(
+    ("data.train", "data.validation", "validation", "reference", "shards")
+)  # a list of paths is one of these
 LISTS = SHARDS | {"members", "models", "answers", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
@@ -88,6 +92,8 @@ ROOT_TYPES = {
     "evaluate.use_conditions": list[str] | list[list[str]],
     "validation": str | list[str],
     "reference": str | list[str],
+    "reference.shards": str | list[str],
+    "reference.max_samples": int,
     "runs": list[str],
     "samplers": list[str],
     "steps": list[int],

@@ -80,5 +80,6 @@ def _bars(row: Mapping[str, Any], quality: str, alignment: str) -> Bars | None:
 
 
 def curve_keys(point: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The columns of a point that make the curve: its KID and its alignment, if it has one, whatever the backbones."""
-    return next(name for name in point if name.startswith("kid/")), next(filter(is_alignment, point), None)
+    """The columns of a point that make the curve: its KID, or its FID without one, and its alignment, if it has one."""
+    qualities = [name for name in point if name.startswith(("kid/", "fid/", "fd/"))]
+    return max(qualities, key=lambda name: name.startswith("kid/")), next(filter(is_alignment, point), None)

@@ -24,6 +24,8 @@ from ldm.evaluation.guidance_curve import FEWEST, LOST, alignment_key, measure
 from ldm.evaluation.paired import Paired, check_paired
 from ldm.evaluation.points import KEPT, identity_of, keep, others, points_of
 from ldm.evaluation.protocol import COUNTS, SAMPLES, Protocol
+from ldm.evaluation.samples_file import SamplesFile, samples_file
+from ldm.evaluation.stored_reference import UNKNOWN, StoredReference, is_stored, stored
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
 from ldm.loading import load_drawer
@@ -32,7 +34,8 @@ from ldm.training.distributed import broadcast, process_group, together
 
 __all__ = ["curve_keys", "evaluate"]
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for
-Sets = dict[str, tuple[ShardData, ShardData]]  # of a model's path: whose conditions, and what samples are compared with
+# Of a model's path: whose conditions, and what samples are compared with.
+Sets = dict[str, tuple[ShardData, ShardData | StoredReference]]
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +75,10 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
                 _curve(drawers[cell.tree["model"], cell.tree["ema"]], cell, folder, asked, rank, protocol)
                 for cell in asked_cells
             ]
+            points = [(curve, f"{scale:g}") for curve in curves for scale in curve.scales]
+            samples = samples_file(tree["npz"], [f"{curve.identity} {scale}" for curve, scale in points], rank)
+            if samples and not samples.there:
+                curves[0].done.pop(points[0][1], None)
             missing = [curve for curve in curves if curve.missing]
             if missing:
                 sets = _sets(missing, protocol)
@@ -82,7 +89,7 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
             curve.done = done
         missing = [curve for curve in curves if curve.missing]
         if missing:
-            _measure(tree, missing, sets, by, paired, rank, world_size)
+            _measure(tree, missing, sets, by, paired, samples, rank, world_size)
         return ([], folder) if rank else (write(folder, curves), folder)
 
 
@@ -96,6 +103,8 @@ def _settled(tree: dict[str, Any], protocol: Protocol | None) -> dict[str, Any]:
 
 
 def _first_stage(tree: dict[str, Any], protocol: Protocol | None) -> tuple[list[Row], Path]:
+    if tree["npz"]:
+        raise UserError(f"npz={tree['npz']}: has samples of a diffusion model, and {tree['model']} is a first stage")
     if protocol:
         raise UserError(f"protocol={protocol.name}: is for diffusion models, and {tree['model']} is a first stage")
     if isinstance(named_models(tree["model"]), list):
@@ -187,13 +196,21 @@ def _sets(curves: list[Curve], protocol: Protocol | None) -> Sets:
     for curve in curves:
         tree, own = curve.tree, curve.model.data
         if tree["model"] not in found:
-            data, images = (own if tree[key] is None else own.over(tree[key]) for key in ("data", "reference"))
+            data = own if tree["data"] is None else own.over(tree["data"])
+            images = _against(own, tree["reference"])
             _check_images(data, images, tree)
             found[tree["model"]] = data, images
         spec = found[tree["model"]][0].batch_spec
         _check_fields(curve, spec)
         check_paired(tree["paired"], protocol.subsets if protocol else {}, spec, curve.model.image_size)
     return found
+
+
+def _against(data: ShardData, given: str | list[str] | None) -> ShardData | StoredReference:
+    """What samples are compared with: images, or what a file has of them."""
+    if is_stored(given):
+        return stored(str(given), data)
+    return data if given is None else data.over(given)
 
 
 def _check_fields(curve: Curve, spec: dict[str, str]) -> None:
@@ -204,7 +221,7 @@ def _check_fields(curve: Curve, spec: dict[str, str]) -> None:
         raise UserError(f"loss_guidance reads {field!r}, which data.fields of the run does not give")
 
 
-def _check_images(data: ShardData, images: ShardData, tree: dict[str, Any]) -> None:
+def _check_images(data: ShardData, images: ShardData | StoredReference, tree: dict[str, Any]) -> None:
     """Raises ValueError unless there are `images` to compare with, and `data` to draw for."""
     for each in (data, images):
         each.setup()
@@ -218,8 +235,9 @@ def _check_images(data: ShardData, images: ShardData, tree: dict[str, Any]) -> N
 
 
 def _measure(
-    tree: dict, curves: list[Curve], sets: Sets, by: Yardsticks, paired: Paired | None, rank: int, world_size: int
-) -> None:
+    tree: dict, curves: list[Curve], sets: Sets, by: Yardsticks, paired: Paired | None, samples: SamplesFile | None,
+    rank: int, world_size: int,
+) -> None:  # fmt: skip
     """All that is missing, each rank its share of the samples; each point is kept by rank 0 once it is done."""
     against = {path: by.reference(images, rank, world_size) for path, (_, images) in sets.items()}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -234,11 +252,13 @@ def _measure(
                     curve.model, curve.sampling.with_scale(scale), data, against[path], tree["num_samples"],
                     by.backbone, by.alignment, tree["seed"], tree["batch_size"], by.device,
                     lambda count: bars.advance(bar, count * world_size), rank, world_size, paired=paired,
-                    resamples=tree["resamples"],
+                    resamples=tree["resamples"], keep=samples.add if samples else lambda images: None,
                 )  # fmt: skip
+                if samples:
+                    samples.write()
                 if curve.protocol and rank == 0:
-                    counts = (tree["num_samples"] - point[LOST], images.num_train)
-                    point |= dict(zip(COUNTS, counts, strict=True))
+                    of = None if images.num_train == UNKNOWN else images.num_train
+                    point |= dict(zip(COUNTS, (tree["num_samples"] - point[LOST], of), strict=True))
                 curve.done[f"{scale:g}"] = point
                 if rank == 0:
                     keep(curve.folder, curve.identity, alignment_key(by.alignment), curve.done)

@@ -46,6 +46,7 @@ def measure(
     *,
     paired: Paired | None = None,
     resamples: int = 0,
+    keep: Callable[[Tensor], None] = lambda images: None,
 ) -> Point:
     """Metrics of samples for the first batches of `data`, of the alignment where these have captions.
 
@@ -53,7 +54,7 @@ def measure(
     together, only 0 has the metrics. `paired` compares with each sample's true picture, `resamples` (0: none) are those
     of the bootstrap behind the 95 % intervals, columns METRIC_low and METRIC_high. Samples that are not finite are
     counted in the column `nan_images` and not measured: all else is that of the others. Raises ValueError naming them
-    where fewer than `FEWEST` are left.
+    where fewer than `FEWEST` are left. `keep` is given all images of this rank, [B, 3, H, W] at a time.
     """
     said: list[str] = []
 
@@ -65,7 +66,7 @@ def measure(
             return error.images
 
     ranks = Ranks(device, rank, world_size, advance)
-    made = make(drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=paired)
+    made = make(drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=paired, keep=keep)
     _check_left(num_samples, len(made.broken), said)
     return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)
 
@@ -86,9 +87,9 @@ def _table(
     made: Made, against: Reference, backbone: Features, alignment: nn.Module, paired: Paired | None, resamples: int,
     seed: int,
 ) -> Point:  # fmt: skip
-    table = row_of(made, against.features, backbone, alignment, seed)
+    table = row_of(made, against.features, backbone, alignment, seed, against.moments)
     if resamples:
-        table |= set_intervals(table, against.features, made.features, backbone, resamples, seed)
+        table |= set_intervals(table, against.features, made.features, backbone, resamples, seed, against.moments)
         if made.alignments is not None:
             table |= mean_interval(alignment_key(alignment), made.alignments, resamples, seed)
     if paired:

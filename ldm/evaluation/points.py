@@ -9,6 +9,7 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.guidance_curve import Point
+from ldm.evaluation.stored_reference import facts_of
 from ldm.files import read_json, write_json
 
 KEPT = "points.json"
@@ -42,6 +43,7 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
     facts |= {key: tree[key] for key in ("data", "reference") if tree[key] is not None}
     if tree["protocol"]:
         facts["protocol"] = {key: tree["protocol"].get(key) for key in ("name", "subsets")}
+    facts |= facts_of(tree["reference"])
     for key in ("weak_model", "classifier"):
         if tree[key]:
             facts[key] = load_weights(Path(tree[key])).digest

@@ -117,9 +117,10 @@ class Protocol:
         """What is not as the paper has it, in words."""
         backbone = next(key for key in row if key.startswith(("fd/", "fid/", "kid/"))).partition("/")[2]
         taken, theirs = (_name(sampling.sampler), len(sampling.sigmas) - 1), (self.sampler, self.num_steps)
-        samples, images = (int(row[key]) for key in COUNTS)
+        samples, images = (row[key] for key in COUNTS)
         drawn = model.data.keys.derived.keys() & set(self.from_files)
-        other_count = bool(self.reference_images) and images not in self.reference_images
+        known = images is not None  # published moments do not say it
+        other_count = known and bool(self.reference_images) and images not in self.reference_images
         scales = [entry.get("scale", 1.0) for entry in entries.values()]
         found = [
             (backbone != BACKBONE, f"measured by {backbone}, the paper's by {BACKBONE}"),

@@ -1,62 +1,114 @@
-"""Features of the training images, what samples are compared with; computed once per data set, size and backbone.
+"""What samples are compared with: features of the training images, or of others; computed once for each set of them.
 
 They are kept in the user's cache, so that every model and every scale is measured against the same numbers.
 """
 
 import hashlib
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, singledispatch
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from ldm.data.errors import printable
 from ldm.data.module import ShardData
-from ldm.files import replace
-from ldm.measuring import conditions as conditions  # where it was
-from ldm.measuring import in_order
+from ldm.errors import UserError
+from ldm.evaluation.reference_file import Provenance, Reference, read_reference, write_reference
+from ldm.evaluation.spool import Spool, merged
 from ldm.metrics.features import Features
 from ldm.networks.downloads import cache_folder
-from ldm.training.distributed import broadcast, collect, together
+from ldm.training.distributed import broadcast, together
+
+Batches = Iterable[Mapping[str, Any]]
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Features [M, D] of all training images in the fixed order of `data`, and their captions [M] if they have any."""
-
-    features: Tensor
-    captions: list[str]
-
-
+@singledispatch
 def reference(
-    data: ShardData, backbone: Features, device: torch.device, rank: int = 0, world_size: int = 1
-) -> Reference:
-    """The reference of `data` (a ShardData) under `backbone`, from the cache if it is there.
+    data: Any, backbone: Features, device: torch.device, rank: int = 0, world_size: int = 1
+) -> Reference | None:
+    """The reference of `data`, a ShardData, under `backbone`, from the cache if it is there.
 
-    Ranks, which call this together, look at a share of the images each; only 0 has it whole, and writes the cache.
+    Of other kinds of `data` it is what is registered for them. Ranks, which call this together, look at a share of the
+    images each; only 0 has it, and writes the cache.
     """
-    path = _path(data, backbone)
-    kept = load_file(path)["features"] if rank == 0 and path.exists() else None
-    known = broadcast(kept is not None)
-    features, captions = [torch.empty(0, backbone.dim)], []
+    if rank == 0:
+        _forget(data, backbone)
+    batches = partial(data.statistics_loader, rank, world_size, 100)
+    return cached(provenance(data, backbone), batches, backbone, device, rank)
+
+
+def cached(
+    made_of: Provenance, batches: Callable[[], Batches], backbone: Features, device: torch.device, rank: int
+) -> Reference | None:
+    """The reference of these facts as the cache has it, or made of this rank's `batches` as by `make_reference`."""
+    facts = json.dumps(dict(made_of), sort_keys=True)
+    path = cache_folder() / "features" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
+    kept = _kept(path, made_of) if rank == 0 else None
+    if broadcast(kept is not None):
+        return kept
+    return make_reference(path, made_of, batches(), backbone, device, rank)
+
+
+def make_reference(
+    path: Path, made_of: Provenance, batches: Batches, backbone: Features, device: torch.device, rank: int = 0,
+    whole: bool = True,
+) -> Reference | None:  # fmt: skip
+    """Look at images, each rank at its `batches` of image and key, every so many-th of all, and keep what is found at
+    `path`, the moments alone if not `whole`. Only rank 0 has it.
+
+    Raises ValueError naming an image whose features are not finite.
+    """
     with together():
-        for batch in data.statistics_loader(rank, world_size, batch_size=100):
-            captions += batch.get("caption", [])
-            if not known:
-                features.append(backbone(batch["image"].to(device)).cpu())
-    said = [pair for own in collect(_numbered(captions, rank, world_size)) for pair in own]
-    if not known:
-        found = torch.cat(features)
-        kept = in_order(found, torch.arange(len(found)) * world_size + rank)
-        if rank == 0:
-            replace(path, lambda temporary: save_file({"features": kept}, temporary))
-    return Reference(features[0] if kept is None else kept, [caption for _, caption in sorted(said)])
+        spool = Spool(path.absolute().parent)
+        for batch in batches:
+            rows = backbone(batch["image"].to(device)).float()
+            for place in (~rows.isfinite().all(1)).nonzero().flatten().tolist():
+                raise UserError(
+                    f"the features of {printable(batch['key'][place])} under {backbone.name} are not finite; look at "
+                    "the weights of metric="
+                )
+            spool.add(rows)
+    every = merged(spool)
+    with together():
+        found = write_reference(path, every.whole(), made_of, whole, device) if rank == 0 else None
+    return found
 
 
-def _numbered(captions: list[str], rank: int, world_size: int) -> list[tuple[int, str]]:
-    return [(rank + world_size * place, caption) for place, caption in enumerate(captions)]
+def provenance(data: ShardData, backbone: Features) -> Provenance:
+    """What a reference of `data` under `backbone` depends on; see reference_file."""
+    return {"data": data.fingerprint, "images": data.num_train, **seen_as(data, backbone)}
 
 
-def _path(data: ShardData, backbone: Features) -> Path:
+def seen_as(data: ShardData, backbone: Features) -> Provenance:
+    """Of that, what is the same for all images that are read as `data` are."""
+    framing, share = data.framing, data.framing.plain.share
+    crop = "" if share is None else f" of {share:g} of it"
+    words = (
+        f"short side to {framing.short_side} px, centre crop{crop}, {framing.window} px, decoder {data.decoder.name}"
+    )
+    return {"image_size": framing.window, "resize": words, "backbone": backbone.name, "weights": backbone.digest}
+
+
+def _kept(path: Path, made_of: Provenance) -> Reference | None:
+    """What the cache has, if it can be used; where it cannot, that is said."""
+    if not path.exists():
+        return None
+    try:
+        kept = read_reference(path)
+    except ValueError as error:
+        log.warning("%s (it is made anew)", error)
+        return None
+    return kept if kept.made_of == made_of and kept.features is not None else None
+
+
+def _forget(data: ShardData, backbone: Features) -> None:
+    """Remove what an earlier version kept of the same images, which does not say with which weights it was made."""
     facts = f"{data.fingerprint}/{data.num_train}/{data.image_size}/{backbone.name}"
-    return cache_folder() / "features" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
+    old = cache_folder() / "features" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
+    if old.exists():
+        log.warning("%s: of an earlier version, does not say with which weights it was made; it is made anew", old)
+        old.unlink()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ldm.build import Parts
 from ldm.config import instantiate
-from ldm.evaluation.reference import Reference, reference
+from ldm.evaluation.reference import reference
+from ldm.evaluation.reference_file import Reference
 from ldm.metrics.alignment_score import AlignmentScore, alignment_score
 from ldm.metrics.features import Features
 

@@ -122,9 +122,7 @@ def efficientnet_features(
     return EfficientNetFeatures(pretrained_efficientnet(path), size, resize)
 
 
-def inception_features(
-    path: str | Path, resize: Literal["tensorflow", "clean"] = "tensorflow"
-) -> InceptionFeatures:
+def inception_features(path: str | Path, resize: Literal["tensorflow", "clean"] = "tensorflow") -> InceptionFeatures:
     """FID's Inception from a local copy of weights-inception-2015-12-05-6726825d.pth (or its safetensors)."""
     path = Path(path).expanduser()
     if not path.is_file():

@@ -48,7 +48,7 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any], by: Yardsticks)
         for place, prompt in enumerate([*prompts, *new]):
             save_image(folder / file_name(place, seed), drawn[seed, place], text={"prompt": prompt, "seed": seed})
     known = _captions(model)
-    train, against = _training_images(model), by.reference(model.data)
+    (train, captions), against = _training_set(model), by.reference(model.data)
     content = {
         "identity": identity,
         "prompts": prompts,
@@ -60,10 +60,10 @@ def draw_samples(path: Path, folder: Path, tree: dict[str, Any], by: Yardsticks)
         ),
         "backbone": by.alignment.name,
         "features": by.backbone.name,
-        "captions": len(set(against.captions)),
-        "seeds": _facts(folder, images, unconditional, prompts, train, against, by.alignment),  # type: ignore[arg-type]  # the quickstart has no other kind
+        "captions": len(set(captions)),
+        "seeds": _facts(folder, images, unconditional, prompts, train, captions, against.features, by.alignment),  # type: ignore[arg-type]  # the quickstart has no other kind
         "moments": [_draw_moment(model, step, file, folder, prompts, tree) for step, file in saved.items()],
-        **_diversity(images, train, against.captions),
+        **_diversity(images, train, captions),
     }
     content["median_rank"] = statistics.median(row["rank"] for seed in content["seeds"] for row in seed)
     write_json(index, content)
@@ -76,15 +76,15 @@ def file_name(place: int, seed: int) -> str:
 
 
 def _facts(
-    folder: Path, images: Tensor, unconditional: Tensor, prompts: list[str], train: Tensor, against: Any,
-    score: AlignmentScore,
+    folder: Path, images: Tensor, unconditional: Tensor, prompts: list[str], train: Tensor,
+    captions: list[str], known: Tensor, score: AlignmentScore,
 ) -> list[list[dict[str, Any]]]:  # fmt: skip
     """For each seed and prompt what is near and how the prompt ranks; the nearest training images become files."""
     seeds, count = images.shape[:2]
     flat = images.flatten(0, 1)
-    similarity = normalize(score.features(flat), dim=1).cpu() @ normalize(against.features, dim=1).T
-    ranks = score.rank(flat, prompts * seeds, against.captions).tolist()
-    free = score.rank(unconditional.repeat_interleave(count, 0), prompts * seeds, against.captions).tolist()
+    similarity = normalize(score.features(flat), dim=1).cpu() @ normalize(known, dim=1).T
+    ranks = score.rank(flat, prompts * seeds, captions).tolist()
+    free = score.rank(unconditional.repeat_interleave(count, 0), prompts * seeds, captions).tolist()
     rows = []
     for place, nearest in enumerate(similarity.argmax(1).tolist()):
         name = file_name(place % count, place // count).replace(".png", "-nearest.png")
@@ -92,7 +92,7 @@ def _facts(
         rows.append(
             {
                 "nearest": name,
-                "nearest_caption": against.captions[nearest],
+                "nearest_caption": captions[nearest],
                 "similarity": similarity[place, nearest].item(),
                 "rank": ranks[place],
                 "rank_unconditional": free[place],
@@ -152,5 +152,10 @@ def _captions(model: Model) -> set[str]:
     return {text for _, texts in data.peek("caption", data.num_train) for text in texts}
 
 
-def _training_images(model: Model) -> Tensor:
-    return torch.cat([batch["image"] for batch in model.data.statistics_loader(batch_size=100)])
+def _training_set(model: Model) -> tuple[Tensor, list[str]]:
+    """All training images [M, 3, H, W] and their captions, in the order of references."""
+    images, captions = [], []
+    for batch in model.data.statistics_loader(batch_size=100):
+        images.append(batch["image"])
+        captions += batch["caption"]
+    return torch.cat(images), captions

@@ -10,10 +10,10 @@ from ldm.build import Parts, load_autoencoder
 from ldm.config import compose
 from ldm.device import choose, device_clock
 from ldm.evaluation.evaluate import evaluate
-from ldm.evaluation.reference import conditions
 from ldm.files import read_json, write_json
 from ldm.latent_cache import encode
 from ldm.loading import load
+from ldm.measuring import conditions
 from ldm.ranks import is_rank_zero
 from ldm.sweep.cells import Cell, Places, cells, diffusion_tree
 from ldm.training.callbacks.device_seconds import NAME
