@@ -70,8 +70,8 @@ def make(
     """Draw for the first `num_samples` conditions of `data` and look at what comes.
 
     All ranks call this together, make their share batch by batch in step, and end together if one of them fails.
-    `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read. What else is
-    asked of each image finds `beside`; `keep` is given all images of this rank, [B, 3, H, W] at a time.
+    `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
+    `beside` finds what else is asked of each image; `keep` is given all images of this rank, [B, 3, H, W] at a time.
     """
     rows: dict[str, list[Tensor]] = {}
     places, broken, seconds = [], [], 0.0
