@@ -16,6 +16,7 @@ from ldm.ensemble import write_manifest
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.loading import load_drawer
+from ldm.metrics.alignment_score import alignment_score
 from ldm.model import Model
 from ldm.study import drawing, suite
 from ldm.study.grouped import grouped, parts
@@ -114,6 +115,10 @@ def test_a_picture_that_is_not_there_is_named(tmp_path: Path, image: str, proble
 
 
 def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    alignment = alignment_score()
+    monkeypatch.setattr(suite, "instantiate", lambda *_: alignment)  # loaded once
+    write_page = suite.write_page
+    monkeypatch.setattr(suite, "write_page", lambda *_: None)
     drawn: list[tuple[str, int]] = []
 
     def counting(kind: type) -> None:
@@ -140,6 +145,7 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
         ("group", "things", "real", 1), ("category", "food", "real", 1),
     ]  # fmt: skip
     both = f"[{runs}/one,{runs}/both.yaml]"
+    monkeypatch.setattr(suite, "write_page", write_page)
     more, _ = suite.prompt_suite(*asked(runs, tmp_path / "out", both))
     assert sorted(drawn[6:]) == [("both", number) for number in range(6)], "the model that was there is not drawn again"
     assert str([row for row in more if row["model"] == "one"]) == str(rows[1::2]), "as text: NaN is not NaN"
@@ -150,6 +156,7 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
     assert sum(own) / 6 == pytest.approx(next(row[metric] for row in more if row["model"] == "both"))
     page = (folder / "index.html").read_text()
     assert page.count("<img") == 15 + 1 and "red heart" in page and (folder / "scores.png").exists()
+    monkeypatch.setattr(suite, "write_page", lambda *_: None)
     again = suite.prompt_suite(*asked(runs, tmp_path / "out", both))[0]
     assert str(again) == str(more) and len(drawn) == 12
     suite.prompt_suite(*asked(runs, tmp_path / "out", both, "seed=1"))
