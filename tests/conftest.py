@@ -1,17 +1,26 @@
 """Toy runs trained once for all tests."""
 
+import gc
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from toys import train
 
 from ldm.conditioners import lazy as unread
-from ldm.config import compose
+from ldm.config import compose, composing
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.run import Run
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made, millions of objects, is not looked through at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +37,26 @@ def own_cache_of_what_is_derived(tmp_path_factory: pytest.TempPathFactory) -> It
         patch("ldm.data.derived.cache_folder", return_value=own),
         patch.object(unread, "cache_folder", return_value=own),
     ):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_tree_composed_once() -> Iterator[None]:
+    """Hydra takes 0.2 s for a tree, and most are asked for again under other names of folders, which it does not see.
+
+    Those with plugins are composed each time: their tests write conf/ anew.
+    """
+    compose_by_hydra, alone = composing._composed, composing.search_path()
+
+    @cache
+    def remembered(name: str, overrides: tuple[str, ...]) -> DictConfig:
+        return compose_by_hydra(name, list(overrides))
+
+    def composed(name: str, overrides: list[str]) -> DictConfig:
+        plugins = composing.search_path() != alone
+        return compose_by_hydra(name, overrides) if plugins else remembered(name, tuple(overrides))
+
+    with patch.object(composing, "_composed", composed):
         yield
 
 

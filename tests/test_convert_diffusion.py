@@ -20,7 +20,7 @@ from ldm.run import Run, load
 
 # Narrow, and shallow in the transformers; everything that makes the layouts differ stays.
 NARROW = [
-    "autoencoder.channels=8", "autoencoder.norm_groups=4", "network.channels=32", "network.norm_groups=4",
+    "autoencoder.channels=8", "autoencoder.norm_groups=4", "network.channels=8", "network.norm_groups=4",
     "network.num_blocks=1",
 ]  # fmt: skip
 MORE = {
@@ -35,7 +35,7 @@ MORE = {
     "superres_bsr": [],
     "inpainting_big": [],
     "rdm_768": [],
-    "sd_v1": ["network.channels=32"],
+    "sd_v1": [],
 }
 
 
@@ -50,14 +50,12 @@ def _narrow_clip(monkeypatch):
 def tree(name: str, *more: str) -> dict:
     """The tree of a narrow model; not to be changed."""
     words = [*NARROW, *MORE.get(name, [])]
-    if is_vq(name):
+    published = compose("config", [f"experiment=ldm/{name}"], complete=False)
+    if "num_codes" in published["regularizer"]:
         words.append("regularizer.num_codes=16")
+    if published["network"]["head_channels"]:
+        words.append("network.head_channels=8")
     return compose("config", overriding([f"experiment=ldm/{name}", *words, *more]), complete=False)
-
-
-@cache
-def is_vq(name: str) -> bool:
-    return "num_codes" in compose("config", [f"experiment=ldm/{name}"], complete=False)["regularizer"]
 
 
 def random_state(name: str, *more: str, seed: int = 0) -> dict[str, Tensor]:
@@ -150,12 +148,12 @@ def test_what_the_public_code_also_writes_comes_in(tmp_path, caplog):
 def test_models_of_num_classes_come_in(tmp_path):
     """Their network holds the classes and adds them to the noise embedding; ours are a conditioner's."""
     plain = random_state("cin256_v2")
-    words = ["network.project_vector=false", "conditioner.label.slot=vector", "conditioner.label.width=128",
+    words = ["network.project_vector=false", "conditioner.label.slot=vector", "conditioner.label.width=32",
              "conditioner.label.has_null=false", "conditioner.label.drop_prob=0", "ema=default"]  # fmt: skip
     state = random_state("cin256_v2", *words)
     names = list(state)
     place = names.index("model.diffusion_model.label_emb.weight")
-    assert names[place - 1] == "model.diffusion_model.time_embed.2.bias" and state[names[place]].shape == (9, 128)
+    assert names[place - 1] == "model.diffusion_model.time_embed.2.bias" and state[names[place]].shape == (9, 32)
     assert "model_ema.diffusion_modellabel_embweight" in state and not any(n.startswith("cond_stage") for n in names)
     own = tree("cin256_v2", *words)
     run = import_checkpoint(saved(tmp_path / "model.ckpt", state), own, tmp_path / "run", None)
@@ -166,9 +164,9 @@ def test_models_of_num_classes_come_in(tmp_path):
     average = state["model_ema.diffusion_modellabel_embweight"]
     vectors = model.conditioner({"label": torch.tensor([3])}, drop=model.conditioner.drop_none(1))
     assert torch.equal(vectors["vector"], average[3:4])
-    with pytest.raises(ValueError, match=r"num_classes=9 conditioner\.label\.width=128"):
+    with pytest.raises(ValueError, match=r"num_classes=9 conditioner\.label\.width=32"):
         imported("cin256_v2", tmp_path, {**plain, names[place]: average})
-    with pytest.raises(ValueError, match=r"conditioner\.label\.width=128"):
+    with pytest.raises(ValueError, match=r"conditioner\.label\.width=32"):
         Parts(tree("cin256_v2", words[0], words[1]))["network"]
 
 
@@ -252,10 +250,10 @@ IN = "model.diffusion_model.input_blocks.0.0.weight"
         (
             "text2img_1p45b",
             lambda s: s.update(
-                {"first_stage_model.x": s.pop("first_stage_model.quant_conv.bias"), IN: torch.zeros(32, 3, 3, 3)}
+                {"first_stage_model.x": s.pop("first_stage_model.quant_conv.bias"), IN: torch.zeros(8, 3, 3, 3)}
             ),
             r"1 keys missing \(first_stage_model\.quant_conv\.bias\); 1 keys too many \(first_stage_model\.x\); "
-            r"1 wrong shapes \(model\..*input_blocks\.0\.0\.weight is \(32, 3, 3, 3\), not \(32, 4, 3, 3\)\)",
+            r"1 wrong shapes \(model\..*input_blocks\.0\.0\.weight is \(8, 3, 3, 3\), not \(8, 4, 3, 3\)\)",
         ),
     ],
 )  # fmt: skip
