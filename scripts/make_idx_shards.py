@@ -5,6 +5,11 @@
 
 source= is the folder of train-images-idx3-ubyte, train-labels-idx1-ubyte and the two of t10k, as they are or with .gz:
 of the Debian package dataset-fashion-mnist, or of torchvision. The same files give the same bytes.
+
+keys
+  source=                   # the folder of the four files
+  out=                      # a folder for the shards, which is made
+  size=32                   # px of the square that images are padded to
 """
 
 import sys
