@@ -30,6 +30,17 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(spoken(__doc__))
         return 0
+    source, out, size = parse(arguments)
+    from ldm.data.making.idx import make_idx_shards
+
+    manifest = make_idx_shards(source, out, size)
+    for name, part in manifest["splits"].items():
+        print(f"{out}: {part['samples']} images of {name} in {len(part['shards'])} shards")
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[Path, Path, int]:
+    """source=, out= and size= of the words; UserError for others and for what is missing."""
     words = dict(word.partition("=")[::2] for word in arguments)
     for key in words:
         if key not in KEYS:
@@ -40,12 +51,7 @@ def main(arguments: list[str]) -> int:
     size = words.get("size", "32")
     if not size.isdecimal():
         raise UserError(f"size={size!r} is not a number")
-    from ldm.data.making.idx import make_idx_shards
-
-    manifest = make_idx_shards(Path(words["source"]), Path(words["out"]), int(size))
-    for name, part in manifest["splits"].items():
-        print(f"{words['out']}: {part['samples']} images of {name} in {len(part['shards'])} shards")
-    return 0
+    return Path(words["source"]), Path(words["out"]), int(size)
 
 
 if __name__ == "__main__":
