@@ -5,6 +5,11 @@
 
 source= is the folder of train-images-idx3-ubyte, train-labels-idx1-ubyte and the two of t10k, as they are or with .gz:
 of the Debian package dataset-fashion-mnist, or of torchvision. The same files give the same bytes.
+
+keys
+  source=                   # the folder of the four files
+  out=                      # a folder for the shards, which is made
+  size=32                   # px of the square that images are padded to
 """
 
 import sys
@@ -25,6 +30,17 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(spoken(__doc__))
         return 0
+    source, out, size = parse(arguments)
+    from ldm.data.making.idx import make_idx_shards
+
+    manifest = make_idx_shards(source, out, size)
+    for name, part in manifest["splits"].items():
+        print(f"{out}: {part['samples']} images of {name} in {len(part['shards'])} shards")
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[Path, Path, int]:
+    """source=, out= and size= of the words; UserError for others and for what is missing."""
     words = dict(word.partition("=")[::2] for word in arguments)
     for key in words:
         if key not in KEYS:
@@ -35,12 +51,7 @@ def main(arguments: list[str]) -> int:
     size = words.get("size", "32")
     if not size.isdecimal():
         raise UserError(f"size={size!r} is not a number")
-    from ldm.data.making.idx import make_idx_shards
-
-    manifest = make_idx_shards(Path(words["source"]), Path(words["out"]), int(size))
-    for name, part in manifest["splits"].items():
-        print(f"{words['out']}: {part['samples']} images of {name} in {len(part['shards'])} shards")
-    return 0
+    return Path(words["source"]), Path(words["out"]), int(size)
 
 
 if __name__ == "__main__":

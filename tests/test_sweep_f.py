@@ -39,6 +39,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # ten processes, which each import torch
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 def test_the_sweep_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = tmp_path / "kept" / "rows.csv"

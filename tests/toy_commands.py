@@ -177,8 +177,8 @@ def check(command: Command) -> None:
     elif script == "scripts/convert":
         own = importlib.import_module("scripts.convert").KEYS[words[0]]
         compose("config", [word for word in words[1:] if word.partition("=")[0] not in own], complete=False)
-    elif script == "scripts/make_shards":
-        importlib.import_module("scripts.make_shards").parse(words)
+    elif script in ("scripts/make_shards", "scripts/make_idx_shards"):
+        importlib.import_module(script.replace("/", ".")).parse(words)
     elif script.startswith("scripts/dev/"):
         text = (ROOT / f"{script}.py").read_text()
         assert all(f'"{word.partition("=")[0]}": ' in text for word in words), command

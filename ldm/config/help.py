@@ -16,7 +16,7 @@ from ldm.config.composing import compose
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.config.plugins import CONF, folders, search_path
-from ldm.config.registry import groups, root
+from ldm.config.registry import OVERRIDES, groups, root
 from ldm.config.saved import dump
 from ldm.config.validation import nearest
 from ldm.config.words import expand_sweep, run_name, split_literal, take_plugins
@@ -82,7 +82,7 @@ def group_text(config_name: str, group: str) -> str:
         text = _leaf(group, option)
         named = f"[{option}]" if isinstance(choices[group], list) else option
         lines = [f"{group}={named}", *(f"  {line}" for line in header(text))]
-        if group != "experiment":
+        if group not in OVERRIDES:
             lines += _lines(yaml.safe_load(text), comments(text), (group,))
         shown.append("\n".join(lines))
     return "\n\n".join(shown)
