@@ -290,8 +290,8 @@ def test_callback_add_is_beside_those_that_are_there():
 
 def test_a_part_that_is_not_there_is_left_out_without_complaint():
     assert compose("config", ["network=null", "~ema"])["network"] is None
-    with pytest.raises(ValueError, match="metric: no such key"):
-        compose("config", ["metric=null"])
+    with pytest.raises(ValueError, match="operator: no such key"):
+        compose("config", ["operator=null"])
 
 
 def test_plus_experiment_is_explained():
