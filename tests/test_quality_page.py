@@ -195,7 +195,6 @@ def test_company_that_is_not_there_is_refused_where_it_was_named(root: Run, tmp_
 def test_the_quickstarts_report_shows_the_curves_of_what_was_measured(root: Run, tmp_path: Path):
     chain = SimpleNamespace(base=root.folder, experts=[], nodes=[], family="quickstart")
     log = curves(root.folder / "metrics.csv")
-    log = {name.removesuffix("@scale_1"): curve for name, curve in log.items()}
     found = SimpleNamespace(chain=chain, folder=tmp_path, logs={root.folder: log}, trees={root.folder: root.tree})
     [section] = quality(found)
     assert [figure.path.name for figure in section.items] == ["quality-kid.png", "quality-alignment-score.png"]

@@ -7,6 +7,7 @@ from ldm.report.page import Figure, Section
 from ldm.report.plots import loss_curves
 
 OVER = "quality/samples_seen"  # along the lineage
+SHOWN = ("quality/kid/", "quality/alignment_score/", "quality/clip_score/")
 Curve = tuple[list[Any], list[float]]
 
 
@@ -15,13 +16,14 @@ def quality(found: Found) -> list[Section]:
     chain = found.chain
     runs = (chain.base, *chain.experts, *([chain.control] if chain.nodes else []))
     logged = {run.name.removeprefix(f"{chain.family}-"): found.logs[run] for run in runs}
-    metrics = [name for name in logged[runs[0].name.removeprefix(f"{chain.family}-")]
-               if name.startswith(("quality/kid/", "quality/alignment_score/", "quality/clip_score/"))]  # fmt: skip
-    if not metrics:
+    shown: dict[str, str] = {}  # at the first scale of guidance, where there are several
+    for name in found.logs[chain.base]:
+        if name.startswith(SHOWN):
+            shown.setdefault(short(name.removeprefix("quality/")), name)
+    if not shown:
         return []
     figures = []
-    for name in metrics:
-        what = short(name.removeprefix("quality/"))
+    for what, name in shown.items():
         series = {who: over(log[OVER], log[name]) for who, log in logged.items() if name in log}
         path = found.folder / f"quality-{what.lower().replace(' ', '-')}.png"
         path = loss_curves(path, series, smoothing=0, x_label="samples seen, with its parents'", y_label=what)
