@@ -34,6 +34,16 @@ def check_first_stage(tree: Mapping[str, Any], name: str) -> None:
         check_there({"first_stage": tree["first_stage"]})
 
 
+def check_reference(tree: Mapping[str, Any]) -> None:
+    """Raises ValueError for a tree of conf/reference.yaml that names no images, or no file to write."""
+    if Path(tree["out"]).suffix != ".safetensors":
+        raise UserError(f"out={tree['out']}: a reference is written as FILE.safetensors")
+    if tree["model"] is None and (tree["shards"] is None or tree["image_size"] is None):
+        raise UserError("model: name a run whose images are looked at, or shards= and image_size=")
+    if tree["model"] is not None and tree["image_size"] is not None:
+        raise UserError(f"image_size={tree['image_size']}: images are read as model= reads them; leave one of them out")
+
+
 def check_there(tree: Mapping[str, Any]) -> None:
     """Raises UserError for a run or a manifest that is named at the root of a tree and does not exist."""
     if "model" in tree:

@@ -8,7 +8,7 @@ scripts/evaluate.py takes the file as reference=FILE, and refuses it for another
 torchrun all processes share the work.
 """
 
-from ldm.asked import check_there
+from ldm.asked import check_reference, check_there
 from ldm.config import compose, guarded, helped
 
 
@@ -17,6 +17,7 @@ def main(arguments: list[str]) -> int:
     if helped("reference", __doc__, arguments):
         return 0
     tree = compose("reference", arguments)
+    check_reference(tree)
     check_there({"model": tree["model"]} if tree["model"] else {})
     from ldm.evaluation.reference_job import make
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ldm.asked import check_reference
 from ldm.build import Parts
 from ldm.config import instantiate
 from ldm.data.module import ShardData
@@ -14,22 +15,12 @@ from ldm.loading import load_drawer
 from ldm.training.distributed import broadcast, process_group, together
 
 
-def check_asked(tree: dict[str, Any]) -> None:
-    """Raises ValueError for a tree of conf/reference.yaml that names no images, or no file to write."""
-    if Path(tree["out"]).suffix != ".safetensors":
-        raise UserError(f"out={tree['out']}: a reference is written as FILE.safetensors")
-    if tree["model"] is None and (tree["shards"] is None or tree["image_size"] is None):
-        raise UserError("model: name a run whose images are looked at, or shards= and image_size=")
-    if tree["model"] is not None and tree["image_size"] is not None:
-        raise UserError(f"image_size={tree['image_size']}: images are read as model= reads them; leave one of them out")
-
-
 def make(tree: dict[str, Any]) -> tuple[Path, Reference | None]:
     """The reference of `tree` (conf/reference.yaml), as it lies in its file; on ranks but 0 only the path.
 
     Raises ValueError for a file that is there already and is not of these images, this backbone and this size.
     """
-    check_asked(tree)
+    check_reference(tree)
     path, device = Path(tree["out"]).expanduser(), choose(tree["device"])
     with process_group(device) as (rank, world_size):
         with together():
