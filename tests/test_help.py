@@ -89,7 +89,7 @@ def test_help_has_every_key_with_its_comment(path):
     assert set(re.findall(r"^  ([\w.]+)=", text, re.M)) >= set(yaml.safe_load((CONF / f"{name}.yaml").read_text())) - {
         "defaults", "guidance"
     }  # fmt: skip
-    assert ("\ngroups\n" in text) == (name != "ensemble") == ("--help=GROUP" in text)
+    assert ("\ngroups\n" in text) == (name not in ("ensemble", "likelihood")) == ("--help=GROUP" in text)
 
 
 def test_help_of_a_group_has_every_choice_with_its_keys_and_comments():

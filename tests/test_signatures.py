@@ -160,6 +160,7 @@ REFUSED = {
     "scripts/ensemble.py": ["out=x", "members=[nowhere]"],
     "scripts/evaluate.py": ["model=nowhere"],
     "scripts/fetch_pretrained.py": ["nothing"],
+    "scripts/likelihood.py": ["model=nowhere"],
     "scripts/make_shards.py": ["sorce=x"],
     "scripts/quickstart.py": ["logger.foo=3"],
     "scripts/sampler_table.py": ["model=x", "metric.foo=3"],

@@ -56,7 +56,8 @@ LATER_PATHS = frozenset(
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
-SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))  # a list of paths is one of these
+# A list of paths is one of these.
+SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))
 LISTS = SHARDS | {"members", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
@@ -78,6 +79,8 @@ ROOT_TYPES = {
     "evaluate.use_conditions": list[str] | list[list[str]],
     "validation": str | list[str],
     "reference": str | list[str],
+    "held_out": str | list[str],
+    "num_levels": int | None,
     "runs": list[str],
     "samplers": list[str],
     "steps": list[int],
