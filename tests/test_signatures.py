@@ -162,6 +162,7 @@ REFUSED = {
     "scripts/fetch_pretrained.py": ["nothing"],
     "scripts/likelihood.py": ["model=nowhere"],
     "scripts/make_shards.py": ["sorce=x"],
+    "scripts/nearest.py": ["model=nowhere"],
     "scripts/quickstart.py": ["logger.foo=3"],
     "scripts/sampler_table.py": ["model=x", "metric.foo=3"],
     "scripts/sweep_f.py": ["metric=inception"],

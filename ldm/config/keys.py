@@ -40,6 +40,7 @@ PATHS = frozenset(
         "checkpoint",
         "validation",
         "reference",
+        "held_out",
         "members",
     }
 )
@@ -57,7 +58,7 @@ LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
 # A list of paths is one of these.
-SHARDS = frozenset(("data.train", "data.validation", "validation", "reference"))
+SHARDS = frozenset(("data.train", "data.validation", "validation", "reference", "held_out"))
 LISTS = SHARDS | {"members", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
