@@ -366,6 +366,11 @@ class ShardData(pl.LightningDataModule):
         samples = self._with_cache(self._train_samples, images=True) if cached else self._train_samples
         return self._pass(samples, indices, batch_size, world_size, self._train_skips)
 
+    def statistics_batch(self, places: Sequence[int]) -> dict[str, Any]:
+        """The training samples at these places of the order of `statistics_loader`, as one batch."""
+        indices = permute(np.asarray(places), self.num_train, "statistics")
+        return next(iter(self._pass(self._train_samples, indices, len(indices), 1, self._train_skips)))
+
     def _pass(
         self,
         samples: Samples | CachedSamples,

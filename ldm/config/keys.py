@@ -42,6 +42,7 @@ PATHS = frozenset(
         "reference",
         "npz",
         "shards",
+        "held_out",
         "members",
         "models",
         "suite",
@@ -62,9 +63,8 @@ LATER_PATHS = frozenset(
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
-SHARDS = frozenset(
-    ("data.train", "data.validation", "validation", "reference", "shards")
-)  # a list of paths is one of these
+# A list of paths is one of these.
+SHARDS = frozenset(("data.train", "data.validation", "validation", "reference", "shards", "held_out"))
 LISTS = SHARDS | {"members", "models", "answers", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
@@ -94,6 +94,8 @@ ROOT_TYPES = {
     "reference": str | list[str],
     "reference.shards": str | list[str],
     "reference.max_samples": int,
+    "held_out": str | list[str],
+    "num_levels": int | None,
     "runs": list[str],
     "samplers": list[str],
     "steps": list[int],

@@ -195,9 +195,8 @@ def ode_nats(
         ahead, at_end = _flow(denoise, y + step * slope, sigma_next, probes)
         y = y + step / 2 * (slope + ahead)
         total += step / 2 * (divergence + at_end)
-    size = math.prod(x0.shape[1:])
     end = gaussian(y, 0.0, prior_std / math.sqrt(1 + sigma_max**2))
-    return end - total + size / 2 * math.log(1 + sigma_min**2)
+    return end - total + math.prod(x0.shape[1:]) / 2 * math.log(1 + sigma_min**2)
 
 
 def _flow(denoise: Denoise, y: Tensor, sigma: float, probes: Tensor) -> tuple[Tensor, Tensor]:
