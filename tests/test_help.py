@@ -13,12 +13,13 @@ from test_signatures import run_all
 
 from ldm.config import CONF, answered, compose, expand_sweep, groups
 from ldm.config.comments import comments, header, with_comments
-from ldm.config.registry import OVERRIDES
+from ldm.config.registry import OVERRIDES, root
 from ldm.errors import UserError
 from ldm.launching.choice import take_launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train.py", "sample.py", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.py")))]
+ROOTS = ("config", "sample", "evaluate", "launch", "sweep_f")
 DEV = ("benchmark", "chaos", "make_alignment_heads", "make_prompt_set", "make_quickstart_data", "wandb_page")
 COMMANDS = [*SCRIPTS, *(f"scripts/dev/{name}.py" for name in DEV)]
 NO_TREE = ("convert", "fetch_pretrained", "make_shards", "make_idx_shards", *DEV)
@@ -96,7 +97,7 @@ def test_help_has_every_key_with_its_comment(path):
 
 def test_help_of_a_group_has_every_choice_with_its_keys_and_comments():
     for group, options in groups().items():
-        name = next(n for n in (*ROOTS, "sweep_f") if f"- {group}:" in (CONF / f"{n}.yaml").read_text())
+        name = next(n for n in ROOTS if f"- {group}:" in (CONF / f"{n}.yaml").read_text())
         text = answered(name, "", [f"--help={group}"])
         flat = " ".join(text.split())
         for option in options:

@@ -72,7 +72,7 @@ def measure(
 
 
 def _check_left(num_samples: int, lost: int, said: list[str]) -> None:
-    """Say which samples are not measured, as `said` has it. Raises ValueError on all ranks if fewer than `FEWEST` are."""
+    """Say which samples are not measured, as `said` has it. Raises ValueError on all ranks if too few of them are."""
     total, every = broadcast(lost), gather_objects(said[:1])
     if not total:
         return
