@@ -6,6 +6,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,15 +122,29 @@ time.sleep(60)
 """
 
 
-def test_a_sweep_that_is_told_to_stop_tells_its_job_and_waits_for_it(tmp_path: Path) -> None:
+def in_threads(commands: list[list[str]]) -> None:
+    with local.passing_on(), ThreadPoolExecutor() as pool:
+        for status in pool.map(local.run, commands):
+            assert status == 3
+
+
+@pytest.mark.parametrize(
+    "run", [lambda commands: local.run(commands[0]), in_threads], ids=["one at a time", "several at once"]
+)
+def test_a_sweep_that_is_told_to_stop_tells_its_jobs_and_waits_for_them(
+    run: Callable[[list[list[str]]], object], tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in (("a", "b") if run is in_threads else ("a",))]
+    for folder in folders:
+        folder.mkdir()
     pid = os.fork()
     if pid == 0:
         try:
-            local.run([sys.executable, "-c", SAVES, str(tmp_path)])
+            run([[sys.executable, "-c", SAVES, str(folder)] for folder in folders])
         except SystemExit as end:
-            os._exit(end.code if (tmp_path / "saved").exists() else 1)
+            os._exit(end.code if all((folder / "saved").exists() for folder in folders) else 1)
         os._exit(0)
-    while not (tmp_path / "began").exists():
+    while not all((folder / "began").exists() for folder in folders):
         time.sleep(0.02)
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM

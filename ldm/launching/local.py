@@ -1,12 +1,30 @@
-"""Jobs on this machine, one after the other; whoever stops the sweep stops the job that trains."""
+"""Jobs on this machine, one after the other; whoever stops the sweep stops the jobs that train."""
 
 import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ldm.installed import train_command
 from ldm.launching import Job
+
+
+class _Running:
+    """The processes of this one that are at work, and the signals that were passed on to them."""
+
+    def __init__(self) -> None:
+        self.processes: set[subprocess.Popen] = set()
+        self.asked: list[int] = []
+
+    def pass_on(self, number: int, frame: Any) -> None:
+        self.asked.append(number)
+        for process in tuple(self.processes):
+            process.send_signal(number)
+
+
+_running = _Running()
 
 
 def launch(jobs: Sequence[Job]) -> list[int]:
@@ -18,23 +36,35 @@ def launch(jobs: Sequence[Job]) -> list[int]:
     return statuses
 
 
+@contextmanager
+def passing_on() -> Iterator[None]:
+    """Within it SIGTERM is passed on to all that `run` has started, in whatever thread. For the main thread."""
+    before = signal.signal(signal.SIGTERM, _running.pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _running.asked.clear()
+
+
 def run(command: Sequence[str]) -> int:
     """The exit status of a command, once it has saved its state: Ctrl-C it gets too, SIGTERM is passed on to it.
 
     After either this process is to end as well: KeyboardInterrupt, or SystemExit with the shell's status of SIGTERM.
+    In other threads than the main one that is so within `passing_on`.
     """
-    asked: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        with passing_on():
+            return _run(command)
+    return _run(command)
+
+
+def _run(command: Sequence[str]) -> int:
     process: subprocess.Popen | None = None
-
-    def pass_on(number: int, frame: Any) -> None:
-        asked.append(number)
-        if process is not None:
-            process.send_signal(number)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
     try:
         process = subprocess.Popen(command, env=train_command()[1])
-        if asked:  # while it was started
+        _running.processes.add(process)
+        if _running.asked:  # while it was started
             process.send_signal(signal.SIGTERM)
         status = process.wait()
     except KeyboardInterrupt:
@@ -42,7 +72,8 @@ def run(command: Sequence[str]) -> int:
             process.wait()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if asked:
+        if process is not None:
+            _running.processes.discard(process)
+    if _running.asked:
         raise SystemExit(128 + signal.SIGTERM)
     return status

@@ -20,6 +20,7 @@ from ldm.errors import UserError
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
+from ldm.launching.local import passing_on
 from ldm.sweep.cells import Cell, Places, cells, check, diffusion_tree, diffusion_words, first_stage_words, settings_of
 from ldm.sweep.page import write_page
 from ldm.sweep.results import Results
@@ -49,7 +50,8 @@ def sweep_f(tree: Tree) -> Path | None:
         write_json(places.folder / "sweep.json", tree)
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {results.path}", flush=True)
         sweep = Sweep(tree, places, launch, results)
-        stopped = sweep.run(missing if tree["train"] else [])
+        with passing_on():
+            stopped = sweep.run(missing if tree["train"] else [])
         if results.cells:
             write_page(tree, places.folder, asked, results)
         if sweep.failed:
