@@ -1,6 +1,7 @@
 """Whole published diffusion models in and out: bits, irregular files, use, and what is refused."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -58,9 +59,14 @@ def tree(name: str, *more: str) -> dict:
     return compose("config", overriding([f"experiment=ldm/{name}", *words, *more]), complete=False)
 
 
-def random_state(name: str, *more: str, seed: int = 0) -> dict[str, Tensor]:
+def random_state(name: str, *more: str) -> dict[str, Tensor]:
     """A published state of a narrow model with the buffers of its schedule and weights that matter everywhere."""
-    generator = torch.Generator().manual_seed(seed)
+    return dict(_random_state(name, *more))
+
+
+@cache
+def _random_state(name: str, *more: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
     state = buffers(Parts(tree(name, *more))["schedule"])
     for line in layout(tree(name, *more)):
         key, shape = line.split("\t")
@@ -83,10 +89,15 @@ def imported(name: str, folder: Path, state: dict[str, Tensor], factor: float | 
     return import_checkpoint(saved(folder / "model.ckpt", state), tree(name), folder / name, factor)
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """``run_of(name)``: the run of a file of random weights, imported once. Not to be changed."""
+    return cache(lambda name: imported(name, tmp_path_factory.mktemp(name), random_state(name)))
+
+
 @pytest.mark.parametrize("name", MORE)
-def test_a_published_file_goes_in_and_out_bit_for_bit(name, tmp_path):
-    state = random_state(name)
-    run = imported(name, tmp_path, state)
+def test_a_published_file_goes_in_and_out_bit_for_bit(name, run_of, tmp_path):
+    state, run = random_state(name), run_of(name)
     [path] = export_model(run.folder, "published", tmp_path / "out")
     back = torch.load(path, weights_only=True)
     assert list(back["state_dict"]) == list(state) and back["global_step"] == 7
@@ -103,9 +114,8 @@ def test_a_published_file_goes_in_and_out_bit_for_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["celebahq", "text2img_1p45b", "semantic_landscapes", "inpainting_big", "sd_v1"])
-def test_an_imported_model_computes_with_the_weights_of_the_file(name, tmp_path):
-    state = random_state(name)
-    model = load(imported(name, tmp_path, state).folder)
+def test_an_imported_model_computes_with_the_weights_of_the_file(name, run_of):
+    state, model = random_state(name), load(run_of(name).folder)
     used = {f"{key}": value for key, value in state.items()}
     network = model.denoiser.network.state_dict()
     average = "model_ema.diffusion_modelout2weight"
@@ -265,16 +275,14 @@ def test_checkpoints_that_do_not_fit_are_refused_by_name(name, change, message, 
     assert not (tmp_path / name).exists()
 
 
-def test_the_factor_of_the_latents_is_given_held_by_the_file_or_known(tmp_path):
-    def std(name: str, factor: float | None, state: dict[str, Tensor]) -> float:
-        folder = tmp_path / f"{name}-{factor}"
-        folder.mkdir()
-        return load(imported(name, folder, state, factor).folder).first_stage.spec.std[0]
+def test_the_factor_of_the_latents_is_given_held_by_the_file_or_known(run_of, tmp_path):
+    def std(run: Run) -> float:
+        return load(run.folder).first_stage.spec.std[0]
 
-    assert std("lsun_churches", None, random_state("lsun_churches")) == 4  # the file's 0.25
-    assert std("text2img_1p45b", None, random_state("text2img_1p45b")) == pytest.approx(1 / 0.18215)
-    assert std("text2img_1p45b", 0.5, random_state("text2img_1p45b")) == 2
-    assert std("celebahq", None, random_state("celebahq")) == 1
+    assert std(run_of("lsun_churches")) == 4  # the file's 0.25
+    assert std(run_of("text2img_1p45b")) == pytest.approx(1 / 0.18215)
+    assert std(imported("text2img_1p45b", tmp_path, random_state("text2img_1p45b"), 0.5)) == 2
+    assert std(run_of("celebahq")) == 1
 
 
 def test_another_schedule_than_the_experiments_is_told(tmp_path, caplog):

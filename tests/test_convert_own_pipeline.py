@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, EDMEulerScheduler
 from safetensors.torch import load_file
 from test_convert_pipelines import NUMBERS, STEPS, Spied, _no_cache_of_modules, close  # noqa: F401
 from torch import Tensor, nn
-from toys import TINY_PARTS, clip_folder, clip_image_folder, t5_folder, tiny, train
+from toys import TINY_PARTS, clip_folder, clip_image_folder, t5_folder, text_folder, tiny, train
 
 from ldm.build import Parts, load_first_stage
 from ldm.checkpoint import weights
@@ -62,6 +62,8 @@ def made(stage: Path, folder: Path, *words: str) -> Run:
     command = tiny("quickstart/diffusion", folder, f"first_stage={stage}", *words)
     of_dit = {f"network.{word}" for word in TINY_PARTS["ldm.networks.dit.DiT"]} if "network=unet" in words else set()
     tree = compose("config", [word for word in command if word not in of_dit])
+    if "text" in (tree["conditioner"] or {}):
+        tree["conditioner"]["text"]["path"] = str(text_folder())
     parts = Parts(tree)
     model = nn.ModuleDict({name: parts[name] for name in ("network", "conditioner")})
     randomise(model)

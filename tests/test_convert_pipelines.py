@@ -79,6 +79,18 @@ def theirs(folder: Path, noise: Tensor, monkeypatch: pytest.MonkeyPatch, *args, 
     return decode.seen * first_stage.config.scaling_factor, images
 
 
+def factor_of(folder: Path) -> float:
+    """The scale factor that a folder's first stage says; neither library's default stands where another was used."""
+    return json.loads((folder / "vqvae/config.json").read_text())["scaling_factor"]
+
+
+def assert_every_name_is_met(folder: Path, network: type) -> None:
+    """The names and shapes in a folder's network are those that diffusers' own class gives it."""
+    expected = network.from_config(network.load_config(folder / "unet")).state_dict()
+    found = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
+
+
 def close(a: Tensor, b: Tensor) -> None:
     """Equal to 1e-4, whatever the size of the values."""
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
@@ -93,21 +105,25 @@ LINEAR = ["schedule=linear", "precond=x0"]
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "size", "factor"),
+    ("name", "more", "size", "factor", "expected"),
     [
-        ("celebahq", [], 64, None),
-        ("celebahq", UPDOWN, 64, 0.5),
-        ("celebahq", [*UPDOWN, "network.attention_factors=[4]", "network.num_blocks=2"], 64, None),
-        ("celebahq", [*ONE_HEAD, *NEW_ORDER], 64, None),
-        ("celebahq", [*TRAILING, *COSINE], 64, None),
-        ("celebahq", LINEAR, 64, None),
-        ("lsun_churches", ["network.num_heads=null", "network.head_channels=8"], 128, None),
+        ("celebahq", [], 64, None, 1),
+        ("celebahq", UPDOWN, 64, 0.5, 0.5),
+        ("celebahq", [*UPDOWN, "network.attention_factors=[4]", "network.num_blocks=2"], 64, None, 1),
+        ("celebahq", [*ONE_HEAD, *NEW_ORDER], 64, None, 1),
+        ("celebahq", [*TRAILING, *COSINE], 64, None, 1),
+        ("celebahq", LINEAR, 64, None, 1),
+        ("lsun_churches", ["network.num_heads=null", "network.head_channels=8"], 128, None, 0.25),
     ],
 )
-def test_unconditional_models_give_the_same_latents_and_images(name, more, size, factor, tmp_path, monkeypatch):
+def test_unconditional_models_give_the_same_latents_and_images(
+    name, more, size, factor, expected, tmp_path, monkeypatch
+):
     run = run_of(name, tmp_path, *more, size=size, factor=factor)
     noise, z, images = ours(run, {}, size)
     export_model(run.folder, "diffusers", tmp_path / "out")
+    assert factor_of(tmp_path / "out") == pytest.approx(expected)
+    assert_every_name_is_met(tmp_path / "out", UNet2DModel)
     their_z, their_images = theirs(tmp_path / "out", noise, monkeypatch, batch_size=2)
     close(their_z, z)
     close(their_images, images)
@@ -117,6 +133,7 @@ def test_a_number_of_heads_for_all_widths_comes_as_code_that_has_to_be_trusted(t
     run = run_of("lsun_churches", tmp_path, size=128)
     noise, z, images = ours(run, {}, 128)
     export_model(run.folder, "diffusers", tmp_path / "out")
+    assert factor_of(tmp_path / "out") == pytest.approx(0.25)
     their_z, their_images = theirs(tmp_path / "out", noise, monkeypatch, batch_size=2, trust_remote_code=True)
     close(their_z, z)
     close(their_images, images)
@@ -144,6 +161,7 @@ CAPTIONS = ["a red fox", "two blue houses by the sea"]
 def test_text_models_give_the_same_latents_and_images(name, more, size, tmp_path, monkeypatch):
     run = run_of(name, tmp_path, *more, size=size)
     export_model(run.folder, "diffusers", tmp_path / "out")
+    assert_every_name_is_met(tmp_path / "out", UNet2DConditionModel)
     for scale in (1.0, 3.0):
         noise, z, images = ours(run, {"caption": CAPTIONS}, size, scale)
         given = {"guidance_scale": scale, "latents": noise.clone()}
@@ -176,6 +194,7 @@ def test_super_resolution_gives_the_same_latents_and_images(factor, tmp_path, mo
     low = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     noise, z, images = ours(run, {"low_resolution": low})
     export_model(run.folder, "diffusers", tmp_path / "out")
+    assert factor_of(tmp_path / "out") == 1
     their_z, their_images = theirs(tmp_path / "out", noise, monkeypatch, low)
     close(their_z, z)
     close(their_images, images)
@@ -230,6 +249,8 @@ def test_other_models_are_parts_and_a_script_with_the_same_latents_and_images(na
     noise, z, images = ours(run, batch, size, scale)
     files = export_model(run.folder, "diffusers", tmp_path / "out")
     assert tmp_path / "out/sample.py" in files
+    if name == "celebahq":
+        assert_every_name_is_met(tmp_path / "out", UNet2DConditionModel)
     their_z, their_images = scripted(tmp_path / "out", noise, scale, *condition, null=null)
     close(their_z, z)
     close(their_images, images)
@@ -246,26 +267,6 @@ def test_the_script_runs_as_it_is(tmp_path):
     runpy.run_path(str(tmp_path / "out/sample.py"), run_name="__main__")
     pictures = [np.asarray(Image.open(tmp_path / f"out/sample_{number}.png")) for number in range(2)]
     assert pictures[0].shape == (64, 64, 3) and (pictures[0] != pictures[1]).any()
-
-
-def test_factors_are_the_models_own(tmp_path):
-    """Neither library's default of 0.18215 nor 1 stands where another factor was used."""
-    for name, factor, expected in (("celebahq", 0.5, 0.5), ("lsun_churches", None, 0.25), ("superres_bsr", 0.5, 1.0)):
-        (tmp_path / name).mkdir()
-        run = run_of(name, tmp_path / name, factor=factor, size=128)
-        export_model(run.folder, "diffusers", tmp_path / name / "out")
-        found = json.loads((tmp_path / name / "out/vqvae/config.json").read_text())["scaling_factor"]
-        assert found == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("more", [[], UPDOWN, ["conditioner=[text]"], ["network.transformer_depth=2"]])
-def test_every_name_of_their_networks_is_met(more, tmp_path):
-    run = run_of("celebahq", tmp_path, *more)
-    export_model(run.folder, "diffusers", tmp_path / "out")
-    unet = UNet2DConditionModel if "conditioner=[text]" in more else UNet2DModel
-    expected = unet.from_config(unet.load_config(tmp_path / "out/unet")).state_dict()
-    found = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
-    assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
 
 
 # --- what diffusers cannot hold

@@ -51,6 +51,20 @@ def test_frechet_equals_torchmetrics():
     assert frechet_distance(a, b) == pytest.approx(theirs.item(), rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+@pytest.mark.parametrize(("few", "others"), [(3, 4), (20, 30), (20, 300), (60, 500)])
+def test_frechet_of_few_samples_in_many_dimensions_is_that_of_their_singular_values(few: int, others: int):
+    """tr (A B)^(1/2) of A = X^T X and B = Y^T Y is the sum of the singular values of X Y^T."""
+    x, y = normal(few, 256, seed=1).double(), normal(others, 256, seed=2).double() * torch.logspace(0, -4, 256) + 0.1
+    centred = [(z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y)]
+    cross = torch.linalg.svdvals(centred[0] @ centred[1].T).sum()
+    expected = (x.mean(0) - y.mean(0)).square().sum() + sum(z.square().sum() for z in centred) - 2 * cross
+    for a, b in ((x, y), (y, x)):
+        assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected.item(), rel=1e-6)
+    told = moments(y)._replace(count=5)  # a covariance of another rank than its count says
+    assert frechet_distance(told, moments(x)) == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_frechet_warns_only_about_few_samples():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

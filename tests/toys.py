@@ -29,6 +29,7 @@ from ldm.config import CONF, compose, groups, overriding
 from ldm.config.keys import bare
 from ldm.convert.clip_encoder import write_encoder
 from ldm.fit import fit
+from ldm.networks.downloads import locate
 from ldm.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +162,18 @@ def clip_folder() -> Path:
         bare = {name.removeprefix("transformer."): value for name, value in published.items()}
         write_encoder(_made() / "clip", clip.CONFIG, clip.encoder_state(bare))
     return _made() / "clip"
+
+
+@cache
+def text_folder() -> Path:
+    """The default text encoder's tokenizer and a model of its kind eight channels wide, with random weights."""
+    from transformers import BertConfig, BertModel
+
+    shutil.copytree(locate("minilm"), _made() / "text", ignore=shutil.ignore_patterns("*.safetensors"))
+    small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    BertModel(BertConfig.from_pretrained(_made() / "text", **small)).save_pretrained(_made() / "text")
+    return _made() / "text"
 
 
 @cache

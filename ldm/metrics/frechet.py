@@ -42,7 +42,7 @@ def moments(features: Tensor, chunk_samples: int = 4096, device: torch.device | 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), their eq. 6, in float64.
 
-    tr (A B)^(1/2) is taken as that of the symmetric A^(1/2) B A^(1/2), whose eigenvalues are real and not negative.
+    tr (A B)^(1/2) is taken as that of the symmetric R^T B R, R R^T = A, whose eigenvalues are real and not negative.
     """
     dim, fewest = len(a.mean), min(a.count, b.count)
     if fewest <= dim:
@@ -51,8 +51,24 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             "equal sample numbers, and report KID",
             stacklevel=2,
         )
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
+    one, other = (a, b) if a.count < b.count else (b, a)
+    root = _root(one.covariance, one.count - 1)
+    cross = torch.linalg.eigvalsh(root.T @ other.covariance @ root).clamp_min(0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return float(distance.clamp_min(0))
+
+
+def _root(covariance: Tensor, rank: int) -> Tensor:
+    """R [D, K], R R^T the covariance [D, D]. Of few samples it is of low `rank`, and K little more than that: a random
+    basis of its range (arXiv:0909.4061, algorithm 4.1) takes a hundredth of the time of all D eigenvectors.
+    """
+    dim = len(covariance)
+    if 4 * rank < dim:
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(dim, rank + 8, generator=generator, dtype=covariance.dtype)
+        basis = torch.linalg.qr(covariance @ drawn).Q
+        within = basis.T @ covariance @ basis
+        if covariance.trace() - within.trace() < 1e-9 * covariance.trace():  # else its rank is not what was said
+            return basis @ _root(within, len(within))
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp_min(0).sqrt()
