@@ -78,9 +78,10 @@ def _lose_a_worker(number: int) -> None:
 
 
 def test_signals_of_others_do_not_end_a_worker_and_its_parent_does():
-    process = FORK.Process(target=_wait, daemon=True)
+    ready = FORK.Event()
+    process = FORK.Process(target=_wait, args=(ready,), daemon=True)
     process.start()
-    time.sleep(0.5)
+    assert ready.wait(60)
     for name in ("TERM", "INT", "USR1"):
         subprocess.run(["kill", f"-{name}", str(process.pid)], check=True)
     time.sleep(0.5)
@@ -90,8 +91,9 @@ def test_signals_of_others_do_not_end_a_worker_and_its_parent_does():
     assert process.exitcode == 0
 
 
-def _wait() -> None:
+def _wait(ready: Any) -> None:
     leave_signals_to_parent(0)
+    ready.set()
     time.sleep(600)
 
 
