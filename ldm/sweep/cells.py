@@ -14,6 +14,7 @@ from ldm.errors import UserError
 from ldm.generate import check_size
 
 FACTORS = (1, 2, 4, 8, 16, 32)
+MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale")
 Tree = dict[str, Any]
 
 
@@ -115,6 +116,11 @@ def _words(tree: Tree, cell: Cell, experiment: str, run: Path, own: list[str]) -
     return overriding([*first, *shared, *own])
 
 
+def moments_every(tree: Tree, steps: int) -> int:
+    """Every how many of `steps` a moment of the training is, at which quality is measured; the last step is one too."""
+    return -(-steps // tree["moments"])
+
+
 def diffusion_tree(tree: Tree, cell: Cell) -> Tree:
     """What stage two of a cell trains, its first stage described."""
     return compose("config", diffusion_words(tree, cell, [], described=True))
@@ -156,3 +162,13 @@ def settings_of(tree: Tree, cell: Cell) -> str:
     facts = {**facts, "of_f": _of_f(tree, cell.f), "latent": _latent(tree, cell) if cell.f > 1 else []}
     facts = {**facts, "device_seconds": float(tree["device_seconds"]) if tree["budget"] == "device_seconds" else None}
     return json.dumps(facts, sort_keys=True)
+
+
+def training_of(settings: str | None) -> str | None:
+    """Of `settings_of` what the training depends on, and so how many steps a budget is; None for no such text."""
+    try:
+        facts = json.loads(settings or "")
+        own = {key: value for key, value in facts.items() if key not in MEASURING}
+    except (ValueError, AttributeError):
+        return None
+    return json.dumps(own, sort_keys=True)

@@ -21,7 +21,18 @@ from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
 from ldm.launching.local import passing_on
-from ldm.sweep.cells import Cell, Places, cells, check, diffusion_tree, diffusion_words, first_stage_words, settings_of
+from ldm.sweep.cells import (
+    Cell,
+    Places,
+    cells,
+    check,
+    diffusion_tree,
+    diffusion_words,
+    first_stage_words,
+    moments_every,
+    settings_of,
+    training_of,
+)
 from ldm.sweep.page import write_page
 from ldm.sweep.results import Results
 from ldm.sweep.stage import MEASURED, logged
@@ -52,7 +63,7 @@ def sweep_f(tree: Tree) -> Path | None:
         sweep = Sweep(tree, places, launch, results)
         with passing_on():
             stopped = sweep.run(missing if tree["train"] else [])
-        if results.cells:
+        if any(results.find(cell) for cell in asked):
             write_page(tree, places.folder, asked, results)
         if sweep.failed:
             raise UserError(f"these cells failed, their messages are above: {', '.join(sweep.failed)}")
@@ -115,7 +126,7 @@ class Sweep:
 
     def _chain(self, cell: Cell) -> Generator[Job]:
         """The jobs of a cell one after the other; what a later one needs of an earlier is read when it is asked for."""
-        if (self.places.measured(cell) / MEASURED).exists():
+        if self._measured(cell):
             return
         if cell.f > 1:
             yield Job(self.places.first_stage(cell).name, tuple(first_stage_words(self.tree, cell)))
@@ -128,6 +139,11 @@ class Sweep:
                 steps = self._keep_steps(cell)
         yield Job(self.places.diffusion(cell).name, tuple(diffusion_words(self.tree, cell, _length(self.tree, steps))))
         yield self._stage("measure", cell)
+
+    def _measured(self, cell: Cell) -> bool:
+        """Whether the cell has been measured, and as this sweep would measure it."""
+        path = self.places.measured(cell) / MEASURED
+        return path.exists() and read_json(path).get("settings") == settings_of(self.tree, cell)
 
     def _done(self, job: Job, cell: Cell) -> bool:
         """Run a job; whether it finished."""
@@ -150,10 +166,13 @@ class Sweep:
         """Of the experiment, or of the budget where a cell of the same model has been measured."""
         if self.tree["budget"] == "steps":
             return diffusion_tree(self.tree, cell)["max_steps"]
-        kept = self._kept_steps()
-        return self.results.steps_of(cell.model) or kept.get(cell.model)
+        training = training_of(settings_of(self.tree, cell))
+        kept = self._kept_steps().get(cell.model)
+        own = kept["steps"] if isinstance(kept, dict) and kept["training"] == training else None
+        return self.results.steps_of(cell.model, training) or own
 
-    def _kept_steps(self) -> dict[str, int]:
+    def _kept_steps(self) -> dict[str, Any]:
+        """Of each model the steps that a trial has given, and the training that they are of."""
         path = self.places.folder / "steps.json"
         return read_json(path) if path.exists() else {}
 
@@ -176,13 +195,14 @@ class Sweep:
         costs = [(b - a) / (end - start) for (start, a), (end, b) in itertools.pairwise(rows)]
         steps = max(1, round(self.tree["device_seconds"] / statistics.median(costs[1:] or costs)))
         with self._steps:
-            write_json(self.places.folder / "steps.json", {**self._kept_steps(), cell.model: steps})
+            found = {"steps": steps, "training": training_of(settings_of(self.tree, cell))}
+            write_json(self.places.folder / "steps.json", {**self._kept_steps(), cell.model: found})
         shutil.rmtree(run, ignore_errors=True)
         return steps
 
 
 def _length(tree: Tree, steps: int) -> list[str]:
     """The words of a training of that many steps, with weights kept at each of the moments."""
-    every = -(-steps // tree["moments"])
-    checkpoint = [f"every_steps={every}", f"keep_weights={tree['moments']}"]
+    every = moments_every(tree, steps)
+    checkpoint = [f"every_steps={every}", "keep_weights=1", f"keep_weights_every_steps={every}"]
     return [f"max_steps={steps}", *(f"callback.checkpoint.{word}" for word in checkpoint)]
