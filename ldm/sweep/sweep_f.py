@@ -20,7 +20,7 @@ from ldm.errors import UserError
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
-from ldm.launching.local import passing_on
+from ldm.launching.local import is_stopping, passing_on, stop
 from ldm.sweep.cells import (
     Cell,
     Places,
@@ -107,17 +107,21 @@ class Sweep:
                 for future in done:
                     future.result()
             except BaseException:  # Ctrl-C reaches the trainings too, which save themselves
-                self._stopping.set()
+                stop()
                 raise
-        return self._stopping.is_set()
+        return self._stops
+
+    @property
+    def _stops(self) -> bool:
+        return self._stopping.is_set() or is_stopping()
 
     def _cell(self, cell: Cell) -> None:
         measured = self.places.measured(cell) / MEASURED
         with closing(self._chain(cell)) as chain:
             for job in chain:
-                if self._stopping.is_set() or not self._done(job, cell):
+                if self._stops or not self._done(job, cell):
                     return
-        if self._stopping.is_set():
+        if self._stops:
             return
         found = read_json(measured)
         self.results.add(cell, {"settings": settings_of(self.tree, cell), **found["row"]}, found["points"])
