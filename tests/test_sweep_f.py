@@ -75,6 +75,10 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("f=[1,32]",): "f=32: image_size=32: must be a multiple of 64.*diffusion_by_f.f32=",
         ("regularizer=[kl,gan]",): "kl, vq or", ("seeds=[]",): "different numbers", ("budget=hours",): "choose one of",
         ("channels.kl.f4=null",): "channels.kl.f4: says no", ("results=here",): "ends in .csv",
+        ("sampling_steps=[ten]",): "sampling_steps=.*whole numbers", ("scale=strong",): "scale='strong'",
+        ("sampling_steps=5",): "sampling_steps", ("device_seconds=many",): "device_seconds",
+        ("sampling_steps=[5000]",): r"f=1: num_steps: must lie in \[1, 999\]", ("reference=typo/*.tar",): "reference",
+        ("reference=typo.npz",): "typo.npz", ("metric.path=typo",): "metric.path=typo: no such file",
         ("launcher=submitit",): "launcher.wait", ("train=false",): "none of the 2 cells",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):

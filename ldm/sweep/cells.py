@@ -12,6 +12,7 @@ from ldm.build import Parts
 from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.generate import check_size
+from ldm.model import recipe
 
 FACTORS = (1, 2, 4, 8, 16, 32)
 MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale")
@@ -127,14 +128,17 @@ def diffusion_tree(tree: Tree, cell: Cell) -> Tree:
 
 
 def check(tree: Tree, asked: list[Cell]) -> dict[str, int]:
-    """Raises UserError, naming the f, for a cell that could not train, before any does.
+    """Raises UserError, naming the f, for a cell that could not train or be sampled from, before any does.
 
     Returns the diffusion models' parameters, by `Cell.model`.
     """
     parameters = {}
     for cell in {cell.model: cell for cell in asked}.values():
         try:
-            parts = Parts(diffusion_tree(tree, cell))
+            diffusion = diffusion_tree(tree, cell)
+            parts = Parts(diffusion)
+            for count in (tree["num_steps"], *tree["sampling_steps"]):
+                _ = Parts({**diffusion, **recipe({"num_steps": count}, diffusion, True)})["sigmas"]
             with torch.device("meta"):
                 if cell.f > 1:
                     first = Parts(compose("config", first_stage_words(tree, cell)))

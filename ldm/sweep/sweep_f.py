@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import instantiate
+from ldm.data.paths import expand
 from ldm.device import choose
 from ldm.errors import UserError
+from ldm.evaluation.stored_reference import facts_of, is_stored
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
@@ -57,6 +59,8 @@ def sweep_f(tree: Tree) -> Path | None:
     if not tree["train"] and len(missing) == len(asked):
         raise UserError(f"train=false: none of the {len(asked)} cells is in {results.path}")
     check(tree, missing)
+    if missing and tree["train"]:
+        _check_measurement(tree)
     with held(places.folder, "sweeping into"):
         write_json(places.folder / "sweep.json", tree)
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {results.path}", flush=True)
@@ -79,10 +83,22 @@ def _check_keys(tree: Tree) -> None:
     for key, least in {"jobs": 1, "moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1}.items():
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")
-    if any(count < 1 for count in tree["sampling_steps"]):
-        raise UserError(f"sampling_steps={tree['sampling_steps']}: none may be below 1")
+    counts = tree["sampling_steps"]
+    if any(type(count) is not int or count < 1 for count in counts):
+        raise UserError(f"sampling_steps={counts}: a list of whole numbers of at least 1")
     if tree["launcher"].get("wait") is False:
         raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
+
+
+def _check_measurement(tree: Tree) -> None:
+    """Raises ValueError for files that measuring would miss, hours later."""
+    against, weights = tree["reference"], tree["metric"].get("path")
+    if is_stored(against):
+        facts_of(against)
+    elif against is not None:
+        expand(against, "reference")
+    if weights is not None and not Path(weights).expanduser().is_file():
+        raise UserError(f"metric.path={weights}: no such file")
 
 
 class Sweep:
