@@ -1,4 +1,4 @@
-"""Turn the IDX files of Fashion-MNIST into WebDataset shards: padded to a square, with classes, t10k held out.
+"""Turn the IDX files of Fashion-MNIST or its kin into WebDataset shards: padded to a square, labelled, t10k held out.
 
     python scripts/make_idx_shards.py source=/usr/share/datasets/fashion-mnist out=shards/fashion
     python scripts/make_idx_shards.py source=ROOT/FashionMNIST/raw out=shards/fashion size=32
@@ -10,6 +10,7 @@ keys
   source=                   # the folder of the four files
   out=                      # a folder for the shards, which is made
   size=32                   # px of the square that images are padded to
+  classes=                  # names of the labels from 0 on, as zero,one,two; without it those of Fashion-MNIST
 """
 
 import sys
@@ -22,7 +23,7 @@ from ldm.config import guarded
 from ldm.errors import UserError
 from ldm.installed import spoken
 
-KEYS = ("source", "out", "size")
+KEYS = ("source", "out", "size", "classes")
 
 
 def main(arguments: list[str]) -> int:
@@ -30,17 +31,17 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(spoken(__doc__))
         return 0
-    source, out, size = parse(arguments)
-    from ldm.data.making.idx import make_idx_shards
+    source, out, size, classes = parse(arguments)
+    from ldm.data.making.idx import FASHION, make_idx_shards
 
-    manifest = make_idx_shards(source, out, size)
+    manifest = make_idx_shards(source, out, size, classes=classes or FASHION)
     for name, part in manifest["splits"].items():
         print(f"{out}: {part['samples']} images of {name} in {len(part['shards'])} shards")
     return 0
 
 
-def parse(arguments: list[str]) -> tuple[Path, Path, int]:
-    """source=, out= and size= of the words; UserError for others and for what is missing."""
+def parse(arguments: list[str]) -> tuple[Path, Path, int, list[str]]:
+    """source=, out=, size= and classes= of the words; UserError for others and for what is missing."""
     words = dict(word.partition("=")[::2] for word in arguments)
     for key in words:
         if key not in KEYS:
@@ -51,7 +52,11 @@ def parse(arguments: list[str]) -> tuple[Path, Path, int]:
     size = words.get("size", "32")
     if not size.isdecimal():
         raise UserError(f"size={size!r} is not a number")
-    return Path(words["source"]), Path(words["out"]), int(size)
+    given = words.get("classes", "").strip("[]")
+    classes = [name.strip() for name in given.split(",")] if given else []
+    if not all(classes):
+        raise UserError(f"classes={words['classes']}: a name is empty; give names with commas between them")
+    return Path(words["source"]), Path(words["out"]), int(size), classes
 
 
 if __name__ == "__main__":

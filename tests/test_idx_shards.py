@@ -49,4 +49,33 @@ def test_what_is_no_idx_is_named(source: Path, tmp_path: Path):
     (source / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(UserError, match=r"no t10k-labels-idx1-ubyte there, nor .*\.gz"):
         make_idx_shards(source, tmp_path / "out", size=8)
+    for content, said in (
+        (gzip.compress(b"x" * 100)[:15] + b"\xff" * 20, "Error|invalid"),
+        (gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 1 << 20, 1 << 10, 1 << 10)), "is more than"),
+        (gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 3, 4, 4)), "fewer bytes"),
+    ):
+        (source / "train-images-idx3-ubyte.gz").write_bytes(content)
+        with pytest.raises(UserError, match=f"train-images-idx3-ubyte.gz: not to be read as IDX: .*({said})"):
+            make_idx_shards(source, tmp_path / "out", size=8)
+    for name in ("train", "t10k"):
+        (source / f"{name}-images-idx3-ubyte").write_bytes(idx(np.zeros((0, 4, 4), np.uint8)))
+        (source / f"{name}-labels-idx1-ubyte").write_bytes(idx(np.zeros(0, np.uint8)))
+    with pytest.raises(UserError, match="train has no images"):
+        make_idx_shards(source, tmp_path / "out", size=8)
     assert not (tmp_path / "out").exists()
+
+
+def test_only_its_own_shards_are_finished(source: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    manifest = make_idx_shards(source, out, size=8, shard_samples=4)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for words in {"size": 10}, {"shard_samples": 7}, {"classes": [str(digit) for digit in range(10)]}:
+        with pytest.raises(UserError, match=r"already holds|have changed since"):
+            make_idx_shards(source, out, **{"size": 8, "shard_samples": 4, **words})
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "manifest.json").unlink()  # killed before it was written
+    (out / "validation-00000.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00000\.tar is finished"):
+        make_idx_shards(source, out, size=10, shard_samples=4)
+    assert make_idx_shards(source, out, size=8, shard_samples=4) == manifest
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -15,7 +15,7 @@ from toys import ROOT, curve, tiny
 
 import train
 from ldm.errors import UserError
-from ldm.launching import SUBMITTED, Job, local
+from ldm.launching import STOPPED, SUBMITTED, Job, local, slurm
 from ldm.launching.choice import take_launcher
 from ldm.launching.slurm import Nodes, Submitit, nodes_of
 
@@ -151,6 +151,23 @@ def test_a_sweep_that_is_told_to_stop_tells_its_jobs_and_waits_for_them(
     before = signal.getsignal(signal.SIGTERM)
     assert local.run([sys.executable, "-c", "raise SystemExit(3)"]) == 3
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sweep_that_is_told_to_stop_leaves_the_jobs_of_a_cluster(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cluster / "hold").touch()
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.02)
+    launch = Submitit(folder=str(tmp_path / "jobs"), wait=True)
+    jobs = [Job("a: measure", ("device=cpu",), script="sweep_f")]
+    with local.passing_on(), ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(launch, jobs)
+        while not (cluster / "submitted").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert waits.result(20) == [STOPPED] and launch(jobs) == [STOPPED]
+    assert "these jobs go on: a: measure; squeue" in capsys.readouterr().out
+    assert len(list((cluster / "submitted").iterdir())) == 1 and not local.is_stopping()
 
 
 # -- whole jobs ------------------------------------------------------------------------------------------------------

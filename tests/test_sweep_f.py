@@ -3,16 +3,21 @@
 import csv
 import math
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from toys import TINY_RUN
 
 from ldm.config import compose, overriding
+from ldm.errors import UserError
+from ldm.files import write_json
 from ldm.launching.torchrun import Torchrun
-from ldm.sweep.cells import Cell, cells, check
+from ldm.sweep.cells import Cell, Places, cells, check, settings_of
 from ldm.sweep.intervals import ends_are_worse, interval
+from ldm.sweep.page import verdict
 from ldm.sweep.results import Results
+from ldm.sweep.stage import at_moments
 from ldm.sweep.sweep_f import Sweep, sweep_f
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
@@ -70,6 +75,10 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("f=[1,32]",): "f=32: image_size=32: must be a multiple of 64.*diffusion_by_f.f32=",
         ("regularizer=[kl,gan]",): "kl, vq or", ("seeds=[]",): "different numbers", ("budget=hours",): "choose one of",
         ("channels.kl.f4=null",): "channels.kl.f4: says no", ("results=here",): "ends in .csv",
+        ("sampling_steps=[ten]",): "sampling_steps=.*whole numbers", ("scale=strong",): "scale='strong'",
+        ("sampling_steps=5",): "sampling_steps", ("device_seconds=many",): "device_seconds",
+        ("sampling_steps=[5000]",): r"f=1: num_steps: must lie in \[1, 999\]", ("reference=typo/*.tar",): "reference",
+        ("reference=typo.npz",): "typo.npz", ("metric.path=typo",): "metric.path=typo: no such file",
         ("launcher=submitit",): "launcher.wait", ("train=false",): "none of the 2 cells",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):
@@ -113,11 +122,77 @@ def test_the_verdict_wants_both_ends_worse_with_disjoint_intervals():
 
 def test_rows_are_kept_as_they_were(tmp_path: Path):
     results = Results(tmp_path / "rows.csv")
+    other = Results(tmp_path / "rows.csv")  # of another process
     results.add(Cell(4, "kl", 0), {"settings": "{}", "steps": 7, "kid/x": 0.1 + 0.2}, [{"curve": "steps", "step": 7}])
-    results.add(Cell(1, "", 0), {"settings": "{}", "steps": 3, "kid/x": 0.5, "psnr": None}, [])
+    other.add(Cell(1, "", 0), {"settings": "{}", "steps": 3, "kid/x": 0.5, "psnr": None}, [])
     again = Results(tmp_path / "rows.csv")
     assert again.find(Cell(4, "kl", 0))["kid/x"] == 0.1 + 0.2 and again.find(Cell(1, "", 0))["psnr"] is None
-    assert again.steps_of("kl-f4") == 7 and again.steps_of("kl-f8") is None and len(again.points) == 1
+    assert again.steps_of("kl-f4", "{}") == 7 and again.steps_of("kl-f8", "{}") is None and len(again.points) == 1
+    assert again.steps_of("kl-f4", '{"device_seconds": 2.0}') is None and again.steps_of("kl-f4", None) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "rows_points.csv"]
+    (tmp_path / "rows_points.csv").unlink()
+    with pytest.raises(UserError, match=r"rows_points\.csv: is missing"):
+        Results(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"kl,4,0,7,,1", "line 3: has more values"),
+        (b"kl,4,0,7,\xff", "not to be read as CSV"),
+        (b"kl,4,0,many,", "line 3: steps is 'many', and not a number"),
+        (b"kl,4,0,0,1.5", "line 3: steps is 0"),
+        (b"kl,four,0,7,", "line 3: not the row of a cell"),
+    ],
+)
+def test_a_damaged_row_is_named(tmp_path: Path, line: bytes, said: str):
+    (tmp_path / "rows.csv").write_bytes(b"regularizer,f,seed,steps,psnr\n,1,0,3,\n" + line + b"\n")
+    (tmp_path / "rows_points.csv").write_text("regularizer,f,seed,curve,step\n")
+    with pytest.raises(UserError, match=rf"rows\.csv.*{said}"):
+        Results(tmp_path / "rows.csv")
+
+
+def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
+    asked = tree(tmp_path)
+    cell, places = Cell(1, "", 0), Places(asked)
+    found = {"row": {"steps": 2}, "points": []}
+    for settings, jobs in (
+        (settings_of(asked, cell), 0),
+        (settings_of({**asked, "num_samples": 5}, cell), 2),
+        (None, 2),
+    ):
+        write_json(places.measured(cell) / "measured.json", {"settings": settings, **found})
+        sweep = Sweep(asked, places, None, Results(tmp_path / "rows.csv"))
+        sweep._trials = {cell.model: threading.Lock()}
+        assert len(list(sweep._chain(cell))) == jobs
+
+
+def test_the_steps_of_a_budget_are_those_of_the_same_training(tmp_path: Path):
+    asked = tree(tmp_path, "budget=device_seconds", "device_seconds=4")
+    cell, places = Cell(1, "", 0), Places(asked)
+    run = places.runs / f"{places.diffusion(cell).name}-trial"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("".join(f"{step},speed/device_seconds,{step / 10}\n" for step in (5, 10, 15, 20)))
+    assert Sweep(asked, places, None, Results(tmp_path / "rows.csv"))._keep_steps(cell) == 40
+    for changed, steps in ({}, 40), ({"num_samples": 9}, 40), ({"device_seconds": 8}, None):
+        sweep = Sweep({**asked, **changed}, places, None, Results(tmp_path / "rows.csv"))
+        assert sweep._known_steps(cell) == steps
+    write_json(places.folder / "steps.json", {"f1": 40})  # of before they said of what
+    assert sweep._known_steps(cell) is None
+
+
+def test_where_a_training_was_stopped_is_no_moment_of_it(tmp_path: Path):
+    for step in (3, 4, 7, 8, 10):
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        (tmp_path / "weights" / f"step_{step:08d}.ema.safetensors").touch()
+    assert [int(path.name[5:13]) for path in at_moments({"moments": 3}, tmp_path, 10)] == [4, 8, 10]
+
+
+def test_the_verdict_waits_for_all_cells():
+    rows = [{"regularizer": "kl" if f > 1 else "", "f": f, "seed": s, "k": f + s} for f in (1, 4, 16) for s in (0, 1)]
+    asked = cells({"f": [1, 4, 16], "seeds": [0, 1], "regularizer": "kl"})
+    assert "the best f is 1" in verdict(rows, "k", "kl", asked)
+    assert "these cells are missing: kl-f16-seed1" in verdict(rows[:-1], "k", "kl", asked)
 
 
 def test_torchrun_starts_a_process_for_each_device():

@@ -47,6 +47,16 @@ def passing_on() -> Iterator[None]:
         _running.asked.clear()
 
 
+def stop() -> None:
+    """As if SIGTERM had come, for what waits within `passing_on`; Ctrl-C reaches the main thread alone."""
+    _running.asked.append(signal.SIGTERM)
+
+
+def is_stopping() -> bool:
+    """Whether SIGTERM has come within `passing_on`: launchers start nothing more, and wait for nothing that goes on."""
+    return bool(_running.asked)
+
+
 def run(command: Sequence[str]) -> int:
     """The exit status of a command, once it has saved its state: Ctrl-C it gets too, SIGTERM is passed on to it.
 

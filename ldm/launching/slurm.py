@@ -18,6 +18,7 @@ from ldm.config import compose
 from ldm.errors import UserError
 from ldm.installed import IN_CHECKOUT, PACKAGE, train_command
 from ldm.launching import STOPPED, SUBMITTED, Job
+from ldm.launching.local import is_stopping
 
 NAMED = 5  # jobs in a message
 IMPORTABLE = (
@@ -38,7 +39,8 @@ class Submitit:
     """Submits jobs with the options of sbatch that are given; `more` are further ones by sbatch's names.
 
     `timeout_min`: minutes of one allocation; `max_requeues`: how many times a job may use up its time; `stop_seconds`:
-    how long before the end it is told to save. With `wait` it returns when all jobs have ended. `setup` are lines of
+    how long before the end it is told to save. With `wait` it returns when all jobs have ended, or when it is told to
+    stop: those submitted go on. `setup` are lines of
     shell before the job, such as the activation of an environment; its process logs are in `folder`.
     """
 
@@ -78,6 +80,8 @@ class Submitit:
         for program in ("sbatch", "srun", "scontrol"):
             if shutil.which(program) is None:
                 raise UserError(f"launcher=submitit: there is no {program} here; start it on a machine of the cluster")
+        if is_stopping():
+            return [STOPPED] * len(jobs)
         arrays: dict[Nodes, list[int]] = {}
         for place, job in enumerate(jobs):
             arrays.setdefault(nodes_of(job), []).append(place)  # mistakes are reported before any job is submitted
@@ -87,7 +91,18 @@ class Submitit:
         for place in list(submitted)[:NAMED]:
             print(f"{jobs[place].name}: job {submitted[place].job_id}, {submitted[place].paths.stdout}")
         print(f"{len(jobs)} jobs submitted; squeue --me shows them, scancel stops them")
-        return [_ended(submitted[place]) if self.wait else SUBMITTED for place in range(len(jobs))]
+        if not self.wait:
+            return [SUBMITTED] * len(jobs)
+        statuses = [_ended(submitted[place]) for place in range(len(jobs))]
+        left = [jobs[place].name for place, status in enumerate(statuses) if status is None]
+        if left:
+            more = ", ..." if len(left) > NAMED else ""
+            print(
+                f"told to stop; these jobs go on: {', '.join(left[:NAMED])}{more}; squeue --me shows them, scancel "
+                "stops them; start the same command again when they have ended",
+                flush=True,
+            )
+        return [STOPPED if status is None else status for status in statuses]
 
     def _submit(self, nodes: Nodes, jobs: Sequence[Job]) -> list[Any]:
         submitit = _submitit()
@@ -158,10 +173,12 @@ def _wait(process: subprocess.Popen) -> None:
         return  # waited for already
 
 
-def _ended(job: Any) -> int:
-    """Wait for a job; its exit status is that of rank zero's task."""
+def _ended(job: Any) -> int | None:
+    """Wait for a job; its exit status is that of rank zero's task, None of one that goes on when this is to stop."""
     errors = _submitit().core.utils
     while not job.done():
+        if is_stopping():
+            return None
         time.sleep(POLL_SECONDS)
     try:
         return job.results()[0]

@@ -12,8 +12,10 @@ from ldm.build import Parts
 from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.generate import check_size
+from ldm.model import recipe
 
 FACTORS = (1, 2, 4, 8, 16, 32)
+MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale")
 Tree = dict[str, Any]
 
 
@@ -115,20 +117,28 @@ def _words(tree: Tree, cell: Cell, experiment: str, run: Path, own: list[str]) -
     return overriding([*first, *shared, *own])
 
 
+def moments_every(tree: Tree, steps: int) -> int:
+    """Every how many of `steps` a moment of the training is, at which quality is measured; the last step is one too."""
+    return -(-steps // tree["moments"])
+
+
 def diffusion_tree(tree: Tree, cell: Cell) -> Tree:
     """What stage two of a cell trains, its first stage described."""
     return compose("config", diffusion_words(tree, cell, [], described=True))
 
 
 def check(tree: Tree, asked: list[Cell]) -> dict[str, int]:
-    """Raises UserError, naming the f, for a cell that could not train, before any does.
+    """Raises UserError, naming the f, for a cell that could not train or be sampled from, before any does.
 
     Returns the diffusion models' parameters, by `Cell.model`.
     """
     parameters = {}
     for cell in {cell.model: cell for cell in asked}.values():
         try:
-            parts = Parts(diffusion_tree(tree, cell))
+            diffusion = diffusion_tree(tree, cell)
+            parts = Parts(diffusion)
+            for count in (tree["num_steps"], *tree["sampling_steps"]):
+                _ = Parts({**diffusion, **recipe({"num_steps": count}, diffusion, True)})["sigmas"]
             with torch.device("meta"):
                 if cell.f > 1:
                     first = Parts(compose("config", first_stage_words(tree, cell)))
@@ -156,3 +166,13 @@ def settings_of(tree: Tree, cell: Cell) -> str:
     facts = {**facts, "of_f": _of_f(tree, cell.f), "latent": _latent(tree, cell) if cell.f > 1 else []}
     facts = {**facts, "device_seconds": float(tree["device_seconds"]) if tree["budget"] == "device_seconds" else None}
     return json.dumps(facts, sort_keys=True)
+
+
+def training_of(settings: str | None) -> str | None:
+    """Of `settings_of` what the training depends on, and so how many steps a budget is; None for no such text."""
+    try:
+        facts = json.loads(settings or "")
+        own = {key: value for key, value in facts.items() if key not in MEASURING}
+    except (ValueError, AttributeError):
+        return None
+    return json.dumps(own, sort_keys=True)

@@ -1,9 +1,11 @@
 """What a sweep over f has found: figures 6 and 7 (arXiv 2112.10752), a table with intervals over seeds, a page, W&B."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys
 from ldm.evaluation.table import write_csv
 from ldm.report.error_bars import error_bars
@@ -37,6 +39,7 @@ WITH_INTERVALS = (
 def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: Results) -> Path:
     """Figures, ``table.csv`` and index.html of the `asked` cells that are finished; returns the page."""
     rows = [row for cell in asked for row in [results.find(cell)] if row is not None]
+    _check_rows(rows, results)
     seconds = {_key(row): row["device_seconds"] / row["steps"] for row in rows}
     points = [
         {**point, "device_seconds": point["step"] * seconds[_key(point)]}
@@ -49,7 +52,7 @@ def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: R
     kid = curve_keys(rows[0])[0]
     backbone = kid.partition("/")[2]
     pictures = _draw(folder, tree["budget"], table, points, kid, f"is/{backbone}")
-    said = [verdict(rows, kid, name) for name in dict.fromkeys(row["regularizer"] for row in rows if row["f"] > 1)]
+    said = [verdict(rows, kid, name, asked) for name in dict.fromkeys(cell.regularizer for cell in asked if cell.f > 1)]
     texts = [Text(f"Hypothesis, written before the first run: {tree['hypothesis']}")] if tree["hypothesis"] else []
     shown = [key for key in SHOWN if any(line.get(name) is not None for line in table for name in _named(line, key))]
     cells = [[line["model"], *(_cell(line, key) for key in shown)] for line in table]
@@ -76,6 +79,14 @@ def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: R
     logger, every = tree["logger"], {"cells": _level(rows), "points": _level(points), "table": _level(table)}
     log_summary(folder, folder.name, logger["project"], logger["mode"], best, every, pictures)
     return page
+
+
+def _check_rows(rows: list[Row], results: Results) -> None:
+    """Raises UserError for a row without what the page is of."""
+    for row in rows:
+        name = Cell(row["f"], row["regularizer"], row["seed"]).name
+        if row.get("device_seconds") is None or not any(key.startswith(("kid/", "fid/", "fd/")) for key in row):
+            raise UserError(f"{results.path}: its row {name} lacks device_seconds or kid/; delete the row")
 
 
 def _named(line: Row, key: str) -> list[str]:
@@ -107,9 +118,17 @@ def summary(rows: list[Row]) -> list[Row]:
     return sorted(found, key=lambda line: (line["model"].partition("-")[0] if line["f"] > 1 else "", line["f"]))
 
 
-def verdict(rows: list[Row], kid: str, regularizer: str) -> str | None:
-    """Whether the best f lies between the ends, and these are worse with disjoint intervals; None below three f."""
-    own = [row for row in rows if row["regularizer"] in ("", regularizer)]
+def verdict(rows: list[Row], kid: str, regularizer: str, asked: Sequence[Cell] = ()) -> str | None:
+    """Whether the best f lies between the ends, and these are worse with disjoint intervals; None below three f.
+
+    Not before all cells that were `asked` for have a row with that value.
+    """
+    own = [row for row in rows if row["regularizer"] in ("", regularizer) and row.get(kid) is not None]
+    there = {_key(row) for row in own}
+    wanted = [cell for cell in asked if cell.regularizer in ("", regularizer)]
+    missing = [cell.name for cell in wanted if (cell.regularizer, cell.f, cell.seed) not in there]
+    if missing and len({cell.f for cell in wanted}) > 2:
+        return f"{regularizer.upper()}: not yet judged: these cells are missing: {', '.join(missing)}."
     values = {f: [row[kid] for row in own if row["f"] == f] for f in sorted({row["f"] for row in own})}
     if len(values) < 3:
         return None

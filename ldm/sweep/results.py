@@ -2,15 +2,21 @@
 
 import csv
 import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
 from ldm.files import replace
-from ldm.sweep.cells import Cell
+from ldm.holding import FolderHeld, held
+from ldm.sweep.cells import Cell, training_of
 
 Row = dict[str, Any]
 KEY = ("regularizer", "f", "seed")
+TEXTS = ("regularizer", "settings", "curve")
+TURN_SECONDS = 120.0  # to wait for others that add to the same file: a dead one counts as gone by then
 
 
 class Results:
@@ -21,9 +27,14 @@ class Results:
             raise UserError(f"results={path}: name a file that ends in .csv")
         self.path = path
         self.points_path = path.with_name(f"{path.stem}_points.csv")
-        self.cells = _read(path)
-        self.points = _read(self.points_path)
+        self._reread()
         self._lock = threading.Lock()
+
+    def _reread(self) -> None:
+        self.cells = _read(self.path, {"steps": int})
+        self.points = _read(self.points_path, {"step": int, "curve": str})
+        if self.cells and not self.points_path.exists():
+            raise UserError(f"{self.points_path}: is missing, the points of the cells in {self.path}; put it there too")
 
     def find(self, cell: Cell) -> Row | None:
         """The row of a finished cell."""
@@ -38,15 +49,22 @@ class Results:
                 f"{settings}; choose another results="
             )
 
-    def steps_of(self, model: str) -> int | None:
-        """The steps that a finished cell of the same model trained."""
-        found = (row for row in self.cells if Cell(row["f"], row["regularizer"], row["seed"]).model == model)
-        return next((row["steps"] for row in found), None)
+    def steps_of(self, model: str, training: str | None) -> int | None:
+        """The steps that a finished cell of the same model, and of the same `training_of` its settings, trained."""
+        for row in self.cells:
+            same = Cell(row["f"], row["regularizer"], row["seed"]).model == model
+            if same and training is not None and training_of(row.get("settings")) == training:
+                return row["steps"]
+        return None
 
     def add(self, cell: Cell, row: Row, points: list[Row]) -> None:
-        """Keep a finished cell, durably; the points come first, so that a row has all of its own."""
+        """Keep a finished cell, durably, beside those that other processes have added since.
+
+        The points come first, so that a row has all of its own. Raises UserError if another process holds the file.
+        """
         key = {"regularizer": cell.regularizer, "f": cell.f, "seed": cell.seed}
-        with self._lock:
+        with self._lock, _turn(self.path):
+            self._reread()
             self.points = [old for old in self.points if not _is(old, cell)] + [{**key, **point} for point in points]
             self.cells = [old for old in self.cells if not _is(old, cell)] + [{**key, **row}]
             _write(self.points_path, self.points)
@@ -57,22 +75,59 @@ def _is(row: Row, cell: Cell) -> bool:
     return (row["regularizer"], row["f"], row["seed"]) == (cell.regularizer, cell.f, cell.seed)
 
 
-def _read(path: Path) -> list[Row]:
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Hold the file at `path`, once other processes that add to it have done so."""
+    last = time.monotonic() + TURN_SECONDS
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(held(path.with_name(f".{path.name}.held"), "adding a cell to the results of"))
+                break
+            except (FolderHeld, FileNotFoundError):  # or the other one removes its folder just now
+                if time.monotonic() > last:
+                    raise
+                time.sleep(0.1)
+        yield
+
+
+def _read(path: Path, needed: Mapping[str, type]) -> list[Row]:
+    """The rows of a file, which have numbers but in `TEXTS`, and something of its type under each name `needed`."""
     if not path.exists():
         return []
+    rows: list[Row] = []
     with path.open(newline="") as file:
-        rows = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
-    for place, row in enumerate(rows, start=2):
-        if not set(KEY) <= row.keys() or type(row["f"]) is not int or type(row["seed"]) is not int:
-            raise UserError(f"{path}, line {place}: not the row of a cell, with {', '.join(KEY)}")
-        row["regularizer"] = row["regularizer"] or ""
+        reader = csv.DictReader(file)
+        try:
+            for texts in reader:
+                rows.append({name: _value(text) for name, text in texts.items()})
+                _check(rows[-1], f"{path}, line {reader.line_num}", needed)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}, after line {reader.line_num}: not to be read as CSV: {error}") from error
     return rows
 
 
-def _value(text: str | None) -> Any:
-    """A number as one; None for nothing."""
+def _check(row: Row, place: str, needed: Mapping[str, type]) -> None:
+    """Raises UserError naming the `place` for what is not a row; the regularizer of pixels becomes ''."""
+    if None in row:
+        raise UserError(f"{place}: has more values than there are names in the first line")
+    if not set(KEY) <= row.keys() or type(row["f"]) is not int or type(row["seed"]) is not int:
+        raise UserError(f"{place}: not the row of a cell, with {', '.join(KEY)}")
+    row["regularizer"] = row["regularizer"] or ""
+    for name, value in row.items():
+        if name not in TEXTS and isinstance(value, str):
+            raise UserError(f"{place}: {name} is {value!r}, and not a number")
+    for name, kind in needed.items():
+        if type(row.get(name)) is not kind or (kind is int and row[name] < 1):
+            raise UserError(f"{place}: {name} is {row.get(name)!r}, which it cannot be")
+
+
+def _value(text: str | list[str] | None) -> Any:
+    """A number as one; None for nothing; the list of values that have no name as it is."""
     if not text:
         return None
+    if isinstance(text, list):
+        return text
     for kind in (int, float):
         try:
             return kind(text)

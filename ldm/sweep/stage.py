@@ -15,7 +15,7 @@ from ldm.latent_cache import encode
 from ldm.loading import load
 from ldm.measuring import conditions
 from ldm.ranks import is_rank_zero
-from ldm.sweep.cells import Cell, Places, cells, diffusion_tree
+from ldm.sweep.cells import Cell, Places, cells, diffusion_tree, moments_every, settings_of
 from ldm.training.callbacks.device_seconds import NAME
 from ldm.training.distributed import process_group
 
@@ -52,10 +52,10 @@ def _measure(tree: Tree, cell: Cell) -> None:
     if cell.f > 1:
         row |= _reconstruction(tree, places.first_stage(cell), folder)
     points: list[Row] = []
-    weights = sorted((run / "weights").glob("step_*.ema.safetensors"))
+    weights = at_moments(tree, run, row["steps"])
     for path in weights:
         point = _quality(tree, folder, path, tree["num_steps"])
-        points.append({"curve": "steps", "step": int(path.name[5:13]), "num_steps": tree["num_steps"], **point})
+        points.append({"curve": "steps", "step": _step(path), "num_steps": tree["num_steps"], **point})
     row |= points[-1] if points else {}
     for count in tree["sampling_steps"]:
         point = _quality(tree, folder, weights[-1], count)
@@ -63,7 +63,7 @@ def _measure(tree: Tree, cell: Cell) -> None:
         points.append(
             {
                 "curve": "speed",
-                "step": int(weights[-1].name[5:13]),
+                "step": _step(weights[-1]),
                 "num_steps": count,
                 "samples_per_second": rate,
                 **point,
@@ -75,7 +75,18 @@ def _measure(tree: Tree, cell: Cell) -> None:
     encoded = read_json(folder / ENCODED)["device_seconds"] if (folder / ENCODED).exists() else 0.0
     row |= {"encode_device_seconds": encoded, "measure_device_seconds": device_clock(device) - began}
     row = {key: value for key, value in row.items() if key not in ("curve", "step")}
-    write_json(folder / MEASURED, {"row": row, "points": points})
+    write_json(folder / MEASURED, {"settings": settings_of(tree, cell), "row": row, "points": points})
+
+
+def at_moments(tree: Tree, run: Path, steps: int) -> list[Path]:
+    """The averaged weights of the moments of a training of `steps`; others are of where it was stopped."""
+    every = moments_every(tree, steps)
+    found = sorted((run / "weights").glob("step_*.ema.safetensors"), key=_step)
+    return [path for path in found if _step(path) % every == 0 or _step(path) == steps]
+
+
+def _step(weights: Path) -> int:
+    return int(weights.name.partition(".")[0].removeprefix("step_"))
 
 
 STAGES = {"encode": _encode, "measure": _measure}
@@ -133,10 +144,11 @@ def _quality(tree: Tree, folder: Path, weights: Path, num_steps: int) -> Row:
 
 def _samples_per_second(tree: Tree, folder: Path, run: Path, num_steps: int) -> float:
     """Throughput of one batch, decoded, by the device's clock, after one to warm up; measured once and kept."""
-    kept = folder / f"speed-{num_steps}_steps.json"
+    device = choose(tree["device"])
+    how = f"{num_steps}_steps-batch_{tree['batch_size']}-scale_{float(tree['scale']):g}-{device.type}"
+    kept = folder / f"speed-{how}.json"
     if kept.exists():
         return read_json(kept)["samples_per_second"]
-    device = choose(tree["device"])
     model = load(run).to(device)
     sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": num_steps})
     guided = sampling.with_scale(tree["scale"])

@@ -15,13 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import instantiate
+from ldm.data.paths import expand
 from ldm.device import choose
 from ldm.errors import UserError
+from ldm.evaluation.stored_reference import facts_of, is_stored
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
-from ldm.launching.local import passing_on
-from ldm.sweep.cells import Cell, Places, cells, check, diffusion_tree, diffusion_words, first_stage_words, settings_of
+from ldm.launching.local import is_stopping, passing_on, stop
+from ldm.sweep.cells import (
+    Cell,
+    Places,
+    cells,
+    check,
+    diffusion_tree,
+    diffusion_words,
+    first_stage_words,
+    moments_every,
+    settings_of,
+    training_of,
+)
 from ldm.sweep.page import write_page
 from ldm.sweep.results import Results
 from ldm.sweep.stage import MEASURED, logged
@@ -46,13 +59,15 @@ def sweep_f(tree: Tree) -> Path | None:
     if not tree["train"] and len(missing) == len(asked):
         raise UserError(f"train=false: none of the {len(asked)} cells is in {results.path}")
     check(tree, missing)
+    if missing and tree["train"]:
+        _check_measurement(tree)
     with held(places.folder, "sweeping into"):
         write_json(places.folder / "sweep.json", tree)
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {results.path}", flush=True)
         sweep = Sweep(tree, places, launch, results)
         with passing_on():
             stopped = sweep.run(missing if tree["train"] else [])
-        if results.cells:
+        if any(results.find(cell) for cell in asked):
             write_page(tree, places.folder, asked, results)
         if sweep.failed:
             raise UserError(f"these cells failed, their messages are above: {', '.join(sweep.failed)}")
@@ -68,10 +83,22 @@ def _check_keys(tree: Tree) -> None:
     for key, least in {"jobs": 1, "moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1}.items():
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")
-    if any(count < 1 for count in tree["sampling_steps"]):
-        raise UserError(f"sampling_steps={tree['sampling_steps']}: none may be below 1")
+    counts = tree["sampling_steps"]
+    if any(type(count) is not int or count < 1 for count in counts):
+        raise UserError(f"sampling_steps={counts}: a list of whole numbers of at least 1")
     if tree["launcher"].get("wait") is False:
         raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
+
+
+def _check_measurement(tree: Tree) -> None:
+    """Raises ValueError for files that measuring would miss, hours later."""
+    against, weights = tree["reference"], tree["metric"].get("path")
+    if is_stored(against):
+        facts_of(against)
+    elif against is not None:
+        expand(against, "reference")
+    if weights is not None and not Path(weights).expanduser().is_file():
+        raise UserError(f"metric.path={weights}: no such file")
 
 
 class Sweep:
@@ -96,17 +123,21 @@ class Sweep:
                 for future in done:
                     future.result()
             except BaseException:  # Ctrl-C reaches the trainings too, which save themselves
-                self._stopping.set()
+                stop()
                 raise
-        return self._stopping.is_set()
+        return self._stops
+
+    @property
+    def _stops(self) -> bool:
+        return self._stopping.is_set() or is_stopping()
 
     def _cell(self, cell: Cell) -> None:
         measured = self.places.measured(cell) / MEASURED
         with closing(self._chain(cell)) as chain:
             for job in chain:
-                if self._stopping.is_set() or not self._done(job, cell):
+                if self._stops or not self._done(job, cell):
                     return
-        if self._stopping.is_set():
+        if self._stops:
             return
         found = read_json(measured)
         self.results.add(cell, {"settings": settings_of(self.tree, cell), **found["row"]}, found["points"])
@@ -115,7 +146,7 @@ class Sweep:
 
     def _chain(self, cell: Cell) -> Generator[Job]:
         """The jobs of a cell one after the other; what a later one needs of an earlier is read when it is asked for."""
-        if (self.places.measured(cell) / MEASURED).exists():
+        if self._measured(cell):
             return
         if cell.f > 1:
             yield Job(self.places.first_stage(cell).name, tuple(first_stage_words(self.tree, cell)))
@@ -128,6 +159,11 @@ class Sweep:
                 steps = self._keep_steps(cell)
         yield Job(self.places.diffusion(cell).name, tuple(diffusion_words(self.tree, cell, _length(self.tree, steps))))
         yield self._stage("measure", cell)
+
+    def _measured(self, cell: Cell) -> bool:
+        """Whether the cell has been measured, and as this sweep would measure it."""
+        path = self.places.measured(cell) / MEASURED
+        return path.exists() and read_json(path).get("settings") == settings_of(self.tree, cell)
 
     def _done(self, job: Job, cell: Cell) -> bool:
         """Run a job; whether it finished."""
@@ -150,10 +186,13 @@ class Sweep:
         """Of the experiment, or of the budget where a cell of the same model has been measured."""
         if self.tree["budget"] == "steps":
             return diffusion_tree(self.tree, cell)["max_steps"]
-        kept = self._kept_steps()
-        return self.results.steps_of(cell.model) or kept.get(cell.model)
+        training = training_of(settings_of(self.tree, cell))
+        kept = self._kept_steps().get(cell.model)
+        own = kept["steps"] if isinstance(kept, dict) and kept["training"] == training else None
+        return self.results.steps_of(cell.model, training) or own
 
-    def _kept_steps(self) -> dict[str, int]:
+    def _kept_steps(self) -> dict[str, Any]:
+        """Of each model the steps that a trial has given, and the training that they are of."""
         path = self.places.folder / "steps.json"
         return read_json(path) if path.exists() else {}
 
@@ -176,13 +215,14 @@ class Sweep:
         costs = [(b - a) / (end - start) for (start, a), (end, b) in itertools.pairwise(rows)]
         steps = max(1, round(self.tree["device_seconds"] / statistics.median(costs[1:] or costs)))
         with self._steps:
-            write_json(self.places.folder / "steps.json", {**self._kept_steps(), cell.model: steps})
+            found = {"steps": steps, "training": training_of(settings_of(self.tree, cell))}
+            write_json(self.places.folder / "steps.json", {**self._kept_steps(), cell.model: found})
         shutil.rmtree(run, ignore_errors=True)
         return steps
 
 
 def _length(tree: Tree, steps: int) -> list[str]:
     """The words of a training of that many steps, with weights kept at each of the moments."""
-    every = -(-steps // tree["moments"])
-    checkpoint = [f"every_steps={every}", f"keep_weights={tree['moments']}"]
+    every = moments_every(tree, steps)
+    checkpoint = [f"every_steps={every}", "keep_weights=1", f"keep_weights_every_steps={every}"]
     return [f"max_steps={steps}", *(f"callback.checkpoint.{word}" for word in checkpoint)]
