@@ -4,6 +4,7 @@ import csv
 import io
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,11 +74,12 @@ def test_what_guides_by_a_likelihood_is_evaluated_too(
 OPTIONS = ["metric.size=32", "num_samples=4", "batch_size=4", "device=cpu"]
 
 
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("sampled")
+
+
 @pytest.fixture
 def sampled_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("sampled")
-
     monkeypatch.setattr(Model, "generate", never)
     monkeypatch.setattr("ldm.evaluation.yardsticks.reference", never)
 
@@ -202,6 +204,20 @@ def test_a_killed_grid_goes_on_and_its_rows_are_those_of_single_curves(
     assert [{**row, "ema": "raw", "num_steps": 2} for row in single] == rows[4:6]
     monkeypatch.setattr(evaluation, "_measure", None)
     assert evaluate(compose("evaluate", grid), yardsticks)[0] == rows
+
+
+def test_ranks_that_do_not_see_the_disk_ask_for_the_references_that_rank_zero_asks_for(tmp_path: Path, monkeypatch):
+    one, other = (untrained_run(tmp_path / name, "data.max_samples=6", "~data.fields.caption") for name in ("a", "b"))
+    asked: list[object] = []
+    by = SimpleNamespace(
+        reference=lambda *given: asked.append(given), backbone=None, alignment=None, device=torch.device("cpu")
+    )
+    monkeypatch.setattr(evaluation, "broadcast", lambda done: [{"1": {}}, *done[1:]])  # by rank 0: the first is done
+    monkeypatch.setattr(evaluation, "measure", lambda *given, **more: never())
+    words = [*OPTIONS, f"model=[{one},{other}]", "guidance.scale=[1]", f"out={tmp_path}/out"]
+    with pytest.raises(AssertionError, match="sampled"):
+        evaluate(compose("evaluate", words), by)
+    assert len(asked) == 1
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")

@@ -96,6 +96,10 @@ def test_the_papers_numbers_stand_beside_those_of_the_same_scale(tmp_path: Path,
         assert [row["paper is"] for row in csv.DictReader(file)] == ["178.22", "247.67", ""]
     [row], _ = evaluate(compose("evaluate", [*words, "guidance.scale=[7]", "protocol.beside=ldm_8_g"]), yardsticks)
     assert row["paper fid"] == 7.76 and "classifier" in row["paper"]
+    shards = annotated_shard(16)
+    [row], _ = evaluate(compose("evaluate", [*words, f"data={shards}", f"reference={shards}"]), yardsticks)
+    assert "samples of data=, not for training samples" in row["comparable"]
+    assert "reference= names, not with the training images" in row["comparable"]
 
 
 # Intervals
@@ -162,7 +166,7 @@ def test_the_influence_of_a_sample_is_the_difference_that_its_weight_makes(count
         more[place] += step
         less[place] -= step
         found.append((distance(more) - distance(less)) / (2 * step) * len(fake))
-    values = torch.tensor(found)
+    values = torch.tensor(found, dtype=torch.float64)
     told = intervals._frechet_influence(real, fake)
     assert torch.allclose(told, values - values.mean(), rtol=1e-3, atol=1e-4 * told.abs().max().item())
 
@@ -283,6 +287,8 @@ def test_a_run_without_an_average_is_measured_raw_and_says_so(tmp_path: Path, ya
         (["metric=inception", "metric.path=nowhere.pth"], r"no Inception weights at nowhere\.pth"),
         (["alignment=open_clip", "alignment.weights=nowhere.pt"], "weights='nowhere.pt'"),
         (["num_samples=3"], "num_samples at least 4"),
+        (["seed=-1"], "seed=-1: must be at least 0"),
+        (["resamples=-1"], "resamples=-1: must be at least 0"),
         (["reference=FEW"], r"reference: at least 4 images .* it has 3"),
         (["model=[AGAIN,AGAIN]"], "model=.*: the same twice"),
     ],

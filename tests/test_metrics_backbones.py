@@ -20,7 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ldm.metrics.alignment_score import HEADS, AlignmentHeads, AlignmentScore, alignment_score, sentence_encoder
 from ldm.metrics.clip_score import open_clip_score
-from ldm.metrics.features import efficientnet_features, inception_features
+from ldm.metrics.features import EfficientNetFeatures, efficientnet_features, inception_features
 from ldm.metrics.quality import sample_quality
 from ldm.metrics.reconstruction import psnr, reconstruction_errors, ssim
 from ldm.networks.efficientnet import EfficientNetLite0
@@ -32,6 +32,14 @@ QUICKSTART = Path(__file__).parents[1] / "data" / "quickstart"
 
 def images(n, size=32, seed=0):
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_classes_are_those_of_32_bits_whatever_the_autocast():
+    backbone = EfficientNetFeatures(EfficientNetLite0().eval())
+    features = torch.randn(4, backbone.dim, generator=torch.Generator().manual_seed(0))
+    expected = backbone.classify(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(backbone.classify(features), expected)
 
 
 # ------------------------------------------------------------------------------------------------ reconstruction

@@ -1,12 +1,14 @@
 """The quality of a run while it trains: stable rows, and a training that is as if nothing had been measured."""
 
 import logging
+import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -39,6 +41,7 @@ OPTIONS = (
     "callback.quality.batch_size=4",
     "callback.quality.max_share=1",
     "callback.checkpoint.every_steps=1",
+    "callback.validation.every_steps=2",
     "callback.checkpoint.keep_weights=4",
     "max_steps=4",
     "optimizer.eps=0.1",  # so that two ranks train as one
@@ -126,7 +129,8 @@ def test_what_a_signal_stops_is_measured_when_the_run_goes_on(measured: Run, tra
     assert_equal_runs(run.folder, measured.folder, 4)
     values = curve(run.folder, KID)
     assert values[2] < values[4] and list(weights.steps(run.folder)) == [2, 4], "the best and the last"
-    assert read_json(weights.steps(run.folder)[2])["validation"][KID] == curve(run.folder, KID)[2]
+    held_out = read_json(weights.steps(run.folder)[2])["validation"]
+    assert held_out[KID] == values[2] and held_out["loss"] == curve(run.folder, "validation/loss")[2]
 
 
 def test_points_that_take_too_long_are_skipped_and_stay_so(train_diffusion: Start, capsys):
@@ -290,6 +294,40 @@ def test_two_ranks_have_the_row_of_one_and_end_together(dies: bool, measured: Ru
 
 def test_the_callback_of_a_run_that_draws_nothing_is_silent(classifier: Run):
     assert classifier.finished and not rows(classifier)
+
+
+def alike(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...] | None = None) -> Quality:
+    """A callback of six samples, of which there are two, on one of three ranks; on the third there are `names`."""
+    quality = Quality.__new__(Quality)
+    quality.every_steps, quality.asked = 2, SimpleNamespace(num_samples=6)
+    quality._judged = SimpleNamespace(names=("kid/a", "lpips_alex"), num_images=2)
+    gathered = "ldm.training.callbacks.quality.gather_objects"
+    monkeypatch.setattr(gathered, lambda own: [own, own, own if names is None else names])
+    return quality
+
+
+def test_ranks_that_would_not_measure_the_same_all_end_before_the_training(monkeypatch: pytest.MonkeyPatch):
+    ranks, task = SimpleNamespace(world_size=3), SimpleNamespace(step=0)
+    for judged in ("there", "not there"):
+        quality = alike(monkeypatch, ("quality/kid/a",) if judged == "there" else ("quality/kid/b",))
+        quality._judged = quality._judged if judged == "there" else None
+        with pytest.raises(
+            UserError, match=r"rank 2 would not measure what rank 0 does \(quality/(lpips_alex|kid/b)\)"
+        ):
+            quality.on_train_start(ranks, task)
+    with pytest.raises(UserError, match="num_samples=6, of which there are 2: at least one for each of the 3 ranks"):
+        alike(monkeypatch).on_train_start(ranks, task)
+
+
+def test_a_value_that_is_no_number_is_never_the_best():
+    quality = Quality.__new__(Quality)
+    quality.best = {}
+    trainer = SimpleNamespace(loggers=[], datamodule=SimpleNamespace(batch_size=4))
+    task = SimpleNamespace(clock=lambda: {"seconds": 1.0, "device_hours": 0.0}, step=1, measuring_seconds=0.5)
+    quality.samples_before = 0
+    for value in (math.nan, 2.0, math.nan, 1.0, 3.0):
+        quality._log(trainer, task, {"kid/a": value}, 0.1)
+    assert quality.best == {"quality/kid/a": 1.0}
 
 
 def test_the_next_point_is_as_far_as_the_share_asks_for(first_stage: Run):

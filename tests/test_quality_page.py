@@ -167,12 +167,14 @@ def test_an_expert_trains_as_if_it_had_not_been_measured_with_others_that_are_na
 ):
     write_manifest(tmp_path / "all.yaml", [tree[0].folder, root.folder])
     more = [f"first_stage={root.tree['first_stage']}", f"branch={root.folder}", "expert.node=[1,0]"]
-    named = f"callback.quality.ensemble={tmp_path / 'all.yaml'}"
-    measured = train("quickstart/expert", tmp_path, *SMALL, *more, named, run="measured")
+    named = [f"callback.quality.ensemble={tmp_path / 'all.yaml'}", "callback.quality.scales=[1]"]
+    measured = train("quickstart/expert", tmp_path, *SMALL, *more, *named, run="measured")
     plain = train("quickstart/expert", tmp_path, *more, "callback.quality.every_steps=null", run="plain")
-    whole = {name.partition("@scale_")[0]: value for name, value in row(root, 4).items() if name.endswith("_1")}
+    whole = {name: value for name, value in row(root, 4).items() if name.endswith("_1")}
     assert row(measured, 2, "quality/parent/") == pytest.approx(whole, rel=1e-4, abs=1e-5)
-    assert row(measured, 2).keys() == whole.keys() and row(measured, 2)[KID[8:]] != whole[KID[8:]]
+    kid = f"{KID.removeprefix('quality/')}@scale_1"
+    assert row(measured, 2).keys() == whole.keys() and row(measured, 2)[kid] != whole[kid]
+    assert curve(measured.folder, "quality/parent/nan_images") == {2: 0}
     assert_same_training(measured, plain)
 
 

@@ -159,6 +159,18 @@ def describe(description: Path) -> dict[str, Any]:
     return metadata
 
 
+def validation(folder: Path, step: int) -> dict[str, float]:
+    """The held-out values that the JSON of a step's set records; {} if there is none or, as is said, it is damaged."""
+    description = folder / f"step_{step:08d}.json"
+    if not description.exists():
+        return {}
+    try:
+        return describe(description).get("validation") or {}
+    except ValueError as error:
+        log.warning("%s; its held-out values are lost", error)
+        return {}
+
+
 def described(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     """The JSON of the set written with a checkpoint, and its tensors on the meta device; None if it was deleted."""
     description = checkpoint.parent.parent / "weights" / f"{checkpoint.stem}.json"

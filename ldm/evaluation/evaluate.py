@@ -54,6 +54,9 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
         if config.exists() and is_first_stage(load_tree(config)):
             return _first_stage(tree, protocol)
+    for key in ("seed", "resamples"):
+        if tree[key] < 0:
+            raise UserError(f"{key}={tree[key]}: must be at least 0")
     asked = _asked_scales(tree["guidance"].get("scale"))
     asked_cells = list(cells(tree))
     device = choose(tree["device"])
@@ -239,7 +242,9 @@ def _measure(
     rank: int, world_size: int,
 ) -> None:  # fmt: skip
     """All that is missing, each rank its share of the samples; each point is kept by rank 0 once it is done."""
-    against = {path: by.reference(images, rank, world_size) for path, (_, images) in sets.items()}
+    # of the curves, which are the same on all ranks: `sets` has more on ranks that do not see what is on disk
+    models = dict.fromkeys(curve.tree["model"] for curve in curves)
+    against = {path: by.reference(sets[path][1], rank, world_size) for path in models}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=rank != 0) as bars:
         total = sum(len(curve.missing) for curve in curves) * tree["num_samples"]

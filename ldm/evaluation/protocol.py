@@ -122,6 +122,10 @@ class Protocol:
         known = images is not None  # published moments do not say it
         other_count = known and bool(self.reference_images) and images not in self.reference_images
         scales = [entry.get("scale", 1.0) for entry in entries.values()]
+        held_out = self.reference == "data"
+        theirs_are = "images of data=" if held_out else "training images"
+        # what is compared with, and whose conditions are drawn for; None: the training images
+        against, drawn_for = (tree[key] for key in ("reference", "data"))
         found = [
             (backbone != BACKBONE, f"measured by {backbone}, the paper's by {BACKBONE}"),
             (samples != self.num_samples, f"{samples} samples, not {self.num_samples}"),
@@ -129,9 +133,11 @@ class Protocol:
             (model.image_size != self.image_size, f"{model.image_size} px, not {self.image_size}"),
             (taken != theirs, f"{taken[1]} steps of {taken[0]}, not {theirs[1]} of {theirs[0]}"),
             (other_count, f"compared with {images} images, not {' or '.join(map(str, self.reference_images))}"),
+            (held_out and drawn_for is None, "drawn for training samples, where data= names held-out ones"),
+            (not held_out and drawn_for is not None, "drawn for the samples of data=, not for training samples"),
             (
-                self.reference == "data" and tree["data"] is None,
-                "drawn for training samples, where data= names held-out ones",
+                against != (drawn_for if held_out else None),
+                f"compared with what reference= names, not with the {theirs_are}",
             ),
             (bool(drawn), f"{' and '.join(sorted(drawn))} drawn by derived=, not read"),
             (not entries, f"nothing is published at scale {row['scale']:g}"),

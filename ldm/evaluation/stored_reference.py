@@ -58,6 +58,7 @@ class StoredReference:
     def __init__(self, path: Path, like: ShardData):
         self.path, self.like = path, like
         self.fields: dict[str, Any] = {}
+        self.framing, self.decoder = like.framing, like.decoder  # how what it is compared with is read
         self.image_size = like.framing.window
         self.num_train = 0  # images, once it is set up
         self.batch_spec: dict[str, str] = {}

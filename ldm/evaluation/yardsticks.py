@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.build import Parts
 from ldm.config import instantiate
-from ldm.evaluation.reference import reference
+from ldm.evaluation.reference import reference, seen_as
 from ldm.evaluation.reference_file import Reference
 from ldm.metrics.alignment_score import AlignmentScore, alignment_score
 from ldm.metrics.features import Features
@@ -28,7 +28,7 @@ class Yardsticks:
 
     def reference(self, data: Any, rank: int = 0, world_size: int = 1) -> Reference:
         """What samples of a model that was trained on `data` are compared with; all ranks ask for it together."""
-        facts = (data.fingerprint, data.num_train, data.image_size, *data.fields)
+        facts = (data.fingerprint, data.num_train, *seen_as(data, self.backbone).items(), *data.fields)
         if facts not in self._references:
             self._references[facts] = reference(data, self.backbone, self.device, rank, world_size)
         return self._references[facts]

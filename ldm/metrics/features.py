@@ -58,7 +58,7 @@ class Features(nn.Module, ABC):
 
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
-        """Class logits [B, classes] of features [B, dim]."""
+        """Class logits [B, classes] of features [B, dim], in fp32 whatever the autocast."""
 
 
 class EfficientNetFeatures(Features):
@@ -84,7 +84,8 @@ class EfficientNetFeatures(Features):
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
-        return self.network.classifier(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.network.classifier(features)
 
 
 class InceptionFeatures(Features):
@@ -112,7 +113,8 @@ class InceptionFeatures(Features):
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
-        return features @ self.network.fc.weight.T  # without the bias, as the published Inception score does
+        with torch.autocast(features.device.type, enabled=False):
+            return features @ self.network.fc.weight.T  # without the bias, as the published Inception score does
 
 
 def efficientnet_features(

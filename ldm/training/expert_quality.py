@@ -21,6 +21,10 @@ class ExpertQuality(Judged):
         return self.company.lacks() or self.together.lacks()
 
     @property
+    def num_images(self) -> int:
+        return self.together.num_images
+
+    @property
     def names(self) -> tuple[str, ...]:
         own = self.together.names
         return (*own, *(PARENT + name for name in own))
@@ -30,7 +34,8 @@ class ExpertQuality(Judged):
             self.together.prepare(ranks)
             self.without.compare_as(self.together)
             row = self.without.measure(ranks)
-        self._parent = {PARENT + name: value for name, value in row.items() if "/" in name}
+        own = {name: value for name, value in row.items() if "/" in name or name == "nan_images"}
+        self._parent = {PARENT + name: value for name, value in own.items()}
 
     def measure(self, ranks: Ranks) -> Row:
         with self.company.on(ranks.device):

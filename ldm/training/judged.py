@@ -74,6 +74,11 @@ class Judged(ABC):
 
     @property
     @abstractmethod
+    def num_images(self) -> int:
+        """How many are made; each rank makes one at least."""
+
+    @property
+    @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The keys of what `measure` gives. It may load networks."""
 

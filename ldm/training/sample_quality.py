@@ -55,6 +55,10 @@ class SampleQuality(Judged):
         return networks.lacks_backbone
 
     @property
+    def num_images(self) -> int:
+        return self.asked.num_samples
+
+    @property
     def names(self) -> tuple[str, ...]:
         networks = self.asked.networks
         backbone = networks.backbone()

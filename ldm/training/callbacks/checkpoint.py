@@ -63,6 +63,7 @@ class Checkpoint(pl.Callback):
         self.background = background
         self.saved_step = -1
         self.before_writing: Callable[[], None] = nothing  # may raise a ValueError: then nothing is written
+        self._known: dict[str, float] = {}  # of the step that is saved: its held-out values from before the run went on
         self._writer = Writer()
 
     def check(self, task: Task) -> None:
@@ -91,7 +92,11 @@ class Checkpoint(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         if task.measured_step == task.step:  # only now: its weights are saved with what was measured
+            with together():
+                known = weights.validation(self.folder / "weights", task.step) if trainer.is_global_zero else {}
+            self._known = known
             self.save(trainer, task)
+            self._known = {}
         inherited = task.step == 0 and task.ema and task.ema.num_updates
         if inherited and task.ema.snapshot_every_steps:  # what the parent's training adds to the averages
             self.snapshot(trainer, task)
@@ -137,6 +142,7 @@ class Checkpoint(pl.Callback):
         facts = {**counters, **task.describe(), **(task.ema.describe() if task.ema else {})}
         facts |= {"base": task.base_digest} if task.frozen else {}
         facts["validation"] = {
+            **self._known,
             **(task.validated if task.validated_step == task.step else {}),
             **(task.measured if task.measured_step == task.step else {}),
         }

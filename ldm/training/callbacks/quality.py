@@ -21,7 +21,7 @@ from ldm.ranks import is_rank_zero
 from ldm.training.callbacks.group import members
 from ldm.training.callbacks.signals import StopOnSignal
 from ldm.training.callbacks.watchdog import Watchdog
-from ldm.training.distributed import broadcast, max_over_ranks
+from ldm.training.distributed import broadcast, gather_objects, max_over_ranks, together
 from ldm.training.judged import FEWEST, Asked, Company, Judged
 from ldm.training.loggers import summarise
 from ldm.training.quality_page import is_metric, log_quality
@@ -102,15 +102,32 @@ class Quality(pl.Callback):
         return () if self._judged is None else tuple(f"quality/{name}" for name in self._judged.names)
 
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
+        if self.every_steps is not None and trainer.world_size > 1:
+            self._check_same()
         if self._judged is None:
             return
-        if trainer.world_size > self.asked.num_samples:
+        asked, there = self.asked.num_samples, self._judged.num_images
+        if trainer.world_size > there:
+            few = "" if there == asked else f", of which there are {there}"
             raise UserError(
-                f"callback.quality.num_samples={self.asked.num_samples}: at least one for each of the "
-                f"{trainer.world_size} ranks"
+                f"callback.quality.num_samples={asked}{few}: at least one for each of the {trainer.world_size} ranks"
             )
         if task.step == self.pending_step:
             self.measure(trainer, task)
+
+    def _check_same(self) -> None:
+        """Raises UserError on all ranks if they would not measure the same: each has looked for weights by itself."""
+        with together():
+            own = self.names
+        every = gather_objects(own)
+        others = [rank for rank, names in enumerate(every) if names != every[0]]
+        if others:
+            unlike = sorted(set(every[0]) ^ set(every[others[0]]))
+            raise UserError(
+                f"callback.quality: rank{'s' * (len(others) > 1)} {', '.join(map(str, others))} would not measure what "
+                f"rank 0 does ({', '.join(unlike)}): fetch the same weights on all nodes (python "
+                "scripts/fetch_pretrained.py), or set callback.quality.every_steps=null"
+            )
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: Task, *_: Any) -> None:
         if self._judged is None or not task.stepped or task.step % self.every_steps:
@@ -173,7 +190,7 @@ class Quality(pl.Callback):
         task.measured = _named(row)
         log_quality(trainer.loggers, {**task.measured, **_named(times), **_named(places)}, task.step)
         for name, value in task.measured.items():
-            if is_metric(name):
+            if is_metric(name) and not math.isnan(value):
                 self.best[name] = (max if larger_is_better(name) else min)(value, self.best.get(name, value))
         summarise(trainer.loggers, {f"best/{name}": value for name, value in self.best.items()})
 
