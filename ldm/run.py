@@ -14,6 +14,7 @@ from ldm import places
 from ldm.checkpoint import identity, resume
 from ldm.compatibility import check_branch
 from ldm.config import completed, dump, load_tree
+from ldm.config.keys import MEASURES
 from ldm.data.seals import sealed
 from ldm.data_places import with_saved_places
 from ldm.device import mixed_precision
@@ -109,7 +110,8 @@ class Run:
             print(f"{self.name}: it had no step yet, and starts anew as the command is now")
         if left:
             print(f"{self.name}: left as they are, not written by a run: {', '.join(left)}")
-        config = dump(redacted({**self.tree, "overwrite": False}))
+        saved = {**self.tree, **dict.fromkeys(MEASURES & self.tree.keys()), "overwrite": False}
+        config = dump(redacted(saved))
         identity.note_config(self.lineage, config)  # first: a config.yaml that the lineage lacks is an edited one
         self.record()
         write_text(self.folder / "config.yaml", config)

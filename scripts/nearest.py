@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     from ldm.evaluation.nearest import nearest_images
     from ldm.evaluation.table import show
 
-    rows, folder = nearest_images(tree)
+    rows, folder = nearest_images(tree, arguments)
     if not rows:
         return 0  # another process writes
     show(rows)

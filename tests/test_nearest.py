@@ -13,6 +13,8 @@ from untrained import untrained_run
 from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.evaluation.nearest import nearest_images
+from ldm.evaluation.reference_file import Reference
+from ldm.metrics.frechet import moments
 from ldm.metrics.nearest import authentic, data_copying, nearest
 from ldm.model import Model
 
@@ -45,6 +47,9 @@ def test_a_copy_is_nearer_to_a_training_image_than_any_other_training_image():
     members = torch.tensor([[0.0], [1.0], [3.0]])
     distances, places = nearest(torch.tensor([[0.1], [2.2], [-1.5]]), members, 1)
     assert authentic(distances[:, 0], places[:, 0], members).tolist() == [False, False, True]
+    twice = members[[0, 0, 1, 2]]
+    distances, places = nearest(torch.tensor([[0.0], [0.1]]), twice, 1)
+    assert authentic(distances[:, 0], places[:, 0], twice).tolist() == [False, True], "an exact copy is one"
 
 
 NINE = "conditioner.label.num_classes=9"
@@ -52,15 +57,16 @@ SMALL = ["num_samples=6", "batch_size=4", "device=cpu", "metric.size=32", "neigh
 HELD_OUT = f"held_out={QUICKSTART}/validation-00000.tar"
 
 
-def tree(model: Path, *words: str) -> dict:
-    return compose("nearest", overriding([f"model={model}", *SMALL, *words]))
+def asked(model: Path, *words: str) -> tuple[dict, list[str]]:
+    given = overriding([f"model={model}", *SMALL, *words])
+    return compose("nearest", given), given
 
 
 def test_a_model_that_copies_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Model, "generate", lambda model, sampling, batch, *_: batch["image"])
     data = ["data.max_samples=40", "data.validation_samples=8"]
     run = untrained_run(tmp_path / "run", NINE, "image_size=32", *data)
-    rows, folder = nearest_images(tree(run, f"out={tmp_path}/out"))
+    rows, folder = nearest_images(*asked(run, f"out={tmp_path}/out"))
     found = {row["metric"].partition("/")[0]: (row["samples"], row["held_out"]) for row in rows}
     assert found["nearer_than_held_out"] == (1, 0.5) and found["data_copying_z"][0] < -3
     assert found["authenticity"][0] == 0 < found["authenticity"][1]
@@ -75,8 +81,17 @@ def test_a_model_that_copies_is_found_out(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_model_that_does_not_is_measured_like_it_and_without_lpips_where_images_are_small(tmp_path: Path):
     run = untrained_run(tmp_path / "run", NINE, "data.max_samples=20")
-    rows, folder = nearest_images(tree(run, f"out={tmp_path}/out", HELD_OUT, "num_steps=2"))
+    rows, folder = nearest_images(*asked(run, f"out={tmp_path}/out", HELD_OUT, "num_steps=2"))
     assert 0 < rows[0]["samples"] < 1 and "lpips_alex" in (folder / "nearest.csv").read_text().splitlines()[0]
+
+
+def test_features_of_some_training_images_only_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    features = torch.zeros(17, 4)
+    some = Reference(features, moments(features), {})
+    monkeypatch.setattr("ldm.evaluation.nearest.reference", lambda *_: some)
+    run = untrained_run(tmp_path / "run", NINE, "data.max_samples=20")
+    with pytest.raises(UserError, match="3 of 20 training images cannot be read"):
+        nearest_images(*asked(run, f"out={tmp_path}/out", HELD_OUT))
 
 
 @pytest.mark.parametrize(
@@ -93,5 +108,5 @@ def test_a_model_that_does_not_is_measured_like_it_and_without_lpips_where_image
 def test_what_cannot_be_compared_is_refused_before_it_is_sampled(tmp_path: Path, run, words, problem):
     model = untrained_run(tmp_path / "run", *run)
     with pytest.raises(UserError, match=problem):
-        nearest_images(tree(model, f"out={tmp_path}/out", *words))
+        nearest_images(*asked(model, f"out={tmp_path}/out", *words))
     assert not (tmp_path / "out").exists()

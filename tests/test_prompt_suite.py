@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from untrained import untrained_run
 
 from ldm.config import compose, overriding
@@ -19,10 +20,10 @@ from ldm.loading import load_drawer
 from ldm.metrics.alignment_score import alignment_score
 from ldm.model import Model
 from ldm.study import drawing, suite
-from ldm.study.grouped import grouped, parts
+from ldm.study.grouped import grouped, parts, table_of
 from ldm.study.names import file_name
 from ldm.study.prompt_set import BUILT_IN, Prompt, categories, read_prompt_set
-from ldm.study.real_pictures import real_picture
+from ldm.study.real_pictures import real_picture, real_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ["conditioner=[text]", "network.attention_factors=[1]"]
@@ -102,13 +103,25 @@ def test_a_set_that_is_wrong_is_named(tmp_path: Path, name: str, content: str | 
 
 @pytest.mark.parametrize(
     ("image", "problem"),
-    [("none.png", r"no image .*none\.png"), ("bad.png", r"bad\.png"), ("s.tar/x.png", r"no image x\.png in .*s\.tar")],
-)
-def test_a_picture_that_is_not_there_is_named(tmp_path: Path, image: str, problem: str):
-    (tmp_path / "bad.png").write_bytes(b"nothing")
-    shutil.copy(BUILT_IN.parent / "validation-00000.tar", tmp_path / "s.tar")
-    with pytest.raises(UserError, match=problem):
-        real_picture(Prompt("a", "b", "c", image), tmp_path, 8)
+    [
+        ("none.png", r"no image .*none\.png"), ("bad.png", r"bad\.png"), ("s.tar/x.png", r"no image x\.png in"),
+        ("../secret.png", "leads out of"), ("{tmp}/secret.png", "leads out of"), ("link.png", "leads out of"),
+        ("link/secret.png", "leads out of"), ("../out.tar/x.png", "leads out of"), ("link.tar/x.png", "leads out of"),
+    ],
+)  # fmt: skip
+def test_a_picture_that_is_not_there_is_named_with_its_row(tmp_path: Path, image: str, problem: str):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"nothing")
+    for file in (folder / "s.tar", tmp_path / "out.tar"):
+        shutil.copy(BUILT_IN.parent / "validation-00000.tar", file)
+    for file in (folder / "good.png", tmp_path / "secret.png"):
+        Image.new("RGB", (9, 9)).save(file)
+    for name, there in (("link.png", "secret.png"), ("link", ""), ("link.tar", "out.tar")):
+        (folder / name).symlink_to(tmp_path / there)
+    prompts = [Prompt("a", "b", "c", each) for each in ("good.png", image.format(tmp=tmp_path))]
+    with pytest.raises(UserError, match=f"prompts: row 2: .*{problem}"):
+        real_pictures(prompts, folder, 8)
 
 
 # Models
@@ -161,6 +174,31 @@ def test_models_are_drawn_once_and_scored_by_category(runs: Path, tmp_path: Path
     assert str(again) == str(more) and len(drawn) == 12
     suite.prompt_suite(*asked(runs, tmp_path / "out", both, "seed=1"))
     assert len(drawn) == 24, "of another seed all are drawn again"
+    (tmp_path / "killed").unlink()
+    del drawn[1:]
+    with pytest.raises(KeyboardInterrupt):
+        suite.prompt_suite(*asked(runs, tmp_path / "out", both, "seed=2"))
+    assert not (folder / "suite.json").exists(), "pictures are never left with the scores of others"
+
+
+def test_other_prompts_are_other_scores(tmp_path: Path):
+    class Lengths(torch.nn.Module):
+        def forward(self, images, captions):
+            return torch.tensor([float(len(caption)) for caption in captions])
+
+    folder = drawing.begin(tmp_path, "real", "identity")
+    Image.new("RGB", (8, 8)).save(folder / file_name(0, 0))
+    for text in ("a", "abc"):
+        found = drawing.scores(folder, [Prompt(text, "c", "g")], 1, Lengths(), {}, 4, torch.device("cpu"))
+        assert found == [[len(text)]]
+
+
+def test_names_are_no_markup_on_the_screen():
+    rows = grouped([Prompt("a", "[red]c", "g")], {"one[/]": [[1.0]]}, "score/toy")
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(table_of(rows))
+    assert "[red]c" in shown.get() and "one[/]" in shown.get()
 
 
 def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
@@ -169,9 +207,8 @@ def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
     for size in (1, 6):
         tree, _ = asked(runs, tmp_path, "x", f"batch_size={size}")
         sampling = drawing.sampling_of(model, {**tree, "guidance": None})
-        drawing.draw(
-            model, sampling, prompts, jobs, tmp_path / str(size), tree, torch.device("cpu"), lambda count: None
-        )
+        counts = drawing.draw(model, sampling, prompts, jobs, tmp_path / str(size), tree, torch.device("cpu"))
+        assert list(counts) == [size] * (6 // size)
     for job in jobs:
         files = [tmp_path / size / file_name(*job) for size in "16"]
         one, other = (torch.tensor(list(Image.open(file).getdata())) for file in files)

@@ -203,6 +203,13 @@ def test_a_rater_in_a_browser_is_measured_as_good_as_he_is(suite: Path, tmp_path
             if place == 20:  # closed, and opened again
                 browser.open((tmp_path / "study" / "study.html").as_uri(), 1400, "light")
                 assert browser.evaluate("document.getElementById('rater').value") == "Ada L."
+                click("anew")  # somebody else at the same browser begins with nothing, and takes nothing from the first
+                browser.evaluate("document.getElementById('rater').value = 'Bo', 0")
+                browser.evaluate("document.getElementById('begin').requestSubmit(), 0")
+                assert browser.evaluate("[rater, answers.length].join()") == "Bo,0"
+                browser.open((tmp_path / "study" / "study.html").as_uri(), 1400, "light")
+                assert browser.evaluate("document.getElementById('go').textContent") == "Begin"
+                browser.evaluate("document.getElementById('rater').value = 'Ada L.', 0")
                 browser.evaluate("document.getElementById('begin').requestSubmit(), 0")
                 if seconds is not None:
                     click("next")

@@ -20,6 +20,12 @@ class Folder:
 
     def find(self, name: str) -> Path:
         """Where the image of that name lies; BadSample if it lies outside, is not there, or cannot be an image."""
+        found = self.inside(name)
+        look_at_image(found)
+        return found
+
+    def inside(self, name: str) -> Path:
+        """The path of that name, whether or not anything is there; BadSample if it leads out of the folder."""
         try:
             path = self._spelled(name)
             inside = self._real(path).startswith(self._root)
@@ -29,9 +35,7 @@ class Folder:
             raise BadSample("image not found") from None
         if not inside:
             raise BadSample("outside images=", "the name leads out of the folder of images; images= has to hold it")
-        found = Path(path)
-        look_at_image(found)
-        return found
+        return Path(path)
 
     def _spelled(self, name: str) -> str:
         """The path under the name as it is, or under a name of the same letters, taken apart or not (NFD, NFC)."""

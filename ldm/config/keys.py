@@ -153,6 +153,9 @@ OWNED = {
     "trainer.reload_dataloaders_every_n_epochs": "data",
     "trainer.barebones": "callback",
 }
+# Groups of what a run measures itself with: asked for whenever it is started, and neither saved nor built from a saved
+# tree, which may be somebody else's and name any file.
+MEASURES = frozenset({"metric", "alignment"})
 # How to set what is neither an option of a group nor a key of a part.
 WAYS = {
     "weak_model": "it compares with a second, worse network; sample.py and scripts/evaluate.py take it as "

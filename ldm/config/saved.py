@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from ldm.config.keys import root_type
+from ldm.config.keys import MEASURES, root_type
 from ldm.config.plugins import check_needed
 from ldm.config.refusals import first_line
 from ldm.config.registry import root
@@ -55,7 +55,8 @@ def load_plain(path: Path, what: str) -> dict[str, Any]:
 def load_tree(path: Path) -> dict[str, Any]:
     """Read a tree that came with a checkpoint: data without aliases or interpolation, checked by the same registry.
 
-    Only what a training run has may be built of it. Raises ValueError naming the file and the key.
+    Only what a training run is made of may be built of it, not what it is measured with. Raises ValueError naming the
+    file and the key.
     """
     tree = load_plain(path, "a run's configuration")
     check_needed(tree, str(path))
@@ -67,7 +68,7 @@ def load_tree(path: Path) -> dict[str, Any]:
                 check_root_key(key, root_type("config", key, default), tree[key])
         for group in choices.keys() & tree.keys():
             _check_group(group, tree[group], several=isinstance(choices[group], list))
-        validate(tree, among=choices)
+        validate(tree, among=choices.keys() - MEASURES)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return tree

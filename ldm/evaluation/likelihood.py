@@ -32,6 +32,7 @@ from ldm.evaluation.table import write_csv
 from ldm.files import replace, write_json
 from ldm.holding import held
 from ldm.loading import load_drawer
+from ldm.measuring import Ranks, in_rounds
 from ldm.model import Model
 from ldm.training.distributed import collect, process_group, together
 
@@ -61,18 +62,20 @@ def measure_likelihood(tree: dict[str, Any]) -> tuple[list[Row], Path]:
                 stack.enter_context(held(folder, "evaluating into"))
             kept = folder / "kept" / _identity(tree, model, data)
             loader = data.statistics_loader if tree["data"] else data.validation_loader
-            parts: list[Costs] = []
-            keys: dict[int, str] = {}
-            for costs, batch in _measured(
-                meter, loader(rank, world_size, tree["batch_size"], count), kept, device, (rank, world_size, count)
-            ):
+            batches = loader(rank, world_size, tree["batch_size"], count)
+        parts: list[Costs] = []
+        keys: dict[int, str] = {}
+        source = _measured(meter, batches, kept, device, (rank, world_size, count))
+        for found, mine in in_rounds(source, Ranks(device, rank, world_size)):
+            if mine:
+                costs, batch = found
                 parts.append(costs)
                 keys |= dict(zip(costs["index"].tolist(), batch["key"], strict=True))
         every = collect((parts, keys))
         if rank:
             return [], folder
-        found = [costs for own, _ in every for costs in own]
-        whole = {name: torch.cat([costs[name] for costs in found]) for name in found[0]}
+        measured = [costs for own, _ in every for costs in own]
+        whole = {name: torch.cat([costs[name] for costs in measured]) for name in measured[0]}
         order = whole["index"].argsort()
         whole = {name: value[order] for name, value in whole.items()}
         return _write(folder, tree, meter, whole, {i: key for _, own in every for i, key in own.items()}, data), folder

@@ -4,6 +4,7 @@ Nearest is by the features of a backbone, as in LDM's figures 32 to 34 (there VG
 metrics/nearest.py. Under several processes each makes its share of the samples, and the first one compares.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ldm.build import Parts
-from ldm.config import accepts, instantiate
+from ldm.config import instantiate
 from ldm.data.errors import printable
 from ldm.data.module import ShardData
 from ldm.device import choose
@@ -27,11 +28,12 @@ from ldm.files import write_json
 from ldm.holding import held
 from ldm.images import grid, save_image, to_uint8
 from ldm.loading import load_drawer
-from ldm.measuring import conditions, in_order
+from ldm.measuring import Ranks, conditions, in_order, in_rounds
 from ldm.metrics.features import Features
 from ldm.metrics.nearest import authentic, data_copying, nearest
 from ldm.model import Model
 from ldm.networks.lpips import pretrained_lpips
+from ldm.request import asked_guidance
 from ldm.sampling import Sampling
 from ldm.training.distributed import process_group, together
 
@@ -41,12 +43,14 @@ SHOWN = 8  # samples of each kind on the sheet
 SHOWN_PX = 64  # smaller images are enlarged to about this
 
 
-def nearest_images(tree: dict[str, Any]) -> tuple[list[Row], Path]:
-    """Sample the model of `tree` (conf/nearest.yaml) and look for its samples among its training images.
+def nearest_images(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[list[Row], Path]:
+    """Sample the model of `tree` (conf/nearest.yaml, which `words` made) and look for its samples among its training
+    images.
 
     Returns rows (metric, samples, held_out) and their folder: ``nearest.csv``, ``distances.csv``, ``memorisation.csv``
     and ``.json``, and ``nearest.png``. No rows on ranks but 0; an error of one is raised on all.
     """
+    tree = {**tree, "guidance": asked_guidance(words, tree["guidance"])}
     path, device = Path(tree["model"]).expanduser(), choose(tree["device"])
     if min(tree["num_samples"], tree["neighbours"]) < 1:
         raise UserError(f"num_samples={tree['num_samples']}, neighbours={tree['neighbours']}: must be at least 1")
@@ -66,7 +70,8 @@ def nearest_images(tree: dict[str, Any]) -> tuple[list[Row], Path]:
             backbone = instantiate(tree["metric"], Parts(tree), "metric").to(device)
         against = reference(model.data, backbone, device, rank, world_size)
         with together():
-            *made, numbers = _samples(model, sampling, data, backbone, tree, device, rank, world_size)
+            _check_whole(against, model.data)
+        *made, numbers = _samples(model, sampling, data, backbone, tree, Ranks(device, rank, world_size))
         images, features = (in_order(rows, numbers) for rows in made)
         if rank:
             return [], folder
@@ -76,10 +81,7 @@ def nearest_images(tree: dict[str, Any]) -> tuple[list[Row], Path]:
 
 
 def _sampling(model: Drawer, tree: dict[str, Any]) -> Sampling:
-    scale = tree["guidance"].get("scale")
-    if scale is not None and not accepts(float, scale):
-        raise UserError(f"guidance.scale={scale}: expected a number")
-    sampling = model.sampling({**tree, "guidance": tree["guidance"] or None})
+    sampling = model.sampling(tree)
     model.left_out(sampling)
     return sampling
 
@@ -99,22 +101,35 @@ def _check(model: Drawer, data: ShardData, sampling: Sampling, tree: dict[str, A
         raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")
 
 
+def _check_whole(known: Reference | None, data: ShardData) -> None:
+    """Raises UserError unless there are features, which rank 0 has, of every training image: places are theirs."""
+    count = data.num_train if known is None or known.features is None else len(known.features)
+    if count != data.num_train:
+        raise UserError(
+            f"{data.num_train - count} of {data.num_train} training images cannot be read, which "
+            "data.max_bad_fraction allows a run, and here not: mend their shards, or leave them out when they are made"
+        )
+
+
 @torch.no_grad()
 def _samples(
-    model: Drawer, sampling: Sampling, data: ShardData, backbone: Features, tree: dict[str, Any], device: torch.device,
-    rank: int, world_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """This rank's samples, uint8 [N, 3, H, W], their features [N, D] and their numbers [N]."""
+    model: Drawer, sampling: Sampling, data: ShardData, backbone: Features, tree: dict[str, Any], ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's samples, uint8 [N, 3, H, W], their features [N, D] and their numbers [N]; ranks are in step."""
     images, features, places = [], [], []
+    device, rank, world_size = ranks.device, ranks.rank, ranks.world_size
     with Progress(disable=rank != 0) as bars:
         bar = bars.add_task(f"sampling {model.name}", total=tree["num_samples"])
-        for batch, numbers in conditions(data, tree["num_samples"], tree["batch_size"], rank, world_size):
-            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            made = model.generate(sampling, batch, numbers.to(device), tree["seed"])
-            images.append(to_uint8(made).cpu())
-            features.append(backbone(made).cpu())
-            places.append(numbers)
-            bars.advance(bar, len(numbers) * world_size)
+        batches = conditions(data, tree["num_samples"], tree["batch_size"], rank, world_size)
+        for (batch, numbers), own in in_rounds(batches, ranks):
+            with together():
+                if own:
+                    batch = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()}
+                    made = model.generate(sampling, batch, numbers.to(device), tree["seed"])
+                    images.append(to_uint8(made).cpu())
+                    features.append(backbone(made).cpu())
+                    places.append(numbers)
+                    bars.advance(bar, len(numbers) * world_size)
     return torch.cat(images), torch.cat(features), torch.cat(places)
 
 

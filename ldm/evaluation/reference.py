@@ -18,6 +18,7 @@ from ldm.data.module import ShardData
 from ldm.errors import UserError
 from ldm.evaluation.reference_file import Provenance, Reference, read_reference, write_reference
 from ldm.evaluation.spool import Spool, merged
+from ldm.measuring import Ranks, in_rounds
 from ldm.metrics.features import Features
 from ldm.networks.downloads import cache_folder
 from ldm.training.distributed import broadcast, together
@@ -64,7 +65,10 @@ def make_reference(
     """
     with together():
         spool = Spool(path.absolute().parent)
-        for batch in batches:
+    for batch, own in in_rounds(batches, Ranks(device, rank)):
+        with together():
+            if not own:
+                continue
             rows = backbone(batch["image"].to(device)).float()
             for place in (~rows.isfinite().all(1)).nonzero().flatten().tolist():
                 raise UserError(

@@ -58,8 +58,8 @@ def data_copying(samples: Tensor, held_out: Tensor) -> tuple[float, float]:
 def authentic(distances: Tensor, places: Tensor, members: Tensor, chunk_samples: int = 4096) -> Tensor:
     """Which of N images are no copies, bool [N]: of `distances` and `places` [N] of their nearest of members [M, D].
 
-    An image is a copy if it is nearer to its nearest training image than that one is to any other training image.
+    An image is a copy if it is no farther from its nearest training image than that one is from any other one.
     """
     own, back = places.unique(return_inverse=True)
     spaces = nearest(members[own], members, 2, chunk_samples)[0][:, 1]  # the nearest of all is the image itself
-    return distances >= spaces[back]
+    return distances > spaces[back]

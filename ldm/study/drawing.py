@@ -6,7 +6,7 @@ Picture n of prompt p has noise p N + n of the seed, N pictures a prompt, whatev
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.files import discard, read_json, write_json
 from ldm.images import save_image
+from ldm.measuring import Ranks, in_rounds
 from ldm.sampling import Sampling
-from ldm.study.names import file_name
+from ldm.study.names import INDEX, file_name
 from ldm.study.prompt_set import Prompt
 from ldm.training.distributed import broadcast, collect, together
 
 DRAWN = "drawn.json"  # what the pictures of a folder depend on
 SCORES = "scores.json"
-Advance = Callable[[int], None]
 
 
 def sampling_of(model: Drawer, tree: Mapping[str, Any]) -> Sampling:
@@ -56,16 +56,22 @@ def identity_of(model: Drawer, tree: Mapping[str, Any], prompts: Sequence[Prompt
     return digest({**facts, **{key: tree[key] for key in keys}})
 
 
-def begin(folder: Path, identity: str) -> None:
-    """Make `folder` the pictures' of this identity, without any of another. Raises UserError for one of other files."""
+def begin(suite: Path, name: str, identity: str) -> Path:
+    """Make the folder of pictures of this name and identity in `suite`, without any of another; returns it.
+
+    Where there are others, the suite's index goes with them: it has their scores. Raises UserError for files of others.
+    """
+    folder = suite / "images" / name
     note = folder / DRAWN
     if note.exists() and read_json(note).get("identity") == identity:
-        return
+        return folder
     if folder.exists() and not note.exists() and any(folder.iterdir()):
         raise UserError(f"out: {folder} has files of another kind, which stay; say another out=")
     if folder.exists():
+        (suite / INDEX).unlink(missing_ok=True)
         discard(folder)
     write_json(note, {"identity": identity})
+    return folder
 
 
 def missing(folder: Path, jobs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -75,9 +81,12 @@ def missing(folder: Path, jobs: Sequence[tuple[int, int]]) -> list[tuple[int, in
 
 def draw(
     model: Drawer, sampling: Sampling, prompts: Sequence[Prompt], jobs: Sequence[tuple[int, int]], folder: Path,
-    tree: Mapping[str, Any], device: torch.device, advance: Advance,
-) -> None:  # fmt: skip
-    """Write the pictures of `jobs`. Raises NotFinite, which names the prompts, for a batch with some that are not."""
+    tree: Mapping[str, Any], device: torch.device,
+) -> Iterator[int]:  # fmt: skip
+    """Write the pictures of `jobs`, batch by batch; yields how many are new.
+
+    Raises NotFinite, which names the prompts, for a batch with some that are not.
+    """
     for start in range(0, len(jobs), tree["batch_size"]):
         part = jobs[start : start + tree["batch_size"]]
         numbers = torch.tensor([place * tree["num_images"] + number for place, number in part], device=device)
@@ -85,7 +94,7 @@ def draw(
         images = model.generate(sampling, {"caption": captions}, numbers, tree["seed"])
         for image, job in zip(images, part, strict=True):
             save_image(folder / file_name(*job), image)
-        advance(len(part))
+        yield len(part)
 
 
 @torch.no_grad()
@@ -99,18 +108,21 @@ def scores(
     """
     kept = folder / SCORES
     with together():
-        identity = digest([read_json(folder / DRAWN)["identity"], facts])
+        drawn = read_json(folder / DRAWN)["identity"]
+        identity = digest([drawn, [prompt.prompt for prompt in prompts], facts])
         found = read_json(kept) if rank == 0 and kept.exists() else {}
     if broadcast(found.get("identity") == identity):
         return found.get("scores", [])
+    jobs = [(place, number) for place in range(len(prompts)) for number in range(num_images)][rank::world_size]
+    own: dict[tuple[int, int], float] = {}
+    batches = (jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size))
+    for part, mine in in_rounds(batches, Ranks(device, rank, world_size)):
+        with together():
+            if mine:
+                images = to_tensor([_pixels(folder / file_name(*job)) for job in part]).to(device)
+                values = alignment(images, [prompts[place].prompt for place, _ in part]).tolist()
+                own |= dict(zip(part, values, strict=True))
     with together():
-        jobs = [(place, number) for place in range(len(prompts)) for number in range(num_images)][rank::world_size]
-        own: dict[tuple[int, int], float] = {}
-        for start in range(0, len(jobs), batch_size):
-            part = jobs[start : start + batch_size]
-            images = to_tensor([_pixels(folder / file_name(*job)) for job in part]).to(device)
-            values = alignment(images, [prompts[place].prompt for place, _ in part]).tolist()
-            own |= dict(zip(part, values, strict=True))
         for (place, number), value in own.items():
             if not math.isfinite(value):
                 raise UserError(f"{folder / file_name(place, number)}: its alignment is {value}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Column, Table
 
 from ldm.study.intervals import Estimate, bootstrap_mean
@@ -59,10 +60,10 @@ def grouped(prompts: Sequence[Prompt], found: Scores, metric: str) -> list[Row]:
 def table_of(rows: Sequence[Row]) -> Table:
     """The rows of `grouped` with a column for each model, for a screen; what is too wide takes two lines."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    table = Table("", "prompts", *[Column(model, overflow="fold") for model in models])
+    table = Table("", "prompts", *[Column(escape(model), overflow="fold") for model in models])
     for start in range(0, len(rows), len(models)):
         own = rows[start : start + len(models)]
         metric = next(name for name in own[0] if "/" in name)
         shown = [str(Estimate(row[metric], row["low"], row["high"])) for row in own]
-        table.add_row(own[0]["name"], str(own[0]["prompts"]), *shown, end_section=own[0]["level"] == "all")
+        table.add_row(escape(own[0]["name"]), str(own[0]["prompts"]), *shown, end_section=own[0]["level"] == "all")
     return table

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import rich.table
+from rich.markup import escape
 
 from ldm.evaluation.table import write_csv
 from ldm.report.interval_dots import interval_dots
@@ -53,7 +54,7 @@ def table_of(rows: Sequence[Row]) -> rich.table.Table:
     )
     for row in rows:
         shown = f"{row['measure']} {estimate(row)}"
-        table.add_row(row["task"], row["model"], row["against"], str(row["answers"]), shown)
+        table.add_row(row["task"], escape(row["model"]), escape(row["against"]), str(row["answers"]), shown)
     return table
 
 

@@ -4,12 +4,11 @@ Stopped and started again it goes on; a model more, or another alignment, makes 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
@@ -24,12 +23,13 @@ from ldm.files import write_json
 from ldm.holding import held
 from ldm.images import save_image
 from ldm.loading import load_drawer
+from ldm.measuring import Ranks, in_rounds
 from ldm.request import asked_guidance
 from ldm.study import drawing
 from ldm.study.grouped import Row, grouped, single
 from ldm.study.names import INDEX, file_name
 from ldm.study.prompt_set import BUILT_IN, REAL, Prompt, read_prompt_set
-from ldm.study.real_pictures import real_picture
+from ldm.study.real_pictures import real_pictures
 from ldm.study.suite_page import write_page
 from ldm.training.distributed import process_group, together
 
@@ -54,16 +54,15 @@ def prompt_suite(tree: dict[str, Any], words: Sequence[str]) -> tuple[list[Row],
         with together():
             identities, size = _checked(tree, paths, prompts)
             alignment = instantiate(tree["alignment"], Parts(tree), "alignment").to(device)
-            pictures = [real_picture(prompt, source.parent, size) for prompt in prompts if prompt.image]
+            pictures = real_pictures([prompt for prompt in prompts if prompt.image], source.parent, size)
             if rank == 0:
                 stack.enter_context(held(folder, "evaluating into"))
                 for name, identity in identities.items():
-                    drawing.begin(folder / "images" / name, identity)
+                    drawing.begin(folder, name, identity)
                 if pictures:
-                    _write_real(folder / "images" / REAL, pictures)
+                    _write_real(folder, pictures)
         for path, name in zip(paths, identities, strict=True):
-            with together():
-                _draw(tree, path, prompts, folder / "images" / name, device, rank, world_size)
+            _draw(tree, path, prompts, folder / "images" / name, Ranks(device, rank, world_size))
         numbers = {**({REAL: 1} if pictures else {}), **dict.fromkeys(identities, tree["num_images"])}
         found = {
             name: drawing.scores(
@@ -101,27 +100,27 @@ def _name(path: str, model: Drawer) -> str:
     return f"{model.name}-{file.stem}" if file.suffix == ".safetensors" else model.name
 
 
-def _draw(
-    tree: Mapping[str, Any], path: str, prompts: Sequence[Prompt], folder: Path, device: torch.device, rank: int,
-    world_size: int,
-) -> None:  # fmt: skip
+def _draw(tree: Mapping[str, Any], path: str, prompts: Sequence[Prompt], folder: Path, ranks: Ranks) -> None:
     """This rank's share of the pictures that a model has not drawn yet; it is loaded only if there are any."""
     jobs = [(place, number) for place in range(len(prompts)) for number in range(tree["num_images"])]
-    own = drawing.missing(folder, jobs[rank::world_size])
-    if not own:
-        return
-    model = _load(tree, path).to(device).tuned(tree["compile"])
-    with Progress(*COLUMNS, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=rank != 0) as bars:
-        bar = bars.add_task(f"drawing {model.name}", total=len(own))
-        sampling = drawing.sampling_of(model, tree)
-        drawing.draw(model, sampling, prompts, own, folder, tree, device, lambda count: bars.advance(bar, count))
+    own = drawing.missing(folder, jobs[ranks.rank :: ranks.world_size])
+    drawn: Iterator[int] = iter(())
+    with together():
+        if own:
+            model = _load(tree, path).to(ranks.device).tuned(tree["compile"])
+            drawn = drawing.draw(model, drawing.sampling_of(model, tree), prompts, own, folder, tree, ranks.device)
+    shown = bool(own) and ranks.rank == 0
+    with Progress(*COLUMNS, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=not shown) as bars:
+        bar = bars.add_task(f"drawing {folder.name}", total=len(own))
+        for count, mine in in_rounds(drawn, ranks):
+            bars.advance(bar, count if mine else 0)
 
 
-def _write_real(folder: Path, pictures: Sequence[Any]) -> None:
+def _write_real(suite: Path, pictures: Sequence[Any]) -> None:
     """The real pictures, one of each prompt."""
     images = to_tensor(list(pictures))
     content = b"".join(picture.tobytes() for picture in pictures)
-    drawing.begin(folder, hashlib.sha256(content).hexdigest())
+    folder = drawing.begin(suite, REAL, hashlib.sha256(content).hexdigest())
     for place, image in enumerate(images):
         if not (folder / file_name(place, 0)).exists():
             save_image(folder / file_name(place, 0), image)
