@@ -52,7 +52,8 @@ def checkpoint(run: Run, step: int, samples_seen: int) -> Path:
 
 
 def test_opening_a_run_writes_nothing_and_beginning_it_makes_the_folder(base, tmp_path):
-    run = open_run({**base, "runs_dir": str(tmp_path)}, "a")
+    measures = {"_target_": "ldm.metrics.alignment_score.alignment_score", "path": None}  # asked for at each start
+    run = open_run({**base, "runs_dir": str(tmp_path), "alignment": measures}, "a")
     assert list(tmp_path.iterdir()) == []
     run.begin()
     assert run.folder == tmp_path / "a" and run.name == "a"
