@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from ldm.data.encoding import EncodingStream
 from ldm.data.errors import SkipLog
 from ldm.data.streams import PassStream, TrainStream
-from ldm.data.workers import Alarm, leave_signals_to_parent
+from ldm.data.workers import Alarm, leave_signals_to_parent, sigterm_held
 
 
 class Batches:
@@ -44,7 +44,8 @@ class Batches:
 
     def _from_workers(self) -> Iterator[dict[str, Any]]:
         """The loader's batches, with a timeout of `timeout_seconds` for each."""
-        alarm, batches = Alarm(self.timeout_seconds), iter(self.loader)
+        with sigterm_held():
+            alarm, batches = Alarm(self.timeout_seconds), iter(self.loader)
         try:
             for number in count():
                 with alarm.waiting_for(number % self.loader.num_workers):

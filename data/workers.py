@@ -23,6 +23,19 @@ class WorkerError(UserError):
     """A data worker hangs or was killed; the message names it and the way out."""
 
 
+@contextmanager
+def sigterm_held() -> Iterator[None]:
+    """While workers are forked: what libraries start in them at once, threads, has SIGTERM blocked as they have.
+
+    It would end the worker through any thread that has not. One for this process waits until the block is left.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_parent(worker: int) -> None:
     """Let a worker end only when its parent says so: a signal to the whole group must not break the save it asks for.
 

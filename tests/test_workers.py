@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.data import IterableDataset
 
 from ldm.data.batches import Batches
 from ldm.data.errors import SkipLog
-from ldm.data.workers import WorkerError, failures_named, leave_signals_to_parent
+from ldm.data.workers import WorkerError, failures_named, leave_signals_to_parent, sigterm_held
 
 FORK = multiprocessing.get_context("fork")
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -77,10 +78,27 @@ def _lose_a_worker(number: int) -> None:
     os._exit(0)
 
 
-def test_signals_of_others_do_not_end_a_worker_and_its_parent_does():
+def _as_libraries_do() -> None:
+    """Some start a thread in each forked process, before any of our code runs there."""
+    if BUSY:
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+
+BUSY: list[bool] = []
+os.register_at_fork(after_in_child=_as_libraries_do)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_signals_of_others_do_not_end_a_worker_and_its_parent_does(busy: bool):
     ready = FORK.Event()
-    process = FORK.Process(target=_wait, args=(ready,), daemon=True)
-    process.start()
+    BUSY[:] = [True] * busy
+    try:
+        with sigterm_held():
+            process = FORK.Process(target=_wait, args=(ready,), daemon=True)
+            process.start()
+    finally:
+        BUSY.clear()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert ready.wait(60)
     for name in ("TERM", "INT", "USR1"):
         subprocess.run(["kill", f"-{name}", str(process.pid)], check=True)
