@@ -13,6 +13,7 @@ from ldm.checkpoint.weights import Weights
 from ldm.data.module import ShardData
 from ldm.diffusion.denoiser import Denoise
 from ldm.editing import Edit
+from ldm.errors import UserError
 from ldm.generate import Size
 from ldm.sampling import Sampling
 
@@ -89,3 +90,9 @@ class Drawer(Protocol):
 
     def tuned(self, compile: bool = False) -> Self:
         """Itself, with its networks laid out for its device (layers.tuned); call it after `to`."""
+
+
+def check_conditions(model: Drawer, batch_spec: Mapping[str, Any], sampling: Sampling) -> None:
+    """Raises ValueError unless batches of `batch_spec` {field: what it is} give the conditions that `model` uses."""
+    for name, field in model.missing(batch_spec, sampling).items():
+        raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")

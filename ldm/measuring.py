@@ -25,6 +25,7 @@ Draw = Callable[[Batch, Tensor], Tensor]
 Beside = Callable[[Tensor, Batch, Features], dict[str, Tensor]]
 FEATURES, ALIGNMENT = "features", "alignment"  # columns of their own
 GOES_ON, STOPS = 1, 2
+FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from ldm.build import Parts, is_first_stage
 from ldm.config import accepts, instantiate, load_tree, meant
 from ldm.data.module import ShardData
 from ldm.device import choose
-from ldm.drawer import Drawer
+from ldm.drawer import Drawer, check_conditions
 from ldm.errors import UserError
 from ldm.evaluation.curves import Curve, Row, curve_keys, write
 from ldm.evaluation.first_stage import evaluate_first_stage
 from ldm.evaluation.grid import Cell, cells, with_classes
-from ldm.evaluation.guidance_curve import FEWEST, LOST, alignment_key, measure
+from ldm.evaluation.guidance_curve import LOST, measure
 from ldm.evaluation.paired import Paired, check_paired
 from ldm.evaluation.points import KEPT, identity_of, keep, others, points_of
 from ldm.evaluation.protocol import COUNTS, SAMPLES, Protocol
@@ -29,6 +29,7 @@ from ldm.evaluation.stored_reference import UNKNOWN, StoredReference, is_stored,
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
 from ldm.loading import load_drawer
+from ldm.measuring import FEWEST, alignment_key
 from ldm.sampling import Sampling
 from ldm.training.distributed import broadcast, process_group, together
 
@@ -218,8 +219,7 @@ def _against(data: ShardData, given: str | list[str] | None) -> ShardData | Stor
 
 def _check_fields(curve: Curve, spec: dict[str, str]) -> None:
     """Raises ValueError unless the data give what the model of a curve is conditioned on."""
-    for name, field in curve.model.missing(spec, curve.sampling).items():
-        raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")
+    check_conditions(curve.model, spec, curve.sampling)
     for field in curve.sampling.fields - spec.keys():
         raise UserError(f"loss_guidance reads {field!r}, which data.fields of the run does not give")
 

@@ -18,13 +18,12 @@ from ldm.evaluation.intervals import mean_interval, set_intervals
 from ldm.evaluation.paired import Paired
 from ldm.evaluation.reference import Reference
 from ldm.generate import NotFinite
-from ldm.measuring import Made, Ranks, alignment_key, make, row_of
+from ldm.measuring import FEWEST, Made, Ranks, alignment_key, make, row_of
 from ldm.metrics.features import Features
 from ldm.sampling import Sampling
 from ldm.training.distributed import broadcast, gather_objects
 
 Point = dict[str, float]
-FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
 LOST = "nan_images"  # the column of how many samples were not finite
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from ldm.data.errors import printable
 from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.diffusion.likelihood import Bound, middles
-from ldm.drawer import Drawer
+from ldm.drawer import Drawer, check_conditions
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.evaluation.nats import Costs, Meter, of_pixels
@@ -113,8 +113,7 @@ def _held_out(model: Drawer, tree: dict[str, Any], meter: Meter) -> tuple[ShardD
     spec = data.batch_spec
     if meter.first_stage.key not in spec:
         raise UserError("data.with_images=false: there are no images, of which the likelihood is taken")
-    for name, field in model.missing(spec, meter.sampling).items():
-        raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")
+    check_conditions(model, spec, meter.sampling)
     return data, count
 
 

@@ -18,7 +18,7 @@ from ldm.config import instantiate
 from ldm.data.errors import printable
 from ldm.data.module import ShardData
 from ldm.device import choose
-from ldm.drawer import Drawer
+from ldm.drawer import Drawer, check_conditions
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.evaluation.reference import reference
@@ -97,8 +97,7 @@ def _check(model: Drawer, data: ShardData, sampling: Sampling, tree: dict[str, A
         raise UserError(f"neighbours={tree['neighbours']}: there are {model.data.num_train} training images")
     if not tree["held_out"] and not model.data.num_validation:
         raise UserError(f"model={tree['model']}: it has no held-out images; name some with held_out=")
-    for name, field in model.missing(data.batch_spec, sampling).items():
-        raise UserError(f"conditioner.{name} reads {field!r}, which data.fields of its run does not give")
+    check_conditions(model, data.batch_spec, sampling)
 
 
 def _check_whole(known: Reference | None, data: ShardData) -> None:

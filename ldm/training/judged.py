@@ -13,8 +13,6 @@ from ldm.measuring import Batch, Ranks, Row
 from ldm.metrics.networks import MetricNetworks
 from ldm.sampling import Sampling
 
-FEWEST = 4  # samples, and images to compare them with: precision asks for the third neighbour
-
 
 class Company(ABC):
     """Others that draw outside the intervals of the expert in training, and without it everywhere."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.measuring import Ranks, Row, in_order, in_rounds
+from ldm.measuring import FEWEST, Ranks, Row, in_order, in_rounds
 from ldm.metrics.reconstruction import ERRORS
 from ldm.metrics.reconstruction_quality import Reconstructions, reconstruction_quality
 from ldm.networks.downloads import locate
 from ldm.networks.lpips import LPIPS, TRUNKS, pretrained_lpips
 from ldm.training.distributed import collect, together
-from ldm.training.judged import FEWEST, Asked, Judged
+from ldm.training.judged import Asked, Judged
 
 log = logging.getLogger(__name__)
 NET = "alex"  # of LPIPS, as published for measuring

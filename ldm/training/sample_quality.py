@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.generate import NotFinite
-from ldm.measuring import Made, Ranks, Row, alignment_key, look_at, make, row_of
+from ldm.measuring import FEWEST, Made, Ranks, Row, alignment_key, look_at, make, row_of
 from ldm.metrics.quality import METRICS
 from ldm.ranks import is_rank_zero
 from ldm.sampling import Sampling
-from ldm.training.judged import FEWEST, Asked, Judged
+from ldm.training.judged import Asked, Judged
 
 log = logging.getLogger(__name__)
 # Images [B, 3, H, W] for a recipe, a batch, the numbers [B] of what is drawn, and a seed.

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from ldm.data.module import ShardData
 from ldm.errors import UserError
-from ldm.measuring import Ranks, Row, Stopped
+from ldm.measuring import FEWEST, Ranks, Row, Stopped
 from ldm.metrics.directions import larger_is_better
 from ldm.metrics.networks import MetricNetworks
 from ldm.ranks import is_rank_zero
@@ -22,7 +22,7 @@ from ldm.training.callbacks.group import members
 from ldm.training.callbacks.signals import StopOnSignal
 from ldm.training.callbacks.watchdog import Watchdog
 from ldm.training.distributed import broadcast, gather_objects, max_over_ranks, together
-from ldm.training.judged import FEWEST, Asked, Company, Judged
+from ldm.training.judged import Asked, Company, Judged
 from ldm.training.loggers import summarise
 from ldm.training.quality_page import is_metric, log_quality
 from ldm.training.task import Task
