@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from documents import PAGES, REASONS, ROOT, anchors, blocks, commands, links, prose
-from toy_commands import Workshop, check, documented
+from toy_commands import Workshop, check, documented, makes
 from toys import EXPERIMENTS
 
 from ldm.config import use_plugins
@@ -90,6 +90,16 @@ def test_what_is_only_parsed_says_why_and_is_the_smaller_part():
 @pytest.mark.parametrize("command", [c for c in documented(PAGES) if not c.runs or c.script == "make"], ids=str)
 def test_what_is_only_parsed_has_keys_that_there_are(command):
     check(command)
+
+
+def test_a_run_has_one_name_on_all_pages():
+    """Two commands that give a run of theirs one name are refused by the second, for readers as in the tests."""
+    trained = [command for command in documented(PAGES) if command.runs and command.script == "train"]
+    makers: dict[str, set[str]] = {}
+    for command in trained:
+        for made in makes(command):
+            makers.setdefault(made, set()).add(" ".join(w for w in command.words if w.startswith(("experiment=", "branch="))))
+    assert {made: found for made, found in makers.items() if len(found) > 1} == {}
 
 
 @pytest.fixture(scope="module")
