@@ -66,7 +66,7 @@ def _told(node: Any, where: str) -> Iterable[tuple[str, Any]]:
 def is_part(tree: Tree) -> bool:
     """Whether a tree trains an expert for a part of the noise."""
     expert = tree.get("expert") or {}
-    return list(expert.get("node") or [0, 0]) != [0, 0] or bool(expert.get("exclude"))
+    return list(expert.get("node") or [0, 0]) != [0, 0] or bool(expert.get("exclude") or expert.get("interval"))
 
 
 def check_branch(tree: Tree, parent: Tree, branch: str) -> None:

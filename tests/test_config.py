@@ -471,6 +471,7 @@ def test_run_names():
     assert run_name(["experiment=quickstart/autoencoder"]) == "quickstart-autoencoder"
     assert run_name(["experiment=quickstart/expert", "expert.node=[1,1]"]) == "quickstart-expert-1-1"
     assert run_name(["experiment=a/b", "expert.exclude=[[3,0],[9,511]]"]) == "a-b-not-3-0-9-511"
+    assert run_name(["experiment=a/b", "expert.interval={sigma:[0.5,null]}"]) == "a-b-sigma-0.5-null"
     assert run_name(["experiment=a", "optimizer.lr=1"], ["optimizer.lr=1e-4"]) == "a-lr_1e-4"
     assert run_name([]) == "run"
 

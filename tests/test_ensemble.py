@@ -26,10 +26,11 @@ LOW, HIGH = [(0.0, 1.0)], [(1.0, math.inf)]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Untrained runs: the whole of the noise, its halves, its upper quarter. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs")
-    nodes = {"base": [0, 0], "low": [1, 0], "high": [1, 1], "top": [2, 3]}
+    parts = {"base": "node=[0,0]", "low": "node=[1,0]", "high": "node=[1,1]", "top": "node=[2,3]"}
+    parts["upper"] = "interval={quantile:[0.5,null]}"
     return {
-        name: untrained_run(folder / name, f"expert.node={node}".replace(" ", ""), seed=place)
-        for place, (name, node) in enumerate(nodes.items())
+        name: untrained_run(folder / name, f"expert.{part}", seed=place)
+        for place, (name, part) in enumerate(parts.items())
     }
 
 
@@ -74,6 +75,11 @@ def test_the_manifest_says_who_is_who(runs, tmp_path):
     assert (tmp_path / low["run"]).samefile(runs["low"]) and not Path(low["run"]).is_absolute()
     assert (low["step"], low["samples_seen"]) == (1, 64)
     assert len(low["sha256"]) == 64 and low["weights"] == "step_00000001.ema.safetensors"
+
+
+def test_an_interval_in_another_unit_fits_the_node_beside_it(runs, tmp_path):
+    manifest = write_manifest(tmp_path / "e.yaml", [runs["low"], runs["upper"]])
+    assert manifest["members"][1]["intervals"][0][0] == cut_of(manifest)
 
 
 @pytest.mark.parametrize(

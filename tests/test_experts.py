@@ -14,6 +14,7 @@ from ldm.diffusion.precond import V
 from ldm.diffusion.samplers import dpmpp_2m, euler, heun, kutta3
 from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.sigmas import karras
+from ldm.errors import UserError
 
 EDIFFI = LogNormal(-1.2, 1.2)
 SCHEDULE = scaled_linear(0.00085, 0.012)
@@ -317,3 +318,67 @@ def test_the_ensemble_of_copies_has_as_many_switches_as_cuts():
 def test_members_and_intervals_must_match():
     with pytest.raises(ValueError, match="members"):
         route([Constant(0.0)], [[(0.0, 1.0)], [(1.0, math.inf)]])
+
+
+# Boundaries in other units
+
+
+DISCRETE = NOISES["discrete"]
+
+
+@pytest.mark.parametrize("level, index", [(1, 0), (1, 1), (2, 1), (3, 7)])
+def test_the_same_cut_from_each_unit(level, index):
+    """A node of a chain of 1000 steps, and its cuts as steps, sigma, flow time and quantiles."""
+    node = Expert(node=[level, index]).intervals(DISCRETE)
+    ((low, high),) = node
+    steps = [round(1000 * number / 2**level) for number in (index, index + 1)]
+    open_ends = [low or None, None if math.isinf(high) else high]
+    given = {
+        "quantile": [index / 2**level, (index + 1) / 2**level],
+        "t": steps,
+        "sigma": open_ends,
+        "flow_t": [None if end is None else end / (1 + end) for end in open_ends],
+    }
+    for unit, ends in given.items():
+        assert Expert(interval={unit: ends}).intervals(DISCRETE) == [pytest.approx((low, high), rel=1e-12)], unit
+    assert Expert(interval={"t": steps}).restrict(DISCRETE).mass == pytest.approx(2.0**-level, abs=1e-12)
+
+
+def test_intervals_and_nodes_tile_the_noise_together():
+    expert = Expert(interval={"sigma": [0.7, None]})
+    rest = Expert(exclude=[{"sigma": [0.7, None]}, [3, 0]])
+    check_cover([member.intervals(EDIFFI) for member in (expert, rest, Expert(node=[3, 0]))])
+    own = Expert(interval={"quantile": [0.25, 0.75]}).restrict(EDIFFI)
+    assert own.mass == pytest.approx(0.5, abs=1e-12)
+    assert Expert(interval={"flow_t": [0, 1]}).intervals(EDIFFI) == [(0.0, math.inf)]
+
+
+@pytest.mark.parametrize(
+    "interval, message",
+    [
+        ({"sigma": [2, 1]}, "low must be below high"),
+        ({"sigma": [-1, 1]}, "goes from 0 on"),
+        ({"quantile": [0.5, 1.5]}, "goes from 0 to 1"),
+        ({"flow_t": [None, None], "t": [0, 1]}, "one of sigma, t, flow_t, quantile"),
+        ({"snr": [0, 1]}, "one of sigma, t, flow_t, quantile"),
+        ({"sigma": [0.1]}, "two numbers"),
+        ({"sigma": ["a", 1]}, "two numbers"),
+        ({"sigma": [float("nan"), 1]}, "two numbers"),
+        ({}, "one of sigma, t, flow_t, quantile"),
+    ],
+)
+def test_intervals_that_are_none_are_refused_by_key(interval, message):
+    with pytest.raises(UserError, match=rf"^expert\.interval: .*{message}"):
+        Expert(interval=interval)
+    with pytest.raises(UserError, match=rf"^expert\.exclude: .*{message}"):
+        Expert(exclude=[interval])
+
+
+def test_steps_are_those_of_a_chain():
+    with pytest.raises(UserError, match="no steps; give sigma"):
+        Expert(interval={"t": [0, 500]}).intervals(EDIFFI)
+    for ends in ([0.5, 500], [0, 1001]):
+        with pytest.raises(UserError, match="a whole step, from 0 to 1000"):
+            Expert(interval={"t": ends}).intervals(DISCRETE)
+    with pytest.raises(UserError, match=r"expert\.node, expert\.interval"):
+        Expert(node=[1, 1], interval={"t": [0, 500]})

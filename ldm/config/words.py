@@ -154,12 +154,12 @@ def run_name(arguments: list[str], swept: Sequence[str] = ()) -> str:
     """
     values = dict(argument.partition("=")[::2] for argument in arguments)
     name = values.get("run") or values.get("experiment", "run")
-    node = re.findall(r"\d+", values.get("expert.node", ""))
-    hole = re.findall(r"\d+", values.get("expert.exclude", ""))
-    words = [name, *node, *(["not", *hole] if hole else [])]
+    parts = ("expert.node", "expert.interval", "expert.exclude")
+    node, interval, hole = (re.findall(r"[\w.]+", values.get(key, "")) for key in parts)
+    words = [name, *node, *interval, *(["not", *hole] if hole else [])]
     for override in swept:
         key, _, value = override.partition("=")
-        if key in ("expert.node", "expert.exclude") or (key == "experiment" and name == value):  # in the name already
+        if key in parts or (key == "experiment" and name == value):  # in the name already
             continue
         group_choice = (CONF / key).is_dir()
         value = Path(value).name if key in SWEPT_PATHS else value

@@ -1,21 +1,22 @@
 """Expert denoisers (eDiff-I, arXiv:2211.01324, section 4.1): intervals of noise, their binary tree, and routing.
 
-Node (level, index) is the index-th of 2^level equally likely intervals of the training noise, lowest noise first. All
-intervals are [sigma_lo, sigma_hi): a cut belongs to the higher-noise side. Together the experts are one denoiser.
+Node (level, index) is the index-th of 2^level equally likely intervals of the training noise, lowest noise first; other
+cuts are given in the units of boundaries.py. All intervals are [sigma_lo, sigma_hi): a cut belongs to the higher-noise
+side. Together the experts are one denoiser.
 """
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.boundaries import Interval, check_interval, interval_of, quantile
 from ldm.diffusion.denoiser import Denoise, expand
 from ldm.diffusion.noise import NoiseDistribution, Restricted
 from ldm.errors import UserError
-
-Interval = tuple[float, float]
 
 
 def _check_node(*node: int) -> None:
@@ -43,17 +44,7 @@ def children(level: int, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
 def node_interval(noise: NoiseDistribution, level: int, index: int) -> Interval:
     """[sigma_lo, sigma_hi) of a node; the tree spans [0, inf). A discrete noise puts the cuts on its atoms."""
     _check_node(level, index)
-
-    def cut(number: int) -> float:
-        if number == 0:
-            return 0.0
-        if number == 2**level:
-            return math.inf
-        # Just above the quantile: a discrete cut is the first atom of the higher side, not the last of the lower.
-        u = torch.tensor(number / 2**level, dtype=torch.float64)
-        return noise.icdf(torch.nextafter(u, torch.ones_like(u))).item()
-
-    sigma_lo, sigma_hi = cut(index), cut(index + 1)
+    sigma_lo, sigma_hi = (quantile(noise, number / 2**level) for number in (index, index + 1))
     if not sigma_lo < sigma_hi:
         raise UserError(f"expert.node: [{level}, {index}] is empty in this training noise; choose a lower level")
     return sigma_lo, sigma_hi
@@ -72,32 +63,48 @@ def subtract(intervals: list[Interval], hole: Interval) -> list[Interval]:
     return [(lo, hi) for lo, hi in pieces if _seen(lo) < _seen(hi)]
 
 
-class Expert:
-    """The part of the noise that one denoiser is for: a node (None: all of it) without the nodes in `exclude`.
+def _cut(part: Sequence[int] | Mapping[str, Any], noise: NoiseDistribution) -> Interval:
+    return interval_of(part, noise) if isinstance(part, Mapping) else node_interval(noise, *part)
 
-    The training noise, which is the parent's, says where the nodes are cut; sigma is drawn from it, or from `within`,
-    inside these cuts. So experts that draw otherwise still tile the noise with the others.
+
+class Expert:
+    """The part of the noise that one denoiser is for: a node or an interval (neither: all of it) without `exclude`.
+
+    An interval is ``{sigma: [low, high]}``, or in another unit of boundaries.py, null being an open end; `exclude` has
+    nodes and intervals. The training noise, which is the parent's, says where nodes and quantiles are cut; sigma is
+    drawn from it, or from `within`, inside these cuts. So experts that draw otherwise still tile the noise.
     """
 
     def __init__(
         self,
         node: Sequence[int] | None = None,
-        exclude: Sequence[Sequence[int]] = (),
+        exclude: Sequence[Sequence[int] | Mapping[str, Any]] = (),
         within: NoiseDistribution | None = None,
+        interval: Mapping[str, Any] | None = None,
     ):
+        if node is not None and interval is not None:
+            raise UserError("expert.node, expert.interval: an expert has one of them; set the other to null")
         self.node = (0, 0) if node is None else tuple(node)
-        self.exclude = tuple(tuple(hole) for hole in exclude)
+        self.interval = interval
+        self.exclude = tuple(hole if isinstance(hole, Mapping) else tuple(hole) for hole in exclude)
         self.within = within
-        for checked in (self.node, *self.exclude):
-            _check_node(*checked)
+        for key, part in [("expert.interval", self._part), *(("expert.exclude", hole) for hole in self.exclude)]:
+            if isinstance(part, Mapping):
+                check_interval(part, key)
+            else:
+                _check_node(*part)
+
+    @property
+    def _part(self) -> Sequence[int] | Mapping[str, Any]:
+        return self.node if self.interval is None else self.interval
 
     def intervals(self, noise: NoiseDistribution) -> list[Interval]:
         """The intervals of sigma, ascending and disjoint, for the unrestricted training noise."""
-        intervals = [node_interval(noise, *self.node)]
+        intervals = [_cut(self._part, noise)]
         for hole in self.exclude:
-            intervals = subtract(intervals, node_interval(noise, *hole))
+            intervals = subtract(intervals, _cut(hole, noise))
         if not intervals:
-            raise UserError(f"expert.exclude: {list(self.exclude)} leaves nothing of node {list(self.node)}")
+            raise UserError(f"expert.exclude: {list(self.exclude)} leaves nothing of {self._part}")
         return intervals
 
     def restrict(self, noise: NoiseDistribution) -> NoiseDistribution:

@@ -36,6 +36,10 @@ class NoiseDistribution(ABC):
         sigma = sigma.double()
         return self.cdf(torch.nextafter(sigma, torch.zeros_like(sigma)))
 
+    def level_of(self, step: float) -> float:
+        """Sigma of a step of a discrete chain, 0 to T, T being above all: inf. UserError for a noise without steps."""
+        raise UserError(f"t={step:g}: this training noise has no steps; give sigma, flow_t or quantile instead")
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n independent draws, float64, on the generator's device."""
         u = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device)
@@ -136,6 +140,11 @@ class DiscreteNoise(NoiseDistribution):
         # Searched in exactly the values that cdf returns: u * T would round across atoms.
         atom = torch.searchsorted(self.cumulative[1:].to(u.device), u.double())
         return self.atoms.to(u.device)[atom.clamp(max=len(self.atoms) - 1)]
+
+    def level_of(self, step: float) -> float:
+        if step != int(step) or step > len(self.atoms):
+            raise UserError(f"t={step:g}: a whole step, from 0 to {len(self.atoms)}")
+        return math.inf if step == len(self.atoms) else self.atoms[int(step)].item()
 
 
 def _strictly_inside(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
