@@ -160,7 +160,7 @@ def test_diffusers_reads_the_published_layout_as_we_do(name, tmp_path):
 
 def test_measured_statistics_are_folded_into_the_weights_of_a_kl_export(tmp_path):
     run = imported(
-        "kl_f4", tmp_path, random_state("kl_f4"), f"data.train={QUICKSTART}/validation-00000.tar", "image_size=32",
+        "kl_f4", tmp_path, random_state("kl_f4"), f"data.train={QUICKSTART}/validation-00000.tar", "image_size=32", "crop_size=null",
         "data.max_samples=16", "data.num_workers=0", factor=None,
     )  # fmt: skip
     stage = load_first_stage(run.folder)
