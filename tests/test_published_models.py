@@ -33,7 +33,7 @@ UNLISTED = {
     "cin256_f1": 396.84, "cin256_f2": 390.89, "cin256_f4": 400.92, "cin256_f16": 395.00, "cin256_f32": 395.11,
     "cin256_f8_sweep": 394.98,
     "celeba_f1": 270.46, "celeba_f2": 264.51, "celeba_f4": 274.06, "celeba_f8": 257.73, "celeba_f16": 257.75,
-    "celeba_f32": 257.86, "layout_coco": 312.24, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
+    "celeba_f32": 257.86, "layout_coco": 312.24, "layout_coco_ft": 246.28, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
     "inpainting_noattn": 215.23, "inpainting_pixel": 215.23, "sd_v1": 859.52,
 }  # fmt: skip
 # M parameters of the conditioners that come with them.
@@ -105,6 +105,7 @@ RECIPES = {
     "text2img_cc": (4, 3, 0.0195, 28, None, 5.6e-5, 100, 0, 1),
     "layout_openimages": (4, 3, 0.0205, 24, 4_400_000, 4.8e-5, 200, 0, 1),
     "layout_coco": (8, 4, 0.0205, 48, 170_000, 4.8e-5, None, 0, 1),
+    "layout_coco_ft": (4, 3, 0.0205, 24, None, 4.8e-5, None, 0, 1),
     "semantic_landscapes": (4, 3, 0.0205, 48, 360_000, 4.8e-5, None, 0, 1),
     "semantic_landscapes_512": (4, 3, 0.0205, 8, None, 8e-6, None, 0, 1),
     "superres": (4, 3, 0.0155, 64, 860_000, 6.4e-5, 100, 0, 1),
@@ -151,12 +152,15 @@ def test_crops_and_fine_tunes_are_the_published_ones():
     for name, size in sizes.items():
         assert (tree(name)["image_size"], tree(name)["crop_size"]) == size and tree(name)["data"]["random_crop"]
     assert tree("semantic_landscapes_512")["branch"] == "runs/ldm-semantic_landscapes"
+    assert tree("layout_coco_ft")["branch"] == "runs/ldm-layout_openimages"
+    with pytest.raises(ValueError, match=r"data\.fields\.layout\.classes"):
+        compose("config", ["experiment=ldm/layout_coco_ft", "data.train=x.tar"])
 
 
 def test_recipes_are_the_published_ones():
-    absolute = {"lsun_churches", "layout_openimages", "layout_coco", "semantic_landscapes", "semantic_landscapes_512",
+    absolute = {"lsun_churches", "layout_openimages", "layout_coco", "layout_coco_ft", "semantic_landscapes", "semantic_landscapes_512",
                 "inpainting_big"}  # fmt: skip
-    for name in MODELS.keys() | {"layout_coco", "cin256_f4"}:
+    for name in MODELS.keys() | {"layout_coco", "layout_coco_ft", "cin256_f4"}:
         own = tree(name)
         assert Parts(own)["loss"].func.__name__ == "absolute" if name in absolute else own["loss"] is None
         assert own["optimizer"]["decay_vectors"] and own["optimizer"]["weight_decay"] == 0.01
