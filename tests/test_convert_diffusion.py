@@ -177,7 +177,8 @@ def test_models_of_num_classes_come_in(tmp_path):
     """Their network holds the classes and adds them to the noise embedding; ours are a conditioner's."""
     plain = random_state("cin256_v2")
     words = ["network.project_vector=false", "conditioner.label.slot=vector", "conditioner.label.width=32",
-             "conditioner.label.has_null=false", "conditioner.label.drop_prob=0", "ema.beside_weights=true"]  # fmt: skip
+             "conditioner.label.has_null=false", "conditioner.label.drop_prob=0",
+             "ema.beside_weights=true"]  # fmt: skip
     state = random_state("cin256_v2", *words)
     names = list(state)
     place = names.index("model.diffusion_model.label_emb.weight")

@@ -236,7 +236,11 @@ def test_objects_of_another_data_set_become_the_models_classes() -> None:
 
 
 def test_classes_are_mapped_by_the_names_in_the_manifests(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    names = {"coco": ["person", "tv", "spork", "hot dog"], "open": ["Television", "Hot dog", "Cat", "Person"], "none": []}
+    names = {
+        "coco": ["person", "tv", "spork", "hot dog"],
+        "open": ["Television", "Hot dog", "Cat", "Person"],
+        "none": [],
+    }
     for folder, own in names.items():
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train-0.tar").touch()

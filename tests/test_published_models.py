@@ -33,7 +33,8 @@ UNLISTED = {
     "cin256_f1": 396.84, "cin256_f2": 390.89, "cin256_f4": 400.92, "cin256_f16": 395.00, "cin256_f32": 395.11,
     "cin256_f8_sweep": 394.98,
     "celeba_f1": 270.46, "celeba_f2": 264.51, "celeba_f4": 274.06, "celeba_f8": 257.73, "celeba_f16": 257.75,
-    "celeba_f32": 257.86, "layout_coco": 312.24, "layout_coco_ft": 246.28, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
+    "celeba_f32": 257.86, "layout_coco": 312.24,
+    "layout_coco_ft": 246.28, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
     "inpainting_noattn": 215.23, "inpainting_pixel": 215.23, "sd_v1": 859.52,
 }  # fmt: skip
 # M parameters of the conditioners that come with them.
@@ -94,7 +95,8 @@ RECIPES = {
     "cin256_f8_sweep": (8, 4, 0.0195, 64, 2_000_000, 6.4e-5, 100, 0, 1),
     "cin256_f16": (16, 8, 0.0195, 112, 2_000_000, 4.5e-5, 100, 0, 1),
     "cin256_f32": (32, 32, 0.0195, 112, 2_000_000, 4.5e-5, 100, 0, 1),
-    "celeba_f1": (1, 3, 0.0195, 9, 500_000, 9e-5, 200, 0, 1), "celeba_f2": (2, 2, 0.0195, 11, 500_000, 1.1e-4, 200, 0, 1),
+    "celeba_f1": (1, 3, 0.0195, 9, 500_000, 9e-5, 200, 0, 1),
+    "celeba_f2": (2, 2, 0.0195, 11, 500_000, 1.1e-4, 200, 0, 1),
     "celeba_f4": (4, 3, 0.0195, 48, 500_000, 9.6e-5, 200, 0, 1),
     "celeba_f8": (8, 4, 0.0195, 96, 500_000, 9.6e-5, 200, 0, 1),
     "celeba_f16": (16, 8, 0.0195, 128, 500_000, 1.3e-4, 200, 0, 1),
@@ -158,7 +160,8 @@ def test_crops_and_fine_tunes_are_the_published_ones():
 
 
 def test_recipes_are_the_published_ones():
-    absolute = {"lsun_churches", "layout_openimages", "layout_coco", "layout_coco_ft", "semantic_landscapes", "semantic_landscapes_512",
+    absolute = {"lsun_churches", "layout_openimages", "layout_coco", "layout_coco_ft",
+                "semantic_landscapes", "semantic_landscapes_512",
                 "inpainting_big"}  # fmt: skip
     for name in MODELS.keys() | {"layout_coco", "layout_coco_ft", "cin256_f4"}:
         own = tree(name)

@@ -23,9 +23,9 @@ class Layout(Field):
     also has to have the `width` and `height` that the boxes were drawn on. Each becomes three tokens: its class
     (category + num_classes times the sum of those flags' 1, 2, 4, 8) and the places of its corners on a square grid of
     floor(sqrt(vocabulary)) a side; two last tokens say where the crop lies. The first max_objects are taken, in random
-    order where the view is random; of them those without an area inside the crop are left out. `classes` gives for each
-    category of the shards the class that stands for it, below num_classes, or None, which leaves its objects out: shards
-    of COCO for a model of OpenImages.
+    order where the view is random; of them those without an area inside the crop are left out. `classes`: of each
+    category of the shards the class, below num_classes, that stands for it, or None, which leaves its objects out
+    (those of COCO for a model of OpenImages).
     """
 
     lies_on_picture = True

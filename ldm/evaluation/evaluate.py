@@ -61,8 +61,8 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     asked = _asked_scales(tree["guidance"].get("scale"))
     if tree["image_size"] is not None:
         raise UserError(
-            f"image_size={tree['image_size']}: is of a first stage's images; a diffusion model draws at the size it was "
-            "trained at"
+            f"image_size={tree['image_size']}: is of a first stage's images; a diffusion model draws at the size it was"
+            " trained at"
         )
     asked_cells = list(cells(tree))
     device = choose(tree["device"])
