@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import save
 from torch import Tensor
 
-from ldm.build import Parts
+from ldm.build import Parts, window_size
 from ldm.checks import check_fields
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.frozen import FrozenEncoder
@@ -120,7 +120,7 @@ def _trained_size(first_stage: Path) -> int:
     run = first_stage.parent.parent if first_stage.suffix == ".safetensors" else first_stage
     if not (run / "config.yaml").exists():
         raise UserError(f"first_stage={first_stage}: no run there")
-    return load_tree(run / "config.yaml")["image_size"]
+    return window_size(load_tree(run / "config.yaml"))
 
 
 def _encoders(conditioner: Conditioners) -> dict[str, FrozenEncoder]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.build import load_first_stage
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.discriminator import PatchDiscriminator
 
@@ -112,3 +113,11 @@ def test_discriminator_starts_from_its_distribution_and_gives_a_logit_for_each_p
     assert abs(network.main[5].weight.std() - 0.02) < 0.001
     assert abs(network.main[6].weight.mean() - 1) < 0.01
     assert network(torch.randn(2, 3, 64, 64)).shape == (2, 1, 6, 6)
+
+
+def test_latents_are_left_as_they_come_where_that_is_asked_for(train_autoencoder):
+    run = train_autoencoder("task.whiten=false")
+    spec = load_first_stage(run.folder).spec
+    assert not any(spec.mean) and set(spec.std) == {1.0}
+    with pytest.raises(ValueError, match=r"task\.whiten=false: leaves no factor"):
+        train_autoencoder("task.whiten=false", "task.single_factor=true", run="both")

@@ -41,7 +41,7 @@ TABLE_8 = {
     "kl_f32": (32, 64, 0), "kl_f32_c16": (32, 16, 0),
     "vq_f2": (2, 2, 2048), "vq_f2_n64": (2, 2, 64), "vq_f4": (4, 3, 8192), "vq_f4_noattn": (4, 3, 8192),
     "vq_f4_n256": (4, 3, 256), "vq_f8": (8, 4, 16384), "vq_f8_n256": (8, 4, 256), "vq_f16": (16, 8, 16384),
-    "vq_f32": (32, 16, 16384),
+    "vq_f32": (32, 16, 16384), "vqgan_f16": (16, 256, 16384), "vqgan_f16_n1024": (16, 256, 1024),
 }  # fmt: skip
 NARROW = ["autoencoder.channels=8", "autoencoder.norm_groups=4"]
 
@@ -97,7 +97,7 @@ def test_layouts_are_the_published_ones_to_the_line(name):
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12] == digest
 
 
-@pytest.mark.parametrize("name", ["kl_f8", "vq_f4"])
+@pytest.mark.parametrize("name", ["kl_f8", "vq_f4", "vqgan_f16"])
 @pytest.mark.parametrize("averaged", [False, True])
 def test_a_published_file_goes_in_and_out_bit_for_bit(name, averaged, tmp_path):
     state = random_state(name)
@@ -161,7 +161,7 @@ def test_diffusers_reads_the_published_layout_as_we_do(name, tmp_path):
 def test_measured_statistics_are_folded_into_the_weights_of_a_kl_export(tmp_path):
     run = imported(
         "kl_f4", tmp_path, random_state("kl_f4"), f"data.train={QUICKSTART}/validation-00000.tar", "image_size=32",
-        "data.max_samples=16", "data.num_workers=0", factor=None,
+        "crop_size=null", "data.max_samples=16", "data.num_workers=0", factor=None,
     )  # fmt: skip
     stage = load_first_stage(run.folder)
     assert len(set(stage.spec.std)) == 3 and any(stage.spec.mean)

@@ -17,6 +17,8 @@ from ldm.conditioners import clip
 from ldm.config import compose, overriding
 from ldm.convert import export_model, import_checkpoint, layout
 from ldm.convert.schedule_buffers import buffers
+from ldm.evaluation.evaluate import _sampling, _usual_scales
+from ldm.request import asked_guidance
 from ldm.run import Run, load
 
 # Narrow, and shallow in the transformers; everything that makes the layouts differ stays.
@@ -131,6 +133,22 @@ def test_an_imported_model_computes_with_the_weights_of_the_file(name, run_of):
     assert images.shape == (2, 3, 64, 64) and images.isfinite().all() and images.std() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("name", "num_steps", "scale"),
+    [("celebahq", 500, 1), ("lsun_churches", 200, 1), ("cin256_v2", 250, 1.5), ("text2img_1p45b", 250, 1.5)],
+)
+def test_an_imported_model_is_sampled_as_its_table_says_where_nothing_is_asked(name, num_steps, scale, run_of):
+    model = load(run_of(name).folder)
+    tree = compose("sample", ["model=x"])
+    sampled = model.sampling({**tree, "guidance": asked_guidance(["model=x"], tree["guidance"])})
+    tree = compose("evaluate", ["model=x"])
+    measured = _sampling(tree, model)
+    assert _usual_scales(tree, model, measured) == [scale]
+    for sampling in (sampled, measured.with_scale(scale)):
+        assert sampling.sampler.func.__name__ == "ddim" and sampling.sampler.keywords["eta"] == 0
+        assert len(sampling.sigmas) == num_steps + 1 and sampling.guidance.scale == scale
+
+
 def test_irregular_files_are_read(tmp_path):
     state = random_state("inpainting_big")
     clean = {key: value for key, value in state.items() if not key.startswith("cond_stage_model.")}
@@ -159,7 +177,8 @@ def test_models_of_num_classes_come_in(tmp_path):
     """Their network holds the classes and adds them to the noise embedding; ours are a conditioner's."""
     plain = random_state("cin256_v2")
     words = ["network.project_vector=false", "conditioner.label.slot=vector", "conditioner.label.width=32",
-             "conditioner.label.has_null=false", "conditioner.label.drop_prob=0", "ema=default"]  # fmt: skip
+             "conditioner.label.has_null=false", "conditioner.label.drop_prob=0",
+             "ema.beside_weights=true"]  # fmt: skip
     state = random_state("cin256_v2", *words)
     names = list(state)
     place = names.index("model.diffusion_model.label_emb.weight")

@@ -37,7 +37,7 @@ def _no_cache_of_modules(tmp_path, monkeypatch):
 
 def run_of(name: str, folder: Path, *more: str, factor: float | None = None, size: int = 64) -> Run:
     """A published model with random weights, narrow, imported."""
-    words = (f"image_size={size}", f"num_steps={STEPS}", *more)
+    words = (f"image_size={size}", "crop_size=null", f"num_steps={STEPS}", *more)
     state = random_state(name, *words)
     return import_checkpoint(saved(folder / "model.ckpt", state), tree(name, *words), folder / name, factor)
 

@@ -27,6 +27,16 @@ def measured(first_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_images_are_seen_at_the_size_that_is_asked_for(first_stage: Run, tmp_path: Path):
+    words = [f"model={first_stage.folder}", *OPTIONS, f"out={tmp_path}"]
+    evaluate(compose("evaluate", [*words, "image_size=64"]))
+    protocol = json.loads((tmp_path / "first_stage.json").read_text())["protocol"]
+    assert protocol["image_size"] == 64 and "short side to 64 px" in protocol["resize"]
+    with pytest.raises(ValueError, match="image_size=63: must be a multiple of the first stage's f"):
+        evaluate(compose("evaluate", [*words, "image_size=63"]))
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
 def test_the_table_and_its_protocol(measured: Path):
     content = json.loads((measured / "first_stage.json").read_text())
     assert content["protocol"]["images"] == 4 and content["protocol"]["backbone"] == "efficientnet_lite0@32"

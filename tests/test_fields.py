@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ldm.data.fields.window import Window
 from ldm.data.rasters import picture
 from ldm.data.transforms import Augmentation, View
 from ldm.diffusion.counter_random import uniform
+from scripts import map_classes
 
 SIZE = picture((8, 8), 1, 8)
 WIDE = picture((16, 8), 1, 8)
@@ -221,6 +223,39 @@ def test_objects_come_in_an_order_drawn_by_the_view() -> None:
 def test_broken_objects_are_bad_samples(objects: object) -> None:
     with pytest.raises(BadSample, match="objects"):
         LAYOUT.read(as_json(objects=objects), SIZE)
+
+
+def test_objects_of_another_data_set_become_the_models_classes() -> None:
+    layout = Layout(num_classes=10, vocabulary=170, max_objects=3, classes=[7, None, 2])
+    objects = [{"category": c, "box": [0, 0, 1, 1], "group": c == 2} for c in (0, 1, 2)]
+    assert collate(layout, layout.read(as_json(objects=objects), SIZE))[0].tolist()[:9:3] == [7, 2 + 10, 169]
+    with pytest.raises(BadSample, match=r"category 3 is not in 0\.\.2"):
+        layout.read(as_json(objects=[{"category": 3, "box": [0, 0, 1, 1]}]), SIZE)
+    with pytest.raises(ValueError, match=r"classes: 10 .*num_classes=10"):
+        Layout(num_classes=10, vocabulary=170, classes=[10])
+
+
+def test_classes_are_mapped_by_the_names_in_the_manifests(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = {
+        "coco": ["person", "tv", "spork", "hot dog"],
+        "open": ["Television", "Hot dog", "Cat", "Person"],
+        "none": [],
+    }
+    for folder, own in names.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train-0.tar").touch()
+        (tmp_path / folder / "manifest.json").write_text(json.dumps({"class_names": own}))
+    words = [f"from={tmp_path}/coco", f"to={tmp_path}/open"]
+    assert map_classes.main(words) == 0
+    said = capsys.readouterr()
+    assert said.out == "data.fields.layout.classes=[3,0,null,1]\n" and said.err.endswith(": spork\n")
+    bad = [words[:1], [words[0], f"to={tmp_path}/gone"], [words[0], f"to={tmp_path}/none"], [*words, "x=1"]]
+    for given, problem in zip(bad, ("to=: is missing", "no such folder", "class_names", "x: is none of"), strict=True):
+        with pytest.raises(ValueError, match=problem):
+            map_classes.main(given)
+    (tmp_path / "none" / "manifest.json").write_text(json.dumps({"class_names": ["x"]}))
+    with pytest.raises(ValueError, match="has none of the classes"):
+        map_classes.main([words[0], f"to={tmp_path}/none"])
 
 
 def test_a_vocabulary_too_small_for_the_classes_is_refused() -> None:

@@ -152,6 +152,8 @@ def test_the_signal_to_noise_ratio_does_not_depend_on_the_scale_of_a_kl_stage(lo
         statistics = LatentStatistics(3)
         statistics.update(plain.encode(image, noise))
         summary = statistics.summary(single_factor)
+        left = statistics.summary(whiten=False)
+        assert (left["mean"], left["std"]) == ([0.0] * 3, [1.0] * 3)
         return plain, FirstStage(network, regularizer, summary["mean"], summary["std"], "x")
 
     plain, stage = whitened(Louder(autoencoder, loudness))

@@ -22,7 +22,7 @@ SCRIPTS = ["train.py", "sample.py", *(f"scripts/{path.name}" for path in sorted(
 ROOTS = ("config", "sample", "evaluate", "launch", "sweep_f")
 DEV = ("benchmark", "chaos", "make_alignment_heads", "make_prompt_set", "make_quickstart_data", "wandb_page")
 COMMANDS = [*SCRIPTS, *(f"scripts/dev/{name}.py" for name in DEV)]
-NO_TREE = ("convert", "fetch_pretrained", "make_shards", "make_idx_shards", *DEV)
+NO_TREE = ("convert", "fetch_pretrained", "make_shards", "make_idx_shards", "map_classes", *DEV)
 TEXT = """\
 # Of the file.
 # More.

@@ -33,7 +33,8 @@ UNLISTED = {
     "cin256_f1": 396.84, "cin256_f2": 390.89, "cin256_f4": 400.92, "cin256_f16": 395.00, "cin256_f32": 395.11,
     "cin256_f8_sweep": 394.98,
     "celeba_f1": 270.46, "celeba_f2": 264.51, "celeba_f4": 274.06, "celeba_f8": 257.73, "celeba_f16": 257.75,
-    "celeba_f32": 257.86, "layout_coco": 312.24, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
+    "celeba_f32": 257.86, "layout_coco": 312.24,
+    "layout_coco_ft": 246.28, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
     "inpainting_noattn": 215.23, "inpainting_pixel": 215.23, "sd_v1": 859.52,
 }  # fmt: skip
 # M parameters of the conditioners that come with them.
@@ -82,10 +83,87 @@ def test_layouts_are_the_published_ones_to_the_line(name):
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12] == digest
 
 
+# What was published of each: [first stage's f, its latent's channels], beta_end, batch, optimizer steps, rate, sampling
+# steps, eta, guidance's scale. None: not published, or of another kind. Tables 1 to 3, 5, 12 to 15 (arXiv 2112.10752).
+RECIPES = {
+    "celebahq": (4, 3, 0.0195, 48, 410_000, 9.6e-5, 500, 0, 1), "ffhq": (4, 3, 0.0195, 42, 635_000, 8.4e-5, 200, 1, 1),
+    "lsun_churches": (8, 4, 0.0155, 96, 500_000, 5e-5, 200, 0, 1),
+    "lsun_beds": (4, 3, 0.0195, 48, 1_900_000, 9.6e-5, 200, 1, 1),
+    "cin256_f1": (1, 3, 0.0195, 7, 2_000_000, 4.9e-5, 100, 0, 1),
+    "cin256_f2": (2, 2, 0.0195, 9, 2_000_000, 6.3e-5, 100, 0, 1),
+    "cin256_f4": (4, 3, 0.0195, 40, 2_000_000, 8e-5, 100, 0, 1),
+    "cin256_f8_sweep": (8, 4, 0.0195, 64, 2_000_000, 6.4e-5, 100, 0, 1),
+    "cin256_f16": (16, 8, 0.0195, 112, 2_000_000, 4.5e-5, 100, 0, 1),
+    "cin256_f32": (32, 32, 0.0195, 112, 2_000_000, 4.5e-5, 100, 0, 1),
+    "celeba_f1": (1, 3, 0.0195, 9, 500_000, 9e-5, 200, 0, 1),
+    "celeba_f2": (2, 2, 0.0195, 11, 500_000, 1.1e-4, 200, 0, 1),
+    "celeba_f4": (4, 3, 0.0195, 48, 500_000, 9.6e-5, 200, 0, 1),
+    "celeba_f8": (8, 4, 0.0195, 96, 500_000, 9.6e-5, 200, 0, 1),
+    "celeba_f16": (16, 8, 0.0195, 128, 500_000, 1.3e-4, 200, 0, 1),
+    "celeba_f32": (32, 32, 0.0195, 128, 500_000, 1.3e-4, 200, 0, 1),
+    "cin256_f8": (8, 4, 0.0195, 64, 4_800_000, 6.4e-5, None, 0, 1),
+    "cin256_v2": (4, 3, 0.0195, 1200, 178_000, 1e-4, 250, 0, 1.5),
+    "text2img_1p45b": (8, 4, 0.012, 680, 390_000, 1e-4, 250, 0, 1.5),
+    "text2img_cc": (4, 3, 0.0195, 28, None, 5.6e-5, 100, 0, 1),
+    "layout_openimages": (4, 3, 0.0205, 24, 4_400_000, 4.8e-5, 200, 0, 1),
+    "layout_coco": (8, 4, 0.0205, 48, 170_000, 4.8e-5, None, 0, 1),
+    "layout_coco_ft": (4, 3, 0.0205, 24, None, 4.8e-5, None, 0, 1),
+    "semantic_landscapes": (4, 3, 0.0205, 48, 360_000, 4.8e-5, None, 0, 1),
+    "semantic_landscapes_512": (4, 3, 0.0205, 8, None, 8e-6, None, 0, 1),
+    "superres": (4, 3, 0.0155, 64, 860_000, 6.4e-5, 100, 0, 1),
+    "inpainting": (4, 3, 0.0205, 128, 360_000, 1.28e-4, None, 0, 1),
+    "inpainting_big": (4, 3, 0.0205, None, None, None, None, 0, 1),
+    "rdm_768": (16, 16, 0.015, None, None, 1e-4, None, 0, None),
+}  # fmt: skip
+# Of the first stages (table 8, and what its code published): batch for one GPU, steps.
+FIRST_STAGES = {
+    "kl_f4": (10, 176_991), "kl_f8": (4, 246_803), "kl_f16": (6, 442_998), "kl_f32": (6, 406_763),
+    "vq_f4": (8, 533_066), "vq_f4_noattn": (8, 658_131), "vq_f8": (10, 971_043), "vq_f8_n256": (10, 1_608_649),
+    "vq_f16": (14, 1_101_166),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_numbers_of_its_table(name):
+    own, published = tree(name), RECIPES[name]
+    f = 2 ** (len(own["autoencoder"]["multipliers"]) - 1) if own["autoencoder"] else 1
+    channels = own["regularizer"]["channels"] if own["autoencoder"] else 3
+    numbers = (
+        f, channels, own["schedule"]["beta_end"], own["data"]["batch_size"], own["max_steps"], own["optimizer"]["lr"],
+        own["num_steps"], own["sampler"]["eta"], own["guidance"]["scale"],
+    )  # fmt: skip
+    asked = [(mine, theirs) for mine, theirs in zip(numbers, published, strict=True) if theirs is not None]
+    assert [mine for mine, _ in asked] == pytest.approx([theirs for _, theirs in asked])
+    sampling = Parts(own)["sampling"]
+    assert sampling.sampler.func.__name__ == "ddim" and len(sampling.sigmas) == own["num_steps"] + 1
+    assert own["ema"]["decay"] == 0.9999, "every model was averaged, also those whose file has the average alone"
+    assert own["noise"]["_target_"].endswith("DiscreteNoise") and len(Parts(own)["noise"].atoms) == 1000
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_a_first_stage_has_the_numbers_of_its_table(name):
+    own = tree(f"first_stage/{name}")
+    batch, steps = FIRST_STAGES[name]
+    assert (own["data"]["batch_size"], own["max_steps"]) == (batch, steps)
+    assert own["optimizer"]["lr"] == pytest.approx(4.5e-6 * batch) and own["data"]["random_crop"]
+    assert (own["image_size"], own["crop_size"]) == ((256, None) if name == "vq_f4" else (384, 256))
+
+
+def test_crops_and_fine_tunes_are_the_published_ones():
+    sizes = {"semantic_landscapes": (384, 256), "semantic_landscapes_512": (768, 512)}
+    for name, size in sizes.items():
+        assert (tree(name)["image_size"], tree(name)["crop_size"]) == size and tree(name)["data"]["random_crop"]
+    assert tree("semantic_landscapes_512")["branch"] == "runs/ldm-semantic_landscapes"
+    assert tree("layout_coco_ft")["branch"] == "runs/ldm-layout_openimages"
+    with pytest.raises(ValueError, match=r"data\.fields\.layout\.classes"):
+        compose("config", ["experiment=ldm/layout_coco_ft", "data.train=x.tar"])
+
+
 def test_recipes_are_the_published_ones():
-    absolute = {"lsun_churches", "layout_openimages", "layout_coco", "semantic_landscapes", "semantic_landscapes_512",
+    absolute = {"lsun_churches", "layout_openimages", "layout_coco", "layout_coco_ft",
+                "semantic_landscapes", "semantic_landscapes_512",
                 "inpainting_big"}  # fmt: skip
-    for name in MODELS.keys() | {"layout_coco", "cin256_f4"}:
+    for name in MODELS.keys() | {"layout_coco", "layout_coco_ft", "cin256_f4"}:
         own = tree(name)
         assert Parts(own)["loss"].func.__name__ == "absolute" if name in absolute else own["loss"] is None
         assert own["optimizer"]["decay_vectors"] and own["optimizer"]["weight_decay"] == 0.01

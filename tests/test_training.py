@@ -30,6 +30,13 @@ def finite(folder: Path) -> bool:
     return all(tensor.isfinite().all() for file in folder.rglob("*.safetensors") for tensor in load_file(file).values())
 
 
+# Of experiments that go on from another: its name, and what they need to be given.
+PARENTS = {
+    "ldm/semantic_landscapes_512": ("ldm/semantic_landscapes", []),
+    "ldm/layout_coco_ft": ("ldm/layout_openimages", ["data.fields.layout.classes=[5,null,0,1,2,3,4,5,6,7,8,9]"]),
+}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_trains_two_steps(
     experiment: str, first_stage: Run, tmp_path: Path, request: pytest.FixtureRequest
@@ -40,6 +47,9 @@ def test_every_experiment_trains_two_steps(
     if Path(experiment).name == "expert":
         parent = train(str(Path(experiment).with_name("diffusion")), tmp_path, *given)
         given = [f"branch={parent.folder}", "expert.node=[1,1]"]
+    if tree["branch"]:
+        name, more = PARENTS[experiment]
+        given = [f"branch={train(name, tmp_path, *given).folder}", *more]
     run = train(experiment, tmp_path, *given)
     assert run.finished and run.lineage["samples_seen"] == 8
     assert sorted(curve(run.folder)) == [1, 2] and all(

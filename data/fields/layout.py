@@ -23,7 +23,9 @@ class Layout(Field):
     also has to have the `width` and `height` that the boxes were drawn on. Each becomes three tokens: its class
     (category + num_classes times the sum of those flags' 1, 2, 4, 8) and the places of its corners on a square grid of
     floor(sqrt(vocabulary)) a side; two last tokens say where the crop lies. The first max_objects are taken, in random
-    order where the view is random; of them those without an area inside the crop are left out.
+    order where the view is random; of them those without an area inside the crop are left out. `classes`: of each
+    category of the shards the class, below num_classes, that stands for it, or None, which leaves its objects out
+    (those of COCO for a model of OpenImages).
     """
 
     lies_on_picture = True
@@ -37,11 +39,16 @@ class Layout(Field):
         extension: str = "json",
         vocabulary: int = 8192,
         max_objects: int = 30,
+        classes: list[int | None] | None = None,
     ):
         self.side = math.isqrt(vocabulary)
         if not 1 <= num_classes * 2 ** len(self.FLAGS) < vocabulary:
             raise UserError(f"num_classes={num_classes}: 16 times as many class tokens must fit below {vocabulary}")
+        outside = [number for number in classes or [] if number is not None and not 0 <= number < num_classes]
+        if outside:
+            raise UserError(f"classes: {outside[0]} is no class below num_classes={num_classes}")
         self.num_classes = num_classes
+        self.classes = classes
         self.key = key
         self.extension = extension
         self.none = vocabulary - 1
@@ -52,8 +59,10 @@ class Layout(Field):
         entries = read_entries(content)
         objects = entry(entries, self.key, "missing objects")
         try:
-            classes = np.array([self._class_token(found) for found in objects], dtype=np.int64)
-            boxes = np.array([_box(found["box"]) for found in objects], dtype=np.float64).reshape(-1, 4)
+            tokens = [(self._class_token(found), _box(found["box"])) for found in objects]
+            known = [(token, box) for token, box in tokens if token is not None]
+            classes = np.array([token for token, _ in known], dtype=np.int64)
+            boxes = np.array([box for _, box in known], dtype=np.float64).reshape(-1, 4)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadSample("broken objects", f"{self.key}: {type(error).__name__} {error}") from None
         if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, :2] > boxes[:, 2:]).any():
@@ -61,13 +70,17 @@ class Layout(Field):
         raster = entries.get("width"), entries.get("height")
         return classes, picture.lay_boxes(boxes, raster) if len(boxes) else boxes, picture.size
 
-    def _class_token(self, found: Mapping[str, Any]) -> int:
-        category = found["category"]
-        if type(category) is not int or not 0 <= category < self.num_classes:
-            raise UserError(f"category {category!r} is not in 0..{self.num_classes - 1}")
+    def _class_token(self, found: Mapping[str, Any]) -> int | None:
+        """None for an object of a class that is left out."""
+        category, count = found["category"], self.num_classes if self.classes is None else len(self.classes)
+        if type(category) is not int or not 0 <= category < count:
+            raise UserError(f"category {category!r} is not in 0..{count - 1}")
         flags = [found.get(name) or False for name in self.FLAGS]
         if not all(flag in (0, 1) for flag in flags):  # "false" would count as true
             raise UserError(f"{', '.join(self.FLAGS)} are true or false")
+        category = category if self.classes is None else self.classes[category]
+        if category is None:
+            return None
         return category + self.num_classes * sum(2**place for place, flag in enumerate(flags) if flag)
 
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> torch.Tensor:

@@ -88,6 +88,7 @@ ROOT_TYPES = {
     "answers": str | list[str],
     "prompt_suite.prompts": str,
     "seconds": float,
+    "v100s": float,
     "use_conditions": list[str],
     "evaluate.use_conditions": list[str] | list[list[str]],
     "validation": str | list[str],

@@ -69,6 +69,7 @@ def import_checkpoint(
     check_finite(used, source)
     if scale_factor is None and job is first_stage and (tree["data"] or {}).get("train", "???") == "???":
         scale_factor = foreign_file.factor_beside(checkpoint)
+    tree = {**tree, "branch": None}  # of an experiment that fine-tunes
     with held(out, "importing into"):
         if anew:
             clear(out)

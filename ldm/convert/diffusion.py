@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ldm.build import Parts, load_first_stage
 from ldm.checkpoint import kinds, weights
 from ldm.conditioners.base import Conditioners
+from ldm.config import completed
 from ldm.convert import first_stage as first_stages
 from ldm.convert import first_stage_layouts, foreign, text_encoders
 from ldm.convert.schedule_buffers import compare_schedule, discrete, with_schedule
@@ -51,7 +52,7 @@ def published(tree: dict[str, Any], text_encoder: bool = True) -> foreign.State:
             state[foreign.SCALE_FACTOR] = torch.empty(())
         held = _held(parts)
         state |= {f"{foreign.NETWORK}{theirs}": held[name] for name, theirs in names.items()}
-        if tree["ema"]:
+        if averages_beside(tree):
             state |= {name: torch.empty(()) for name in foreign.AVERAGE_COUNTERS}
             trained = {theirs: held[name] for name, theirs in names.items() if isinstance(held[name], nn.Parameter)}
             state |= {foreign.average_name(f"diffusion_model.{theirs}"): p for theirs, p in trained.items()}
@@ -60,6 +61,11 @@ def published(tree: dict[str, Any], text_encoder: bool = True) -> foreign.State:
         held = condition(parts, first_stage, text_encoder)
         state |= {f"{foreign.CONDITIONER}{name}": value for name, value in held.items()}
     return state
+
+
+def averages_beside(tree: Mapping[str, Any]) -> bool:
+    """Whether published files of a tree's model hold averages beside the weights, and not in their place."""
+    return bool(tree["ema"]) and completed(tree["ema"]).get("beside_weights", True)
 
 
 def _held(parts: Parts) -> dict[str, Tensor]:
@@ -198,7 +204,8 @@ def _as_the_file(tree: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str,
     averaged = any(name.startswith(foreign.AVERAGE) for name in state)
     default = {"_target_": "ldm.training.ema.EMA", "_partial_": True, "decay": 0.9999}
     task = {**tree["task"], "single_factor": foreign.SCALE_FACTOR in state}
-    return {**tree, "ema": (tree["ema"] or default) if averaged else None, "task": task}
+    ema = (tree["ema"] if averages_beside(tree) else default) if averaged else None
+    return {**tree, "ema": ema, "task": task}
 
 
 def _without_repeated(state: foreign.State, source: str) -> foreign.State:

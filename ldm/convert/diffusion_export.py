@@ -13,7 +13,7 @@ from ldm.checkpoint import weights
 from ldm.convert import export as exports
 from ldm.convert import first_stage as first_stages
 from ldm.convert import foreign, own_layout, pipelines
-from ldm.convert.diffusion import KEPT, condition, network_names, published
+from ldm.convert.diffusion import KEPT, averages_beside, condition, network_names, published
 from ldm.convert.pipelines import Codec
 from ldm.convert.schedule_buffers import buffers, discrete
 from ldm.diffusion.schedule import Discrete
@@ -49,7 +49,7 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     kept = weights.read_tensors(found.run / KEPT) if (found.run / KEPT).exists() else None
     state = buffers(discrete(Parts(tree))) if kept is None else kept
     average = found.state if raw.path != found.path else {}
-    if form == "safetensors":
+    if form == "safetensors" or (average and not averages_beside(tree)):
         raw, average = found, {}
     parts = Parts({**tree, "first_stage": None})
     names = network_names(parts)

@@ -94,7 +94,8 @@ def _latent(parts: Parts, model: nn.ModuleDict, scale_factor: float | None, ema:
             noise = normal(parts.tree["seed"], "statistics", batch["index"], shape)
             statistics.update(model["regularizer"].sample(moments, noise))
     model.load_state_dict(held)
-    return statistics.summary(parts.tree["task"].get("single_factor", False)) | {"data_fingerprint": data.fingerprint}
+    asked = {key: parts.tree["task"][key] for key in ("single_factor", "whiten") if key in parts.tree["task"]}
+    return statistics.summary(**asked) | {"data_fingerprint": data.fingerprint}
 
 
 def known_factor(parts: Parts) -> float:

@@ -61,20 +61,30 @@ class SoftMinSNR(Weighting):
 
 
 class ELBO(Weighting):
-    """-d SNR / d ln(sigma) / 2 = 1 / sigma^2 over the density of ln(sigma): the variational bound (arXiv:2107.00630).
+    """The variational bound on x0 as importance weights of the training `noise`, whatever that is.
 
-    Their equation 15 for x0, as importance weights of the training `noise`, so that the expectation is the bound's
-    integral over ln(sigma) whatever noise is trained on.
+    -d SNR / d ln(sigma) / 2 = 1 / sigma^2 over the density of ln(sigma) (arXiv:2107.00630, equation 15); of the T steps
+    of a chain T / 2 (SNR(t - 1) - SNR(t)) (their equation 13, arXiv 2112.10752, equation 9). The first step, which is
+    the reconstruction's, weighs as much on the noise as the second, as published.
     """
 
     def __init__(self, noise: NoiseDistribution):
-        if isinstance(noise, DiscreteNoise):
-            raise UserError("weighting=elbo: needs a noise with a density; noise=discrete has steps")
         self.noise = noise
+        self.steps = _bound_of_steps(noise.atoms) if isinstance(noise, DiscreteNoise) else None
 
     def __call__(self, sigma: Tensor) -> Tensor:
+        if self.steps is not None:
+            edges, weights = (each.to(sigma.device) for each in self.steps)
+            return weights[torch.searchsorted(edges, sigma.double())].to(sigma)
         low, high = (self.noise.cdf(sigma.double() * math.exp(shift)) for shift in (-_STEP, _STEP))
         return (1 / sigma.double() ** 2 / ((high - low) / (2 * _STEP)).clamp(min=1e-12)).to(sigma)
+
+
+def _bound_of_steps(sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """(edges [T - 1] between the levels `sigmas` [T] of a chain, weights [T]), float64."""
+    snr = 1 / sigmas**2
+    weights = len(sigmas) / 2 * (snr[:-1] - snr[1:])
+    return (sigmas[:-1] * sigmas[1:]).sqrt(), torch.cat([weights[:1] * snr[:1] / snr[1:2], weights])
 
 
 _STEP = 0.02  # in ln(sigma), of the density's central difference

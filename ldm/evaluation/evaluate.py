@@ -34,7 +34,7 @@ from ldm.sampling import Sampling
 from ldm.training.distributed import broadcast, process_group, together
 
 __all__ = ["curve_keys", "evaluate"]
-SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for
+SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for and the run has none of its own
 # Of a model's path: whose conditions, and what samples are compared with.
 Sets = dict[str, tuple[ShardData, ShardData | StoredReference]]
 log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         if tree[key] < 0:
             raise UserError(f"{key}={tree[key]}: must be at least 0")
     asked = _asked_scales(tree["guidance"].get("scale"))
+    if tree["image_size"] is not None:
+        raise UserError(
+            f"image_size={tree['image_size']}: is of a first stage's images; a diffusion model draws at the size it was"
+            " trained at"
+        )
     asked_cells = list(cells(tree))
     device = choose(tree["device"])
     with process_group(device) as (rank, world_size), ExitStack() as stack:
@@ -148,7 +153,7 @@ def _curve(
     if protocol:
         protocol.check(model, sampling)
     curve = Curve(
-        model, cell.tree, cell.columns, own, sampling, asked or _usual_scales(model, sampling), identity,
+        model, cell.tree, cell.columns, own, sampling, asked or _usual_scales(cell.tree, model, sampling), identity,
         points_of(own, identity) if rank == 0 else {}, protocol,
     )  # fmt: skip
     for scale in curve.missing:
@@ -177,8 +182,11 @@ def _asked_scales(given: Any) -> list[float]:
     return [float(scale) for scale in scales]
 
 
-def _usual_scales(model: Drawer, sampling: Sampling) -> list[float]:
-    """`SCALES`, or 1 alone for a model that cannot be guided."""
+def _usual_scales(tree: dict[str, Any], model: Drawer, sampling: Sampling) -> list[float]:
+    """The run's own scale; `SCALES` for guidance that `tree` names or that has several, where anything is guided."""
+    own = None if "_target_" in tree["guidance"] else getattr(sampling.guidance, "scale", None)
+    if own is not None:
+        return [own]
     try:
         model.left_out(sampling.with_scale(SCALES[-1]))
     except ValueError:

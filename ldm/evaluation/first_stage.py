@@ -17,9 +17,11 @@ from ldm.data.errors import printable
 from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.errors import UserError
+from ldm.evaluation.reference import seen_as
 from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.first_stage.first_stage import reconstruct
+from ldm.generate import check_size
 from ldm.images import grid, save_image
 from ldm.metrics.features import FeatureBank, Features
 from ldm.metrics.reconstruction_quality import Reconstructions, reconstruction_quality
@@ -71,10 +73,15 @@ def evaluate_first_stage(tree: dict[str, Any]) -> tuple[list[Row], Path]:
 
 
 def validation_of(parts: Parts, tree: dict[str, Any], path: Path) -> tuple[ShardData, int]:
-    """The data of a first stage, perhaps with other validation shards, and how many images of it are measured.
+    """The data of a first stage, perhaps other validation shards or their images at another size, and how many of them
+    are measured.
 
-    Raises ValueError if there are too few.
+    Raises ValueError if there are too few, and for a size that the autoencoder does not take.
     """
+    size = tree.get("image_size")
+    if size is not None:
+        check_size(size, size, parts["autoencoder"].f)
+        parts.tree |= {"image_size": size, "crop_size": None}
     if tree.get("validation"):
         own = parts.tree["data"]
         own |= {"validation": tree["validation"], "validation_samples": None}
@@ -99,14 +106,14 @@ def _write(
     folder: Path, rows: list[Row], tree: dict[str, Any], found: Any, data: Any, backbone: Features, count: int,
     world_size: int,
 ) -> None:  # fmt: skip
-    resize = f"short side to {data.image_size} px, centre crop (data/transforms.py), 8 bit images as decoded"
+    seen = seen_as(data, backbone)
     protocol = {
         "model": found.run.name,
         "weights": found.digest,
         "images": count,
         "data": data.fingerprint,
-        "image_size": data.image_size,
-        "resize": resize,
+        "image_size": seen["image_size"],
+        "resize": seen["resize"],
         "backbone": backbone.name,
         "psim": "LPIPS-VGG v0.1",
         "latent": "the mode of the posterior for KL, the nearest code for VQ",

@@ -54,15 +54,18 @@ class LatentStatistics:
             raise UserError("latent statistics: nothing was seen")
         return (self._squares / self.count).sqrt()
 
-    def summary(self, single_factor: bool = False) -> dict[str, Any]:
+    def summary(self, single_factor: bool = False, whiten: bool = True) -> dict[str, Any]:
         """What goes beside a first stage's weights: "mean" and "std", lists of C numbers, and "count".
 
         `single_factor`: means of 0 and one std over all channels, whose inverse is the published `scale_factor`.
+        `whiten` false: means of 0 and std of 1, which leave latents as they are.
         """
         mean, std = self.mean, self.std
         if single_factor:
             spread = std.square().mean() + (mean - mean.mean()).square().mean()
             mean, std = torch.zeros_like(mean), spread.sqrt().expand_as(std)
+        if not whiten:
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
         return {"mean": mean.tolist(), "std": std.tolist(), "count": self.count}
 
     def to_tensor(self) -> Tensor:

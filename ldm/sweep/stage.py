@@ -4,16 +4,14 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldm.build import Parts, load_autoencoder
 from ldm.config import compose
 from ldm.device import choose, device_clock
 from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.throughput import samples_per_second
 from ldm.files import read_json, write_json
 from ldm.latent_cache import encode
 from ldm.loading import load
-from ldm.measuring import conditions
 from ldm.ranks import is_rank_zero
 from ldm.sweep.cells import Cell, Places, cells, diffusion_tree, moments_every, settings_of
 from ldm.training.callbacks.device_seconds import NAME
@@ -151,20 +149,12 @@ def _samples_per_second(tree: Tree, folder: Path, run: Path, num_steps: int) -> 
         return read_json(kept)["samples_per_second"]
     model = load(run).to(device)
     sampling = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": num_steps})
-    guided = sampling.with_scale(tree["scale"])
-    model.data.setup()
-    batch, numbers = next(conditions(model.data, tree["batch_size"], tree["batch_size"]))
-    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     short = model.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": min(2, num_steps)})
-    seconds = 0.0
-    for recipe in (short.with_scale(tree["scale"]), guided):
-        began = device_clock(device)
-        model.generate(recipe, batch, numbers.to(device), 0)
-        seconds = device_clock(device) - began
+    short, sampling = (each.with_scale(tree["scale"]) for each in (short, sampling))
+    rate = samples_per_second(model, short, sampling, tree["batch_size"], device)
     if is_rank_zero():
-        facts = {"samples_per_second": len(numbers) / seconds, "device": str(device), "batch": len(numbers)}
-        write_json(kept, facts)
-    return len(numbers) / seconds
+        write_json(kept, {"samples_per_second": rate, "device": str(device), "batch": tree["batch_size"]})
+    return rate
 
 
 def logged(run: Path, name: str) -> list[tuple[int, float]]:

@@ -76,7 +76,7 @@ def _check(runs: list[Path], tree: dict[str, Any], folder: Path) -> None:
         if "latent" not in found.metadata or "finished_step" not in _lineage(run):
             raise UserError(f"runs: {run} has not finished; its own command resumes it")
         held_out = data.parts()[-1].shards.fingerprint()[:8]
-        sizes[run.name] = f"{count} validation images of {data.image_size} px, {held_out}"
+        sizes[run.name] = f"{count} validation images of {data.framing.window} px, {held_out}"
     for name, size in sizes.items():
         if size != sizes[names[0]]:
             raise UserError(f"runs: {name} has {size}, and {names[0]} {sizes[names[0]]}; they have to be the same")

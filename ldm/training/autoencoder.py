@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm.charts import Curve
 from ldm.diffusion.counter_random import normal
+from ldm.errors import UserError
 from ldm.first_stage.first_stage import reconstruct
 from ldm.first_stage.statistics import LatentStatistics
 from ldm.images import grid
@@ -24,7 +25,8 @@ class AutoencoderTask(Task):
     """Trains `autoencoder` and `regularizer`; the discriminator and the loss's own parameters live only in training.
 
     `single_factor`: latents are whitened by one standard deviation over all channels, as the published models are, not
-    by each channel's own mean and standard deviation.
+    by each channel's own mean and standard deviation. `whiten` false: they are taken as they come, to compare with
+    (arXiv 2112.10752, D.1).
     """
 
     kind = "first_stage"
@@ -41,9 +43,12 @@ class AutoencoderTask(Task):
         seed: int,
         single_factor: bool = False,
         guard: partial | None = None,
+        whiten: bool = True,
     ):
         model = nn.ModuleDict({"autoencoder": autoencoder, "regularizer": regularizer})
         trained = nn.ModuleDict({**model, "reconstruction": reconstruction})
+        if single_factor and not whiten:
+            raise UserError("task.whiten=false: leaves no factor, and task.single_factor=true asks for one")
         super().__init__(
             model=model,
             trained=trained,
@@ -58,6 +63,7 @@ class AutoencoderTask(Task):
         self.regularizer = regularizer
         self.reconstruction = reconstruction
         self.single_factor = single_factor
+        self.whiten = whiten
 
     def configure_model(self) -> None:
         tuned(self.autoencoder, self.trainer.strategy.root_device)
@@ -114,7 +120,7 @@ class AutoencoderTask(Task):
         over_ranks = LatentStatistics(self.regularizer.latent_channels)
         for state in gather(statistics.to_tensor().to(self.device)):
             over_ranks.merge(LatentStatistics.from_tensor(state))
-        return {"latent": over_ranks.summary(self.single_factor)}
+        return {"latent": over_ranks.summary(self.single_factor, self.whiten)}
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """The autoencoder's reconstruction [B, 3, H, W], clamped to [-1, 1], without sampling noise."""

@@ -165,10 +165,11 @@ class Averages(ABC):
 class EMA(Averages):
     """Averages with the warm-up decay min(decay, (1 + n) / (10 + n)) in the n-th update, one for each `decay`.
 
-    As published the first is the 1st: 2/11, 3/12, and so on.
+    As published the first is the 1st: 2/11, 3/12, and so on. `beside_weights`: files of the published layout hold the
+    first average beside the weights; false: in their place, as those of cin256-v2 and txt2img-1p4B do (convert).
     """
 
-    def __init__(self, module: nn.Module, decay: float | list[float] = 0.9999):
+    def __init__(self, module: nn.Module, decay: float | list[float] = 0.9999, beside_weights: bool = True):
         self.decay = list(decay) if isinstance(decay, Sequence) else [decay]
         if not self.decay or not all(0 <= own < 1 for own in self.decay) or len(set(self.decay)) < len(self.decay):
             raise UserError(f"ema.decay={decay}: must be in [0, 1), or a list of different such numbers")

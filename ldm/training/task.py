@@ -295,7 +295,7 @@ class Task(pl.LightningModule):
         self.step = state["step"]
 
     def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:
-        """Start from another run's model: weights and EMA, and its optimizer only if asked.
+        """Start from another run's model: weights, EMA (from the weights where it has none), its optimizer if asked.
 
         A part that only training needs (a discriminator) starts fresh where the parent has none of it, as an imported
         model, and is dropped where this run has none. What is frozen here is the parent's average, as it is sampled,
@@ -312,6 +312,8 @@ class Task(pl.LightningModule):
         load_strict(self.trained, taken | {n: t for n, t in own.items() if _part(n) in fresh}, source)
         if self.ema and state["ema"] and not averages:
             self.ema.start_from(state["ema"])
+        elif self.ema and not state["ema"]:
+            self.ema.follow()
         if keep_optimizer:
             if state["optimizer"] is None:
                 raise UserError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")

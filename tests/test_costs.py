@@ -1,0 +1,43 @@
+"""What models cost: days along the lineage, images a second, and the paper's rows beside them."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from untrained import untrained_run
+
+from ldm.config import compose
+from ldm.evaluation.costs import TABLE_18, costs
+from ldm.files import read_json
+from ldm.run import Run
+
+
+def test_days_are_those_of_the_run_its_parents_and_its_first_stage(
+    diffusion: Run, first_stage: Run, train_diffusion, tmp_path: Path
+):
+    branched = train_diffusion(f"branch={diffusion.folder}", run="branched")
+    words = [f"models=[{diffusion.folder},{branched.folder}]", "v100s=2.2", "batch_size=2", "device=cpu"]
+    rows, path = costs(compose("cost_table", [*words, f"out={tmp_path}/out"]))
+    one, two, *paper = rows
+    checkpoint = next((diffusion.folder / "checkpoints").glob("step_*.ckpt"))
+    parents = read_json(checkpoint / "state.json")["device_hours"]
+    assert one["device_days"] == pytest.approx(diffusion.lineage["device_hours"] / 24)
+    assert two["device_days"] == pytest.approx((branched.lineage["device_hours"] + parents) / 24)
+    assert two["v100_days"] == pytest.approx(2.2 * two["device_days"])
+    assert two["first_stage_days"] == pytest.approx(first_stage.lineage["device_hours"] / 24)
+    assert one["num_steps"] == diffusion.tree["num_steps"] and one["samples_per_second"] > 0
+    assert [row["model"] for row in paper] == [f"table 18: {name}" for name in TABLE_18]
+    with path.open() as file:
+        assert [row["v100_days"] for row in csv.DictReader(file)][2:4] == ["18", "60"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [(["models=[]"], "at least one"), (["v100s=-1"], "v100s=-1"), (["batch_size=0"], "batch_size")],
+)
+def test_what_cannot_be_told_is_refused(words: list[str], problem: str, tmp_path: Path):
+    run = untrained_run(tmp_path / "run")
+    given = [] if words[0].startswith("models") else [f"models={run}"]
+    with pytest.raises(ValueError, match=problem):
+        costs(compose("cost_table", [*given, *words, f"out={tmp_path}/out"]))
+    assert not (tmp_path / "out").exists()
