@@ -10,8 +10,9 @@ from ldm.config import with_moved_keys
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.drawer import Drawer
-from ldm.given import asked_size, check_given, class_number, collate, negatives, read_edit, read_given
+from ldm.given import check_given, class_number, collate, negatives, read_given
 from ldm.prompts import read_conditions
+from ldm.starting import read_edit, tiled_for
 
 
 class Request:
@@ -23,11 +24,11 @@ class Request:
     def __init__(self, drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device):
         rows = read_conditions(tree)
         drawer.decode_in_tiles(tree["tile"])
+        self._size, self._edit = read_edit(tree, drawer)
+        tree = tiled_for(self._size, tree, words, drawer)
         self.sampling = drawer.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
         check_given(tree, drawer, self.sampling, captioned="caption" in rows[0])
-        self._size = asked_size(tree, drawer)
         self._given = read_given(tree, drawer)
-        self._edit = read_edit(tree, self._size)
         label = {} if tree["label"] is None else {"label": class_number(tree["label"], drawer.data)}
         self.rows = [{**row, **label} for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device

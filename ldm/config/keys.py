@@ -82,6 +82,7 @@ ROOT_TYPES = {
     "evaluate.num_steps": int | list[int],
     "paired": list[str],
     "strength": float,
+    "canvas": int | list[int],
     "tile": int,
     "members": list[str],
     "models": str | list[str],
