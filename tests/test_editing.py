@@ -1,4 +1,4 @@
-"""From a picture that is there: image to image, holes and canvases."""
+"""From a picture that is there: image to image, holes, canvases, and frames between two seeds."""
 
 import logging
 from pathlib import Path
@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_sample import first_image
+from test_sample import first_image, pixels
 from untrained import untrained_run
 
+from ldm.config import overriding
+from ldm.diffusion.counter_random import normal
+from ldm.diffusion.interpolation import Frames, slerp
 from ldm.editing import Edit, on_canvas
 from ldm.ensemble import write_manifest
 from ldm.loading import load
@@ -136,6 +139,41 @@ def test_a_canvas_is_filled_around_the_picture(model, tmp_path):
     assert tiled.shape == around.shape and not np.array_equal(tiled, around)
 
 
+# Frames between two seeds
+
+
+def test_between_two_draws_noise_stays_standard_normal_and_turns_at_constant_speed():
+    numbers = torch.arange(5)
+    frames = Frames(to_seed=7, num_frames=5)(3, "first noise", numbers, (4, 40, 50))
+    ends = [normal(seed, "first noise", torch.tensor([0]), (4, 40, 50))[0] for seed in (3, 7)]
+    assert torch.equal(frames[0], ends[0]) and torch.equal(frames[4], ends[1])
+    for frame in frames:
+        assert abs(frame.mean().item()) < 0.04 and abs(frame.std().item() - 1) < 0.03
+    turns = torch.cosine_similarity(frames[1:].flatten(1), frames[:-1].flatten(1)).acos()
+    torch.testing.assert_close(turns, turns.mean().expand(4), rtol=0.02, atol=0)
+    assert torch.equal(slerp(ends[0][None], ends[0][None], torch.tensor([0.3]))[0].round(decimals=3),
+                       ends[0].round(decimals=3))  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [[], ["sampler=ddpm"], ["derived"]])
+def test_a_row_of_frames_ends_in_the_samples_of_its_seeds(model, tmp_path, more):
+    words = ["label=1", "num_images=4", "batch_size=1", *more]
+    if more == ["derived"]:  # what is made of a picture at random is made alike for all frames
+        model = untrained_run(tmp_path / "model", "conditioner=[masked_image]", "derived=[holes]")
+        drawn_picture(tmp_path / "picture.png", 8, 8)
+        words = [f"image={tmp_path}/picture.png", *words[1:3]]
+
+    def row(name: str, *more: str) -> list[np.ndarray]:
+        assert main(overriding([f"model={model}", *words, f"out={tmp_path / name}", *more])) == 0
+        return [image for file, image in pixels(tmp_path / name).items() if file != "grid.png"]
+
+    frames = row("frames", "seed=1", "to_seed=2")
+    first, last = (row(f"{seed}", f"seed={seed}") for seed in (1, 2))
+    assert np.array_equal(frames[0], first[0]) and np.array_equal(frames[-1], last[0])
+    distances = [np.abs(frame - frames[0]).mean() for frame in frames]
+    assert distances == sorted(distances) and distances[1] > 0
+
+
 # What contradicts
 
 
@@ -163,6 +201,8 @@ def test_a_picture_to_begin_from_that_does_not_fit_is_named(model, tmp_path, mon
         ([f"start={tmp_path}/nowhere.png"], r"nowhere\.png"),
         (["start=/dev/zero"], "start=/dev/zero: not a regular file"),
         ([f"start={__file__}"], r"start=.*test_editing\.py: "),
+        (["to_seed=1", "num_images=1"], "to_seed=1: needs num_images=2 at least"),
+        (["to_seed=other"], "to_seed='other': expected int"),
         (["sampler=repaint", "sampler.num_resamples=0"], "sampler.num_resamples=0, .*: must be at least 1"),
     ):  # fmt: skip
         with pytest.raises((ValueError, OSError), match=problem) as caught:

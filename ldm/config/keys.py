@@ -83,6 +83,7 @@ ROOT_TYPES = {
     "paired": list[str],
     "strength": float,
     "canvas": int | list[int],
+    "to_seed": int,
     "tile": int,
     "members": list[str],
     "models": str | list[str],
