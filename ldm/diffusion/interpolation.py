@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.diffusion.counter_random import normal
@@ -13,12 +14,10 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     """a [B, ...] at share 0, b at 1 (`share` [B]), both exactly, and between them a turn at constant speed.
 
     Spherical linear interpolation (Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985). Of two
-    independent standard normals it is, at any share, one in all but the last decimals: a straight line would be too
-    quiet in its middle.
+    independent standard normals it is one again, nearly: a straight line would be too quiet in its middle.
     """
-    flat = [value.flatten(1).double() for value in (a, b)]
-    cosine = torch.nn.functional.cosine_similarity(*flat).clamp(-1, 1)
-    angle = cosine.acos().clamp_min(1e-9)  # of a and itself: a straight line, as the limit is
+    cosine = F.cosine_similarity(a.flatten(1).double(), b.flatten(1).double())
+    angle = cosine.clamp(-1, 1).acos().clamp_min(1e-9)  # of a and itself: a straight line, as the limit is
     parts = [((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()]
     first, second = (part.to(a.dtype).view(-1, *[1] * (a.ndim - 1)) for part in parts)
     return first * a + second * b
@@ -44,5 +43,5 @@ class Frames:
     def __call__(self, seed: int, purpose: str, numbers: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
         """Standard normals [B, *shape] for the frames `numbers` [B]."""
         zeros = torch.zeros_like(numbers)
-        ends = (normal(start, purpose, zeros, shape, stream) for start in (seed, self.to_seed))
-        return slerp(*ends, numbers.double() / (self.num_frames - 1))
+        first, last = (normal(end, purpose, zeros, shape, stream) for end in (seed, self.to_seed))
+        return slerp(first, last, numbers.double() / (self.num_frames - 1))
