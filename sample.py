@@ -7,6 +7,7 @@
     python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
     python sample.py model=runs/mine prompt="red heart" given.style=photo.png
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png strength=0.6
+    python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png canvas=[0,16,0,16]
 
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """

@@ -32,7 +32,7 @@ Picture = Image.Image | str | Path | Tensor  # a PIL image, an image file, or a 
 # Options that mean nothing to a single evaluation.
 OF_DRAWING = (
     "sampler", "sigmas", "num_steps", "num_images", "batch_size", "seed", "height", "width", "tile",
-    "start", "strength", "start_mask",
+    "start", "strength", "start_mask", "canvas", "to_seed",
 )  # fmt: skip
 
 

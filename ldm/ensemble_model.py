@@ -14,9 +14,9 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
 from ldm.editing import Edit
 from ldm.errors import UserError
-from ldm.generate import Size, decoded, latent_shape
+from ldm.generate import Size, drawn, latent_shape
 from ldm.model import Model
-from ldm.sampling import Sampling, draw
+from ldm.sampling import Sampling
 
 
 class Ensemble:
@@ -165,6 +165,4 @@ class Ensemble:
         shape = latent_shape(self.first_stage, size, factor, sampling.tiling)
         batch = {**batch, "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
-        start, known = edit.begin(self.first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
-        z = draw(denoise, sampling, shape, numbers, seed, start, known)
-        return decoded(self.first_stage, z, batch, numbers)
+        return drawn(denoise, self.first_stage, sampling, shape, batch, numbers, seed, edit)

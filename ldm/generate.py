@@ -54,9 +54,7 @@ def generate(
     shape = latent_shape(first_stage, size, denoiser.factor, sampling.tiling)
     batch = {**batch, "number": numbers}
     bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
-    start, known = edit.begin(first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
-    z = draw(guided(bound, sampling.guidances), sampling, shape, numbers, seed, start, known)
-    return decoded(first_stage, z, batch, numbers)
+    return drawn(guided(bound, sampling.guidances), first_stage, sampling, shape, batch, numbers, seed, edit)
 
 
 def latent_shape(first_stage: nn.Module, size: Size, factor: int = 1, tiling: Tiling | None = None) -> tuple[int, ...]:
@@ -95,9 +93,24 @@ def guided(bound: Bound, guidances: Iterable[Guidance]) -> Denoise:
     return bound.denoise
 
 
-def decoded(first_stage: nn.Module, z: Tensor, batch: Mapping[str, Any], numbers: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [-1, 1] of latents z. Raises NotFinite for those that are not."""
-    return checked(z, first_stage.decode(z).float(), batch, numbers).clamp(-1, 1)
+def drawn(
+    denoise: Denoise,
+    first_stage: nn.Module,
+    sampling: Sampling,
+    shape: tuple[int, ...],
+    batch: Mapping[str, Any],
+    numbers: Tensor,
+    seed: int,
+    edit: Edit | None = None,
+) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] by a guided `denoise`, of latents of `shape`, from noise or as `edit` says.
+
+    Raises NotFinite for images that are not.
+    """
+    start, known = edit.begin(first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
+    z = draw(denoise, sampling, shape, numbers, seed, start, known)
+    images = checked(z, first_stage.decode(z).float(), batch, numbers).clamp(-1, 1)
+    return images if edit is None else edit.put(images)
 
 
 def checked(z: Tensor, images: Tensor, batch: Mapping[str, Any], numbers: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from ldm.data.making.files import refuse_special
 from ldm.data.module import ShardData
 from ldm.data.transforms import View, to_tensor
 from ldm.drawer import Drawer
-from ldm.editing import STRENGTH, Edit
 from ldm.errors import UserError
 from ldm.generate import Size
 from ldm.sampling import Sampling
@@ -145,7 +144,7 @@ def read_given(tree: Mapping[str, Any], model: Drawer) -> Given:
     """
     side, found = tree["image_size"] or model.image_size, {}
     if tree["target"] is not None:
-        found["target"] = to_tensor([np.asarray(_named("target", tree["target"], decode_image))])
+        found["target"] = read_image("target", tree["target"])
     files = files_of(tree)
     if not files:
         return Given(found)
@@ -194,34 +193,9 @@ def asked_size(tree: Mapping[str, Any], model: Drawer) -> Size:
     return size
 
 
-def read_edit(tree: Mapping[str, Any], size: Size) -> Edit | None:
-    """The picture that `tree` says to start from, for images of `size`; None to start from noise.
-
-    Raises ValueError for pictures of another size, what is broken, and what means nothing without start=; OSError for a
-    file that is not there.
-    """
-    if tree["start"] is None:
-        for key in ("start_mask", "strength"):
-            if tree[key] is not None:
-                raise UserError(f"{key}: says what is done with start=FILE; give that too, or leave {key} out")
-        return None
-    picture, mask = (None if tree[key] is None else _of_size(tree, key, size) for key in ("start", "start_mask"))
-    strength = tree["strength"]
-    if strength is None:
-        strength = STRENGTH if mask is None else 1.0
-    return Edit(picture, strength, None if mask is None else mask.mean(1, keepdim=True) > 0)
-
-
-def _of_size(tree: Mapping[str, Any], key: str, size: Size) -> Tensor:
-    """The image file under `key`, [1, 3, H, W] in [-1, 1], of just that `size`."""
-    height, width = (size, size) if isinstance(size, int) else size
-    image = _named(key, tree[key], decode_image)
-    if image.size != (width, height):
-        raise UserError(
-            f"{key}={tree[key]}: has {image.width} x {image.height} px, and the images will have {width} x {height}; "
-            "resize it, or say height= and width="
-        )
-    return to_tensor([np.asarray(image)])
+def read_image(key: str, path: str) -> Tensor:
+    """An image file under `key` as it is, [1, 3, H, W] in [-1, 1]. Raises ValueError if it is broken."""
+    return to_tensor([np.asarray(_named(key, path, decode_image))])
 
 
 def collate(conditions: Collection[Mapping[str, Any]], device: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A validated request to a drawer, ready to be sampled: from sample.py's command line or from Python's options."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from ldm.config import with_moved_keys
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
+from ldm.diffusion.interpolation import Frames
 from ldm.drawer import Drawer
-from ldm.given import asked_size, check_given, class_number, collate, negatives, read_edit, read_given
+from ldm.given import check_given, class_number, collate, negatives, read_given
 from ldm.prompts import read_conditions
+from ldm.starting import read_edit, tiled_for
 
 
 class Request:
@@ -23,11 +26,14 @@ class Request:
     def __init__(self, drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device):
         rows = read_conditions(tree)
         drawer.decode_in_tiles(tree["tile"])
+        self._size, self._edit = read_edit(tree, drawer)
+        tree = tiled_for(self._size, tree, words, drawer)
         self.sampling = drawer.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
+        self._frames = tree["to_seed"] is not None
+        if self._frames:
+            self.sampling = replace(self.sampling, normal=Frames(tree["to_seed"], tree["num_images"]))
         check_given(tree, drawer, self.sampling, captioned="caption" in rows[0])
-        self._size = asked_size(tree, drawer)
         self._given = read_given(tree, drawer)
-        self._edit = read_edit(tree, self._size)
         label = {} if tree["label"] is None else {"label": class_number(tree["label"], drawer.data)}
         self.rows = [{**row, **label} for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
@@ -42,7 +48,8 @@ class Request:
     def images(self, part: Sequence[tuple[int, int]]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] for pairs of (row, number); see Drawer.generate."""
         numbers = torch.tensor([number for _, number in part], device=self._device)
-        batch, negative = self.batch([place for place, _ in part], numbers)
+        same = torch.zeros_like(numbers) if self._frames else numbers  # what is made of an image by its number
+        batch, negative = self.batch([place for place, _ in part], same)
         return self._drawer.generate(self.sampling, batch, numbers, self._seed, self._size, negative, self._edit)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ldm.diffusion.counter_random import normal
+from ldm.diffusion.counter_random import Normal, normal
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.guidance import FieldGuidance, Guidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
@@ -21,7 +21,7 @@ class Sampling:
 
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
     windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
-    Conditioners.used.
+    Conditioners.used. All noise is drawn by `normal`, as by that of counter_random.
     """
 
     sampler: Callable[..., Tensor]
@@ -31,6 +31,7 @@ class Sampling:
     loss_guidance: tuple[FieldGuidance, ...] = ()
     tiling: Tiling | None = None
     use_conditions: tuple[str, ...] | None = None
+    normal: Normal = normal
 
     @property
     def fields(self) -> set[str]:
@@ -89,9 +90,9 @@ def draw(
     """
 
     def noise(step: int) -> Tensor:
-        return normal(seed, "sampler noise", numbers, shape, stream=step)
+        return sampling.normal(seed, "sampler noise", numbers, shape, stream=step)
 
-    first, sigmas = normal(seed, "first noise", numbers, shape), sampling.sigmas
+    first, sigmas = sampling.normal(seed, "first noise", numbers, shape), sampling.sigmas
     if start is None:
         x = init_noise(first, sigmas[0].item(), sampling.schedule)
     else:

@@ -129,6 +129,9 @@ def test_a_sample_begins_at_a_picture_of_python(labelled: Path, tmp_path: Path):
     assert same(model.sample(label=1, start=picture, strength=0.4), files(tmp_path / "out", *words))
     words = [*words[:3], f"start_mask={tmp_path}/hole.png"]
     assert same(model.sample(label=1, start=picture, start_mask=hole), files(tmp_path / "held", *words))
+    words = [*words[:3], "canvas=[0,8,0,0]", "to_seed=9", "num_images=2"]
+    expected = files(tmp_path / "canvas", *words)
+    assert same(model.sample(label=1, start=picture, canvas=(0, 8, 0, 0), to_seed=9, num_images=2), expected)
     with pytest.raises(ValueError, match="strength: is for sample"):
         model.denoise(torch.zeros(3, 8, 8), 1.0, strength=0.5)
 

@@ -15,6 +15,7 @@ from ldm.diffusion.counter_random import normal
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import Bound, ClassifierFree
 from ldm.diffusion.precond import EDM
+from ldm.diffusion.repaint import repaint
 from ldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_sde, euler, euler_ancestral, heun
 from ldm.diffusion.schedule import VE, Flow, scaled_linear
 from ldm.diffusion.sigmas import karras
@@ -194,7 +195,7 @@ def test_a_draw_begins_at_a_sigma(sampler):
 
 
 @pytest.mark.parametrize("schedule", [VE(), Flow(), scaled_linear(0.00085, 0.012)], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, euler_ancestral, dpmpp_sde])
+@pytest.mark.parametrize("sampler", [euler, heun, dpmpp_2m, ddpm, euler_ancestral, dpmpp_sde, repaint])
 def test_what_is_known_is_held_at_every_step(sampler, schedule):
     """It comes out as it went in, and every estimate is asked of it under the noise of that level."""
     x0 = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

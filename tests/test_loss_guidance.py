@@ -238,9 +238,18 @@ def test_operators_keep_what_they_say():
     torch.testing.assert_close(operators.bicubic(torch.full_like(image, 0.3), factor=2), torch.full((2, 3, 4, 4), 0.3))
     shade = operators.grey(image)
     torch.testing.assert_close(operators.grey(shade), shade)
+    torch.testing.assert_close(operators.blur(torch.full_like(image, 0.3), std=2.0), torch.full_like(image, 0.3))
+    spot = torch.zeros(1, 2, 15, 17)
+    spot[0, 1, 7, 8] = 1.0
+    seen, places = operators.blur(spot, std=1.5)[0, 1], torch.arange(17.0) - 8
+    assert seen.sum() == pytest.approx(1) and (seen.sum(0) * places.square()).sum() == pytest.approx(1.5**2, rel=0.02)
+    torch.testing.assert_close(seen.sum(1), seen.sum(0)[1:-1])
     assert torch.equal(operators.box(image, 0.25, 0.5, 0.5, 0.25), image[..., 2:6, 4:6])
     with pytest.raises(ValueError, match=r"operator\.factor=3: must divide"):
         operators.bicubic(image, factor=3)
+    for std in (0.0, -1.0, 99.0):
+        with pytest.raises(ValueError, match=r"operator\.std=.*: must be above 0"):
+            operators.blur(image, std)
     with pytest.raises(ValueError, match=r"operator=box: .* is no box inside the image"):
         operators.box(image, 0.75, 0.0, 0.5, 1.0)
 

@@ -12,11 +12,8 @@ from untrained import untrained_run
 from ldm.checkpoint import weights
 from ldm.config import compose, overriding
 from ldm.diffusion.denoiser import Denoiser
-from ldm.editing import Edit
-from ldm.ensemble import write_manifest
 from ldm.given import collate
 from ldm.loading import load
-from ldm.run import Run
 from sample import file_names, main, read_conditions
 
 
@@ -556,81 +553,6 @@ def test_a_prompt_and_a_label_each_have_their_scale(tmp_path):
     assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == ["a-cat-1_0000.png", "grid.png"]
     negative = drawn("negative", "guidance.scale=40", "negative_prompt=a dog")
     assert not np.array_equal(negative, joint)
-
-
-# From a picture that is there
-
-
-def test_a_sample_begins_at_a_picture_and_stays_near_it_by_its_strength(model, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "start, a=b.png")
-    words = ["label=1", "num_steps=20", "guidance.scale=1"]
-    plain = first_image(model, tmp_path / "plain", *words)
-    start = f"start={tmp_path}/start, a=b.png"
-    strengths = (0.05, 0.3, 0.6, 0.9)
-    drawn = [first_image(model, tmp_path / f"{s}", *words, start, f"strength={s}") for s in strengths]
-    distances = [np.abs(image - pixels).mean() for image in drawn]
-    assert distances == sorted(distances) and distances[0] < 3 < distances[-1]
-    assert np.array_equal(plain, first_image(model, tmp_path / "1", *words, start, "strength=1"))
-    usual = first_image(model, tmp_path / "usual", *words, start)
-    assert np.array_equal(usual, first_image(model, tmp_path / "0.8", *words, start, "strength=0.8"))
-
-
-def test_what_of_a_picture_is_kept_comes_out_as_it_was(model, tmp_path):
-    words = ["label=1", "num_steps=4"]
-    members = [untrained_run(tmp_path / f"{n}", f"expert.node=[1,{n}]", shared=n, seed=n) for n in range(2)]
-    write_manifest(tmp_path / "experts.yaml", members)
-    for name, path, more, width in (
-        ("plain", model, [], 8), ("guided", model, ["guidance.scale=5", "sampler=ddpm"], 8),
-        ("strength", model, ["strength=0.5"], 8), ("tiled", model, ["width=16", "tiling=blended"], 16),
-        ("experts", tmp_path / "experts.yaml", ["guidance.scale=2"], 8),
-    ):  # fmt: skip
-        pixels = np.random.default_rng(0).integers(0, 256, (8, width, 3), dtype=np.uint8)
-        hole = np.zeros((8, width), dtype=np.uint8)
-        hole[2:6, 3:7] = 255
-        for file, array in (("picture", pixels), ("hole", hole)):
-            Image.fromarray(array).save(tmp_path / f"{file}.png")
-        given = [f"start={tmp_path}/picture.png", f"start_mask={tmp_path}/hole.png"]
-        image = first_image(path, tmp_path / f"out {name}", *words, *given, *more)
-        assert np.array_equal(image[hole == 0], pixels[hole == 0]), name
-        assert np.abs(image - pixels)[hole > 0].mean() > 5, name
-
-
-def test_a_hole_takes_all_places_of_the_latent_that_it_touches(first_stage: Run):
-    stage = load(first_stage.folder)
-    f = stage.spec.f
-    picture, hole = torch.rand(1, 3, 8 * f, 8 * f) * 2 - 1, torch.zeros(1, 1, 8 * f, 8 * f, dtype=torch.bool)
-    hole[..., 0, 0], hole[..., 3 * f : 4 * f, -1] = True, True
-    sigmas = torch.tensor([9.0, 3.0, 1.0, 0.0])
-    start, known = Edit(picture, 0.7, hole).begin(stage, sigmas, torch.device("cpu"))
-    assert start.sigma == 3.0 and torch.equal(start.x0, stage.encode(picture)) and start.x0.shape[1] != 3
-    assert known.mask.nonzero()[:, 2:].tolist() == [[0, 0], [3, 7]] and known.x0 is start.x0
-    begun = [Edit(picture, s).begin(stage, sigmas, torch.device("cpu")) for s in (1.0, 0.99, 0.1)]
-    assert begun[0] == (None, None) and [start.sigma for start, _ in begun[1:]] == [3.0, 1.0]
-
-
-def test_a_picture_to_begin_from_that_does_not_fit_is_named(model, tmp_path, pictures, monkeypatch):
-    start = tmp_path / "small.png"
-    Image.new("RGB", (8, 8)).save(start)
-    for words, problem in (
-        ([f"start={pictures['picture']}"], r"start=.*picture\.png: has 16 x 12 px, .* will have 8 x 8; .*width="),
-        ([f"start={start}", f"start_mask={pictures['mask']}"], r"start_mask=.*mask\.png: has 16 x 12 px"),
-        ([f"start={start}", f"start_mask={start}"], "start_mask: nothing in it is white"),
-        ([f"start_mask={start}"], "start_mask: says what is done with start=FILE"),
-        (["strength=0.5"], "strength: says what is done with start=FILE"),
-        *[([f"start={start}", f"strength={s}"], "strength=.*: must be in") for s in ("0", "1.1", "-1", "nan")],
-        ([f"start={start}", "strength=much"], "strength='much': expected float"),
-        ([f"start={tmp_path}/nowhere.png"], r"nowhere\.png"),
-        (["start=/dev/zero"], "start=/dev/zero: not a regular file"),
-        ([f"start={__file__}"], r"start=.*test_sample\.py: "),
-    ):
-        with pytest.raises((ValueError, OSError), match=problem) as caught:
-            main([f"model={model}", "label=1", *words, f"out={tmp_path}/out"])
-        assert "\n" not in str(caught.value)
-    monkeypatch.setattr("ldm.first_stage.first_stage.Identity.key", "tokens")
-    with pytest.raises(ValueError, match="start: the first stage of this model encodes 'tokens', not pictures"):
-        main([f"model={model}", "label=1", f"start={start}", f"out={tmp_path}/out"])
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import yaml
 from ldm.config import CONF, groups, instantiate
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.precond import Eps, Flow
+from ldm.diffusion.repaint import repaint
 from ldm.diffusion.samplers import ddim, ddpm, deis, dpmpp_2m, dpmpp_2s, dpmpp_sde, euler, euler_ancestral, heun, plms
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.schedule import scaled_linear
@@ -45,6 +46,8 @@ TABLE = {
     "heun": Row(2, 19),
     "kutta3": Row(3, 28),
     "plms": Row(2, 11),
+    "repaint num_resamples=3": Row(None, 28, draws=True),
+    "repaint num_resamples=2 jump_length=4": Row(None, 18, draws=True),
 }
 every_sampler = pytest.mark.parametrize("name", TABLE)
 
@@ -119,6 +122,22 @@ def test_a_certain_denoiser_is_met_exactly_at_zero(name):
     x, noise = 80 * normals(1, (5, 2))(0), normals(2, (5, 2))
     result = sampler_of(name)(lambda x, sigma: x0, x, karras(12, 0.002, 80.0), noise=noise)
     assert torch.equal(result, x0)
+
+
+def test_jumps_of_no_repeats_are_ddpm_and_more_go_over_the_same_levels_again():
+    x, ladder = normals(0, (5, 2))(0), torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
+    plain = ddpm(gaussian, x, ladder, noise=normals(1, (5, 2)))
+    for length in (1, 3, 9):
+        once = repaint(gaussian, x, ladder, noise=normals(1, (5, 2)), num_resamples=1, jump_length=length)
+        torch.testing.assert_close(once, plain)
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(sigma[0].item())
+        return gaussian(x, sigma)
+
+    repaint(denoise, x, ladder, noise=normals(1, (5, 2)), num_resamples=2, jump_length=2)
+    assert seen == [8, 4, 8, 4, 2, 1]
 
 
 @every_sampler

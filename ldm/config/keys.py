@@ -82,6 +82,8 @@ ROOT_TYPES = {
     "evaluate.num_steps": int | list[int],
     "paired": list[str],
     "strength": float,
+    "canvas": int | list[int],
+    "to_seed": int,
     "tile": int,
     "members": list[str],
     "models": str | list[str],

@@ -6,9 +6,18 @@ operations, so that a resumed run repeats its draws without any saved generator 
 
 import hashlib
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Normal(Protocol):
+    """The signature of `normal`, which what draws in its place has too."""
+
+    def __call__(self, seed: int, purpose: str, numbers: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+        """Standard normals [B, *shape], float32, for sample numbers [B]."""
+
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

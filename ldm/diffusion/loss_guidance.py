@@ -53,14 +53,12 @@ class ClassifierGuidance:
 
 
 class ImageGuidance:
-    """Towards images whose `operator` T gives batch["target"]: log p = -distance(T(decode(D(x))), target).
+    """Towards images whose `operator` T gives batch[`target`]: log p = -distance(T(decode(D(x))), target).
 
     arXiv:2112.10752, appendix C and D.6: with half the squared error a Gaussian of unit variance, or with LPIPS in its
     place; T is any differentiable map of images [B, 3, H, W] in [-1, 1], as a reduction in size. A target of another
     size than T gives is cropped to its shape at the centre, and resized.
     """
-
-    fields = ("target",)
 
     def __init__(
         self,
@@ -68,7 +66,9 @@ class ImageGuidance:
         operator: Callable[[Tensor], Tensor],
         distance: Distance,
         limits: Limits | None = None,
+        target: str = "target",
     ):
+        self.fields = (target,)
         self.scale = finite(scale, "loss_guidance.image.scale")
         self.operator = operator
         self.distance = distance
@@ -76,7 +76,8 @@ class ImageGuidance:
 
     def guide(self, bound: Bound) -> Denoise:
         """Raises ValueError if the batch has no target."""
-        target = _field(bound.batch, "target", "image").float()
+        (name,) = self.fields
+        target = _field(bound.batch, name, "image").float()
 
         def log_prob(x0: Tensor) -> Tensor:
             seen = self.operator(bound.decode(x0))

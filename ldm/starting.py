@@ -1,0 +1,93 @@
+"""The picture that a sample begins at, read from the files and keys of sample.py, and the size of what is drawn."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ldm.config import compose
+from ldm.config.keys import AT_MOST, bare
+from ldm.drawer import Drawer
+from ldm.editing import STRENGTH, Edit, on_canvas
+from ldm.errors import UserError
+from ldm.generate import Size
+from ldm.given import asked_size, read_image
+
+log = logging.getLogger(__name__)
+
+
+def read_edit(tree: Mapping[str, Any], drawer: Drawer) -> tuple[Size, Edit | None]:
+    """The size of the images, and the picture that `tree` says to start from, None to start from noise.
+
+    On a canvas= the size is the picture's with its borders, otherwise files have just the size of the images. Raises
+    ValueError for pictures of another size, what is broken, and what means nothing without start=; OSError for a file
+    that is not there.
+    """
+    if tree["start"] is None:
+        for key in ("start_mask", "strength", "canvas"):
+            if tree[key] is not None:
+                raise UserError(f"{key}: says what is done with start=FILE; give that too, or leave {key} out")
+        return asked_size(tree, drawer), None
+    picture = read_image("start", tree["start"])
+    size = _sides(picture)
+    if tree["canvas"] is None:
+        asked = asked_size(tree, drawer)
+        size = (asked, asked) if isinstance(asked, int) else asked
+        _check_size(tree, "start", picture, size)
+    hole = None
+    if tree["start_mask"] is not None:
+        mask = read_image("start_mask", tree["start_mask"])
+        _check_size(tree, "start_mask", mask, size)
+        hole = mask.mean(1, keepdim=True) > 0
+    if tree["canvas"] is not None:
+        picture, hole = _on_canvas(tree, drawer, picture, hole)
+    strength = tree["strength"]
+    if strength is None:
+        strength = STRENGTH if hole is None else 1.0
+    edit = Edit(picture, strength, hole)
+    return edit.size, edit
+
+
+def _on_canvas(tree: Mapping[str, Any], drawer: Drawer, picture: Tensor, hole: Tensor | None) -> tuple[Tensor, Tensor]:
+    for key in ("image_size", "height", "width"):
+        if tree[key] is not None:
+            raise UserError(f"{key}: the size is that of start= with the borders of canvas=; leave one of the two out")
+    if drawer.beside_latent:
+        raise UserError(
+            "canvas: a condition of this model stands beside the latent, in its size alone; one trained to fill "
+            "holes takes image= and mask="
+        )
+    borders = tree["canvas"]
+    borders = [borders] * 4 if isinstance(borders, int) else borders
+    if max(borders, default=0) > AT_MOST["image_size"]:
+        raise UserError(f"canvas={borders}: at most {AT_MOST['image_size']} px a side")
+    return on_canvas(picture, hole, borders)
+
+
+def tiled_for(size: Size, tree: Mapping[str, Any], words: Sequence[str], drawer: Drawer) -> Mapping[str, Any]:
+    """`tree` with windows to denoise in, where its canvas= makes images of `size` larger than those of the training.
+
+    `words` are those of the command line: where they choose of tiling, it is as they say.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    side = drawer.image_size
+    if tree["canvas"] is None or max(height, width) <= side or "tiling" in map(bare, words):
+        return tree
+    said = "canvas: %d x %d px are more than the %d of the training; denoised as tiling=blended"
+    log.warning(said, width, height, side)
+    return {**tree, "tiling": compose("sample", ["model=any", "tiling=blended"])["tiling"]}
+
+
+def _sides(picture: Tensor) -> tuple[int, int]:
+    return picture.shape[-2], picture.shape[-1]
+
+
+def _check_size(tree: Mapping[str, Any], key: str, picture: Tensor, size: tuple[int, int]) -> None:
+    height, width = _sides(picture)
+    if (height, width) == size:
+        return
+    has = f"{key}={tree[key]}: has {width} x {height} px, and"
+    if tree["canvas"] is not None:
+        raise UserError(f"{has} start= has {size[1]} x {size[0]}; the two have one size, canvas= goes around both")
+    raise UserError(f"{has} the images will have {size[1]} x {size[0]}; resize it, or say height= and width=")
