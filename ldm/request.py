@@ -1,16 +1,18 @@
 """A validated request to a drawer, ready to be sampled: from sample.py's command line or from Python's options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.config import with_moved_keys
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.drawer import Drawer
-from ldm.given import asked_size, check_given, class_number, collate, negatives, read_edit, read_given
+from ldm.given import check_given, class_number, collate, negatives, read_edit
+from ldm.given_files import asked_frame, files_of, read_given
 from ldm.prompts import read_conditions
 
 
@@ -25,12 +27,20 @@ class Request:
         drawer.decode_in_tiles(tree["tile"])
         self.sampling = drawer.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
         check_given(tree, drawer, self.sampling, captioned="caption" in rows[0])
-        self._size = asked_size(tree, drawer)
-        self._given = read_given(tree, drawer)
-        self._edit = read_edit(tree, self._size)
-        label = {} if tree["label"] is None else {"label": class_number(tree["label"], drawer.data)}
-        self.rows = [{**row, **label} for row in rows]
+        self._frame = asked_frame(tree, drawer, self.sampling)
+        self._given = read_given(tree, drawer, self._frame)
+        self._edit = read_edit(tree, self._frame.drawn)
+        self.rows = [_numbered(row, drawer) for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
+        values = {**collate(self.rows, device), **self._given.read}
+        if self._negatives and "caption" in values:
+            values["caption"] = [*values["caption"], *self._negatives.values()]
+        drawer.check(values, self.sampling, {name: f"{key}={path}" for name, (key, path) in files_of(tree).items()})
+
+    @property
+    def drawing(self) -> Callable[[Image.Image], Image.Image] | None:
+        """What shows on an image what was asked for, such as boxes; None where nothing would be seen."""
+        return self._given.drawing
 
     def batch(self, places: Sequence[int], numbers: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is given for the rows at `places` and samples of these `numbers`, int64 [B] on the device, and what
@@ -43,7 +53,15 @@ class Request:
         """Images [B, 3, H, W] in [-1, 1] for pairs of (row, number); see Drawer.generate."""
         numbers = torch.tensor([number for _, number in part], device=self._device)
         batch, negative = self.batch([place for place, _ in part], numbers)
-        return self._drawer.generate(self.sampling, batch, numbers, self._seed, self._size, negative, self._edit)
+        drawn = self._drawer.generate(
+            self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit
+        )
+        return self._frame.cut(drawn)
+
+
+def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:
+    """A row of conditions whose class is a number."""
+    return {**row, **({"label": class_number(row["label"], drawer.data)} if "label" in row else {})}
 
 
 def asked_guidance(words: Sequence[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:
