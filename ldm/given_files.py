@@ -101,7 +101,7 @@ def naming(key: str, path: str) -> Iterator[None]:
         raise UserError(f"{key}={path}: {error.kind} ({error})") from error
 
 
-def check_files(tree: Mapping[str, Any], trained_on: Callable[[], ShardData]) -> None:
+def check_files(tree: Mapping[str, Any], trained_on: Callable[[], ShardData | None]) -> None:
     """Read all files that `tree` names once, by the fields of what a run was trained on, before its model is loaded.
 
     Raises ValueError for what cannot be read or is not meant, OSError for a file that is not there.
@@ -109,15 +109,17 @@ def check_files(tree: Mapping[str, Any], trained_on: Callable[[], ShardData]) ->
     for key in ("target", "start", "start_mask"):
         if tree[key] is not None:
             read_picture_file(key, tree[key])
-    if not files_of(tree):
+    data = trained_on() if files_of(tree) else None
+    if data is None:
         return
-    data, image = trained_on(), None
+    image = None
     side = tree["image_size"] or data.framing.window
     for name, (key, path) in _image_first(files_of(tree)).items():
         reader, content = reader_of(data, name, key), content_of(key, path)
         with naming(key, path):
             image = read_picture(content, side) if name == "image" else image
-            _read(reader, content, _lies(reader, content, image, side))
+            lies = _lies(reader, content, image, side)
+            _read(reader, content, lies if lies is None or not reader.reduces else rasters.framed(lies, lies.upright))
 
 
 def _image_first(files: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

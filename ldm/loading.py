@@ -51,11 +51,14 @@ def load_drawer(path: str | Path, first_stage: str | None = None, ema: str = "em
     return load_model(path, first_stage, ema)
 
 
-def trained_on(path: str | Path) -> ShardData:
-    """The data of a run, or of an ensemble's first member, as its saved tree says; its weights are not read."""
+def trained_on(path: str | Path) -> ShardData | None:
+    """The data of a run, or of an ensemble's first member, as its saved tree says; its weights are not read. None for a
+    run without a tree, which its loader refuses.
+    """
     path = there(path)
     file = read_members(path)[0].file if path.suffix == ".yaml" else path
-    return Parts(load_tree(_run_of(file) / "config.yaml"))["data"]
+    config = _run_of(file) / "config.yaml"
+    return Parts(load_tree(config))["data"] if config.exists() else None
 
 
 def _run_of(path: Path) -> Path:
