@@ -4,14 +4,15 @@
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
-    python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png  # white is the hole; of any size
-    python sample.py model=runs/ldm-superres low=small.png  # four times as large
+    python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
+    python sample.py model=runs/ldm-superres low=small.png
     python sample.py model=runs/ldm-semantic_landscapes map=classes.png tiling=blended tile=256
     python sample.py model=runs/ldm-layout_coco boxes=objects.json
     python sample.py model=runs/ldm-cin256_v2 label=[3,7]
     python sample.py model=runs/mine prompt="red heart" given.style=photo.png
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png strength=0.6
 
+mask= is white where the hole is. Files have any size; map= and low= set that of the images, image= is resized.
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
 
