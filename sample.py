@@ -5,10 +5,15 @@
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
     python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
+    python sample.py model=runs/ldm-superres low=small.png
+    python sample.py model=runs/ldm-semantic_landscapes map=classes.png tiling=blended tile=256
+    python sample.py model=runs/ldm-layout_coco boxes=objects.json
+    python sample.py model=runs/ldm-cin256_v2 label=[3,7]
     python sample.py model=runs/mine prompt="red heart" given.style=photo.png
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png strength=0.6
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png canvas=[0,16,0,16]
 
+mask= is white where the hole is. Files have any size; map= and low= set that of the images, image= is resized.
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
 
@@ -35,14 +40,16 @@ def main(arguments: list[str]) -> int:
     check_there(tree)
 
     from ldm.device import choose
-    from ldm.loading import load_drawer
+    from ldm.given_files import check_files
+    from ldm.loading import load_drawer, trained_on
     from ldm.request import Request
 
     device = choose(tree["device"])
+    check_files(tree, lambda: trained_on(tree["model"]))
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
-    images_of = Request(model, tree, arguments, device).images
+    request = Request(model, tree, arguments, device)
     facts = {"seed": tree["seed"], "model": model.name}
-    sheet = write_images(tree, conditions, facts, images_of)
+    sheet = write_images(tree, conditions, facts, request.images, request.drawing)
     count = len(conditions) * tree["num_images"]
     shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
     print(f"{count} images in {tree['out']}/, {shown} together in {sheet}")
@@ -50,15 +57,21 @@ def main(arguments: list[str]) -> int:
 
 
 def write_images(
-    tree: dict[str, Any], conditions: list[dict[str, Any]], facts: dict[str, Any], images_of: Callable
+    tree: dict[str, Any],
+    conditions: list[dict[str, Any]],
+    facts: dict[str, Any],
+    images_of: Callable,
+    drawing: Callable | None = None,
 ) -> Path:
     """Write the images of `images_of([(row of conditions, number)])` as they are made, then the grid; returns its path.
 
+    With a `drawing` (Request.drawing) conditions.png has each image beside itself with that.
     Raises NotFinite, once all others are written, if some are not finite: these are not, and there is no grid.
     """
     import torch
     from rich.progress import track
 
+    from ldm.condition_sheet import write_condition_sheet
     from ldm.generate import NotFinite
     from ldm.images import grid, save_image
 
@@ -81,6 +94,8 @@ def write_images(
     if problem:
         raise problem
     columns = min(tree["num_images"], MAX_SHOWN)
+    if drawing:
+        write_condition_sheet(out / "conditions.png", torch.cat(shown), drawing, columns, tree["enlarge"])
     return save_image(out / "grid.png", grid(torch.cat(shown), columns=columns), factor=tree["enlarge"])
 
 

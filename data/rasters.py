@@ -4,14 +4,14 @@ The camera's raster is turned upright as EXIF says. What belongs to a picture (a
 raster or the other, and is turned with it where that can be told, else refused.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from ldm.data.errors import BadSample
-from ldm.data.transforms import Box, fitted, kept, resize_nearest
+from ldm.data.transforms import Box, fitted, kept, resize, resize_nearest
 
 ORIENTATION = ExifTags.Base.Orientation
 
@@ -59,6 +59,7 @@ class Picture:
     stored: tuple[int, int]
     orientation: int
     size: tuple[int, int]  # upright, cut if it is thin, resized
+    window: Box | None = None  # the part that is used, px of it upright; None: all, but for what is cut of thin ones
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -69,7 +70,7 @@ class Picture:
     def part(self) -> Box | None:
         """left, top, right, bottom of what is used, in shares of the whole; None for all of it."""
         width, height = self.upright
-        part = kept(width, height)
+        part = self.window or kept(width, height)
         if part == (0, 0, width, height):
             return None
         return part[0] / width, part[1] / height, part[2] / width, part[3] / height
@@ -91,13 +92,27 @@ class Picture:
                 f"the picture is turned by EXIF (orientation {self.orientation}), and the {what} may belong to it "
                 "before or after: its shape fits both; write the picture upright, or the orientation into both",
             )
-        height, width = fitting[0].shape
-        box = self.part and (self.part[0] * width, self.part[1] * height, self.part[2] * width, self.part[3] * height)
-        return resize_nearest(np.ascontiguousarray(fitting[0]), self.size, box)
+        return resize_nearest(np.ascontiguousarray(fitting[0]), self.size, self._box(fitting[0]))
+
+    def lay_colours(self, pixels: np.ndarray, factor: int = 1) -> np.ndarray:
+        """An upright picture, uint8 [H, W, 3], or a scaled copy of this one, on 1 / `factor` of its size, bicubic.
+
+        What has that size already is not changed by a bit. Raises BadSample for another aspect.
+        """
+        if not self._fits(pixels):
+            sizes = f"{pixels.shape[1]}x{pixels.shape[0]}, and its picture {self.upright[0]}x{self.upright[1]}"
+            raise BadSample("another shape", f"it has {sizes}")
+        size = (-(-self.size[0] // factor), -(-self.size[1] // factor))
+        return resize(Image.fromarray(pixels), size, self._box(pixels))
+
+    def _box(self, values: np.ndarray) -> Box | None:
+        """The part of the picture in px of an upright raster [H, W, ...] of it; None for all."""
+        height, width = values.shape[:2]
+        return self.part and (self.part[0] * width, self.part[1] * height, self.part[2] * width, self.part[3] * height)
 
     def _fits(self, values: np.ndarray) -> bool:
         """Whether they have this picture's shape or, but for the rounding of a scaled copy's sides, its aspect."""
-        (height, width), (own_width, own_height) = values.shape, self.upright
+        (height, width), (own_width, own_height) = values.shape[:2], self.upright
         return abs(width * own_height - height * own_width) <= max(width, height, own_width, own_height)
 
     def _turned(self) -> str:
@@ -130,3 +145,15 @@ def picture(stored: tuple[int, int], orientation: int, image_size: int) -> Pictu
     left, top, right, bottom = kept(*stored)
     size = fitted(right - left, bottom - top, image_size)
     return Picture(stored, orientation, size if orientation < 5 else size[::-1])
+
+
+def framed(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture on an image of (width, height) `size`: all of it, or its middle where that has another aspect."""
+    width, height = picture.upright
+    wide, high = float(width), float(height)
+    if size[0] * height >= size[1] * width:
+        high = width * size[1] / size[0]
+    else:
+        wide = height * size[0] / size[1]
+    left, top = (width - wide) / 2, (height - high) / 2
+    return replace(picture, size=size, window=(left, top, left + wide, top + high))

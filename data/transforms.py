@@ -50,7 +50,7 @@ class View:
 
     `top`, `left` and `choice` are in [0, 1): shares of the room there is, so that one draw serves every size. `share`
     is the window's side over the short side of what it is cut from, and the window is then resized; None: it has as
-    many px as are asked for.
+    many px as are asked for. `whole`: pixels are taken as they are, as for a sample of any shape.
     """
 
     top: float = 0.5
@@ -58,9 +58,12 @@ class View:
     flip: bool = False
     choice: float = 0.0
     share: float | None = None
+    whole: bool = False
 
     def crop(self, array: np.ndarray, image_size: int) -> np.ndarray:
         """The window [image_size, image_size, ...] of colours [H, W, 3], or of values [H, W] that are not mixed."""
+        if self.whole:
+            return array
         left, top = self.corner(array.shape[0], array.shape[1], image_size)
         side = self.side(array.shape[0], array.shape[1], image_size)
         window = array[top : top + side, left : left + side]

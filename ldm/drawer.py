@@ -40,8 +40,11 @@ class Drawer(Protocol):
         """What it was trained on."""
 
     @property
-    def beside_latent(self) -> bool:
-        """Whether a condition is concatenated to the latent, position by position."""
+    def beside_latent(self) -> set[str]:
+        """The batch fields of conditions that are concatenated to the latent, position by position."""
+
+    def drawable(self, size: tuple[int, int], sampling: Sampling) -> tuple[int, int]:
+        """The least (height, width), px, that holds an image of `size` and that it can draw."""
 
     def sampling(self, tree: Mapping[str, Any]) -> Sampling:
         """How `tree`, with the keys of conf/sample.yaml, says to sample; what is null or not there is the run's own."""
@@ -51,6 +54,11 @@ class Drawer(Protocol):
 
     def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
         """Name and field of the conditions used that a batch has to give and does not."""
+
+    def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
+        """Say what of a batch its conditions do not read. Raises ValueError for values that they do not take, naming
+        by `given` {field: words} where they come from.
+        """
 
     def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
         """Conditions that guidance leaves out; `negative` are fields that have something in the place of their null.

@@ -14,7 +14,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
 from ldm.editing import Edit
 from ldm.errors import UserError
-from ldm.generate import Size, drawn, latent_shape
+from ldm.generate import Size, drawable, drawn, latent_shape
 from ldm.model import Model
 from ldm.sampling import Sampling
 
@@ -67,9 +67,18 @@ class Ensemble:
         return {name for member in self.members for name in member.fields}
 
     @property
-    def beside_latent(self) -> bool:
-        """Whether some member has a condition that is concatenated to the latent."""
-        return any(member.beside_latent for member in self.members)
+    def beside_latent(self) -> set[str]:
+        """The batch fields of any member's conditions that are concatenated to the latent."""
+        return {name for member in self.members for name in member.beside_latent}
+
+    @property
+    def _factor(self) -> int:
+        """What height and width of the latent have to be multiples of, for all members."""
+        return math.lcm(*[member.denoiser.factor for member in self.members])
+
+    def drawable(self, size: tuple[int, int], sampling: Sampling) -> tuple[int, int]:
+        """The least (height, width), px, that holds an image of `size` and that all members can draw."""
+        return drawable(size, self.first_stage.spec.f, self._factor, sampling.tiling)
 
     def sampling(self, tree: Mapping[str, Any]) -> Sampling:
         """How `tree` says to sample, else the member for the highest noise; see Model.sampling.
@@ -112,6 +121,11 @@ class Ensemble:
         return {
             name: field for member, own in self._each(sampling) for name, field in member.missing(batch, own).items()
         }
+
+    def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
+        """Say what of a batch a member does not read. Raises ValueError for values that it does not take."""
+        for member, own in self._each(sampling):
+            member.check(batch, own, given)
 
     def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
         """Conditions that guidance leaves out. Raises ValueError naming a member that cannot be sampled with it."""
@@ -161,8 +175,7 @@ class Ensemble:
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see Model.generate."""
         size = size or self.image_size
-        factor = math.lcm(*[member.denoiser.factor for member in self.members])
-        shape = latent_shape(self.first_stage, size, factor, sampling.tiling)
+        shape = latent_shape(self.first_stage, size, self._factor, sampling.tiling)
         batch = {**batch, "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
         return drawn(denoise, self.first_stage, sampling, shape, batch, numbers, seed, edit)

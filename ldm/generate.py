@@ -173,6 +173,18 @@ def check_size(
             raise UserError(f"tiling.size={tiling.size}: must be a multiple of the network's {factor}")
 
 
+def drawable(size: tuple[int, int], f: int, factor: int, tiling: Tiling | None = None) -> tuple[int, int]:
+    """The least (height, width), px, that holds an image of `size` and passes `check_size`."""
+
+    def least(side: int) -> int:
+        positions = -(-side // f)
+        if tiling is None or len(tiling.starts(positions)) == 1:
+            positions = -(-positions // factor) * factor
+        return positions * f
+
+    return least(size[0]), least(size[1])
+
+
 def bind(
     denoiser: ConditionalDenoise,
     conditioner: Conditioners,

@@ -27,7 +27,7 @@ from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.spec import LatentSpec
-from ldm.generate import Size, bind, bound_to, check_guidance, generate, guided
+from ldm.generate import Size, bind, bound_to, check_guidance, drawable, generate, guided
 from ldm.networks.layers import tuned
 from ldm.places import first_stage_of, paths_of
 from ldm.sampling import Sampling
@@ -68,9 +68,13 @@ class Model:
         return self.conditioner.fields
 
     @property
-    def beside_latent(self) -> bool:
-        """Whether a condition is concatenated to the latent, position by position."""
-        return self.conditioner.widths()["concat_channels"] > 0
+    def beside_latent(self) -> set[str]:
+        """The batch fields of conditions that are concatenated to the latent, position by position."""
+        return {field for part in self.conditioner.parts.values() if "concat" in part.widths for field in part.fields}
+
+    def drawable(self, size: tuple[int, int], sampling: Sampling) -> tuple[int, int]:
+        """The least (height, width), px, that holds an image of `size` and that it can draw."""
+        return drawable(size, self.first_stage.spec.f, self.denoiser.factor, sampling.tiling)
 
     def sampling(self, tree: Mapping[str, Any]) -> Sampling:
         """How `tree` says to sample; of a recipe (sampler, sigmas, num_steps, guidance) what is null is the run's own.
@@ -119,6 +123,10 @@ class Model:
     def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
         """Name and field of the conditions used that a batch has to give and does not."""
         return self.conditioner.missing(batch, sampling.use_conditions)
+
+    def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
+        """Say what of a batch its conditions do not read; ValueError for values that they do not take."""
+        self.conditioner.check(batch, sampling.use_conditions, given)
 
     def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
         """Conditions that guidance leaves out. Raises ValueError for guidance that the model cannot be sampled with."""

@@ -1,4 +1,4 @@
-"""The conditions given as text: one prompt, several, or a class."""
+"""The conditions given as text: prompts and classes, one or several."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,12 @@ MAX_PROMPT_BYTES = 1 << 24  # of a file of prompts
 
 
 def read_conditions(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What to draw, one dict per row of the grid. Raises ValueError if nothing is asked for, or two things at once."""
+    """What to draw, one dict per row of the grid: each class, or each prompt with each class.
+
+    Raises ValueError if nothing is asked for, or two things at once.
+    """
     prompt, prompts, label = (tree[key] for key in ("prompt", "prompts", "label"))
+    labels = label if isinstance(label, list) else [] if label is None else [label]
     if prompt is not None and prompts is not None:
         raise UserError("prompt and prompts exclude each other")
     if tree["num_images"] < 1 or tree["batch_size"] < 1:
@@ -22,11 +26,13 @@ def read_conditions(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
         found = [{"caption": text} for text in (read_prompts(prompts) if isinstance(prompts, str) else prompts)]
         if not found:
             raise UserError("prompts: no prompt in it")
-    elif prompt is not None or label is None:
+    elif prompt is not None or not labels:
         found = [{"caption": prompt or ""}]
     else:
         found = [{}]
-    return [{**condition, **({} if label is None else {"label": label})} for condition in found]
+    if label == []:
+        raise UserError("label=[]: no class in it")
+    return [{**row, "label": one} for row in found for one in labels] if labels else found
 
 
 def read_prompts(path: str) -> list[str]:

@@ -1,10 +1,11 @@
 """A validated request to a drawer, ready to be sampled: from sample.py's command line or from Python's options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.config import with_moved_keys
@@ -12,9 +13,11 @@ from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.diffusion.interpolation import Frames
 from ldm.drawer import Drawer
-from ldm.given import check_given, class_number, collate, negatives, read_given
+from ldm.frames import Frame
+from ldm.given import check_given, class_number, collate, negatives
+from ldm.given_files import asked_frame, files_of, read_given
 from ldm.prompts import read_conditions
-from ldm.starting import read_edit, tiled_for
+from ldm.starting import read_canvas, read_start, tiled_for
 
 
 class Request:
@@ -26,17 +29,30 @@ class Request:
     def __init__(self, drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device):
         rows = read_conditions(tree)
         drawer.decode_in_tiles(tree["tile"])
-        self._size, self._edit = read_edit(tree, drawer)
-        tree = tiled_for(self._size, tree, words, drawer)
+        on_canvas = read_canvas(tree, drawer)
+        tree = tree if on_canvas is None else tiled_for(on_canvas.size, tree, words, drawer)
         self.sampling = drawer.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
         self._frames = tree["to_seed"] is not None
         if self._frames:
             self.sampling = replace(self.sampling, normal=Frames(tree["to_seed"], tree["num_images"]))
         check_given(tree, drawer, self.sampling, captioned="caption" in rows[0])
-        self._given = read_given(tree, drawer)
-        label = {} if tree["label"] is None else {"label": class_number(tree["label"], drawer.data)}
-        self.rows = [{**row, **label} for row in rows]
+        if on_canvas is None:
+            self._frame = asked_frame(tree, drawer, self.sampling)
+        else:
+            self._frame = Frame(on_canvas.size, on_canvas.size)
+        self._given = read_given(tree, drawer, self._frame)
+        self._edit = on_canvas or read_start(tree, self._frame.drawn)
+        self.rows = [_numbered(row, drawer) for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
+        values = {**collate(self.rows, device), **self._given.read}
+        if self._negatives and "caption" in values:
+            values["caption"] = [*values["caption"], *self._negatives.values()]
+        drawer.check(values, self.sampling, {name: f"{key}={path}" for name, (key, path) in files_of(tree).items()})
+
+    @property
+    def drawing(self) -> Callable[[Image.Image], Image.Image] | None:
+        """What shows on an image what was asked for, such as boxes; None where nothing would be seen."""
+        return self._given.drawing
 
     def batch(self, places: Sequence[int], numbers: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is given for the rows at `places` and samples of these `numbers`, int64 [B] on the device, and what
@@ -50,7 +66,15 @@ class Request:
         numbers = torch.tensor([number for _, number in part], device=self._device)
         same = torch.zeros_like(numbers) if self._frames else numbers  # what is made of an image by its number
         batch, negative = self.batch([place for place, _ in part], same)
-        return self._drawer.generate(self.sampling, batch, numbers, self._seed, self._size, negative, self._edit)
+        drawn = self._drawer.generate(
+            self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit
+        )
+        return self._frame.cut(drawn)
+
+
+def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:
+    """A row of conditions whose class is a number."""
+    return {**row, **({"label": class_number(row["label"], drawer.data)} if "label" in row else {})}
 
 
 def asked_guidance(words: Sequence[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -8,48 +8,27 @@ from torch import Tensor
 
 from ldm.config import compose
 from ldm.config.keys import AT_MOST, bare
+from ldm.data.transforms import to_tensor
 from ldm.drawer import Drawer
 from ldm.editing import STRENGTH, Edit, on_canvas
 from ldm.errors import UserError
 from ldm.generate import Size
-from ldm.given import asked_size, read_image
+from ldm.given_files import read_picture_file
 
 log = logging.getLogger(__name__)
 
 
-def read_edit(tree: Mapping[str, Any], drawer: Drawer) -> tuple[Size, Edit | None]:
-    """The size of the images, and the picture that `tree` says to start from, None to start from noise.
+def read_canvas(tree: Mapping[str, Any], drawer: Drawer) -> Edit | None:
+    """The picture of start= with the borders of canvas= around it, the size of the images; None without a canvas.
 
-    On a canvas= the size is the picture's with its borders, otherwise files have just the size of the images. Raises
-    ValueError for pictures of another size, what is broken, and what means nothing without start=; OSError for a file
-    that is not there.
+    Raises ValueError for what is broken or means nothing without start=, OSError for a file that is not there.
     """
     if tree["start"] is None:
         for key in ("start_mask", "strength", "canvas"):
             if tree[key] is not None:
                 raise UserError(f"{key}: says what is done with start=FILE; give that too, or leave {key} out")
-        return asked_size(tree, drawer), None
-    picture = read_image("start", tree["start"])
-    size = _sides(picture)
     if tree["canvas"] is None:
-        asked = asked_size(tree, drawer)
-        size = (asked, asked) if isinstance(asked, int) else asked
-        _check_size(tree, "start", picture, size)
-    hole = None
-    if tree["start_mask"] is not None:
-        mask = read_image("start_mask", tree["start_mask"])
-        _check_size(tree, "start_mask", mask, size)
-        hole = mask.mean(1, keepdim=True) > 0
-    if tree["canvas"] is not None:
-        picture, hole = _on_canvas(tree, drawer, picture, hole)
-    strength = tree["strength"]
-    if strength is None:
-        strength = STRENGTH if hole is None else 1.0
-    edit = Edit(picture, strength, hole)
-    return edit.size, edit
-
-
-def _on_canvas(tree: Mapping[str, Any], drawer: Drawer, picture: Tensor, hole: Tensor | None) -> tuple[Tensor, Tensor]:
+        return None
     for key in ("image_size", "height", "width"):
         if tree[key] is not None:
             raise UserError(f"{key}: the size is that of start= with the borders of canvas=; leave one of the two out")
@@ -62,7 +41,42 @@ def _on_canvas(tree: Mapping[str, Any], drawer: Drawer, picture: Tensor, hole: T
     borders = [borders] * 4 if isinstance(borders, int) else borders
     if max(borders, default=0) > AT_MOST["image_size"]:
         raise UserError(f"canvas={borders}: at most {AT_MOST['image_size']} px a side")
-    return on_canvas(picture, hole, borders)
+    picture = _read_image("start", tree["start"])
+    return _edit(tree, *on_canvas(picture, _hole(tree, _sides(picture)), borders))
+
+
+def read_start(tree: Mapping[str, Any], size: Size) -> Edit | None:
+    """The picture of start=, as large as the images, which are of `size`; None to start from noise.
+
+    Raises ValueError for pictures of another size and for what is broken, OSError for a file that is not there.
+    """
+    if tree["start"] is None:
+        return None
+    size = (size, size) if isinstance(size, int) else size
+    picture = _read_image("start", tree["start"])
+    _check_size(tree, "start", picture, size)
+    return _edit(tree, picture, _hole(tree, size))
+
+
+def _edit(tree: Mapping[str, Any], picture: Tensor, hole: Tensor | None) -> Edit:
+    strength = tree["strength"]
+    if strength is None:
+        strength = STRENGTH if hole is None else 1.0
+    return Edit(picture, strength, hole)
+
+
+def _hole(tree: Mapping[str, Any], size: tuple[int, int]) -> Tensor | None:
+    """Where start_mask= is white, bool [1, 1, H, W] of `size`."""
+    if tree["start_mask"] is None:
+        return None
+    mask = _read_image("start_mask", tree["start_mask"])
+    _check_size(tree, "start_mask", mask, size)
+    return mask.mean(1, keepdim=True) > 0
+
+
+def _read_image(key: str, path: str) -> Tensor:
+    """An image file under `key` as it is, [1, 3, H, W] in [-1, 1]. Raises ValueError if it is broken."""
+    return to_tensor([read_picture_file(key, path)])
 
 
 def tiled_for(size: Size, tree: Mapping[str, Any], words: Sequence[str], drawer: Drawer) -> Mapping[str, Any]:

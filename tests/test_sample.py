@@ -42,6 +42,11 @@ def test_one_prompt_or_a_file_of_them_or_a_label(tmp_path):
     ]  # fmt: skip
     assert read_conditions(tree(label=0)) == [{"label": 0}]
     assert read_conditions(tree(label=0, prompt="a")) == [{"caption": "a", "label": 0}]
+    assert read_conditions(tree(label=[3, "cat"])) == [{"label": 3}, {"label": "cat"}]
+    both = read_conditions(tree(label=[3, 7], prompts=str(tmp_path / "prompts.txt")))
+    assert [(row["caption"], row["label"]) for row in both] == [
+        ("a red, fox", 3), ("a red, fox", 7), ("käse = 3", 3), ("käse = 3", 7),
+    ]  # fmt: skip
     assert read_conditions(tree()) == [{"caption": ""}]
 
 
@@ -50,6 +55,7 @@ def test_one_prompt_or_a_file_of_them_or_a_label(tmp_path):
     [
         ({"prompt": "", "prompts": "x"}, "prompt and prompts exclude each other"),
         ({"num_images": 0}, "num_images and batch_size must be at least 1"),
+        ({"label": []}, r"label=\[\]: no class in it"),
     ],
 )
 def test_nothing_or_two_things_at_once_are_refused(given, problem):
@@ -111,6 +117,16 @@ def test_images_carry_their_facts_and_a_grid_shows_all(model, tmp_path, capsys):
     assert picture.size == (16, 16)
     assert picture.text == {"label": "3", "seed": "5", "number": "1", "model": "toy"}
     assert "3 images in" in capsys.readouterr().out
+
+
+def test_several_classes_are_rows_of_one_sheet_each_as_alone(model, tmp_path):
+    assert main([f"model={model}", "label=[3,animals-nature]", "num_images=3", f"out={tmp_path}/both"]) == 0
+    both = pixels(tmp_path / "both")
+    for label, name in ((3, "3"), (2, "animals-nature")):
+        main([f"model={model}", f"label={label}", "num_images=3", f"out={tmp_path}/{label}"])
+        for number, image in enumerate(list(pixels(tmp_path / str(label)).values())[:3]):
+            assert np.abs(image - both[f"{name}_{number:04d}.png"]).max() <= 1
+    assert both["grid.png"].shape == (2 * 10 + 2, 3 * 10 + 2, 3) and len(both) == 7
 
 
 def test_an_image_does_not_depend_on_the_batch_it_is_made_in(model, tmp_path):
@@ -200,6 +216,9 @@ def test_a_weak_model_works_in_the_same_windows(model, tmp_path):
         (["label=1", "guidance=autoguidance", "weak_model=runs/no, where"], "weak_model=runs/no, where: .*no weights"),
         (["label=1", "guidance.limits.channels=[0,3]"], r"limits\.channels=\[0, 3\]: .* channels 0\.\.2"),
         (["label=x"], "label='x': expected int"),
+        (["label=[1,x]"], "label='x': expected int"),
+        (["label=[1,1.5]"], r"label=\[1, 1\.5\]: expected"),
+        (["label=[1,9]"], "label 1..9: .*asks for 0..4"),
         (["label=1", "image_size=9"], "image_size=9: must be a multiple of 2, .* f = 1 times the network's 2"),
         (["label=1", "height=12", "width=7"], "height=12, width=7: must be a multiple of 2"),
         (["label=1", "width=0"], "width=0: must be at least 1"),
@@ -227,7 +246,7 @@ def test_mistakes_are_value_errors(model, tmp_path, arguments, problem):
 
 def first_image(model: Path, out: Path, *arguments: str) -> np.ndarray:
     assert main(overriding([f"model={model}", "num_images=1", f"out={out}", *arguments])) == 0
-    (image,) = [value for name, value in pixels(out).items() if name != "grid.png"]
+    (image,) = [value for name, value in pixels(out).items() if name not in ("grid.png", "conditions.png")]
     return image
 
 
@@ -441,7 +460,6 @@ def test_a_hole_is_filled(tmp_path, pictures):
         ([mask], "conditioner masked_image needs 'image': give image=FILE"),
         ([], "conditioner masked_image needs 'image': give image=FILE"),
         ([picture, f"mask={pictures['square']}"], r"mask=.*square\.png: another shape"),
-        ([picture, mask, "width=16"], "image: stands beside the latent"),
         ([picture, mask, "guidance.scale=2"], r"never left out masked_image .*guidance\.scale=1"),
         ([picture, mask, f"map={pictures['map']}"], "map: this model reads no segmentation"),
         ([picture, f"mask={tmp_path}/nowhere.png"], r"nowhere\.png"),
@@ -465,7 +483,9 @@ def test_a_map_of_classes_is_drawn(tmp_path, pictures):
     with pytest.raises(ValueError, match=r"segmentation 0\.\.255: conditioner\.semantic_map\.num_classes=3"):
         main([f"model={model}", f"map={pictures['around']}", f"out={tmp_path}/out"])
     fieldless = untrained_run(tmp_path / "fieldless", *words[2:])
-    with pytest.raises(ValueError, match="map: nothing in the data of this run reads 'segmentation'; it has caption"):
+    with pytest.raises(
+        ValueError, match=r"map: .* reads no segmentation: nothing in the data of its run does, .* caption"
+    ):
         main([f"model={fieldless}", f"map={pictures['map']}", f"out={tmp_path}/out"])
     with pytest.raises(ValueError, match="conditioner semantic_map needs 'segmentation': give map=FILE"):
         main([f"model={model}", f"out={tmp_path}/out"])
@@ -523,7 +543,7 @@ def test_a_small_picture_is_given_or_made_of_a_large_one(tmp_path, pictures):
     words = ["conditioner=[low_resolution]", "conditioner.low_resolution.factor=1", "derived=[low_resolution]"]
     model = untrained_run(tmp_path / "model", *words, "derived.low_resolution.factor=1")
     low = first_image(model, tmp_path / "low", f"low={pictures['picture']}")
-    assert np.array_equal(low, first_image(model, tmp_path / "image", f"image={pictures['picture']}"))
+    assert np.array_equal(low, first_image(model, tmp_path / "image", f"image={pictures['picture']}", "image_size=12"))
     assert not np.array_equal(low, first_image(model, tmp_path / "mask", f"low={pictures['mask']}"))
     with pytest.raises(ValueError, match="conditioner low_resolution needs 'low_resolution': give low=FILE"):
         main([f"model={model}", f"out={tmp_path}/out"])

@@ -235,6 +235,7 @@ def _write_inputs(folder: Path) -> None:
     mask[8:20, 8:20] = 255
     Image.fromarray(mask).save(folder / "hole.png")
     Image.fromarray((mask > 0).astype(np.uint8)).save(folder / "classes.png")
+    np.save(folder / "embeddings.npy", np.ones((3, 8), np.float32))
     (folder / "objects.json").write_text(json.dumps({"objects": [{"category": 0, "box": [0, 0, 0.5, 0.5]}]}))
     (folder / "evaluation.txt").write_text("no-such-key\n")
     facts = {"similarity": 0.3, "LANGUAGE": "en", "caption": "a photo", "width": 300, "height": 300}

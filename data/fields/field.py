@@ -4,8 +4,10 @@ A field has two halves: `read` decodes (the result may be kept in memory), `coll
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from PIL import Image
 
 from ldm.data.rasters import Picture
 from ldm.data.transforms import View
@@ -22,10 +24,19 @@ class Field(ABC):
     yields: str
     lies_on_picture = False
     size: int | None = None  # px, of pixels that have another size than the image
+    reduces: int | None = None  # sides of the image over those of the pixels it reads, where they lie on the image's
 
     @abstractmethod
     def read(self, content: bytes, picture: Picture | None) -> Any:
         """Decode the member, turned and resized with its picture. BadSample if it cannot be used."""
+
+    def unmeant(self, value: Any) -> str | None:
+        """What is wrong with a value that training puts up with, and that nobody means who gives it in sampling."""
+        return None
+
+    def drawing(self, value: Any, names: Sequence[str]) -> Callable[[Image.Image], Image.Image] | None:
+        """What draws a value over an RGB image of any size, by the `names` of its classes; None: nothing to be seen."""
+        return None
 
     @abstractmethod
     def collate(self, values: Sequence[Any], views: Sequence[View], image_size: int) -> Any:

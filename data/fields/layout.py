@@ -1,12 +1,14 @@
 """Objects and their boxes as numbers of tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from ldm.data.drawn_boxes import draw_boxes
 from ldm.data.errors import BadSample
 from ldm.data.fields.field import Field
 from ldm.data.members import entry, read_entries
@@ -69,6 +71,26 @@ class Layout(Field):
             raise BadSample("broken objects", f"{self.key}: a box is left, top, right, bottom in shares of the image")
         raster = entries.get("width"), entries.get("height")
         return classes, picture.lay_boxes(boxes, raster) if len(boxes) else boxes, picture.size
+
+    def unmeant(self, value: tuple[np.ndarray, np.ndarray, tuple[int, int]]) -> str | None:
+        """A box without an area, or more than are read."""
+        boxes = value[1]
+        for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
+            if left >= right or top >= bottom:
+                place = f"{left:g}, {top:g}, {right:g}, {bottom:g}"
+                return f"{self.key}: the box of number {number}, [{place}], has no area"
+        if len(boxes) > self.max_objects:
+            return f"{self.key}: {len(boxes)} of them, and the model reads {self.max_objects}"
+        return None
+
+    def drawing(
+        self, value: tuple[np.ndarray, np.ndarray, tuple[int, int]], names: Sequence[str]
+    ) -> Callable[[Image.Image], Image.Image]:
+        """The boxes, each with its class by name, or by number where there is none."""
+        classes, boxes, _ = value
+        kinds = (classes % self.num_classes).tolist()
+        words = [names[kind] if kind < len(names) else str(kind) for kind in kinds]
+        return lambda picture: draw_boxes(picture, boxes, words, kinds)
 
     def _class_token(self, found: Mapping[str, Any]) -> int | None:
         """None for an object of a class that is left out."""

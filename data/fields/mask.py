@@ -19,6 +19,7 @@ class Mask(Field):
 
     lies_on_picture = True
     yields = "float32 [B, 1, H, W]"
+    reduces = 1
 
     def __init__(self, extension: str = "mask.png"):
         self.extension = extension

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ldm.data import rasters
-from ldm.data.decoding import PilDecoder
+from ldm.data.decoding import PilDecoder, decode_image
 from ldm.data.fields.field import Field
 from ldm.data.transforms import View, to_tensor
 from ldm.data.user_error import UserError
@@ -30,10 +30,13 @@ class Picture(Field):
             raise UserError(f"Picture: factor={factor} has to be at least 1")
         self.size = size
         self.factor = factor
+        self.reduces = factor if size is None else None
         self.extension = extension
 
     def read(self, content: bytes, picture: rasters.Picture) -> np.ndarray:
-        """uint8 [H, W, 3], upright, its short side `size` px."""
+        """uint8 [H, W, 3], upright, its short side `size` px; on a framed picture as that says."""
+        if self.size is None and picture.window is not None:
+            return picture.lay_colours(np.asarray(decode_image(content)), self.factor)
         return PilDecoder()(content, self.size or min(picture.size) // self.factor)
 
     def collate(self, values: Sequence[np.ndarray], views: Sequence[View], image_size: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ class SemanticMap(Field):
 
     lies_on_picture = True
     yields = "int64 [B, H, W]"
+    reduces = 1
 
     def __init__(self, extension: str = "segmentation.png"):
         self.extension = extension

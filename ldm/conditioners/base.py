@@ -59,6 +59,9 @@ class Conditioner(nn.Module, ABC):
         """Whether a batch lacks a field that it reads."""
         return any(field not in batch for field in self.fields)
 
+    def check(self, batch: Batch) -> None:
+        """Raise ValueError for values that it does not take, and say what of them it would not read."""
+
     @abstractmethod
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         """{slot: tensor} for each of its slots, the null where drop [B] (bool).
@@ -146,6 +149,17 @@ class Conditioners(nn.Module):
         used = {name: part for name, part in self.used(use).items() if name not in absent}
         lacking = {name: [f for f in (part.key, *part.also) if f and f not in batch] for name, part in used.items()}
         return {name: fields[0] for name, fields in lacking.items() if fields}
+
+    def check(self, batch: Batch, use: Collection[str] | None, given: Mapping[str, str]) -> None:
+        """Conditioner.check of all that are `used` and whose fields are there; a refusal begins with what `given`
+        {field: words} says of one of these.
+        """
+        for part in [part for part in self.used(use).values() if part.key is not None and not part.lacks(batch)]:
+            try:
+                part.check(batch)
+            except UserError as error:
+                named = [given[name] for name in (*part.also, part.key) if name in given]
+                raise UserError(": ".join([*named[:1], str(error)])) from error
 
     def drop_all_but(
         self, given: Collection[str], num_samples: int, negative: Collection[str] = ()

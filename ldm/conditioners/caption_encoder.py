@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.conditioners.base import field
 from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.conditioners.lazy import Described
+from ldm.conditioners.unread import tell_unread
 from ldm.networks.layers import Frozen
 
 Memo = dict[str, tuple[Tensor, Tensor]]
@@ -39,6 +40,12 @@ class CaptionEncoder(FrozenEncoder):
     def identity(self) -> dict[str, Any]:
         """The encoder's."""
         return self._described.identity
+
+    def check(self, batch: Batch) -> None:
+        """Say what of batch["caption"] is longer than the encoder reads."""
+        encoder = self.encoder.module
+        key = f"conditioner.{self._described.name}.max_tokens"
+        tell_unread(encoder.tokenizer, batch["caption"], self.max_tokens, key)
 
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """The tokens [B, N, width] and the mask [B, N] of batch["caption"]."""

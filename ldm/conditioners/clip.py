@@ -80,6 +80,10 @@ class ClipText(Conditioner):
         """The frozen encoder with its tokenizer."""
         return cast(TextEncoder, self.frozen.encoder.module)
 
+    def check(self, batch: Batch) -> None:
+        if self.frozen is not None:
+            self.frozen.check(batch)
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)
         return {"tokens": self.project(tokens), "tokens_mask": mask}

@@ -24,14 +24,20 @@ class Embeddings(Conditioner):
         self.embedding_width = embedding_width or width
         self.project = projection(self.embedding_width, None if embedding_width is None else width)
 
-    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        if drop.all():
-            tokens = torch.zeros(len(drop), self.num_tokens, self.embedding_width, device=drop.device)
-            return {"tokens": self.project(tokens)}
-        tokens = field(batch, "embeddings", "embeddings").to(drop.device)
+    def check(self, batch: Batch) -> None:
+        self._checked(batch[self.key])
+
+    def _checked(self, tokens: Tensor) -> Tensor:
         if tokens.shape[-1] != self.embedding_width:
             raise UserError(
                 f"embeddings {list(tokens.shape)}: this model takes them {self.embedding_width} wide; "
                 f"conditioner.embeddings.embedding_width={tokens.shape[-1]} trains one for these"
             )
+        return tokens
+
+    def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        if drop.all():
+            tokens = torch.zeros(len(drop), self.num_tokens, self.embedding_width, device=drop.device)
+            return {"tokens": self.project(tokens)}
+        tokens = self._checked(field(batch, "embeddings", "embeddings").to(drop.device))
         return {"tokens": self.project(tokens.masked_fill(drop[:, None, None], 0.0))}

@@ -49,6 +49,13 @@ class MaskedImage(Conditioner):
         super().__init__({"concat": in_channels + 1}, drop_prob)
         self.encode_image = encode_image
 
+    def check(self, batch: Batch) -> None:
+        """A hole of nothing leaves nothing to draw, one of everything nothing to go by."""
+        hole = batch["mask"] >= 0.5
+        for what, amiss in (("nothing", ~hole.flatten(1).any(1)), ("everything", hole.flatten(1).all(1))):
+            if bool(amiss.any()):
+                raise UserError(f"hides {what}: the hole is white, and what is kept is black")
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         image = field(batch, "image", "masked_image").to(drop.device)
         mask = field(batch, "mask", "masked_image").to(drop.device).float()
@@ -74,6 +81,9 @@ class SemanticMap(Conditioner):
             raise UserError(f"conditioner.semantic_map.factor={factor}: must be a power of 2")
         self.num_classes = num_classes
         self.channel_mapper = nn.Conv2d(num_classes, channels, 1, bias=False)
+
+    def check(self, batch: Batch) -> None:
+        check_classes(batch[self.key], self.num_classes, "segmentation", "conditioner.semantic_map.num_classes")
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         classes = field(batch, "segmentation", "semantic_map").to(drop.device)

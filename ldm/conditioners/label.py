@@ -31,6 +31,9 @@ class Label(Conditioner):
         self.shape = shapes[slot]
         self.embedding = nn.Embedding(num_classes + has_null, width)
 
+    def check(self, batch: Batch) -> None:
+        check_classes(batch[self.key], self.num_classes, "label", "conditioner.label.num_classes")
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         if not self.has_null and drop.any():
             raise UserError("conditioner.label has no null (has_null=false): sample with guidance.scale=1")

@@ -138,6 +138,9 @@ class FrozenText(Conditioner):
         self.frozen = encoder
         self.project = projection(encoder.width, width if "tokens" in slots else None)
 
+    def check(self, batch: Batch) -> None:
+        self.frozen.check(batch)
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)
         filled: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.unread import tell_unread
 from ldm.errors import UserError
 from ldm.networks.downloads import locate
 from ldm.networks.huggingface import load_tokenizer
@@ -50,6 +51,10 @@ class CaptionTransformer(Conditioner):
             )
         return found
 
+    def check(self, batch: Batch) -> None:
+        key = "conditioner.caption_transformer.max_tokens"
+        tell_unread(self.tokenizer, batch[self.key], self.num_tokens, key)
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         captions = [""] * len(drop)
         if not drop.all():
@@ -71,15 +76,22 @@ class LayoutTransformer(Conditioner):
         super().__init__({"tokens": width}, drop_prob, num_tokens)
         self.transformer = TextTransformer(vocabulary, num_tokens, width, depth)
 
+    def check(self, batch: Batch) -> None:
+        self._checked(batch["layout"])
+
+    def _checked(self, given: Tensor) -> Tensor:
+        none = self.transformer.token_emb.num_embeddings - 1
+        if given.shape[1] != self.num_tokens or given.min() < 0 or given.max() > none:
+            raise UserError(
+                f"layout {list(given.shape)} of numbers up to {given.max().item()}: conditioner.layout_transformer "
+                f"takes num_tokens={self.num_tokens} numbers in 0..{none}"
+            )
+        return given
+
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         none = self.transformer.token_emb.num_embeddings - 1
         ids = torch.full((len(drop), self.num_tokens), none, device=drop.device)
         if not drop.all():
-            given = field(batch, "layout", "layout_transformer").to(drop.device)
-            if given.shape[1] != self.num_tokens or given.min() < 0 or given.max() > none:
-                raise UserError(
-                    f"layout {list(given.shape)} of numbers up to {given.max().item()}: conditioner.layout_transformer "
-                    f"takes num_tokens={self.num_tokens} numbers in 0..{none}"
-                )
+            given = self._checked(field(batch, "layout", "layout_transformer").to(drop.device))
             ids = given.where(~drop[:, None], ids)
         return {"tokens": self.transformer(ids)}

@@ -39,6 +39,8 @@ def compose(config_name: str, arguments: list[str], complete: bool = True) -> di
     facts, arguments = _split_facts(config_name, arguments)
     named, arguments = _split_named(config_name, arguments)
     literal, overrides = split_literal(arguments)
+    counts = [key for key in literal if isinstance(root(config_name)[0].get(key), int)]  # a file of another root
+    overrides += [f"{key}={literal.pop(key)}" for key in counts]
     several = {key for key, default in root(config_name)[0].items() if isinstance(default, list)}
     texts = [meant(key, text, key in several) for key, text in literal.items()]
     held = {f"__literal_{place}__": text for place, text in enumerate(texts)}
