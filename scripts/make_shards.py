@@ -3,6 +3,7 @@
     python scripts/make_shards.py source=PHOTOS out=SHARDS size=256
     python scripts/make_shards.py source=photos.csv images=PHOTOS image_column=file caption_column=text out=SHARDS
     python scripts/make_shards.py source=train2017 annotations=instances.json,captions.json out=SHARDS
+    python scripts/make_shards.py source=images/training maps=annotations/training num_classes=151 out=SHARDS size=384
 
 A folder: an image's caption is the text file beside it (cat.jpg, cat.txt). Images in sub-folders also get a class: the
 first folder's name and its place in the alphabet; without a text file that name is the caption. A folder without text
@@ -10,6 +11,9 @@ files and sub-folders is images alone. Links are followed, each folder once; hid
 A table (csv, tsv, jsonl, parquet): one row for each image, its path relative to images= (otherwise the table), and in
 that folder. Other columns keep their names in the .json member. Several rows of one image give it several captions.
 COCO's annotations: objects with their boxes (of the upright image), captions, or both.
+
+Maps of classes: with maps=ANNOTATIONS num_classes=151 the map of x.jpg is x.png of that folder, grey or a palette. Its
+pixels are class numbers; it is held against its image's shape and the number of classes, and scaled with it.
 
 With members=depth.png,pose.json the files x.depth.png and x.pose.json beside x.jpg go with it as they are, for fields
 of your own; an image that lacks one is left out.

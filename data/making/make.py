@@ -20,6 +20,7 @@ from ldm.data.making.encode import Job
 from ldm.data.making.folders import scan
 from ldm.data.making.formats import TABLES
 from ldm.data.making.manifest import SPLITS, names_digest, nothing_usable, read_finished, summarise
+from ldm.data.making.maps import Maps
 from ldm.data.making.processes import finish
 from ldm.data.making.report import progress
 from ldm.data.making.settings import Settings
@@ -43,6 +44,7 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
     with _journal(settings, found, plan) as (journal, done):
         finished = read_finished(settings, plan, found.sources)
         _sweep(settings.out, plan)
+        maps = Maps(settings.maps, settings.num_classes, settings.unlabelled) if settings.num_classes else None
         jobs = [
             Job(
                 settings.out / name,
@@ -52,6 +54,7 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
                 done.get(name),
                 row,
                 settings.member_names,
+                maps,
             )
             for name, members in plan.items()
             for row in [None if finished is None else finished[name]]
@@ -77,7 +80,7 @@ def find(settings: Settings) -> Sources:
         return read_annotations(source, settings.annotation_files)
     if source.is_file() and source.suffix.lower() not in TABLES:
         raise UserError(f"source={source}: a table is one of {', '.join(TABLES)}")
-    return read_table(settings) if source.is_file() else scan(source, settings.member_names)
+    return read_table(settings) if source.is_file() else scan(source, settings.beside)
 
 
 def split(sources: list[Source], settings: Settings) -> dict[str, list[Source]]:

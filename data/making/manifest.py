@@ -16,6 +16,7 @@ from ldm.data.writing import MANIFEST, sha256_of
 
 SPLITS = ("train", "validation")
 NUM_REASONS = 3
+ADDED = {"members": "", "num_classes": 0, "unlabelled": -1}  # written where they are not as they were before
 MADE_WITH = ("size", "quality", "validation", "shard_samples", "image_column", "caption_column")
 
 
@@ -42,7 +43,8 @@ def summarise(notes: list[dict[str, Any]], settings: Settings, found: Sources) -
 
 def made_with(settings: Settings, sources: list[Source]) -> dict[str, Any]:
     """What two runs have in common if they make the same shards: the names of the images and the settings."""
-    beside = {"members": settings.members} if settings.members else {}  # older manifests lack it
+    added = {key: getattr(settings, key) for key in ADDED}
+    beside = {key: value for key, value in added.items() if value != ADDED[key]}  # older manifests lack them
     return {"images": names_digest(sources)} | {key: getattr(settings, key) for key in MADE_WITH} | beside
 
 
