@@ -14,11 +14,11 @@ from PIL import Image
 
 from ldm.data.decoding import FORMATS, decode_image, read_picture
 from ldm.data.errors import BadSample
-from ldm.data.making.coco import upright_objects
 from ldm.data.making.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, format_of, read_file
 from ldm.data.making.maps import Maps
 from ldm.data.making.settings import MAP
 from ldm.data.making.sources import LeftOut, Problem, Source
+from ldm.data.making.upright_boxes import upright_objects
 from ldm.data.writing import sha256_of, write_shard
 
 MAX_WEBP_SIDE = 16383  # pixels; the format has no room for more

@@ -16,7 +16,8 @@ from ldm.data.writing import MANIFEST, sha256_of
 
 SPLITS = ("train", "validation")
 NUM_REASONS = 3
-ADDED = {"members": "", "num_classes": 0, "unlabelled": -1}  # written where they are not as they were before
+# Written where they are not as they were before.
+ADDED = {"members": "", "num_classes": 0, "unlabelled": -1, "min_area": 0.0, "min_objects": 0, "max_objects": 0}
 MADE_WITH = ("size", "quality", "validation", "shard_samples", "image_column", "caption_column")
 
 
