@@ -100,6 +100,14 @@ def test_a_map_turns_with_its_image(tmp_path: Path, size: int) -> None:
     assert (maps_of(tmp_path / "out", size or 30)[0] == (turned if not size else turned[1::2, 1::2])).mean() > 0.95
 
 
+def test_a_link_out_of_the_folder_of_maps_is_not_followed(tmp_path: Path) -> None:
+    source = paired(tmp_path, np.minimum(NUMBERS, 7))
+    (tmp_path / "maps" / "a.png").rename(tmp_path / "a.png")
+    (tmp_path / "maps" / "a.png").symlink_to(tmp_path / "a.png")
+    manifest = run(source, tmp_path / "out", maps=tmp_path / "maps", num_classes=8, validation=0)
+    assert manifest["samples"] == 1 and left_out(manifest) == {"a.jpg": "missing map"}
+
+
 def test_wrong_words_are_one_line(tmp_path: Path) -> None:
     source = paired(tmp_path)
     for words, reason in (

@@ -71,7 +71,7 @@ def _digest(job: Job) -> str:
             None if source.problem else _state(source.path),
         ]
         facts += [_state(_beside(source, member)) for member in job.members]
-        facts += [] if job.maps is None or source.problem else [_state(job.maps.path(source))]
+        facts += [] if job.maps is None or source.problem else [_map_state(job.maps, source)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -81,6 +81,13 @@ def _state(path: Path) -> tuple[int, int] | None:
     except OSError:  # it has been deleted since it was found; reading it reports that
         return None
     return state.st_size, state.st_mtime_ns
+
+
+def _map_state(maps: Maps, source: Source) -> tuple[int, int] | None:
+    try:
+        return _state(maps.path(source))
+    except BadSample:  # its name leads out of the folder; reading it reports that
+        return None
 
 
 def _intact(path: Path, row: dict[str, Any]) -> bool:

@@ -46,7 +46,7 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
     with _journal(settings, found, plan) as (journal, done):
         finished = read_finished(settings, plan, found.sources)
         _sweep(settings.out, plan)
-        maps = Maps(settings.maps, settings.num_classes, settings.unlabelled) if settings.num_classes else None
+        maps = _maps(settings)
         jobs = [
             Job(
                 settings.out / name,
@@ -73,6 +73,14 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
     if not manifest["samples"]:
         raise nothing_usable([LeftOut(**row) for row in manifest["skipped"]], settings)
     return manifest
+
+
+def _maps(settings: Settings) -> Maps | None:
+    """The maps of classes that go with the images, if any do."""
+    if not settings.num_classes:
+        return None
+    folder = str(place("maps", settings.maps)) if settings.maps else ""
+    return Maps(folder, settings.num_classes, settings.unlabelled)
 
 
 def find(settings: Settings) -> Sources:

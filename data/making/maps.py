@@ -36,7 +36,11 @@ class Maps:
         """The map of an image; BadSample where its name leads out of the folder."""
         if not self.folder:
             return source.path.with_name(f"{source.path.stem}.{MAP}")
-        return Folder(Path(self.folder)).inside(str(PurePath(source.name).with_suffix(".png")))
+        name = PurePath(source.name).with_suffix(".png")
+        try:
+            return Folder(Path(self.folder)).inside(str(name))
+        except BadSample:
+            raise BadSample("missing map", f"{name} leads out of maps=") from None
 
     def read(self, source: Source, image: bytes, size: tuple[int, int] | None) -> bytes:
         """The map as PNG: as its file is, or, where its image is written at a `size` (width, height), of that size.
