@@ -1,15 +1,22 @@
-"""Turn images into WebDataset shards with a manifest.
+r"""Turn images into WebDataset shards with a manifest.
 
     python scripts/make_shards.py source=PHOTOS out=SHARDS size=256
     python scripts/make_shards.py source=photos.csv images=PHOTOS image_column=file caption_column=text out=SHARDS
     python scripts/make_shards.py source=train2017 annotations=instances.json,captions.json out=SHARDS
+    python scripts/make_shards.py source=train annotations=oidv6-train-annotations-bbox.csv out=SHARDS size=384 \
+        descriptions=class-descriptions-boxable.csv classes=300 min_area=0.0001 min_objects=2 max_objects=30
+    python scripts/make_shards.py source=images/training maps=annotations/training num_classes=151 out=SHARDS size=384
 
 A folder: an image's caption is the text file beside it (cat.jpg, cat.txt). Images in sub-folders also get a class: the
 first folder's name and its place in the alphabet; without a text file that name is the caption. A folder without text
 files and sub-folders is images alone. Links are followed, each folder once; hidden and system folders are not read.
 A table (csv, tsv, jsonl, parquet): one row for each image, its path relative to images= (otherwise the table), and in
 that folder. Other columns keep their names in the .json member. Several rows of one image give it several captions.
-COCO's annotations: objects with their boxes (of the upright image), captions, or both.
+COCO's annotations: objects with their boxes (of the upright image), captions, or both. OpenImages' boxes: csv files and
+descriptions= of its classes; classes=300 takes the commonest and those of COCO, numbered in the order of descriptions=.
+
+Maps of classes: with maps=ANNOTATIONS num_classes=151 the map of x.jpg is x.png of that folder, grey or a palette. Its
+pixels are class numbers; it is held against its image's shape and the number of classes, and scaled with it.
 
 With members=depth.png,pose.json the files x.depth.png and x.pose.json beside x.jpg go with it as they are, for fields
 of your own; an image that lacks one is left out.

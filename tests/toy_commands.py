@@ -40,6 +40,7 @@ TOYS = {
     "scripts/cost_table": ["device=cpu", "batch_size=2"],
     "scripts/sweep_report": ["device=cpu", *METRIC],
     "scripts/encode": ["device=cpu", *DATA],
+    "scripts/make_canvases": ["samples=20", "validation_samples=8"],
     "scripts/make_shards": ["workers=1", "shard_samples=12", "validation=0.2"],
 }
 
@@ -223,6 +224,7 @@ def _write_inputs(folder: Path) -> None:
         picture(folder / ELSEWHERE.lstrip("/") / "rooms" / f"{number:02d}.depth.png")
     for number in range(12):
         picture(folder / "train2017" / f"{number}.png")
+    _write_maps_and_boxes(folder / ELSEWHERE.lstrip("/"), picture)
     listed = [{"id": n, "file_name": f"{n}.png", "height": 48, "width": 48} for n in range(12)]
     boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4, 20, 20]} for n in range(12)]
     said = [{"id": n, "image_id": n, "caption": "a thing"} for n in range(12)]
@@ -246,6 +248,24 @@ def _write_inputs(folder: Path) -> None:
                 pixels = io.BytesIO()
                 Image.new("RGB", (300, 300), (15 * number, 100, 200)).save(pixels, "png")
                 writer.write({"__key__": f"{name}{number:03d}", "png": pixels.getvalue(), "json": json.dumps(facts)})
+
+
+def _write_maps_and_boxes(folder: Path, picture: Callable[[Path], None]) -> None:
+    """Images with maps of classes, and what is read of OpenImages."""
+    for number in range(12):
+        picture(folder / "scenes" / "images" / f"{number}.png")
+        path = folder / "scenes" / "maps" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((48, 48), number, np.uint8)).save(path)
+    (folder / "openimages").mkdir()
+    (folder / "openimages" / "class-descriptions-boxable.csv").write_text("/m/1,Tree\n/m/2,Person\n")
+    for part in ("train", "validation"):
+        rows = ["ImageID,LabelName,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf,IsDepiction,IsInside"]
+        for number in range(12):
+            picture(folder / "openimages" / part / f"{number}.png")
+            rows += [f"{number},/m/{label},0.1,0.5,0.1,0.5,0,0,0,0" for label in (1, 2)]
+        name = f"{'oidv6-' if part == 'train' else ''}{part}-annotations-bbox.csv"
+        (folder / "openimages" / name).write_text("\n".join(rows) + "\n")
 
 
 def documented(pages: list[Path]) -> list[Command]:

@@ -17,6 +17,7 @@ from typing import Any
 from ldm.data.errors import BadSample
 from ldm.data.making.files import reason_of
 from ldm.data.making.inside import Folder
+from ldm.data.making.objects import ObjectRules
 from ldm.data.making.sources import LeftOut, Problem, Source, Sources
 from ldm.data.members import is_unicode, says_something
 from ldm.data.user_error import UserError
@@ -45,7 +46,7 @@ class _Files:
     flat: list[str] = field(default_factory=list)  # annotations whose boxes have no area inside their image
 
 
-def read_annotations(folder: Path, files: list[Path]) -> Sources:
+def read_annotations(folder: Path, files: list[Path], rules: ObjectRules) -> Sources:
     """The images that the files list, in `folder`; raises ValueError if a file is not of that form."""
     found = _Files()
     twice = [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]
@@ -60,9 +61,9 @@ def read_annotations(folder: Path, files: list[Path]) -> Sources:
     if not found.images:
         raise UserError(f"annotations={files[0]} lists no images")
     numbers = {category: number for number, category in enumerate(sorted(found.categories))}
-    sources = _sources(found, Folder(folder), numbers)
+    sources = _sources(found, Folder(folder), numbers, rules)
     class_names = [found.categories[category] for category in numbers]
-    return Sources(sources, class_names, found.left_out, _notes(found))
+    return Sources(sources, class_names, found.left_out, [*_notes(found), *rules.notes()])
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def _read_notes(found: _Files, file: Path, entries: list[Any]) -> None:
 # -- images --------------------------------------------------------------------------------------------------------
 
 
-def _sources(found: _Files, folder: Folder, numbers: Mapping[Any, int]) -> list[Source]:
+def _sources(found: _Files, folder: Folder, numbers: Mapping[Any, int], rules: ObjectRules) -> list[Source]:
     any_boxes = bool(numbers) or any(image.boxed for image in found.images.values())
     any_captions = any(image.captions for image in found.images.values())
     sources: dict[str, Source] = {}
@@ -151,7 +152,9 @@ def _sources(found: _Files, folder: Folder, numbers: Mapping[Any, int]) -> list[
             if image.broken is not None:
                 raise BadSample(BROKEN, image.broken)
             if any_boxes:
-                facts["objects"] = _objects(found, image, numbers)
+                facts["objects"] = _objects(found, image, numbers, rules)
+                if not rules.takes(name, facts["objects"]):
+                    continue
                 raster = (image.record["width"], image.record["height"]) if facts["objects"] else None
             if any_captions:
                 facts["caption"] = [text for _, text in sorted(image.captions, key=_order) if says_something(text)]
@@ -169,7 +172,7 @@ def _order(caption: tuple[Any, str]) -> tuple[bool, Any, str]:
     return (False, identity, text) if isinstance(identity, int) else (True, 0, text)
 
 
-def _objects(found: _Files, image: _Image, numbers: Mapping[Any, int]) -> list[dict[str, Any]]:
+def _objects(found: _Files, image: _Image, numbers: Mapping[Any, int], rules: ObjectRules) -> list[dict[str, Any]]:
     """The objects of one image, in the order of the file; those without an area inside it are left out, and noted."""
     objects = []
     for where, entry in image.boxed:
@@ -179,10 +182,10 @@ def _objects(found: _Files, image: _Image, numbers: Mapping[Any, int]) -> list[d
         box = _box(where, entry.get("bbox"), image.record)
         if (crowd := entry.get("iscrowd")) not in (None, 0, 1):  # "0" would count as true
             raise BadSample(BROKEN, f"{where}: iscrowd {crowd!r} is neither 0 nor 1")
-        if box[0] < box[2] and box[1] < box[3]:
-            objects.append({"category": numbers[category], "box": box, **({"group": True} if crowd else {})})
-        else:
+        if not (box[0] < box[2] and box[1] < box[3]):
             found.flat.append(where)
+        elif rules.large_enough(box):
+            objects.append({"category": numbers[category], "box": box, **({"group": True} if crowd else {})})
     return objects
 
 
@@ -209,43 +212,3 @@ def _notes(found: _Files) -> list[str]:
     if found.flat:
         notes.append(f"{len(found.flat)} boxes have no area inside their image; left out; the first: {found.flat[0]}")
     return notes
-
-
-# -- boxes beside the image ----------------------------------------------------------------------------------------
-
-
-def upright_objects(
-    objects: list[dict[str, Any]], raster: tuple[float, float], stored: tuple[int, int], orientation: int
-) -> list[dict[str, Any]]:
-    """Objects of the upright image from those drawn at `raster`, given the stored size and EXIF's orientation.
-
-    The annotation's size tells whether boxes were drawn before or after the turn. BadSample where it fits neither, or
-    both (a picture that is upside down or mirrored): boxes in the wrong place are worse than none.
-    """
-    seen = stored[::-1] if orientation >= 5 else stored
-    before, after = _same_shape(raster, stored), _same_shape(raster, seen)
-    sizes = f"annotated at {raster[0]:g}x{raster[1]:g}, the image is {stored[0]}x{stored[1]}"
-    if not before and not after:
-        raise BadSample("boxes of another shape", sizes)
-    if orientation == 1 or not before:
-        return objects
-    if after:
-        raise BadSample("boxes before or after the turn", f"EXIF turns it (orientation {orientation}); {sizes}")
-    return [{**entry, "box": _turned(entry["box"], orientation)} for entry in objects]
-
-
-def _same_shape(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether one is the other, perhaps scaled and rounded to whole pixels."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
-
-
-def _turned(box: list[float], orientation: int) -> list[float]:
-    """As `data.decoding.upright` turns pixels."""
-    left, top, right, bottom = box
-    if orientation >= 5:
-        left, top, right, bottom = top, left, bottom, right
-    if orientation in (3, 4, 7, 8):
-        top, bottom = 1 - bottom, 1 - top
-    if orientation in (2, 3, 6, 7):
-        left, right = 1 - right, 1 - left
-    return [round(share, 6) for share in (left, top, right, bottom)]

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from PIL import Image
 
 from ldm.data.decoding import FORMATS, decode_image, read_picture
 from ldm.data.errors import BadSample
-from ldm.data.making.coco import upright_objects
 from ldm.data.making.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, format_of, read_file
+from ldm.data.making.maps import Maps
+from ldm.data.making.settings import MAP
 from ldm.data.making.sources import LeftOut, Problem, Source
+from ldm.data.making.upright_boxes import upright_objects
 from ldm.data.writing import sha256_of, write_shard
 
 MAX_WEBP_SIDE = 16383  # pixels; the format has no room for more
@@ -35,6 +37,7 @@ class Job:
     done: dict[str, Any] | None = None
     finished: dict[str, Any] | None = None
     members: tuple[str, ...] = ()
+    maps: Maps | None = None
 
 
 def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def make_shard(job: Job, advance: Callable[[int], None]) -> dict[str, Any]:
 
 def _digest(job: Job) -> str:
     """A digest of the shard's inputs: if it changes, the shard has to be written again."""
-    facts: list[Any] = [job.size, job.quality, *job.members]
+    facts: list[Any] = [job.size, job.quality, *job.members, *([] if job.maps is None else astuple(job.maps)[1:])]
     for source in job.sources:
         facts += [
             source.name,
@@ -68,6 +71,7 @@ def _digest(job: Job) -> str:
             None if source.problem else _state(source.path),
         ]
         facts += [_state(_beside(source, member)) for member in job.members]
+        facts += [] if job.maps is None or source.problem else [_map_state(job.maps, source)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -77,6 +81,13 @@ def _state(path: Path) -> tuple[int, int] | None:
     except OSError:  # it has been deleted since it was found; reading it reports that
         return None
     return state.st_size, state.st_mtime_ns
+
+
+def _map_state(maps: Maps, source: Source) -> tuple[int, int] | None:
+    try:
+        return _state(maps.path(source))
+    except BadSample:  # its name leads out of the folder; reading it reports that
+        return None
 
 
 def _intact(path: Path, row: dict[str, Any]) -> bool:
@@ -96,6 +107,8 @@ def _samples(
             facts = {**_facts(source, image, kept=not job.size), "name": source.name}
             text = json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace")
             further = {member: _further(source, member) for member in job.members}
+            if job.maps is not None:
+                further[MAP] = job.maps.read(source, image, _size(content) if job.size else None)
             if len(text) > MAX_TEXT_BYTES:
                 raise BadSample("too much text", f"{len(text)} bytes are known about it, {MAX_TEXT_BYTES} are allowed")
         except BadSample as error:
@@ -104,6 +117,10 @@ def _samples(
             fields.update([extension, *further, *(f"json: {key}" for key in facts)])
             yield {"__key__": source.key, extension: content, **further, "json": text}
         advance(1)
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(content)).size
 
 
 def _beside(source: Source, member: str) -> Path:

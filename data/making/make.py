@@ -20,9 +20,12 @@ from ldm.data.making.encode import Job
 from ldm.data.making.folders import scan
 from ldm.data.making.formats import TABLES
 from ldm.data.making.manifest import SPLITS, names_digest, nothing_usable, read_finished, summarise
+from ldm.data.making.maps import Maps
+from ldm.data.making.objects import ObjectRules
+from ldm.data.making.openimages import read_openimages
 from ldm.data.making.processes import finish
 from ldm.data.making.report import progress
-from ldm.data.making.settings import Settings
+from ldm.data.making.settings import Settings, place
 from ldm.data.making.sources import LeftOut, Source, Sources
 from ldm.data.making.tables import read_table
 from ldm.data.user_error import UserError
@@ -43,6 +46,7 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
     with _journal(settings, found, plan) as (journal, done):
         finished = read_finished(settings, plan, found.sources)
         _sweep(settings.out, plan)
+        maps = _maps(settings)
         jobs = [
             Job(
                 settings.out / name,
@@ -52,6 +56,7 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
                 done.get(name),
                 row,
                 settings.member_names,
+                maps,
             )
             for name, members in plan.items()
             for row in [None if finished is None else finished[name]]
@@ -70,14 +75,26 @@ def make_shards(settings: Settings, console: Console) -> dict[str, Any]:
     return manifest
 
 
+def _maps(settings: Settings) -> Maps | None:
+    """The maps of classes that go with the images, if any do."""
+    if not settings.num_classes:
+        return None
+    folder = str(place("maps", settings.maps)) if settings.maps else ""
+    return Maps(folder, settings.num_classes, settings.unlabelled)
+
+
 def find(settings: Settings) -> Sources:
     """The sources to be put into shards, from a folder, a table or annotations."""
     source = settings.source
     if settings.annotations:
-        return read_annotations(source, settings.annotation_files)
+        rules = ObjectRules(settings.min_area, settings.min_objects, settings.max_objects)
+        if settings.openimages:
+            descriptions = place("descriptions", settings.descriptions)
+            return read_openimages(source, settings.annotation_files, descriptions, settings.classes, rules)
+        return read_annotations(source, settings.annotation_files, rules)
     if source.is_file() and source.suffix.lower() not in TABLES:
         raise UserError(f"source={source}: a table is one of {', '.join(TABLES)}")
-    return read_table(settings) if source.is_file() else scan(source, settings.member_names)
+    return read_table(settings) if source.is_file() else scan(source, settings.beside)
 
 
 def split(sources: list[Source], settings: Settings) -> dict[str, list[Source]]:

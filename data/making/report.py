@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ldm.data.errors import printable
-from ldm.data.making.settings import Settings
+from ldm.data.making.settings import MAP, Settings
 from ldm.data.writing import MANIFEST
 
 NUM_NAMED = 5
@@ -57,6 +57,9 @@ def _lines(manifest: dict[str, Any], settings: Settings) -> Iterator[str]:
     if num_classes and "json: label" in fields:
         words = f"'conditioner=[label]' conditioner.label.num_classes={num_classes}"
         yield f"to condition on the class: {words} (the names of the classes are in {MANIFEST})"
+    if MAP in fields and settings.num_classes:
+        count = settings.num_classes + (settings.unlabelled >= 0)
+        yield f"to condition on the map: 'conditioner=[semantic_map]' conditioner.semantic_map.num_classes={count}"
     if "json: objects" in fields and "json: caption" in fields:
         yield "captions in the place of boxes: data=shards"
 
@@ -74,7 +77,9 @@ def _train_words(manifest: dict[str, Any], settings: Settings) -> list[str]:
     """The words of train.py that read these shards, as the program gets them."""
     fields, num_classes = manifest["fields"], len(manifest["class_names"])
     words = ["data=image_shards"]
-    if "json: objects" in fields:
+    if MAP in fields and settings.num_classes:
+        words = ["data=segmented_shards"]
+    elif "json: objects" in fields:
         words = ["data=layout_shards", f"data.fields.layout.num_classes={num_classes}"]
     elif "json: caption" in fields:
         words = ["data=labelled_shards" if num_classes else "data=shards"]

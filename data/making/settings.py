@@ -7,6 +7,9 @@ from pathlib import Path
 from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.user_error import UserError
 
+MAP = "segmentation.png"  # the ending of a map of classes
+MOST_CLASSES = 65535
+
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -29,8 +32,18 @@ class Settings:
     images: str = ""  # where a table's images lie; '' is beside it
     image_column: str = "image"  # of a table
     caption_column: str = "caption"  # '' for none
-    annotations: str = ""  # COCO files, with commas between them
+    annotations: str = ""  # COCO's json files or OpenImages' csv files of boxes, with commas between them
+    descriptions: str = ""  # of OpenImages, the csv file of its classes' names
+    classes: str = (
+        ""  # of OpenImages: 300 for its commonest and COCO's, a manifest.json for those of its shards; '' all
+    )
+    min_area: float = 0.0  # share of the image that a box has at least
+    min_objects: int = 0  # of an image with boxes
+    max_objects: int = 0  # of an image with boxes; 0 for any number
     members: str = ""  # endings of further files beside each image, with commas: depth.png is x.depth.png of x.jpg
+    maps: str = ""  # a folder of maps of classes, of the images' names with .png; '' is x.segmentation.png beside x.jpg
+    num_classes: int = 0  # of the maps, whose pixels are numbers from 0 on; 0 for images without maps
+    unlabelled: int = -1  # the number of pixels of no class, as 255: stored as num_classes, one class more
     size: int = 0  # px of the shortest side, where it is longer; 0 keeps the files as they are
     validation: float = 0.05  # share of the images that are held out
     shard_samples: int = 1000  # images of each shard
@@ -51,6 +64,24 @@ class Settings:
                     f"members={self.members}: {member!r} is no ending of its own; write depth.png for the file "
                     "x.depth.png beside x.jpg, in small letters, with commas between several"
                 )
+        if not 0 <= self.min_area < 1 or min(self.min_objects, self.max_objects) < 0:
+            raise UserError(
+                f"min_area={self.min_area:g} must be at least 0 and below 1, and min_objects=, max_objects= 0"
+            )
+        if 0 < self.max_objects < self.min_objects:
+            raise UserError(f"min_objects={self.min_objects} is more than max_objects={self.max_objects}")
+        self._check_openimages()
+        if self.maps and not place("maps", self.maps).is_dir():
+            raise UserError(f"maps={self.maps} is no folder")
+        if (self.maps or self.unlabelled >= 0) and self.num_classes < 1:
+            raise UserError("num_classes= is missing: how many classes the maps have, whose numbers begin at 0")
+        if not 0 <= self.num_classes <= MOST_CLASSES or 0 <= self.unlabelled < self.num_classes:
+            raise UserError(
+                f"num_classes={self.num_classes}, unlabelled={self.unlabelled}: at most {MOST_CLASSES} classes, and a "
+                "number above theirs"
+            )
+        if self.num_classes and MAP in self.member_names:
+            raise UserError(f"members={self.members}: with num_classes= {MAP} is read as a map already; leave it out")
         if self.annotations and self.source.is_file():
             raise UserError(f"annotations= belongs to a folder of images, and source={self.source} is a file")
         if self.images and self.source.is_dir():
@@ -58,10 +89,34 @@ class Settings:
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"out={self.out} is a file; name a folder for the shards")
 
+    def _check_openimages(self) -> None:
+        if not self.annotations:
+            for key in ("descriptions", "classes", "min_area", "min_objects", "max_objects"):
+                if getattr(self, key):
+                    raise UserError(f"{key}= belongs to annotations=, which is missing")
+            return
+        kinds = {file.suffix.lower() == ".csv" for file in self.annotation_files}
+        if len(kinds) > 1:
+            raise UserError(f"annotations={self.annotations}: csv files of OpenImages, or json files of COCO, not both")
+        if kinds == {True} and not self.descriptions:
+            raise UserError("descriptions= is missing: OpenImages' csv file of its classes' names")
+        if kinds == {False} and (self.descriptions or self.classes):
+            raise UserError("descriptions= and classes= belong to annotations= of OpenImages, csv files")
+
+    @property
+    def openimages(self) -> bool:
+        """Whether the annotations are OpenImages'."""
+        return bool(self.annotations) and self.annotation_files[0].suffix.lower() == ".csv"
+
     @property
     def member_names(self) -> tuple[str, ...]:
         """The endings of `members`."""
         return tuple(self.members.split(",")) if self.members else ()
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The endings of all files beside an image that are no images of their own."""
+        return (*self.member_names, MAP) if self.num_classes and not self.maps else self.member_names
 
     @property
     def annotation_files(self) -> list[Path]:
