@@ -1,14 +1,18 @@
 """Holes of every kind: of LaMa's sizes, boxes, borders, objects, files; what is not in them is kept."""
 
+import csv
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import annotated_shard, tiny
+from untrained import untrained_run
 
 from ldm.build import Parts
-from ldm.config import compose, groups
+from ldm.config import compose, groups, overriding
 from ldm.data.errors import BadSample
 from ldm.data.fields import Mask
 from ldm.data.fields.borders import Borders
@@ -17,6 +21,7 @@ from ldm.data.fields.lama_holes import LamaHoles
 from ldm.data.fields.object_hole import ObjectHole
 from ldm.data.rasters import picture
 from ldm.data.transforms import View
+from ldm.evaluation.holes_sheet import holes_sheet
 
 SHARES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 1)
 # How many of LaMa's holes cover such shares of the image: 2,000 by its public code's rules and numbers, drawn apart
@@ -147,7 +152,7 @@ def test_opaque_pixels_are_objects_too_and_a_given_file_is_the_hole_itself() -> 
     with pytest.raises(BadSample, match="background's classes"):
         ObjectHole().read(png(np.zeros((32, 32), np.uint8)), SQUARE)
     keys = FieldSet({}, {"mask": field})
-    assert isinstance(keys.reader("mask"), Mask) and keys.from_image == ["mask"] and keys.reader("other") is None
+    assert isinstance(keys.reader("mask"), Mask) and not keys.from_image and keys.reader("other") is None
 
 
 # Files
@@ -160,3 +165,49 @@ def test_no_part_of_a_hole_is_lost_when_its_file_is_larger_than_the_image() -> N
     assert not nearest.any() and whole[10].all() and whole.sum() <= 64
     same = Mask(touched=True).read(png(scene() // 5 * 255), SQUARE)
     assert (same == (scene() == 5)).all(), "as it is where the sizes are the same"
+
+
+def test_holes_and_objects_lie_beside_the_images_of_shards(tmp_path: Path) -> None:
+    shards = [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
+    for chosen in (["data=masked_shards", "derived=[]"], ["derived=[masks]"], ["derived=[objects]"]):
+        data = Parts(compose("config", tiny("ldm/inpainting", tmp_path, "first_stage=none", *chosen, *shards)))["data"]
+        data.setup()
+        batch = next(iter(data.statistics_loader(batch_size=4)))
+        assert batch["mask"].shape == (4, 1, 32, 32) and set(batch["mask"].unique().tolist()) == {0, 1}
+        lower = batch["mask"][:, :, 17:].any()
+        assert lower == ("objects" in chosen[-1]), "holes of the toys end at half of the height"
+    changed = data.with_fields({"mask": Borders(seed=0)})
+    assert not torch.equal(next(iter(changed.statistics_loader(batch_size=4)))["mask"], batch["mask"])
+    assert torch.equal(next(iter(data.statistics_loader(batch_size=4)))["mask"], batch["mask"])
+
+
+# The sheet
+
+
+def test_a_sheet_shows_several_answers_to_each_hole_and_keeps_what_is_known(tmp_path: Path) -> None:
+    model = untrained_run(tmp_path / "run", "conditioner=[masked_image]", "derived=[lama]", "image_size=32")
+    words = [f"model={model}", "num_samples=3", "num_answers=2", "batch_size=2", "device=cpu"]
+
+    def sheet(*more: str) -> tuple[dict, Path]:
+        asked = overriding([*words, *more])
+        return holes_sheet(compose("holes_sheet", asked), asked)
+
+    row, folder = sheet()
+    assert row["known_off"] == 0 and row["lpips_alex_apart"] > 0.01 and 0 < row["hole"] < 1
+    assert row["lpips_alex_low"] <= row["lpips_alex"] <= row["lpips_alex_high"] and "lpips_alex_mean_colour" in row
+    picture = Image.open(folder / "sheet.png")
+    assert picture.size == (4 * 34 + 2, 3 * 34 + 2), "a picture, its hole and two answers, three times"
+    with (folder / "holes.csv").open() as file:
+        assert next(csv.DictReader(file))["answers"] == "2"
+    other, _ = sheet("derived=[borders]", "num_answers=1", f"out={tmp_path}/borders")
+    assert other["hole"] != row["hole"] and "lpips_alex_apart" not in other
+    gone, _ = sheet("derived=[objects]", f"data=[{annotated_shard()}]", f"out={tmp_path}/gone")
+    assert 0.05 < gone["hole"] < 0.9 and gone["known_off"] == 0
+    for wrong, problem in (
+        ("num_answers=0", "num_answers=0"),
+        ("num_samples=9999", "there are 506 pictures"),
+        ("derived=[style]", "derived: run reads no style; it reads image, mask"),
+        (f"model={untrained_run(tmp_path / 'label')}", "fills no holes"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            sheet(wrong)

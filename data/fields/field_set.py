@@ -28,7 +28,7 @@ class FieldSet:
 
     def replaced(self, made: Mapping[str, Field | Derived]) -> "FieldSet":
         """These, but for the keys of `made`, which are read or made so."""
-        every = {**self.read, **self.derived}
+        every: dict[str, Field | Derived] = {**self.read, **self.derived}
         return FieldSet({}, {**every, **made})
 
     @property
@@ -52,7 +52,7 @@ class FieldSet:
     def from_image(self) -> list[str]:
         """The keys that sampling computes from an image unless they are given."""
         made = [name for name, field in self.derived.items() if not field.for_training]
-        return made + [name for name, field in self.read.items() if field.extension is None]
+        return made + [name for name, field in self.read.items() if field.extension is None and field.given is None]
 
     def reader(self, name: str) -> Field | None:
         """The field that reads a file given for the key `name` in sampling; None if there is none."""

@@ -83,7 +83,7 @@ class ObjectHole(Field):
 
 def _moved(part: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A part [H, W] (bool) of a window, moved so that it stays inside."""
-    rows, columns = (part.any(axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
     by = [
         generator.integers(-places[0], side - places[-1])
         for places, side in zip((rows, columns), part.shape, strict=True)

@@ -6,11 +6,11 @@ conf/protocol has one each. A row under a protocol says in ``comparable`` why it
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ldm.build import Parts
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.guidance_curve import LOST
 from ldm.evaluation.paired import Subset
+from ldm.evaluation.replaced_fields import made_of
 from ldm.sampling import Sampling
 
 SAMPLES = 5000  # where neither the command line nor a protocol says how many
@@ -146,11 +146,6 @@ class Protocol:
             (any(scale not in (None, row["scale"]) for scale in scales), f"scale {row['scale']:g} is not the paper's"),
         ]
         return [problem for true, problem in found if true]
-
-
-def made_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that `tree` (conf/evaluate.yaml) has in the place of the run's own."""
-    return Parts({**tree})["derived"]
 
 
 def _told(entries: Mapping[str, Mapping[str, Any]], metric: str) -> Any:
