@@ -13,7 +13,8 @@
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png strength=0.6
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png canvas=[0,16,0,16]
 
-mask= is white where the hole is. Files have any size; map= and low= set that of the images, image= is resized.
+Of mask= white is the hole, and all else of image= is kept. Files have any size; map= and low= set that of the images,
+image= is resized.
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 """
 

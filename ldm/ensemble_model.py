@@ -178,4 +178,7 @@ class Ensemble:
         shape = latent_shape(self.first_stage, size, self._factor, sampling.tiling)
         batch = {**batch, "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
-        return drawn(denoise, self.first_stage, sampling, shape, batch, numbers, seed, edit)
+        images = drawn(denoise, self.first_stage, sampling, shape, batch, numbers, seed, edit)
+        for member, own in self._each(sampling):
+            images = member.conditioner.kept(images, batch, own.use_conditions)
+        return images

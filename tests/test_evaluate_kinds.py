@@ -71,6 +71,17 @@ def test_every_kind_of_model_gives_a_row_on_held_out_shards(
         words += ["loss_guidance=[image]", "loss_guidance.image.target=low_resolution", "operator=bicubic"]
         [held], _ = evaluate(compose("evaluate", [*words, "loss_guidance.image.scale=3"]), yardsticks)
         assert held["psnr"] > row["psnr"]
+    if protocol == "lama":
+        words = overriding([*words, "derived=[masks]", f"out={tmp_path}/masks"])
+        [own], folder = evaluate(compose("evaluate", words), yardsticks)
+        assert "drawn by derived=" not in own["comparable"] and own["lpips_vgg"] != row["lpips_vgg"]
+        with (folder / "subsets.csv").open() as file:
+            shares = {line["subset"]: line for line in csv.DictReader(file)}
+        assert list(shares) == [f"hole_{low}_{low // 10 * 10 + 10}" for low in (1, 10, 20, 30, 40)]
+        assert (
+            sum(int(line["samples"]) for line in shares.values()) >= 4 and shares["hole_40_50"]["paper fid"] == "9.39"
+        )
+        assert {"lpips_vgg", "lpips_vgg_low", f"fd/{NAME}"} <= shares["hole_10_20"].keys()
 
 
 def protocols() -> dict[str, dict]:

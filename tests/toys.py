@@ -129,7 +129,7 @@ def _made() -> Path:
 
 @cache
 def annotated_shard(skip: int = 0) -> Path:
-    """A few built-in images with what the built-in shards lack: objects, a map of classes, embeddings.
+    """A few built-in images with what the built-in shards lack: objects, a map of classes, a hole, embeddings.
 
     Those after the first `skip`.
     """
@@ -145,9 +145,12 @@ def annotated_shard(skip: int = 0) -> Path:
             facts["objects"] = [{"category": facts["label"], "box": box}, {"category": 0, "box": [0, 0, 1, 1]}]
             pixels = io.BytesIO()
             Image.fromarray(mask.astype(np.uint8) * (1 + facts["label"])).save(pixels, "png")
+            hole = io.BytesIO()
+            Image.fromarray(np.pad(mask[: height // 2], ((0, height - height // 2), (0, 0)))).save(hole, "png")
             tokens = io.BytesIO()
             np.save(tokens, generator.standard_normal((3, 8), dtype=np.float32))
-            more = {"json": json.dumps(facts), "segmentation.png": pixels.getvalue(), "npy": tokens.getvalue()}
+            more = {"json": json.dumps(facts), "segmentation.png": pixels.getvalue(),
+                    "mask.png": hole.getvalue(), "npy": tokens.getvalue()}  # fmt: skip
             writer.write({"__key__": sample["__key__"], "webp": sample["webp"], **{k: v if isinstance(v, bytes) else
                           v.encode() for k, v in more.items()}})  # fmt: skip
     return path

@@ -26,6 +26,11 @@ class FieldSet:
             **{name: field for name, field in made.items() if isinstance(field, Field)},
         }
 
+    def replaced(self, made: Mapping[str, Field | Derived]) -> "FieldSet":
+        """These, but for the keys of `made`, which are read or made so."""
+        every: dict[str, Field | Derived] = {**self.read, **self.derived}
+        return FieldSet({}, {**every, **made})
+
     @property
     def yields(self) -> dict[str, str]:
         """What the batch gets under each key, in words."""
@@ -47,13 +52,16 @@ class FieldSet:
     def from_image(self) -> list[str]:
         """The keys that sampling computes from an image unless they are given."""
         made = [name for name, field in self.derived.items() if not field.for_training]
-        return made + [name for name, field in self.read.items() if field.extension is None]
+        return made + [name for name, field in self.read.items() if field.extension is None and field.given is None]
 
     def reader(self, name: str) -> Field | None:
         """The field that reads a file given for the key `name` in sampling; None if there is none."""
         if name == "image":
             return Picture()
-        return self.derived[name].given if name in self.derived else self.read.get(name)
+        if name in self.derived:
+            return self.derived[name].given
+        own = self.read.get(name)
+        return own and (own.given or own)
 
     def own_pixels(self, name: str) -> dict[str, int]:
         """{"pixels": px} of a key whose pixels have another size than the image, else {}."""

@@ -10,6 +10,7 @@ from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.guidance_curve import LOST
 from ldm.evaluation.paired import Subset
+from ldm.evaluation.replaced_fields import made_of
 from ldm.sampling import Sampling
 
 SAMPLES = 5000  # where neither the command line nor a protocol says how many
@@ -118,7 +119,7 @@ class Protocol:
         backbone = next(key for key in row if key.startswith(("fd/", "fid/", "kid/"))).partition("/")[2]
         taken, theirs = (_name(sampling.sampler), len(sampling.sigmas) - 1), (self.sampler, self.num_steps)
         samples, images = (row[key] for key in COUNTS)
-        drawn = model.data.keys.derived.keys() & set(self.from_files)
+        drawn = model.data.keys.replaced(made_of(tree)).derived.keys() & set(self.from_files)
         known = images is not None  # published moments do not say it
         other_count = known and bool(self.reference_images) and images not in self.reference_images
         scales = [entry.get("scale", 1.0) for entry in entries.values()]
