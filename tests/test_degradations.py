@@ -254,6 +254,7 @@ def test_pil_s_bicubic_is_what_its_file_would_hold():
         ({"sinc_prob": 1.5}, "sinc_prob=1.5 is not a probability"),
         ({"quality": [95, 30]}, r"quality=\[95, 30\] has to be two numbers of 1 to 95"),
         ({"kernel_size": [7]}, r"kernel_size=\[7\] has to be two"),
+        ({"kernel_size": [8, 8]}, r"kernel_size=\[8, 8\] has to have an odd number"),
         ({"noise": [2, 300]}, r"noise=\[2, 300\]"),
         ({"num_blurs": -1}, "num_blurs=-1"),
     ],

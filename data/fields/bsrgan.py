@@ -64,6 +64,8 @@ class Bsrgan(Derived):
                                         ("quality", quality, 1, 95)):  # fmt: skip
             if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
                 raise UserError(f"Bsrgan: {name}={list(ends)} has to be two numbers of {least} to {most}, least first")
+        if kernel_size[0] // 2 > (kernel_size[1] - 1) // 2:
+            raise UserError(f"Bsrgan: kernel_size={list(kernel_size)} has to have an odd number in it")
         if num_blurs < 0 or blur_scale < 0:
             raise UserError(f"Bsrgan: num_blurs={num_blurs} and blur_scale={blur_scale} have to be at least 0")
         self.given = Picture(factor=factor)
