@@ -71,6 +71,7 @@ LAYERS = {
     "ldm.given": 5,
     "ldm.options": 5,
     "ldm.request": 5,
+    "ldm.provenance": 5,
     "ldm.api": 5,
     "ldm.quickstart": 6,
     "ldm.sweep": 6,
