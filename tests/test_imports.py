@@ -73,6 +73,7 @@ LAYERS = {
     "ldm.request": 5,
     "ldm.provenance": 5,
     "ldm.api": 5,
+    "ldm.demo": 6,
     "ldm.quickstart": 6,
     "ldm.sweep": 6,
     "ldm.study": 6,
