@@ -1,10 +1,11 @@
 """Checks of a command line that need no torch, whose import takes seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.config import meant
+from ldm.config.keys import bare, is_path
 from ldm.errors import UserError
 
 RUNS = (
@@ -13,6 +14,8 @@ RUNS = (
     "members",
     "models",
 )  # root keys that name one run or several, and that every command reads
+# What may be said beside again=: where something is, and what no picture's recipe is trusted with.
+BESIDE_AGAIN = ("again", "device", "plugins", "alignment", "distance")
 
 
 def check_training(tree: Mapping[str, Any]) -> None:
@@ -60,6 +63,17 @@ def check_there(tree: Mapping[str, Any]) -> None:
 def named_models(model: str) -> str | list[str]:
     """What ``model=`` of scripts/evaluate.py names: several as [a,b], unless something of such a name is there."""
     return meant("members", model) if model.startswith("[") else model
+
+
+def is_again(words: Sequence[str]) -> bool:
+    """Whether the words of sample.py name a picture to make anew. Raises UserError for one that makes it another."""
+    keys = [bare(word) for word in words]
+    if "again" not in keys:
+        return False
+    for key in keys:
+        if not is_path(key) and key.partition(".")[0] not in BESIDE_AGAIN:
+            raise UserError(f"{key}: again= makes a picture as its recipe says; leave one of them out")
+    return True
 
 
 def there(model: str | Path) -> Path:

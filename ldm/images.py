@@ -48,6 +48,12 @@ def grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0
     return sheet
 
 
+def picture_of(image: Tensor, factor: int = 1) -> Image.Image:
+    """[3, H, W] or [1, H, W] in [-1, 1], enlarged by `factor`."""
+    pixels = enlarge(to_uint8(image), factor).permute(1, 2, 0).contiguous().cpu().numpy()
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
 def save_image(path: Path | str, image: Tensor, *, factor: int = 1, text: Mapping[str, object] | None = None) -> Path:
     """Save [3, H, W] or [1, H, W] in [-1, 1] as PNG, enlarged by `factor`; `text` (prompt, seed, ...) goes into it.
 
@@ -60,8 +66,7 @@ def save_image(path: Path | str, image: Tensor, *, factor: int = 1, text: Mappin
         raise UserError(f"save_image takes one image [3, H, W] or [1, H, W], got {list(image.shape)}")
     if not image.isfinite().all():
         raise UserError(f"{path}: not written, the image is not finite")
-    pixels = enlarge(to_uint8(image), factor).permute(1, 2, 0).contiguous().cpu().numpy()
-    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    picture = picture_of(image, factor)
     chunks = PngImagePlugin.PngInfo()
     for name, value in (text or {}).items():
         # A prompt from the command line may hold bytes that are no UTF-8 (surrogates to Python): they become "?".

@@ -86,8 +86,8 @@ class Model:
         """
         use = None if tree.get("use_conditions") is None else tuple(tree["use_conditions"])
         negative = ["caption"] if tree.get("negative_prompt") else []
-        chosen = recipe(tree, self.parts.tree, bool(self.conditioner.guidable(negative, use)))
-        chosen |= {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
+        own = recipe(tree, self.parts.tree, bool(self.conditioner.guidable(negative, use)))
+        chosen = own | {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
         given: dict[str, Any] = {"schedule": self.schedule, "first_stage": self.first_stage}
         given["tiling"] = Parts({**self.parts.tree, **chosen}, **given)["tiling"]
         if tree.get("weak_model"):
@@ -99,7 +99,8 @@ class Model:
                 raise UserError(f"classifier={tree['classifier']}: only loss_guidance=[classifier] takes it")
             device = next(self.denoiser.parameters()).device
             given["classifier"] = load_classifier(Path(tree["classifier"]), self.first_stage).to(device)
-        return replace(Parts({**self.parts.tree, **chosen}, **given)["sampling"], use_conditions=use)
+        sampling = Parts({**self.parts.tree, **chosen}, **given)["sampling"]
+        return replace(sampling, use_conditions=use, chosen=own)
 
     def _weaker(
         self, path: Path, first_stage: str | None, tiling: Tiling | None, use: Collection[str] | None

@@ -1,7 +1,8 @@
 """Sampling settings, and the draw from noise to a latent; the denoiser comes with its conditions already bound."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class Sampling:
 
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
     windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
-    Conditioners.used. All noise is drawn by `normal`, as by that of counter_random.
+    Conditioners.used. All noise is drawn by `normal`, as by that of counter_random. `chosen` has the parts of a tree
+    that sampler, sigmas and guidance were built of.
     """
 
     sampler: Callable[..., Tensor]
@@ -32,6 +34,7 @@ class Sampling:
     tiling: Tiling | None = None
     use_conditions: tuple[str, ...] | None = None
     normal: Normal = normal
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fields(self) -> set[str]:

@@ -115,10 +115,15 @@ def test_file_names_are_never_the_same():
 def test_images_carry_their_facts_and_a_grid_shows_all(model, tmp_path, capsys):
     assert main([f"model={model}", "label=3", "num_images=3", "seed=5", "enlarge=2", f"out={tmp_path}/out, a=b"]) == 0
     out = tmp_path / "out, a=b"
-    assert sorted(path.name for path in out.iterdir()) == ["3_0000.png", "3_0001.png", "3_0002.png", "grid.png"]
+    names = ["3_0000", "3_0001", "3_0002", "grid"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{name}.{kind}" for name in names for kind in ("json", "png")
+    ]
     picture = Image.open(out / "3_0001.png")
     assert picture.size == (16, 16)
+    recipe = json.loads(picture.text.pop("recipe"))
     assert picture.text == {"label": "3", "seed": "5", "number": "1", "model": "toy"}
+    assert recipe == json.loads((out / "3_0001.json").read_text())
     assert "3 images in" in capsys.readouterr().out
 
 
@@ -438,7 +443,7 @@ def test_the_finite_images_of_a_batch_are_kept(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Identity, "decode", decode)
     with pytest.raises(ValueError, match=r"not finite: image number 1; lower guidance\.scale"):
         main([f"model={model}", "label=1", "num_images=5", "batch_size=3", f"out={tmp_path}/out"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1_0000.png", "1_0002.png", "1_0003.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["1_0000.png", "1_0002.png", "1_0003.png"]
 
 
 @pytest.fixture
@@ -589,7 +594,7 @@ def test_a_prompt_and_a_label_each_have_their_scale(tmp_path):
     text = drawn("text", "guidance=per_condition", "guidance.scales={text:40}")
     assert np.abs(joint - same).max() <= 1
     assert np.abs(joint - text).max() > 5
-    assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == ["a-cat-1_0000.png", "grid.png"]
+    assert sorted(path.name for path in (tmp_path / "joint").glob("*.png")) == ["a-cat-1_0000.png", "grid.png"]
     negative = drawn("negative", "guidance.scale=40", "negative_prompt=a dog")
     assert not np.array_equal(negative, joint)
 

@@ -26,6 +26,7 @@ PATHS = frozenset(
         "model",
         "weak_model",
         "classifier",
+        "again",
         "target",
         "start",
         "start_mask",

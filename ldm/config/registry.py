@@ -48,6 +48,13 @@ def keys_of(group: str, option: str) -> list[str]:
     return list(_content(next(path for path in paths if path.exists())))
 
 
+def part_of(group: str, option: str) -> list[dict[str, Any]]:
+    """The parts in the file of an option, as it has them: one, but where a group takes several."""
+    paths = (conf / group / f"{option}.yaml" for conf in folders())
+    content = _content(next(path for path in paths if path.exists()))
+    return [content] if "_target_" in content else list(content.values())
+
+
 def _content(leaf: Path) -> dict[str, Any]:
     """The content of a leaf file without its defaults list."""
     return {key: value for key, value in yaml.safe_load(leaf.read_text("utf-8")).items() if key != "defaults"}

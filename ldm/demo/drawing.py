@@ -1,0 +1,77 @@
+"""Pictures for a page: drawn batch by batch, each step told, written with their recipes."""
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.drawer import Drawer
+from ldm.provenance.recipe import Recipes
+from ldm.request import Request
+from ldm.sampling import Sampling
+
+Tell = Callable[[float, str], Any]  # a share of the work in [0, 1], and what is done
+
+
+def new_folder(out: Path) -> Path:
+    """The next folder in `out`, named by a number."""
+    out.mkdir(parents=True, exist_ok=True)
+    last = max((int(path.name) for path in out.iterdir() if path.name.isdecimal()), default=0)
+    while True:
+        folder = out / f"{last + 1:04d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            last += 1
+        else:
+            return folder
+
+
+def pictures(
+    drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device, folder: Path, tell: Tell
+) -> Iterator[list[Path]]:
+    """All files that are written by now, batch after batch, for what `tree` (conf/sample.yaml, by `words`) asks.
+
+    Raises what Request raises, and NotFinite for images that are not.
+    """
+    request = Request(drawer, tree, words, device)
+    recipes = Recipes(drawer, request, tree, device, folder)
+    pairs = [(row, number) for row in range(len(request.rows)) for number in range(tree["num_images"])]
+    starts, sampling = range(0, len(pairs), tree["batch_size"]), request.sampling
+    files: list[Path] = []
+    for done, start in enumerate(starts):
+        part = pairs[start : start + tree["batch_size"]]
+
+        def told(share: float, done: int = done, start: int = start) -> None:
+            tell((done + share) / len(starts), f"{start} of {len(pairs)} images")
+
+        request.sampling = with_steps(sampling, told)
+        images = request.images(part).cpu()
+        files += [recipes.save(folder / f"{len(files) + at:04d}.png", images[at], part, at) for at in range(len(part))]
+        yield list(files)
+
+
+def with_steps(sampling: Sampling, tell: Callable[[float], Any]) -> Sampling:
+    """The same sampling, which tells at each evaluation what share of its sigma schedule is behind it."""
+
+    def sampler(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, **more: Any) -> Tensor:
+        def told(x: Tensor, sigma: Tensor) -> Tensor:
+            tell((sigmas > sigma.flatten()[0].item()).sum().item() / max(len(sigmas) - 1, 1))
+            return denoise(x, sigma)
+
+        return sampling.sampler(told, x, sigmas, **more)
+
+    return replace(sampling, sampler=sampler)
+
+
+def packed(folder: Path) -> Path:
+    """A zip of a folder's pictures with their recipes, in it."""
+    path = folder / "pictures.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for each in sorted(folder.glob("[0-9]*.*")):
+            file.write(each, each.name)
+    return path

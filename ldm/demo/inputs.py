@@ -1,0 +1,139 @@
+"""Which inputs a model's page has, by the fields that it reads; what a visitor filled in, as words of sample.py.
+
+Knows no page: whoever shows it needs only the kinds of inputs.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageOps
+
+from ldm.config import compose
+from ldm.config.keys import bare, is_path
+from ldm.config.plugins import named
+from ldm.data.classes import class_names
+from ldm.data.colours import rgb
+from ldm.errors import UserError
+from ldm.given import FILES
+
+# Kinds of inputs.
+TEXT, CLASS, FILE, BOXES, PICTURE_AND_HOLE = "text", "class", "file", "boxes", "picture and hole"
+# Settings with inputs of their own, and keys that a page decides for all of its visitors.
+SETTINGS = ("num_images", "seed", "num_steps", "sampler", "sigmas", "guidance.scale", "height", "width")
+OF_PAGE = ("model", "ema", "compile", "device", "plugins", "prompts", "given", "batch_size", "alignment", "distance")
+
+
+class Input(NamedTuple):
+    """An input of a page: the `key` of sample.py that it fills, its kind, and the names to choose from, if any."""
+
+    key: str
+    kind: str
+    choices: Sequence[str] = ()
+
+
+def inputs_of(drawer: Any) -> list[Input]:
+    """The inputs for the fields that a model reads, and for a picture to begin from if it has latents of pictures."""
+    fields, keys = drawer.fields, {name: key for key, name in FILES.items()}
+    names = class_names(drawer.data.training_set.train) if fields & {"label", "layout"} else []
+    found = [Input(key, TEXT) for key in ("prompt", "negative_prompt") if "caption" in fields]
+    found += [Input("label", CLASS, names)] if "label" in fields else []
+    found += [Input("image", PICTURE_AND_HOLE)] if "mask" in fields else []
+    made = fields & set(drawer.data.keys.from_image) - {"mask"}
+    others = sorted(fields - {"caption", "label", "mask", "number"} - ({"image"} if "mask" in fields else set()))
+    if made and not fields & {"mask", "image"}:
+        others.insert(0, "image")
+    for name in others:
+        kind, choices = (BOXES, names) if name == "layout" else (FILE, ())
+        found.append(Input(keys.get(name, f"given.{name}"), kind, choices))
+    first_stage = drawer.first_stage
+    if first_stage.key == "image" and first_stage.spec.kind == "grid":
+        found.append(Input("start", PICTURE_AND_HOLE))
+    return found
+
+
+def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, size: int) -> list[str]:
+    """The words of sample.py for what was filled in; pictures that were drawn on, and boxes, become files in `folder`.
+
+    `values` are those of `inputs` and of `SETTINGS` by key, `strength`, and `more`, further words. Pictures to begin
+    from are made as large as the images. Raises UserError for words that are not a visitor's to say.
+    """
+    words = list(more_words(values.get("more") or ""))
+    said = {bare(word) for word in words}
+    for key in SETTINGS:
+        if values.get(key) not in (None, "") and key not in said:
+            words.append(f"{key}={values[key]}")
+    high, wide = (int(values.get(key) or size) for key in ("height", "width"))
+    for each in inputs:
+        value = values.get(each.key)
+        if value in (None, "") and each.key != "prompt":
+            continue
+        if each.kind == PICTURE_AND_HOLE:
+            fit = (wide, high) if each.key == "start" else None
+            words += _picture_and_hole(each.key, value, folder, fit)
+        elif each.kind == BOXES:
+            words += _boxes(each.key, value, folder)
+        else:
+            words.append(f"{each.key}={'' if value is None else value}")
+    if any(word.startswith("start=") for word in words) and values.get("strength"):
+        words.append(f"strength={values['strength']}")
+    return words
+
+
+def more_words(text: str) -> Iterator[str]:
+    """The words of a line of further settings. Raises UserError for those that name files, code or another model."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"more settings: {error}") from error
+    for word in words:
+        key = bare(word)
+        if "=" not in word or key.partition(".")[0] in OF_PAGE or is_path(key):
+            raise UserError(f"{key}: is no setting that this page takes")
+        if "${" in word or "_target_" in word:
+            raise UserError(f"{key}: takes plain values here")
+        yield word
+
+
+def _picture_and_hole(key: str, value: Mapping[str, Any], folder: Path, fit: tuple[int, int] | None) -> list[str]:
+    """A picture and what was painted over it, as files; nothing where there is no picture."""
+    picture = value.get("background")
+    if picture is None:
+        return []
+    hole = Image.new("L", picture.size)
+    for layer in value.get("layers") or ():
+        if layer is not None:
+            hole.paste(255, mask=layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
+    painted = hole.getbbox() is not None
+    if fit is not None:
+        picture, hole = ImageOps.fit(rgb(picture), fit), ImageOps.fit(hole, fit, Image.Resampling.NEAREST)
+    picture.save(folder / f"{key}.png")
+    hole.save(folder / f"{key}-hole.png")
+    named_hole = {"image": "mask", "start": "start_mask"}[key]
+    needed = painted or key == "image"
+    return [f"{key}={folder / key}.png", *([f"{named_hole}={folder / key}-hole.png"] if needed else [])]
+
+
+def _boxes(key: str, value: str, folder: Path) -> list[str]:
+    """Boxes as they are written, a list of objects, as the json that the run's field reads."""
+    try:
+        objects = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key}: not a list of objects with their boxes ({error})") from error
+    (folder / "boxes.json").write_text(json.dumps({"objects": objects}))
+    return [f"{key}={folder / 'boxes.json'}"]
+
+
+def tree_of(model: str, ema: str, words: Sequence[str], batch_size: int, device: str, out: Path) -> dict[str, Any]:
+    """The tree of conf/sample.yaml of these words for a model of the page."""
+    packages = [f"plugins=[{','.join(named())}]"] if named() else []
+    fixed = [f"model={model}", f"ema={ema}", f"batch_size={batch_size}", f"device={device}", f"out={out}"]
+    return compose("sample", [*fixed, *packages, *words])
+
+
+def command(model: str, ema: str, words: Sequence[str]) -> str:
+    """What draws the same in a shell."""
+    average = [] if ema == "ema" else [f"ema={ema}"]
+    return shlex.join(["python", "sample.py", f"model={model}", *average, *words])

@@ -1,0 +1,201 @@
+"""The demo page: inputs of a model's fields, words of sample.py for what is filled in, and the page in a browser."""
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_report import Browser
+from toys import ROOT
+from untrained import untrained_run
+
+import sample
+from ldm.demo.drawing import new_folder, packed, pictures
+from ldm.demo.inputs import BOXES, CLASS, FILE, PICTURE_AND_HOLE, TEXT, Input, inputs_of, more_words, tree_of, words_of
+from ldm.loading import load_drawer
+
+HOLES = ["conditioner=[masked_image]", "derived=[holes]"]
+LAYOUT = [
+    "data=layout_shards", "data.train=nowhere.tar", "conditioner=[layout_transformer]",
+    "conditioner.layout_transformer.width=8", "conditioner.layout_transformer.depth=1",
+    "network.attention_factors=[1]", "network.channels=8",
+]  # fmt: skip
+LOW = ["conditioner=[low_resolution]", "conditioner.low_resolution.factor=1", "derived=[low_resolution]"]
+TEXTS = ["conditioner=[text]", "network.attention_factors=[1]"]
+
+
+def test_each_field_that_a_model_reads_has_an_input(tmp_path):
+    start = ("start", PICTURE_AND_HOLE)
+    for name, words, expected in (
+        ("label", [], [("label", CLASS), start]),
+        ("text", TEXTS, [("prompt", TEXT), ("negative_prompt", TEXT), start]),
+        ("holes", HOLES, [("image", PICTURE_AND_HOLE), start]),
+        ("layout", LAYOUT, [("boxes", BOXES), start]),
+        ("low", LOW, [("image", FILE), ("low", FILE), start]),
+    ):
+        found = inputs_of(load_drawer(untrained_run(tmp_path / name, *words)))
+        assert [(each.key, each.kind) for each in found] == expected, name
+
+
+def test_what_is_filled_in_are_words_of_sample_py(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    layer = Image.new("RGBA", (16, 12))
+    layer.paste((255, 255, 255, 255), (4, 4, 8, 8))
+    fields = [
+        Input("prompt", TEXT),
+        Input("image", PICTURE_AND_HOLE),
+        Input("start", PICTURE_AND_HOLE),
+        Input("boxes", BOXES),
+    ]
+    values = {
+        "prompt": "a, 'b' ${x}", "seed": 3, "num_steps": None, "guidance.scale": 2.5, "strength": 0.5,
+        "image": {"background": picture, "layers": [layer]}, "start": {"background": picture, "layers": []},
+        "boxes": '[{"category": 1, "box": [0, 0, 1, 1]}]', "more": "guidance.limits.sigma_lo=0.3 'tiling=blended'",
+    }  # fmt: skip
+    words = words_of(fields, values, tmp_path, 8)
+    assert words == [
+        "guidance.limits.sigma_lo=0.3", "tiling=blended", "seed=3", "guidance.scale=2.5", "prompt=a, 'b' ${x}",
+        f"image={tmp_path}/image.png", f"mask={tmp_path}/image-hole.png", f"start={tmp_path}/start.png",
+        f"boxes={tmp_path}/boxes.json", "strength=0.5",
+    ]  # fmt: skip
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "image.png")), np.asarray(picture))
+    assert np.argwhere(np.asarray(Image.open(tmp_path / "image-hole.png"))).min(0).tolist() == [4, 4]
+    assert Image.open(tmp_path / "start.png").size == (8, 8), "as large as the images will be"
+    assert json.loads((tmp_path / "boxes.json").read_text())["objects"][0]["box"] == [0, 0, 1, 1]
+    tree = tree_of("x", "ema", words, 4, "cpu", tmp_path)
+    assert tree["prompt"] == "a, 'b' ${x}" and tree["guidance"]["limits"]["sigma_lo"] == 0.3
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["plugins=[os]", "model=x", "image=/etc/passwd", "given.style=/etc/passwd", "prompts=/etc/passwd", "device=cuda",
+     "alignment=open_clip", "distance.path=x", "classifier=x", "out=/tmp/x", "seed=${oc.env:HOME}",
+     "+sampler={_target_:x}", "a b", "'"],
+)  # fmt: skip
+def test_a_visitor_names_no_files_and_no_code(word):
+    with pytest.raises(ValueError, match=r"no setting that this page takes|plain values|more settings"):
+        list(more_words(word))
+
+
+def test_pictures_come_batch_by_batch_with_their_recipes(tmp_path):
+    run = untrained_run(tmp_path / "toy")
+    folder, told = new_folder(tmp_path / "out"), []
+    words = ["label=1", "num_images=3", "sampler=heun"]
+    tree = tree_of(str(run), "ema", words, 2, "cpu", folder)
+    found = list(
+        pictures(load_drawer(run), tree, words, torch.device("cpu"), folder, lambda *given: told.append(given))
+    )
+    assert [len(files) for files in found] == [2, 3] and new_folder(tmp_path / "out") == tmp_path / "out" / "0002"
+    shares = [share for share, _ in told]
+    assert (
+        shares == sorted(shares) and 0 <= shares[0] < 0.1 and 0.8 < shares[-1] <= 1 and told[-1][1] == "2 of 3 images"
+    )
+    assert "recipe" in Image.open(found[-1][-1]).text
+    assert packed(folder).stat().st_size > 0
+
+
+def test_without_gradio_the_page_says_what_to_install(monkeypatch):
+    spec = importlib.util.spec_from_file_location("demo_script", ROOT / "scripts" / "demo.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs gradio, which is not installed: pip install '\.\[demo\]'"):
+        script.main(["model=x"])
+
+
+# In a browser
+
+VISIBLE = ".filter(e => e.offsetParent)"
+FILL = """(() => { const area = document.querySelector('TAB SELECTOR');
+  area.value = VALUE; area.dispatchEvent(new Event('input', {bubbles: true})); return true; })()"""
+STATE = "[...document.querySelectorAll('.status textarea')].filter(e => e.offsetParent).map(e => e.value).join()"
+SHOWN = "[...document.querySelectorAll('.pictures img')].filter(e => e.offsetParent && e.naturalWidth).map(e => e.src)"
+READ = """(async () => { const bytes = new Uint8Array(await (await fetch(URL)).arrayBuffer());
+  return btoa(String.fromCharCode(...bytes)); })()"""
+
+
+@pytest.mark.slow
+def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    if not executable:
+        pytest.skip("no Chromium on this machine")
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("no gradio here: pip install '.[demo]'")
+    runs = [untrained_run(tmp_path / "labels"), untrained_run(tmp_path / "texts", *TEXTS)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(tmp_path / "cache")}
+    words = [f"model=[{','.join(map(str, runs))}]", f"port={port}", f"out={tmp_path}/out", "device=cpu"]
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "demo.py", *words], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    browser = None
+    try:
+        assert server.stdout.readline().strip() == f"http://127.0.0.1:{port}/"
+        browser = Browser(executable, tmp_path / "profile")
+
+        def until(expression: str) -> object:
+            deadline = time.monotonic() + 60
+            while not (value := browser.evaluate(expression)):
+                assert time.monotonic() < deadline, (expression, browser.evaluate(STATE))
+                time.sleep(0.05)
+            return value
+
+        def press(selector: str) -> None:
+            until(f"(() => {{ const e = [...document.querySelectorAll({selector!r})].filter(e => e.offsetParent)[0];"
+                  " if (e) e.click(); return Boolean(e); })()")  # fmt: skip
+
+        def fill(selector: str, value: str) -> None:
+            code = FILL.replace("TAB SELECTOR", selector).replace("VALUE", json.dumps(value))
+            until(f"document.querySelector({selector!r}) && {code}")
+
+        origin = f"http://127.0.0.1:{port}/"
+        for width in (400, 1400):
+            browser.open(origin, width, "light")
+            until("document.querySelector('.draw')")
+            assert browser.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+        press("button.draw")
+        until(f"{STATE}.startsWith('4 images in ')")
+        sources = until(f"{SHOWN}.length >= 4 && {SHOWN}")
+        shown = []
+        for source in dict.fromkeys(sources):
+            content = browser("Runtime.evaluate", expression=READ.replace("URL", json.dumps(source)), awaitPromise=True,
+                              returnByValue=True)["result"]["value"]  # fmt: skip
+            shown.append(Image.open(io.BytesIO(base64.b64decode(content))))
+        recipes = [json.loads(picture.text["recipe"]) for picture in shown[:4]]
+        assert [recipe["drawn"]["number"] for recipe in recipes] == [0, 1, 2, 3], "their recipes went along"
+        line = browser.evaluate("document.querySelector('.command textarea').value")
+        assert line.startswith(f"python sample.py model={runs[0]} ") and "label=0" in line
+        assert sample.main([*shlex.split(line)[2:], f"out={tmp_path}/same", "batch_size=4"]) == 0
+        for number, picture in enumerate(shown[:4]):
+            same = Image.open(tmp_path / "same" / f"0_{number:04d}.png")
+            assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(same)), "the pictures of sample.py"
+        press("[role=tab]:nth-of-type(2), button[role=tab]:nth-child(2)")
+        until("[...document.querySelectorAll('.prompt textarea')].some(e => e.offsetParent)")
+        fill(".prompt textarea", "a red heart")
+        press("button.draw")
+        until(f"{STATE}.startsWith('4 images in ')")
+        line = browser.evaluate(
+            "[...document.querySelectorAll('.command textarea')].filter(e => e.offsetParent)[0].value"
+        )
+        assert "'prompt=a red heart'" in line and str(runs[1]) in line
+        fill(".further textarea, .further input", "guidance.limits.sigma_hi=no")
+        press("button.draw")
+        until(f"{STATE}.startsWith('error: guidance.limits.sigma_hi')")
+    finally:
+        server.terminate()
+        server.wait(20)
+        if browser is not None:
+            browser.close()
