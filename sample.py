@@ -75,8 +75,8 @@ def write_images(
 ) -> Path:
     """Write the images of `images_of([(row of conditions, number)])` as they are made, then the grid; returns its path.
 
-    Each has its recipe of `recipes`. With a `drawing` (Request.drawing) conditions.png has each image beside itself with
-    that. Raises NotFinite, once all others are written, if some are not finite: these are not, and there is no grid.
+    Each has its recipe of `recipes`. With a `drawing` (Request.drawing) conditions.png has each image beside itself
+    with that. Raises NotFinite, once all others are written, if some are not finite; these are not, nor is the grid.
     """
     import torch
     from rich.progress import track

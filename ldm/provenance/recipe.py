@@ -31,8 +31,8 @@ from ldm.request import Request
 FORMAT = 1
 KEY = "recipe"  # of the PNG's text
 RUNS = ("first_stage", "weak_model", "classifier")  # keys that name one, beside `model`
-# Keys that say where something lies, or how many images are made at once: no image depends on them.
-BESIDE = ("model", "again", "out", "device", "plugins", "given", "num_images", "batch_size", *RUNS)
+# Keys that say where something lies, or how many images are made at once: no image depends on them but by its batch.
+BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", *RUNS)
 OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
 
 
