@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     check_files(tree, lambda: trained_on(tree["model"]))
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     request = Request(model, tree, arguments, device)
-    recipes = Recipes(model, request, tree, device, Path(tree["out"]))
+    recipes = Recipes(model, request.rows, request.sampling, tree, device, Path(tree["out"]))
     sheet = write_images(tree, conditions, recipes, request.images, request.drawing)
     count = len(conditions) * tree["num_images"]
     shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
