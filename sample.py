@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     device = choose(tree["device"])
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     request = Request(model, tree, arguments, device)
-    recipes = Recipes(model, request, tree, device, Path(tree["out"]))
+    recipes = Recipes(model, request.rows, request.sampling, tree, device, Path(tree["out"]))
     sheet = write_images(tree, conditions, recipes, request.images)
     count = len(conditions) * tree["num_images"]
     shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"

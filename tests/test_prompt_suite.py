@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from untrained import untrained_run
 
+import sample
 from ldm.config import compose, overriding
 from ldm.ensemble import write_manifest
 from ldm.ensemble_model import Ensemble
@@ -207,8 +208,10 @@ def test_pictures_do_not_depend_on_the_batch(runs: Path, tmp_path: Path):
     for size in (1, 6):
         tree, _ = asked(runs, tmp_path, "x", f"batch_size={size}")
         sampling = drawing.sampling_of(model, {**tree, "guidance": None})
-        counts = drawing.draw(model, sampling, prompts, jobs, tmp_path / str(size), tree, torch.device("cpu"))
+        where, path = tmp_path / str(size), str(runs / "one")
+        counts = drawing.draw(model, path, sampling, prompts, jobs, where, tree, torch.device("cpu"))
         assert list(counts) == [size] * (6 // size)
+        assert sample.main([f"again={where / file_name(2, 1)}", f"out={where}"]) == 0, "as its recipe says"
     for job in jobs:
         files = [tmp_path / size / file_name(*job) for size in "16"]
         one, other = (torch.tensor(list(Image.open(file).getdata())) for file in files)

@@ -43,7 +43,8 @@ def again(command: Mapping[str, Any], words: Sequence[str]) -> str:
     request = Request(drawer, tree, ["guidance"], device)  # guidance as the recipe says, not what a run adds to it
     request.rows = rows_from(recipe, request.rows, picture)
     path = Path(command["out"]) / f"{picture.stem}-again.png"
-    image = _draw(request, recipe, Recipes(drawer, request, tree, device, path.parent), path, picture)
+    recipes = Recipes(drawer, request.rows, request.sampling, tree, device, path.parent)
+    image = _draw(request, recipe, recipes, path, picture)
     made = picture_of(image, tree["enlarge"])
     same, own = pixels_digest(made) == recipe["pixels"], _pixels(content, picture)
     others = "; ".join(_others(recipe, drawer, tree, request, device))
@@ -124,7 +125,7 @@ def _others(
     for key, value in now.items():
         if then.get(key) != value:
             yield f"{key} was {str(then.get(key))[:80]} and is {value}"
-    if recipe["levels"] != levels(request):
+    if recipe["levels"] != levels(request.sampling):
         yield "the noise levels are others"
     configs = [facts.get("config") for facts in recipe["model"]["weights"]]
     if configs != [facts["config"] for facts in model_facts(drawer)["weights"]]:

@@ -26,7 +26,7 @@ from ldm.files import sha256, write_json
 from ldm.images import picture_of, save_image
 from ldm.installed import version
 from ldm.places import digests, relative
-from ldm.request import Request
+from ldm.sampling import Sampling
 
 FORMAT = 1
 KEY = "recipe"  # of the PNG's text
@@ -37,23 +37,26 @@ OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
 
 
 class Recipes:
-    """The recipes of the images that `drawer` makes on `device` by a `request` of `tree`, for files in `folder`.
+    """The recipes of the images that `drawer` makes on `device` by a `sampling` of `tree`, for files in `folder`.
+
+    `rows` are the prompts and labels that are drawn, `tree` has the keys of conf/sample.yaml.
 
     What they have in common is looked up once: hashes of weights as they were read, and of the files of conditions.
     """
 
     def __init__(
-        self, drawer: Drawer, request: Request, tree: Mapping[str, Any], device: torch.device, folder: Path
+        self, drawer: Drawer, rows: Sequence[Mapping[str, Any]], sampling: Sampling, tree: Mapping[str, Any],
+        device: torch.device, folder: Path,
     ):  # fmt: skip
-        self._rows, self._folder, self._enlarge = request.rows, folder, tree["enlarge"]
+        self._rows, self._enlarge = rows, tree["enlarge"]
         self._words = {"seed": tree["seed"], "model": drawer.name}
         self._common = {
             "model": {**model_facts(drawer), "path": relative(Path(tree["model"]), folder)},
             "runs": {key: {"path": relative(Path(tree[key]), folder), "sha256": sorted(digests(Path(tree[key])))}
                      for key in RUNS if tree[key]},
             "files": {key: _file(Path(path), folder) for key, path in files_in(tree).items()},
-            **{group: part for group, part in _parts(tree, request).items() if part},
-            "levels": levels(request),
+            **{group: part for group, part in _parts(tree, sampling).items() if part},
+            "levels": levels(sampling),
             "options": {key: tree[key] for key in root("sample")[0] if key not in BESIDE and not is_path(key)},
             "made_with": surroundings(drawer, tree, device),
         }  # fmt: skip
@@ -133,11 +136,11 @@ def _file(path: Path, folder: Path) -> dict[str, Any]:
     return {"path": relative(path, folder), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def _parts(tree: Mapping[str, Any], request: Request) -> dict[str, Any]:
+def _parts(tree: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
     """Each group as it was used, {option: keys}, the run's own where nothing was asked for."""
     found = {}
     for group, default in root("sample")[1].items():
-        node = request.sampling.chosen.get(group, tree[group])
+        node = sampling.chosen.get(group, tree[group])
         if group in OF_LOSS_GUIDANCE and not tree["loss_guidance"]:
             continue
         if isinstance(default, list):
@@ -147,9 +150,9 @@ def _parts(tree: Mapping[str, Any], request: Request) -> dict[str, Any]:
     return found
 
 
-def levels(request: Request) -> list[float]:
+def levels(sampling: Sampling) -> list[float]:
     """The noise levels that sampling goes through, highest first."""
-    return [float(f"{sigma:.9g}") for sigma in request.sampling.sigmas.tolist()]
+    return [float(f"{sigma:.9g}") for sigma in sampling.sigmas.tolist()]
 
 
 def surroundings(drawer: Drawer, tree: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

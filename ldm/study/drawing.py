@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ldm.config.registry import root
 from ldm.data.transforms import to_tensor
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.files import discard, read_json, write_json
-from ldm.images import save_image
 from ldm.measuring import Ranks, in_rounds
+from ldm.provenance.recipe import Recipes
 from ldm.sampling import Sampling
 from ldm.study.names import INDEX, file_name
 from ldm.study.prompt_set import Prompt
@@ -80,21 +81,33 @@ def missing(folder: Path, jobs: Sequence[tuple[int, int]]) -> list[tuple[int, in
 
 
 def draw(
-    model: Drawer, sampling: Sampling, prompts: Sequence[Prompt], jobs: Sequence[tuple[int, int]], folder: Path,
-    tree: Mapping[str, Any], device: torch.device,
+    model: Drawer, path: str, sampling: Sampling, prompts: Sequence[Prompt], jobs: Sequence[tuple[int, int]],
+    folder: Path, tree: Mapping[str, Any], device: torch.device,
 ) -> Iterator[int]:  # fmt: skip
-    """Write the pictures of `jobs`, batch by batch; yields how many are new.
+    """Write the pictures of `jobs` by the model at `path`, with their recipes, batch by batch; yields how many are new.
 
     Raises NotFinite, which names the prompts, for a batch with some that are not.
     """
+    rows = [{"caption": prompt.prompt} for prompt in prompts]
+    recipes = Recipes(model, rows, sampling, _as_sample_py(tree, path, rows), device, folder)
     for start in range(0, len(jobs), tree["batch_size"]):
         part = jobs[start : start + tree["batch_size"]]
         numbers = torch.tensor([place * tree["num_images"] + number for place, number in part], device=device)
         captions = [prompts[place].prompt for place, _ in part]
         images = model.generate(sampling, {"caption": captions}, numbers, tree["seed"])
-        for image, job in zip(images, part, strict=True):
-            save_image(folder / file_name(*job), image)
+        drawn = list(zip((place for place, _ in part), numbers.tolist(), strict=True))
+        for at, job in enumerate(part):
+            recipes.save(folder / file_name(*job), images[at].cpu(), drawn, at)
         yield len(part)
+
+
+def _as_sample_py(tree: Mapping[str, Any], path: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The tree of conf/sample.yaml that draws the same."""
+    keys, choices = root("sample")
+    shared = {key: tree[key] for key in tree if key in keys or key in choices}
+    ema = "ema" if Path(path).suffix == ".yaml" else tree["ema"]
+    prompts = [row["caption"] for row in rows]
+    return {**keys, **dict.fromkeys(choices), **shared, "model": path, "ema": ema, "prompts": prompts, "given": {}}
 
 
 @torch.no_grad()

@@ -108,7 +108,9 @@ def _draw(tree: Mapping[str, Any], path: str, prompts: Sequence[Prompt], folder:
     with together():
         if own:
             model = _load(tree, path).to(ranks.device).tuned(tree["compile"])
-            drawn = drawing.draw(model, drawing.sampling_of(model, tree), prompts, own, folder, tree, ranks.device)
+            drawn = drawing.draw(
+                model, path, drawing.sampling_of(model, tree), prompts, own, folder, tree, ranks.device
+            )
     shown = bool(own) and ranks.rank == 0
     with Progress(*COLUMNS, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=not shown) as bars:
         bar = bars.add_task(f"drawing {folder.name}", total=len(own))
