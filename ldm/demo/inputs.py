@@ -137,7 +137,7 @@ def tree_of(model: str, ema: str, words: Sequence[str], batch_size: int, device:
     return compose("sample", [*fixed, *packages, *words])
 
 
-def command(model: str, ema: str, words: Sequence[str]) -> str:
-    """What draws the same in a shell."""
+def command(model: str, ema: str, words: Sequence[str], batch_size: int) -> str:
+    """What draws the same in a shell, batch by batch and so to the last bit."""
     average = [] if ema == "ema" else [f"ema={ema}"]
-    return shlex.join(["python", "sample.py", f"model={model}", *average, *words])
+    return shlex.join(["python", "sample.py", f"model={model}", *average, *words, f"batch_size={batch_size}"])

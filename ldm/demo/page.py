@@ -94,7 +94,7 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
             folder = new_folder(out)
             words = words_of(inputs, given, folder, shown.drawer.image_size)
             asked = tree_of(shown.path, shown.ema, words, tree["batch_size"], tree["device"], folder)
-            line = command(shown.path, shown.ema, words)
+            line = command(shown.path, shown.ema, words, tree["batch_size"])
             for done in pictures(shown.drawer, asked, words, device, folder, progress):
                 yield f"{len(done)} images", [str(path) for path in done], gr.skip(), line, _recipe(done, 0), done
         except (UserError, OSError) as error:
