@@ -117,7 +117,8 @@ def test_without_gradio_the_page_says_what_to_install(monkeypatch):
 # In a browser
 
 VISIBLE = ".filter(e => e.offsetParent)"
-FILL = """(() => { const area = document.querySelector('TAB SELECTOR');
+FILL = """(() => { const area = [...document.querySelectorAll('SELECTOR textarea, SELECTOR input')]VISIBLE[0];
+  if (!area) return false;
   area.value = VALUE; area.dispatchEvent(new Event('input', {bubbles: true})); return true; })()"""
 STATE = "[...document.querySelectorAll('.status textarea')].filter(e => e.offsetParent).map(e => e.value).join()"
 SHOWN = "[...document.querySelectorAll('.pictures img')].filter(e => e.offsetParent && e.naturalWidth).map(e => e.src)"
@@ -153,13 +154,12 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
                 time.sleep(0.05)
             return value
 
-        def press(selector: str) -> None:
-            until(f"(() => {{ const e = [...document.querySelectorAll({selector!r})].filter(e => e.offsetParent)[0];"
-                  " if (e) e.click(); return Boolean(e); })()")  # fmt: skip
+        def press(selector: str, text: str = "") -> None:
+            found = f"[...document.querySelectorAll({selector!r})]{VISIBLE}.filter(e => e.innerText.includes({text!r}))"
+            until(f"(() => {{ const e = {found}[0]; if (e) e.click(); return Boolean(e); }})()")
 
         def fill(selector: str, value: str) -> None:
-            code = FILL.replace("TAB SELECTOR", selector).replace("VALUE", json.dumps(value))
-            until(f"document.querySelector({selector!r}) && {code}")
+            until(FILL.replace("SELECTOR", selector).replace("VISIBLE", VISIBLE).replace("VALUE", json.dumps(value)))
 
         origin = f"http://127.0.0.1:{port}/"
         for width in (400, 1400):
@@ -178,22 +178,19 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
         assert [recipe["drawn"]["number"] for recipe in recipes] == [0, 1, 2, 3], "their recipes went along"
         line = browser.evaluate("document.querySelector('.command textarea').value")
         assert line.startswith(f"python sample.py model={runs[0]} ") and "label=0" in line
-        assert sample.main([*shlex.split(line)[2:], f"out={tmp_path}/same", "batch_size=4"]) == 0
+        assert sample.main([*shlex.split(line)[2:], f"out={tmp_path}/same"]) == 0
         for number, picture in enumerate(shown[:4]):
             same = Image.open(tmp_path / "same" / f"0_{number:04d}.png")
             assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(same)), "the pictures of sample.py"
-        press("[role=tab]:nth-of-type(2), button[role=tab]:nth-child(2)")
-        until("[...document.querySelectorAll('.prompt textarea')].some(e => e.offsetParent)")
-        fill(".prompt textarea", "a red heart")
+        press("[role=tab]", runs[1].name)
+        fill(".prompt", "a red heart")
         press("button.draw")
         until(f"{STATE}.startsWith('4 images in ')")
-        line = browser.evaluate(
-            "[...document.querySelectorAll('.command textarea')].filter(e => e.offsetParent)[0].value"
-        )
+        line = browser.evaluate(f"[...document.querySelectorAll('.command textarea')]{VISIBLE}[0].value")
         assert "'prompt=a red heart'" in line and str(runs[1]) in line
-        fill(".further textarea, .further input", "guidance.limits.sigma_hi=no")
+        fill(".num-steps", "many")
         press("button.draw")
-        until(f"{STATE}.startsWith('error: guidance.limits.sigma_hi')")
+        until(f"{STATE} === \"error: num_steps='many': expected int | None\"")
     finally:
         server.terminate()
         server.wait(20)

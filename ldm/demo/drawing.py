@@ -39,7 +39,7 @@ def pictures(
     Raises what Request raises, and NotFinite for images that are not.
     """
     request = Request(drawer, tree, words, device)
-    recipes = Recipes(drawer, request, tree, device, folder)
+    recipes = Recipes(drawer, request.rows, request.sampling, tree, device, folder)
     pairs = [(row, number) for row in range(len(request.rows)) for number in range(tree["num_images"])]
     starts, sampling = range(0, len(pairs), tree["batch_size"]), request.sampling
     files: list[Path] = []

@@ -64,8 +64,9 @@ def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, s
     said = {bare(word) for word in words}
     for key in SETTINGS:
         if values.get(key) not in (None, "") and key not in said:
-            words.append(f"{key}={values[key]}")
-    high, wide = (int(values.get(key) or size) for key in ("height", "width"))
+            words.append(_checked(f"{key}={values[key]}"))
+    high, wide = (int(text) if text.isdecimal() and int(text) else size
+                  for text in (str(values.get(key)) for key in ("height", "width")))  # fmt: skip
     for each in inputs:
         value = values.get(each.key)
         if value in (None, "") and each.key != "prompt":
@@ -78,7 +79,7 @@ def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, s
         else:
             words.append(f"{each.key}={'' if value is None else value}")
     if any(word.startswith("start=") for word in words) and values.get("strength"):
-        words.append(f"strength={values['strength']}")
+        words.append(_checked(f"strength={values['strength']}"))
     return words
 
 
@@ -88,13 +89,16 @@ def more_words(text: str) -> Iterator[str]:
         words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"more settings: {error}") from error
-    for word in words:
-        key = bare(word)
-        if "=" not in word or key.partition(".")[0] in OF_PAGE or is_path(key):
-            raise UserError(f"{key}: is no setting that this page takes")
-        if "${" in word or "_target_" in word:
-            raise UserError(f"{key}: takes plain values here")
-        yield word
+    yield from map(_checked, words)
+
+
+def _checked(word: str) -> str:
+    key = bare(word)
+    if "=" not in word or key.partition(".")[0] in OF_PAGE or is_path(key):
+        raise UserError(f"{key}: is no setting that this page takes")
+    if "${" in word or "_target_" in word:
+        raise UserError(f"{key}: takes plain values here")
+    return word
 
 
 def _picture_and_hole(key: str, value: Mapping[str, Any], folder: Path, fit: tuple[int, int] | None) -> list[str]:
@@ -133,7 +137,7 @@ def tree_of(model: str, ema: str, words: Sequence[str], batch_size: int, device:
     return compose("sample", [*fixed, *packages, *words])
 
 
-def command(model: str, ema: str, words: Sequence[str]) -> str:
-    """What draws the same in a shell."""
+def command(model: str, ema: str, words: Sequence[str], batch_size: int) -> str:
+    """What draws the same in a shell, batch by batch and so to the last bit."""
     average = [] if ema == "ema" else [f"ema={ema}"]
-    return shlex.join(["python", "sample.py", f"model={model}", *average, *words])
+    return shlex.join(["python", "sample.py", f"model={model}", *average, *words, f"batch_size={batch_size}"])

@@ -67,10 +67,15 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
     inputs = inputs_of(shown.drawer)
     with gr.Row():
         with gr.Column(min_width=300):
-            fields: dict[str, Any] = {each.key: _component(each, shown.drawer) for each in inputs}
-            if "start" in fields:
-                fields["strength"] = gr.Slider(0, 1, 0.8, step=0.05, label="Strength: how much is drawn again")
+            fields = {each.key: _component(each, shown.drawer) for each in inputs if each.key != "start"}
             fields |= _settings()
+            for each in inputs:
+                if each.key == "start":
+                    with gr.Accordion("Begin from a picture", open=False):
+                        fields["start"] = _component(each, shown.drawer)
+                        fields["strength"] = _setting(
+                            "strength", "Strength", usual="0.8, and 1 where a part is painted over"
+                        )
             button = gr.Button("Draw", variant="primary", elem_classes="draw")
         with gr.Column(min_width=300):
             status = gr.Textbox(label="State", interactive=False, elem_classes="status", lines=1)
@@ -89,7 +94,7 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
             folder = new_folder(out)
             words = words_of(inputs, given, folder, shown.drawer.image_size)
             asked = tree_of(shown.path, shown.ema, words, tree["batch_size"], tree["device"], folder)
-            line = command(shown.path, shown.ema, words)
+            line = command(shown.path, shown.ema, words, tree["batch_size"])
             for done in pictures(shown.drawer, asked, words, device, folder, progress):
                 yield f"{len(done)} images", [str(path) for path in done], gr.skip(), line, _recipe(done, 0), done
         except (UserError, OSError) as error:
@@ -111,40 +116,43 @@ def _recipe(done: Sequence[Path], place: int) -> str:
 
 
 def _settings() -> dict[str, Any]:
-    """Inputs for the settings of sample.py; what is left open is as the run says."""
+    """Inputs for the settings of sample.py, texts as on its command line; what is left open is as the run says."""
+
     with gr.Row():
-        found: dict[str, Any] = {
-            "num_images": gr.Number(4, label="Images", precision=0, minimum=1, maximum=64, min_width=90),
-            "seed": gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90),
-            "num_steps": gr.Number(None, label="Steps", precision=0, minimum=1, min_width=90),
-            "guidance.scale": gr.Number(None, label="Guidance scale", min_width=90),
-        }
+        found = {"num_images": _setting("num_images", "Images", "4"), "seed": _setting("seed", "Seed", "0")}
+    with gr.Row():
+        found["num_steps"] = _setting("num_steps", "Steps")
+        found["guidance.scale"] = _setting("guidance.scale", "Guidance scale")
     with gr.Accordion("More settings", open=False):
-        for group in ("sampler", "sigmas"):
-            label = {"sampler": "Sampler", "sigmas": "Sigma schedule"}[group]
+        for group, label in (("sampler", "Sampler"), ("sigmas", "Sigma schedule")):
             found[group] = gr.Dropdown([OWN, *groups()[group]], value=OWN, label=label)
         with gr.Row():
-            found |= {key: gr.Number(None, label=f"{key.capitalize()}, px", precision=0, minimum=1, min_width=90)
-                      for key in ("height", "width")}  # fmt: skip
-        found["more"] = gr.Textbox(
-            label="Further words of sample.py", placeholder="guidance.limits.sigma_lo=0.3", elem_classes="further"
-        )
+            found |= {key: _setting(key, f"{key.capitalize()}, px") for key in ("height", "width")}
+        example = "guidance.limits.sigma_lo=0.3"
+        found["more"] = gr.Textbox(label="Further words of sample.py", placeholder=example, elem_classes="further")
     return found
+
+
+def _setting(key: str, label: str, value: str = "", usual: str = OWN) -> Any:
+    name = key.replace(".", "-").replace("_", "-")
+    return gr.Textbox(value, label=label, placeholder=usual, lines=1, min_width=100, elem_classes=name)
+
+
+def _classes(label: str, names: Sequence[str]) -> Any:
+    """A class by its name where names are known, else by its number."""
+    if not names:
+        return gr.Number(0, label=label, precision=0, minimum=0)
+    return gr.Dropdown([(name, place) for place, name in enumerate(names)], value=0, label=label)
 
 
 def _component(each: Input, drawer: Drawer) -> Any:
     label = LABELS.get(each.key, each.key.removeprefix("given."))
     if each.kind == TEXT:
         return gr.Textbox(label=label, lines=1, elem_classes=each.key)
-    if each.kind == CLASS and each.choices:
-        return gr.Dropdown([(name, place) for place, name in enumerate(each.choices)], value=0, label=label)
     if each.kind == CLASS:
-        return gr.Number(0, label=label, precision=0, minimum=0, elem_classes=each.key)
+        return _classes(label, each.choices)
     if each.kind == PICTURE_AND_HOLE:
         brush = gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size="auto")
-        if each.key == "start":
-            with gr.Accordion("Begin from a picture", open=False):
-                return gr.ImageEditor(label=label, type="pil", brush=brush, transforms=(), layers=False, format="png")
         return gr.ImageEditor(label=label, type="pil", brush=brush, transforms=(), layers=False, format="png")
     if each.kind == BOXES:
         return _boxes(label, each.choices, drawer.image_size)
@@ -155,10 +163,7 @@ def _component(each: Input, drawer: Drawer) -> Any:
 def _boxes(label: str, names: Sequence[str], size: int) -> Any:
     """A canvas on which two clicks are the corners of a box, and the boxes as text, which may be written too."""
     side = max(size, 384)
-    category: Any = gr.Number(0, label="Class of the next box", precision=0, minimum=0)
-    if names:
-        choices = [(name, place) for place, name in enumerate(names)]
-        category = gr.Dropdown(choices, value=0, label="Class of the next box")
+    category = _classes("Class of the next box", names)
     canvas = gr.Image(_drawn([], [], side), label="Two clicks are a box", interactive=False, height=400, buttons=[])
     text = gr.Code("[]", label=label, language="json", elem_classes="boxes")
     corner = gr.State([])
