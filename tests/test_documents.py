@@ -98,7 +98,9 @@ def test_a_run_has_one_name_on_all_pages():
     makers: dict[str, set[str]] = {}
     for command in trained:
         for made in makes(command):
-            makers.setdefault(made, set()).add(" ".join(w for w in command.words if w.startswith(("experiment=", "branch="))))
+            makers.setdefault(made, set()).add(
+                " ".join(w for w in command.words if w.startswith(("experiment=", "branch=")))
+            )
     assert {made: found for made, found in makers.items() if len(found) > 1} == {}
 
 
