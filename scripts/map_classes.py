@@ -1,9 +1,13 @@
 """The classes of some shards as those of others, by the names in the manifests beside them.
 
     python scripts/map_classes.py from=/path/to/coco-shards to=/path/to/openimages-shards
+    python scripts/map_classes.py from=shards/own to=shards/openimages
 
 prints data.fields.layout.classes=[...], with which a model of the boxes of `to` is fine-tuned on those of `from`; for a
 class that `to` lacks it has null, which leaves its objects out, and that is said.
+
+    from=  a folder of shards with a manifest.json, whose classes are to be mapped
+    to=    another, whose classes the model has
 """
 
 import sys
@@ -21,13 +25,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(spoken(__doc__))
         return 0
-    words = dict(word.partition("=")[::2] for word in arguments)
-    for key in words:
-        if key not in KEYS:
-            raise UserError(f"{key}: is none of {', '.join(f'{name}=' for name in KEYS)}")
-    for key in KEYS:
-        if not words.get(key):
-            raise UserError(f"{key}=: is missing, a folder of shards; see --help")
+    words = parse(arguments)
     from ldm.data.class_matching import matched
 
     own, others = (_names(key, Path(words[key]).expanduser()) for key in KEYS)
@@ -40,6 +38,18 @@ def main(arguments: list[str]) -> int:
     numbers = ",".join("null" if place is None else str(place) for place in places)
     print(f"data.fields.layout.classes=[{numbers}]")
     return 0
+
+
+def parse(arguments: list[str]) -> dict[str, str]:
+    """from= and to= of the words; UserError for others and for what is missing."""
+    words = dict(word.partition("=")[::2] for word in arguments)
+    for key in words:
+        if key not in KEYS:
+            raise UserError(f"{key}: is none of {', '.join(f'{name}=' for name in KEYS)}")
+    for key in KEYS:
+        if not words.get(key):
+            raise UserError(f"{key}=: is missing, a folder of shards; see --help")
+    return words
 
 
 def _names(key: str, folder: Path) -> list[str]:

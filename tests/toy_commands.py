@@ -182,7 +182,7 @@ def check(command: Command) -> None:
     elif script == "scripts/convert":
         own = importlib.import_module("scripts.convert").KEYS[words[0]]
         compose("config", [word for word in words[1:] if word.partition("=")[0] not in own], complete=False)
-    elif script in ("scripts/make_shards", "scripts/make_idx_shards"):
+    elif script in ("scripts/make_shards", "scripts/make_idx_shards", "scripts/map_classes"):
         importlib.import_module(script.replace("/", ".")).parse(words)
     elif script.startswith("scripts/dev/"):
         text = (ROOT / f"{script}.py").read_text()
