@@ -1,10 +1,9 @@
-r"""Turn images into WebDataset shards with a manifest.
+"""Turn images into WebDataset shards with a manifest.
 
     python scripts/make_shards.py source=PHOTOS out=SHARDS size=256
     python scripts/make_shards.py source=photos.csv images=PHOTOS image_column=file caption_column=text out=SHARDS
     python scripts/make_shards.py source=train2017 annotations=instances.json,captions.json out=SHARDS
-    python scripts/make_shards.py source=train annotations=oidv6-train-annotations-bbox.csv out=SHARDS size=384 \
-        descriptions=class-descriptions-boxable.csv classes=300 min_area=0.0001 min_objects=2 max_objects=30
+    python scripts/make_shards.py source=train annotations=BOXES.csv descriptions=CLASSES.csv classes=300 out=SHARDS
     python scripts/make_shards.py source=images/training maps=annotations/training num_classes=151 out=SHARDS size=384
 
 A folder: an image's caption is the text file beside it (cat.jpg, cat.txt). Images in sub-folders also get a class: the

@@ -86,6 +86,8 @@ def _maps(settings: Settings) -> Maps | None:
 def find(settings: Settings) -> Sources:
     """The sources to be put into shards, from a folder, a table or annotations."""
     source = settings.source
+    if settings.maps and not place("maps", settings.maps).is_dir():
+        raise UserError(f"maps={settings.maps} is no folder")
     if settings.annotations:
         rules = ObjectRules(settings.min_area, settings.min_objects, settings.max_objects)
         if settings.openimages:

@@ -76,13 +76,13 @@ def read_openimages(
 
 
 def _object(values: list[str]) -> tuple[list[float], dict[str, bool]]:
-    """Box and flags of a row without its first two columns; ValueError for what is none."""
+    """Box and flags of a row without its first two columns; UserError for what is none."""
     box = [float(value) for value in values[:4]]
     if not all(-0.01 <= share <= 1.01 for share in box) or box[0] > box[2] or box[1] > box[3]:
-        raise ValueError(f"a box of {', '.join(values[:4])} is none in shares of the image")
+        raise UserError(f"a box of {', '.join(values[:4])} is none in shares of the image")
     flags = dict(zip(FLAGS.values(), values[4:], strict=True))
     if not set(flags.values()) <= {"1", "0", "-1", ""}:
-        raise ValueError(f"flags are 1, 0 or -1, not {', '.join(values[4:])}")
+        raise UserError(f"flags are 1, 0 or -1, not {', '.join(values[4:])}")
     return [round(min(max(share, 0.0), 1.0), 6) for share in box], {n: True for n, said in flags.items() if said == "1"}
 
 

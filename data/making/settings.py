@@ -34,14 +34,12 @@ class Settings:
     caption_column: str = "caption"  # '' for none
     annotations: str = ""  # COCO's json files or OpenImages' csv files of boxes, with commas between them
     descriptions: str = ""  # of OpenImages, the csv file of its classes' names
-    classes: str = (
-        ""  # of OpenImages: 300 for its commonest and COCO's, a manifest.json for those of its shards; '' all
-    )
+    classes: str = ""  # of OpenImages: N for the N commonest and COCO's, or a manifest.json with some; '' for all
     min_area: float = 0.0  # share of the image that a box has at least
     min_objects: int = 0  # of an image with boxes
     max_objects: int = 0  # of an image with boxes; 0 for any number
     members: str = ""  # endings of further files beside each image, with commas: depth.png is x.depth.png of x.jpg
-    maps: str = ""  # a folder of maps of classes, of the images' names with .png; '' is x.segmentation.png beside x.jpg
+    maps: str = ""  # a folder of maps, x.png for x.jpg; '' is x.segmentation.png beside x.jpg
     num_classes: int = 0  # of the maps, whose pixels are numbers from 0 on; 0 for images without maps
     unlabelled: int = -1  # the number of pixels of no class, as 255: stored as num_classes, one class more
     size: int = 0  # px of the shortest side, where it is longer; 0 keeps the files as they are
@@ -71,8 +69,6 @@ class Settings:
         if 0 < self.max_objects < self.min_objects:
             raise UserError(f"min_objects={self.min_objects} is more than max_objects={self.max_objects}")
         self._check_openimages()
-        if self.maps and not place("maps", self.maps).is_dir():
-            raise UserError(f"maps={self.maps} is no folder")
         if (self.maps or self.unlabelled >= 0) and self.num_classes < 1:
             raise UserError("num_classes= is missing: how many classes the maps have, whose numbers begin at 0")
         if not 0 <= self.num_classes <= MOST_CLASSES or 0 <= self.unlabelled < self.num_classes:
