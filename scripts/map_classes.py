@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         print(spoken(__doc__))
         return 0
     words = parse(arguments)
-    from ldm.data.class_matching import matched
+    from ldm.data.making.class_matching import matched
 
     own, others = (_names(key, Path(words[key]).expanduser()) for key in KEYS)
     places = matched(own, others)

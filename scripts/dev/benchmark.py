@@ -28,7 +28,7 @@ from options import parse
 from ldm.config import guarded
 from ldm.errors import UserError
 
-SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "overhead", "cache", "loader")
+SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "overhead", "cache", "loader", "inpainting")
 # memory_of is for the processes that measure memory.
 KEYS = {
     "suite": "", "repeats": 7, "batch_size": 0, "image_size": 0, "precision": "both", "compile": False, "memory_of": "",
