@@ -159,7 +159,8 @@ def test_between_two_draws_noise_stays_standard_normal_and_turns_at_constant_spe
 def test_a_row_of_frames_ends_in_the_samples_of_its_seeds(model, tmp_path, more):
     words = ["label=1", "num_images=4", "batch_size=1", *more]
     if more == ["derived"]:  # what is made of a picture at random is made alike for all frames
-        model = untrained_run(tmp_path / "model", "conditioner=[masked_image]", "derived=[holes]")
+        parts = [f"{part}.low_resolution.factor=1" for part in ("conditioner", "derived")]
+        model = untrained_run(tmp_path / "model", "conditioner=[low_resolution]", "derived=[degraded]", *parts)
         drawn_picture(tmp_path / "picture.png", 8, 8)
         words = [f"image={tmp_path}/picture.png", *words[1:3]]
 
