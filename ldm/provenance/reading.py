@@ -73,7 +73,7 @@ def tree_from(recipe: Mapping[str, Any], command: Mapping[str, Any], picture: Pa
         if key not in keys or key in BESIDE or is_path(key):
             raise UserError(f"{where}: {key[:80]}: no such key")
     tree = {**{key: command[key] for key in keys}, "given": {}, **{key: keys[key] for key in keys if is_path(key)}}
-    tree |= {**options, "out": command["out"], "num_images": 1, "batch_size": 1}
+    tree |= {**options, "out": command["out"], "batch_size": 1}
     for group, default in choices.items():
         plain, own = recipe.get(group), command[group]
         if group in OF_LOSS_GUIDANCE and plain is None:
