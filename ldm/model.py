@@ -86,8 +86,8 @@ class Model:
         """
         use = None if tree.get("use_conditions") is None else tuple(tree["use_conditions"])
         negative = ["caption"] if tree.get("negative_prompt") else []
-        own = recipe(tree, self.parts.tree, bool(self.conditioner.guidable(negative, use)))
-        chosen = own | {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
+        chosen = recipe(tree, self.parts.tree, bool(self.conditioner.guidable(negative, use)))
+        chosen |= {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
         given: dict[str, Any] = {"schedule": self.schedule, "first_stage": self.first_stage}
         given["tiling"] = Parts({**self.parts.tree, **chosen}, **given)["tiling"]
         if tree.get("weak_model"):
@@ -100,7 +100,7 @@ class Model:
             device = next(self.denoiser.parameters()).device
             given["classifier"] = load_classifier(Path(tree["classifier"]), self.first_stage).to(device)
         sampling = Parts({**self.parts.tree, **chosen}, **given)["sampling"]
-        return replace(sampling, use_conditions=use, chosen=own)
+        return replace(sampling, use_conditions=use, chosen=chosen)
 
     def _weaker(
         self, path: Path, first_stage: str | None, tiling: Tiling | None, use: Collection[str] | None

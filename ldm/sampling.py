@@ -23,7 +23,7 @@ class Sampling:
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
     windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
     Conditioners.used. All noise is drawn by `normal`, as by that of counter_random. `chosen` has the parts of a tree
-    that sampler, sigmas and guidance were built of.
+    that all this was built of.
     """
 
     sampler: Callable[..., Tensor]

@@ -40,7 +40,8 @@ def again(command: Mapping[str, Any], words: Sequence[str]) -> str:
     device, tree["device"] = _device(recipe, words, command["device"])
     drawer = load_drawer(weights, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     _check_model(drawer, recipe, tree["model"], picture)
-    request = Request(drawer, tree, ["guidance"], device)  # guidance as the recipe says, not what a run adds to it
+    words = ["guidance", "tiling"]  # as the recipe says, and nothing added to it
+    request = Request(drawer, tree, words, device)
     request.rows = rows_from(recipe, request.rows, picture)
     path = Path(command["out"]) / f"{picture.stem}-again.png"
     recipes = Recipes(drawer, request.rows, request.sampling, tree, device, path.parent)

@@ -31,7 +31,7 @@ from ldm.sampling import Sampling
 FORMAT = 1
 KEY = "recipe"  # of the PNG's text
 RUNS = ("first_stage", "weak_model", "classifier")  # keys that name one, beside `model`
-# Keys that say where something lies, or how many images are made at once: no image depends on them but by its batch.
+# Keys that say where something lies, or how many images are made at once: no image depends on them.
 BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", *RUNS)
 OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
 
@@ -90,6 +90,8 @@ class Recipes:
         options = self._common["options"]
         if options["prompts"] is not None:  # a file of them, of which these are drawn together
             options = {**options, "prompts": [row["caption"] for row in rows]}
+        if isinstance(options["label"], str):  # by its name, which the data of the run tells
+            options = {**options, "label": rows[0]["label"]}
         recipe = sealed(
             {
                 "format": FORMAT,
