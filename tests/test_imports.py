@@ -74,6 +74,7 @@ LAYERS = {
     "ldm.api": 5,
     "ldm.quickstart": 6,
     "ldm.sweep": 6,
+    "ldm.tasks": 6,
     "ldm.study": 6,
     "train": 7,
     "sample": 7,
