@@ -20,6 +20,7 @@ from ldm.data.storage import facts, matching
 HOME = Path(__file__).resolve().parents[1]
 MAX_NAME_CHARS = 4096
 SHOWN_CHARS = 300
+COMPOSED = "canvases://"  # data that is made of the built-in images when it is first asked for
 QUOTES = "'\""
 
 
@@ -65,6 +66,10 @@ def _is_quoted(text: str) -> bool:
 def _expand_one(pattern: str, key: str) -> list[Location]:
     if pattern.startswith("pipe:"):
         raise ShardError(f"{key}: {pattern!r} would run a shell command; give paths of .tar files")
+    if pattern.startswith(COMPOSED):
+        from ldm.data.making.canvas_shards import named_shards  # and with it scipy
+
+        return list(named_shards(pattern, key))
     check_complete(pattern, key)
     base = "" if "://" in pattern else _literal(pattern, key)
     is_url = "://" in pattern or "::" in pattern[len(base) :]

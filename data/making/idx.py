@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.making.manifest import SPLITS
+from ldm.data.making.manifest import SPLITS, rows_there
 from ldm.data.user_error import UserError
-from ldm.data.writing import MANIFEST, sha256_of, write_manifest, write_shard
+from ldm.data.writing import write_manifest, write_shard
 
 FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          "validation": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
@@ -51,7 +51,7 @@ def make_idx_shards(
         for place, start in enumerate(range(0, len(parts[name][0]), shard_samples))
     }
     counts = {shard: min(shard_samples, len(parts[name][0]) - start) for shard, (name, start) in starts.items()}
-    there = _there(out, counts)
+    there = rows_there(out, counts)
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
     for shard, (name, start) in starts.items():
@@ -63,28 +63,6 @@ def make_idx_shards(
     manifest = {"name": source.name, "samples": count, "class_names": list(classes), "splits": splits}
     write_manifest(out, manifest)
     return manifest
-
-
-def _there(out: Path, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The rows of shards in `out` that this run has to make the same: of its manifest, or those that lie there.
-
-    Raises UserError for a shard that is not among the `counts` of its samples, and for a manifest of other shards.
-    """
-    strangers = sorted(path.name for path in out.glob("*.tar") if path.name not in counts)
-    if strangers:
-        raise UserError(f"out={out} already holds {strangers[0]}; delete it or choose another folder")
-    if not (out / MANIFEST).exists():  # killed before: a shard under its name is whole, and its bytes are known
-        present = [shard for shard in counts if (out / shard).exists()]
-        return {shard: {"samples": counts[shard], "sha256": sha256_of(out / shard)} for shard in present}
-    try:
-        splits = json.loads((out / MANIFEST).read_bytes())["splits"]
-        listed = [row for name in SPLITS for row in splits[name]["shards"]]
-        rows = {row["name"]: {"samples": row["samples"], "sha256": row["sha256"]} for row in listed}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"out={out} holds a {MANIFEST} that is none of shards; choose another folder") from None
-    if {name: row["samples"] for name, row in rows.items()} != counts:
-        raise UserError(f"out={out} holds a {MANIFEST} of other shards; delete the folder or choose another")
-    return rows
 
 
 def _read(source: Path, name: str) -> np.ndarray:

@@ -6,12 +6,13 @@ It also guards a folder: finished shards are never replaced by others, for a tra
 import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from ldm.data.making.settings import Settings
 from ldm.data.making.sources import LeftOut, Source, Sources
 from ldm.data.user_error import UserError
-from ldm.data.writing import MANIFEST
+from ldm.data.writing import MANIFEST, sha256_of
 
 SPLITS = ("train", "validation")
 NUM_REASONS = 3
@@ -86,3 +87,25 @@ def read_finished(settings: Settings, plan: dict[str, list[Source]], sources: li
             what = "of other images" if key == "images" else f"made with {key}={before}, this run has {key}={value}"
             raise UserError(f"out={out} holds finished shards {what}; choose another folder, or delete it")
     return {name: rows.get(name, {"samples": 0}) for name in plan}
+
+
+def rows_there(out: Path, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """The rows of shards in `out` that this run has to make the same: of its manifest, or those that lie there.
+
+    Raises UserError for a shard that is not among the `counts` of its samples, and for a manifest of other shards.
+    """
+    strangers = sorted(path.name for path in out.glob("*.tar") if path.name not in counts)
+    if strangers:
+        raise UserError(f"out={out} already holds {strangers[0]}; delete it or choose another folder")
+    if not (out / MANIFEST).exists():  # killed before: a shard under its name is whole, and its bytes are known
+        present = [shard for shard in counts if (out / shard).exists()]
+        return {shard: {"samples": counts[shard], "sha256": sha256_of(out / shard)} for shard in present}
+    try:
+        splits = json.loads((out / MANIFEST).read_bytes())["splits"]
+        listed = [row for name in SPLITS for row in splits[name]["shards"]]
+        rows = {row["name"]: {"samples": row["samples"], "sha256": row["sha256"]} for row in listed}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"out={out} holds a {MANIFEST} that is none of shards; choose another folder") from None
+    if {name: row["samples"] for name, row in rows.items()} != counts:
+        raise UserError(f"out={out} holds a {MANIFEST} of other shards; delete the folder or choose another")
+    return rows
