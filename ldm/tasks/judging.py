@@ -7,6 +7,7 @@ from PIL import Image
 
 from ldm.files import write_json
 from ldm.images import save_image
+from ldm.ranks import is_rank_zero
 from ldm.tasks.bench import Bench
 from ldm.tasks.judges import JUDGES
 from ldm.tasks.trainings import Part, Places
@@ -15,7 +16,9 @@ JUDGED, SHEET = "judged.json", "sheet.png"
 
 
 def judge(part: Part, tree: dict[str, Any]) -> None:
-    """Write what the trained models of a part are worth."""
+    """Write what the trained models of a part are worth; of several processes the first does."""
+    if not is_rank_zero():
+        return
     folder = Places(tree).judged(part)
     found = JUDGES[part.task](Bench(tree, part, folder))
     save_image(folder / SHEET, found.sheet, factor=found.enlarge, text={"caption": found.caption})

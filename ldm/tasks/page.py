@@ -29,8 +29,8 @@ def _section(task: str, own: Sequence[Part], results: Results) -> Section:
         return Section(task.replace("_", " "), "Not judged yet.")
     quantities = dict.fromkeys(row["quantity"] for rows in found.values() for row in rows)
     headers = ["quantity", *[f"seed {part.seed}" for part in found], *(["all seeds"] if len(found) > 1 else [])]
-    rows = [_line(quantity, list(found.values())) for quantity in quantities]
-    items: list[Item] = [Table(headers, rows, numeric=range(1, len(headers)))]
+    lines = [_line(quantity, list(found.values())) for quantity in quantities]
+    items: list[Item] = [Table(headers, lines, numeric=range(1, len(headers)))]
     for part in found:
         sheet = results.sheet(part)
         if sheet.exists():

@@ -116,5 +116,6 @@ def _keep(tree: Tree, part: Part, results: Results) -> None:
     """The judgement of a part becomes rows, and its sheet lies beside them."""
     folder = Places(tree).judged(part)
     shutil.copyfile(folder / SHEET, results.sheet(part))
-    results.add(part, read_json(folder / JUDGED), settings_of(tree, part))
+    rows: Any = read_json(folder / JUDGED)
+    results.add(part, rows, settings_of(tree, part))
     print(f"{part.name}: judged, rows of {results.path}", flush=True)

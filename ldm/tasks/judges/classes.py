@@ -1,5 +1,7 @@
 """Images of a class: how many a classifier of real pictures takes for that class."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,5 +52,5 @@ def _drawn(bench: Bench, model: Pipeline, num_classes: int, each: int, scale: fl
     return torch.cat([_sampled(bench, model, each, seed=c, label=c, guidance=scale) for c in range(num_classes)])
 
 
-def _sampled(bench: Bench, model: Pipeline, count: int, **options: object) -> Tensor:
+def _sampled(bench: Bench, model: Pipeline, count: int, **options: Any) -> Tensor:
     return model.sample(num_images=count, batch_size=bench.tree["batch_size"], **options).tensor

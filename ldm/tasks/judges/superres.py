@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from ldm.evaluation.paired import Measure
 from ldm.images import grid
 from ldm.metrics.reconstruction import psnr, ssim
 from ldm.tasks.bench import Bench, Judgement, in_batches
@@ -26,7 +27,7 @@ def judge_superres(bench: Bench) -> Judgement:
     for training, name in MODELS.items():
         found[name] = bench.sample(bench.model(training), [{"low": file} for file in files])
     others = bench.sample(model, [{"low": file} for file in files[1:] + files[:1]])
-    measures = {"PSNR": psnr, "SSIM": ssim, "LPIPS": bench.lpips}
+    measures: dict[str, Measure] = {"PSNR": psnr, "SSIM": ssim, "LPIPS": bench.lpips}
     table = {name: {key: in_batches(measure, images, bench, truth) for key, measure in measures.items()}
              for name, images in {**found, "low shuffled": others}.items()}  # fmt: skip
     real = bench.features(truth)
