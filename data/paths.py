@@ -69,7 +69,7 @@ def _expand_one(pattern: str, key: str) -> list[Location]:
     if pattern.startswith(COMPOSED):
         from ldm.data.making.canvas_shards import named_shards  # and with it scipy
 
-        return list(named_shards(pattern, key))
+        return list(named_shards(pattern.removeprefix(COMPOSED), key))
     check_complete(pattern, key)
     base = "" if "://" in pattern else _literal(pattern, key)
     is_url = "://" in pattern or "::" in pattern[len(base) :]

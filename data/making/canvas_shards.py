@@ -16,7 +16,6 @@ from ldm.data.derived import cache_folder
 from ldm.data.making.canvases import CanvasSettings, canvas, members
 from ldm.data.making.cutouts import BUILT_IN, SPLITS, class_names
 from ldm.data.making.manifest import rows_there
-from ldm.data.paths import COMPOSED
 from ldm.data.progress import watched
 from ldm.data.user_error import UserError
 from ldm.data.writing import MANIFEST, sha256_of, write_manifest, write_shard
@@ -28,21 +27,21 @@ VERSION = 1  # of what is drawn for a number: another one is another name in the
 
 @dataclass(frozen=True)
 class Named:
-    """What a name canvases://SPLIT/key=value/... asks for."""
+    """What is asked for of one split."""
 
     settings: CanvasSettings
     samples: int
 
 
 def named_shards(name: str, key: str) -> list[Path]:
-    """The shards that canvases://SPLIT/key=value/... names, made now unless the cache's folder has them.
+    """The shards that canvases://NAME names (see `parse`), made now unless the cache's folder has them.
 
     Raises UserError, naming the configuration key `key`, for a name that makes no sense or a folder not to be written.
     """
     try:
         asked = parse(name)
     except UserError as error:
-        raise UserError(f"{key}: {name!r}: {error}") from None
+        raise UserError(f"{key}: canvases://{name}: {error}") from None
     facts = [VERSION, asdict(asked.settings), asked.samples, sha256_of(BUILT_IN / MANIFEST)]
     folder = cache_folder() / "canvases" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     if not (folder / MANIFEST).exists():
@@ -55,7 +54,7 @@ def named_shards(name: str, key: str) -> list[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             if not (folder / MANIFEST).exists():  # else another process was first
                 reason = f"{folder}: cannot be written ({error.strerror}); set LDM_CACHE to a folder that can"
-                raise UserError(f"{key}: {name}: {reason}") from error
+                raise UserError(f"{key}: canvases://{name}: {reason}") from error
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -63,11 +62,11 @@ def named_shards(name: str, key: str) -> list[Path]:
 
 
 def parse(name: str) -> Named:
-    """canvases://train/size=64x128/samples=100/objects=2-4/sides=0.3-0.5/textured=0/seed=1, all but the split optional.
+    """train/size=64x128/samples=100/objects=2-4/sides=0.3-0.5/textured=0/seed=1, of which only the split is needed.
 
     Raises UserError.
     """
-    split, *words = name.removeprefix(COMPOSED).strip("/").split("/")
+    split, *words = name.strip("/").split("/")
     values: dict[str, Any] = {"split": split}
     known = [field.name for field in fields(CanvasSettings)[1:]] + ["samples"]
     for word in words:
