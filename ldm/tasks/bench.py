@@ -23,6 +23,7 @@ from ldm.tasks.trainings import Part, Places
 
 Row = dict[str, Any]
 Batch = dict[str, Any]
+FILES = 100  # samples at most that are drawn each from a file of its own
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.data.making.canvas_shards import parse
 from ldm.data.making.canvases import Canvas, canvas, members
 from ldm.data.module import ShardData
+from ldm.data.paths import COMPOSED
 from ldm.files import write_bytes
 from ldm.images import save_image
 
@@ -21,7 +22,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in shares of
 
 def held_out_canvases(data: ShardData, count: int, **changed: Any) -> list[Canvas]:
     """The first `count` that a model holds out, or those of settings `changed` from them, such as their size."""
-    settings = replace(parse(str(data.validation)).settings, **changed)
+    settings = replace(parse(str(data.validation).removeprefix(COMPOSED)).settings, **changed)
     return [canvas(settings, number) for number in range(count)]
 
 

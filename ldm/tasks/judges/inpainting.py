@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ldm.images import grid
-from ldm.tasks.bench import Bench, Judgement
+from ldm.tasks.bench import FILES, Bench, Judgement
 from ldm.tasks.canvases import held_out_canvases, picture_files, pixels
 
 SHARES = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5))  # of the picture, as in table 7
@@ -15,7 +15,7 @@ def judge_inpainting(bench: Bench) -> Judgement:
     """LPIPS by the hole's share of the picture beside the mean-colour fill, what is kept, and how answers differ."""
     model = bench.model("inpainting")
     data = model.drawer.data
-    truth = pixels(held_out_canvases(data, bench.count(most=150)))
+    truth = pixels(held_out_canvases(data, bench.count(most=FILES)))
     mask = data.keys.derived["mask"].make(truth, torch.arange(len(truth)))
     folder = bench.folder / "given"
     images, holes = picture_files(truth, "image", folder), picture_files(mask * 2 - 1, "mask", folder)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ldm.images import grid
-from ldm.tasks.bench import Bench, Judgement
+from ldm.tasks.bench import FILES, Bench, Judgement
 from ldm.tasks.canvases import Box, boxes, boxes_files, held_out_canvases, pixels
 from ldm.tasks.finding import best_overlaps
 
@@ -15,7 +15,7 @@ SHOWN = 10
 def judge_layout(bench: Bench) -> Judgement:
     """Shares of held-out boxes that are found again: of real canvases, of samples, of samples for others' boxes."""
     model = bench.model("layout")
-    real = held_out_canvases(model.drawer.data, bench.count(most=150))
+    real = held_out_canvases(model.drawer.data, bench.count(most=FILES))
     asked = [boxes(one) for one in real]
     files = boxes_files(real, bench.folder / "given")
     images = bench.sample(model, [{"boxes": file} for file in files])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.images import grid
-from ldm.tasks.bench import Bench, Judgement, in_batches
+from ldm.tasks.bench import FILES, Bench, Judgement, in_batches
 from ldm.tasks.canvases import held_out_canvases, maps, member_files, pixels
 from ldm.tasks.segmenter import confusion, miou, trained_segmenter
 
@@ -29,7 +29,7 @@ def judge_semantic_map(bench: Bench) -> Judgement:
     def counts(images: Tensor, truth: Tensor) -> Tensor:
         return confusion(in_batches(lambda x: segmenter(x).argmax(1), images, bench).long(), truth, num_classes)
 
-    real = held_out_canvases(data, bench.count(most=150))
+    real = held_out_canvases(data, bench.count(most=FILES))
     truth, asked = pixels(real), maps(real)
     files = member_files(real, "segmentation.png", bench.folder / "given")
     images = bench.sample(model, [{"map": file} for file in files])
@@ -64,7 +64,7 @@ def _things(counts: Tensor) -> Tensor:
 
 def _larger(bench: Bench, side: int) -> list:
     """Canvases 2 x 4 times as large with things of the same size, eight times as many."""
-    data, count = bench.model("semantic_map").drawer.data, max(2, bench.count(most=150) // 8)
+    data, count = bench.model("semantic_map").drawer.data, max(2, bench.count(most=FILES) // 8)
     size = LARGER[0] * side, LARGER[1] * side
     return held_out_canvases(data, count, size=size, objects=(16, 28), sides=(0.15, 0.25))
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from ldm.evaluation.paired import Measure
 from ldm.images import grid
 from ldm.metrics.reconstruction import psnr, ssim
-from ldm.tasks.bench import Bench, Judgement, in_batches
+from ldm.tasks.bench import FILES, Bench, Judgement, in_batches
 from ldm.tasks.canvases import held_out_canvases, picture_files, pixels
 
 MODELS = {"superres_x4": "samples", "superres_x4_regression": "regression", "superres_x4_pixel": "pixel model"}
@@ -16,7 +16,7 @@ SHOWN = 8
 def judge_superres(bench: Bench) -> Judgement:
     """PSNR, SSIM, LPIPS and KID of all that makes a large picture of the same held-out small ones (tables 5 and 11)."""
     model = bench.model("superres_x4")
-    truth = pixels(held_out_canvases(model.drawer.data, bench.count(most=150)))
+    truth = pixels(held_out_canvases(model.drawer.data, bench.count(most=FILES)))
     made = model.drawer.data.keys.derived["low_resolution"].make(truth, torch.arange(len(truth)))
     files = picture_files(made, "low", bench.folder / "given")
     small = (made.clamp(-1, 1).add(1).mul(127.5).round() / 127.5) - 1  # what the files hold

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.evaluation.yardsticks import shared_yardsticks
 from ldm.images import grid
-from ldm.tasks.bench import Bench, Judgement, in_batches
+from ldm.tasks.bench import FILES, Bench, Judgement, in_batches
 
 SHOWN = 10  # captions on the sheet
 SCALE = 3.0  # of guidance, as the quickstart shows
@@ -23,7 +23,7 @@ def judge_text(bench: Bench) -> Judgement:
         "trained": bench.training(model.drawer.data), "held-out": bench.held_out(model.drawer.data)
     }.items():  # fmt: skip
         every = list(dict.fromkeys(batch["caption"]))
-        captions = every[: bench.count(most=100)]
+        captions = every[: bench.count(most=FILES)]
         given: Sequence[dict[str, Any]] = [{"prompt": caption} for caption in captions]
         images = bench.sample(model, given, guidance=SCALE)
         free = bench.sample(model, [{"prompt": ""}] * len(captions), guidance=1.0)
