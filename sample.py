@@ -4,7 +4,7 @@
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
-    python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
+    python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png   # white is the hole
     python sample.py model=runs/mine prompt="red heart" given.style=photo.png
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png strength=0.6
 

@@ -62,6 +62,15 @@ def decode_mask(content: bytes) -> LabelImage:
     return LabelImage(marked.astype(np.uint8), orientation)
 
 
+def decode_opacity(content: bytes) -> LabelImage:
+    """What an image shows and what is cut out of it, uint8: 1 where it is at least half opaque."""
+    image, orientation, _ = _load(content)
+    if "A" not in image.getbands() and not image.has_transparency_data:
+        raise BadSample("no transparency", f"an image of the mode {image.mode}: nothing of it is transparent")
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return LabelImage((alpha > 127).astype(np.uint8), orientation)
+
+
 def _load(content: bytes) -> tuple[Image.Image, int | None, int]:
     """The image, decoded; the orientation it says; the bits of one channel as stored."""
     image = open_image(content)

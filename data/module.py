@@ -151,11 +151,23 @@ class ShardData(pl.LightningDataModule):
 
     def over(self, shards: str | Sequence[str]) -> "ShardData":
         """A copy that reads other shards: all of their samples for training, none held out, no cache."""
+        other = self._copied()
+        other.training_set = TrainingSet(shards, {}, read_filters(None), self.num_workers)
+        other.validation = other.cache = other.max_samples = other.validation_samples = None
+        return other
+
+    def with_fields(self, made: Mapping[str, Field | Derived]) -> "ShardData":
+        """A copy whose batches have `made` in the place of the fields of their names, and no cache."""
+        other = self._copied()
+        other.keys = self.keys.replaced(made)
+        other.fields = other.keys.read
+        other.cache = None
+        return other
+
+    def _copied(self) -> "ShardData":
         other = copy(self)
         for name in ("_train_samples", "_validation_samples", "_train_skips", "_validation_skips"):
             other.__dict__.pop(name, None)
-        other.training_set = TrainingSet(shards, {}, read_filters(None), self.num_workers)
-        other.validation = other.cache = other.max_samples = other.validation_samples = None
         other._caches = {}
         return other
 

@@ -167,4 +167,7 @@ class Ensemble:
         denoise = self.guided(sampling, batch, len(numbers), negative)
         start, known = edit.begin(self.first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
         z = draw(denoise, sampling, shape, numbers, seed, start, known)
-        return decoded(self.first_stage, z, batch, numbers)
+        images = decoded(self.first_stage, z, batch, numbers)
+        for member, own in self._each(sampling):
+            images = member.conditioner.kept(images, batch, own.use_conditions)
+        return images

@@ -48,15 +48,15 @@ def generate(
     """Images [B, 3, H, W] of `size` in [-1, 1] for the conditions in `batch`; `numbers` [B] address all that is drawn.
 
     Guidance is against the conditioner's null, or where a field is in `negative` against that. They are drawn from
-    noise, or as `edit` says from a picture of that size. Raises NotFinite for images that are not, ValueError for
-    guidance that would need a null which no training saw.
+    noise, or as `edit` says from a picture of that size, and keep the pixels that a condition gives. Raises NotFinite
+    for images that are not, ValueError for guidance that would need a null which no training saw.
     """
     shape = latent_shape(first_stage, size, denoiser.factor, sampling.tiling)
     batch = {**batch, "number": numbers}
     bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
     start, known = edit.begin(first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
     z = draw(guided(bound, sampling.guidances), sampling, shape, numbers, seed, start, known)
-    return decoded(first_stage, z, batch, numbers)
+    return conditioner.kept(decoded(first_stage, z, batch, numbers), batch, sampling.use_conditions)
 
 
 def latent_shape(first_stage: nn.Module, size: Size, factor: int = 1, tiling: Tiling | None = None) -> tuple[int, ...]:

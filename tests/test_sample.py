@@ -11,6 +11,9 @@ from untrained import untrained_run
 
 from ldm.checkpoint import weights
 from ldm.config import compose, overriding
+from ldm.data.decoding import PilDecoder, read_picture
+from ldm.data.fields import Mask
+from ldm.data.transforms import View
 from ldm.diffusion.denoiser import Denoiser
 from ldm.editing import Edit
 from ldm.ensemble import write_manifest
@@ -453,6 +456,22 @@ def test_a_hole_is_filled(tmp_path, pictures):
         with pytest.raises((ValueError, OSError), match=problem):
             main([f"model={model}", *words, f"out={tmp_path}/out"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("side", [12, 8, 24])
+def test_what_is_not_in_a_hole_is_kept_to_a_grey_level(tmp_path, pictures, side):
+    """Whatever is resized, and whether the hole's edge is hard or soft."""
+    model = untrained_run(tmp_path / "holes", "conditioner=[masked_image]", "derived=[lama]")
+    soft = Image.open(pictures["mask"]).resize((40, 30), Image.Resampling.BICUBIC)
+    soft.save(tmp_path / "soft.png")
+    content = pictures["picture"].read_bytes()
+    shown = View().crop(PilDecoder()(content, side), side).astype(int)
+    for mask in (pictures["mask"], tmp_path / "soft.png"):
+        hole = View().crop(Mask(touched=True).read(mask.read_bytes(), read_picture(content, side)), side) > 0
+        words = [f"image={pictures['picture']}", f"mask={mask}", f"image_size={side}"]
+        image = first_image(model, tmp_path / f"out-{mask.stem}", *words)
+        apart = np.abs(image - shown).max(-1)
+        assert 0 < hole.sum() < side**2 and apart[~hole].max() <= 1 and apart[hole].mean() > 20
 
 
 def test_a_map_of_classes_is_drawn(tmp_path, pictures):

@@ -15,7 +15,7 @@ CLIP = ("conditioner=[clip_image]", "conditioner.clip_image.drop_prob=0.3", "tas
 # By the file's name: its command, and what now makes the field that its condition made by itself.
 RUNS = {
     "superres": ("ldm/superres", ("data.random_crop=true",), {"low_resolution": "LowResolution"}),
-    "inpainting": ("ldm/inpainting", ("data.random_crop=true",), {"mask": "Holes"}),
+    "inpainting": ("ldm/inpainting", ("data.random_crop=true", "derived=[holes]"), {"mask": "Holes"}),
     "clip": ("quickstart/diffusion", CLIP, {"style": "Window"}),
 }
 

@@ -15,12 +15,14 @@ class Field(ABC):
     """One key of the batch. `extension` is the member it needs, None the sample's image file; `yields` says what the
     batch gets.
 
-    `lies_on_picture` says that reading it needs to know how its picture lies; the others are given no Picture.
+    `lies_on_picture` says that reading it needs to know how its picture lies; the others are given no Picture. `given`
+    reads a file that is given for it in sampling, None: it does so itself.
     """
 
     extension: str | None
     yields: str
     lies_on_picture = False
+    given: "Field | None" = None
     size: int | None = None  # px, of pixels that have another size than the image
 
     @abstractmethod

@@ -26,6 +26,11 @@ class FieldSet:
             **{name: field for name, field in made.items() if isinstance(field, Field)},
         }
 
+    def replaced(self, made: Mapping[str, Field | Derived]) -> "FieldSet":
+        """These, but for the keys of `made`, which are read or made so."""
+        every = {**self.read, **self.derived}
+        return FieldSet({}, {**every, **made})
+
     @property
     def yields(self) -> dict[str, str]:
         """What the batch gets under each key, in words."""
@@ -53,7 +58,10 @@ class FieldSet:
         """The field that reads a file given for the key `name` in sampling; None if there is none."""
         if name == "image":
             return Picture()
-        return self.derived[name].given if name in self.derived else self.read.get(name)
+        if name in self.derived:
+            return self.derived[name].given
+        own = self.read.get(name)
+        return own and (own.given or own)
 
     def own_pixels(self, name: str) -> dict[str, int]:
         """{"pixels": px} of a key whose pixels have another size than the image, else {}."""

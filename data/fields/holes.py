@@ -13,7 +13,7 @@ class Holes(Derived):
     """float32 [B, 1, H, W], 1 in one to `max_boxes` boxes of an eighth to half of each side, drawn for each sample."""
 
     yields = "float32 [B, 1, H, W]"
-    given = Mask()
+    given = Mask(touched=True)
     for_training = True
 
     def __init__(self, seed: int, max_boxes: int = 4):

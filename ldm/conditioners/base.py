@@ -67,6 +67,10 @@ class Conditioner(nn.Module, ABC):
         looks at each token (`layers.attention`). A batch whose samples are all dropped need not hold the field.
         """
 
+    def kept(self, images: Tensor, batch: Batch) -> Tensor:
+        """Samples [B, 3, H, W] in [-1, 1] with what the condition says of their pixels itself: nothing, but of few."""
+        return images
+
     def published_state(self) -> dict[str, Tensor]:
         """Its state in published files, by the names there without the conditioner's prefix."""
         return self.state_dict()
@@ -196,6 +200,12 @@ class Conditioners(nn.Module):
             parts["tokens_bias"] = filled(biases)
         along = {"vector": -1, "tokens": 1, "tokens_mask": 1, "tokens_bias": 1, "concat": 1}
         return {key: torch.cat(values, dim=along[key]) for key, values in parts.items()}
+
+    def kept(self, images: Tensor, batch: Batch, use: Collection[str] | None = None) -> Tensor:
+        """Samples [B, 3, H, W] in [-1, 1] with the pixels that a condition `used` gives, bit for bit."""
+        for part in self.used(use).values():
+            images = images if part.lacks(batch) else part.kept(images, batch)
+        return images
 
 
 def _check_widths(parts: Mapping[str, Conditioner]) -> None:

@@ -38,7 +38,8 @@ class MaskedImage(Conditioner):
     """The encoded image with its hole, and the hole: [B, C + 1, h, w] of C latent channels and a mask in {-1, 1}.
 
     batch["image"] [B, 3, H, W] and batch["mask"] [B, 1, H, W], 1 where the hole is; in training a field of the data, or
-    drawn by derived=[holes]. The hole is black before it is encoded, by the model's own first stage. The null is zero.
+    made by derived= (holes, lama and others). The hole is black before it is encoded, by the model's own first stage.
+    The null is zero. Samples keep the image where the hole is not.
     """
 
     key = "image"
@@ -55,6 +56,10 @@ class MaskedImage(Conditioner):
         latent = self.encode_image(image.where(mask < 0.5, -1.0))
         small = F.interpolate(mask, latent.shape[2:], mode="nearest") * 2 - 1
         return {"concat": torch.cat([latent, small], dim=1).masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
+
+    def kept(self, images: Tensor, batch: Batch) -> Tensor:
+        image, mask = (field(batch, name, "masked_image").to(images) for name in ("image", "mask"))
+        return images.where(mask >= 0.5, image)
 
 
 class SemanticMap(Conditioner):

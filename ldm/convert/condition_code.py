@@ -72,7 +72,10 @@ HOLES = '''
 
 @torch.no_grad()
 def condition(image, mask):
-    """Images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W], 1 where the hole is."""
+    """Images [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W], 1 where the hole is.
+
+    Of what decode() gives keep the hole alone: decode(z).where(mask >= 0.5, image).
+    """
     latent = vae.encode(image.where(mask < 0.5, -1.0)).{encoded} * vae.config.scaling_factor
     small = F.interpolate(mask, latent.shape[2:], mode="nearest") * 2 - 1
     return {{"concat": torch.cat([latent, small], dim=1)}}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm.drawer import Drawer
 from ldm.evaluation.guidance_curve import LOST, Point, is_alignment
+from ldm.evaluation.paired import by_subset
 from ldm.evaluation.protocol import Protocol
 from ldm.evaluation.table import ends, write_csv
 from ldm.report.plots import Bars, trade_off
@@ -41,6 +42,14 @@ class Curve:
         return [self._row(scale) for scale in self.scales]
 
     @property
+    def subsets(self) -> list[Row]:
+        """The rows again, one for each of the protocol's subsets of samples."""
+        names = self.protocol.subsets if self.protocol else ()
+        return [
+            {**self.columns, "scale": row["scale"], **subset} for row in self.rows for subset in by_subset(row, names)
+        ]
+
+    @property
     def label(self) -> str:
         """Its name among the curves of a grid; the model's where it is alone."""
         return ", ".join(f"{key} {value}" for key, value in self.columns.items()) or self.model.name
@@ -52,9 +61,14 @@ class Curve:
 
 
 def write(folder: Path, curves: list[Curve]) -> list[Row]:
-    """The rows of all curves: each in its own folder as curve.csv and curve.png, those of a grid together as grid.*."""
+    """The rows of all curves: each in its own folder as curve.csv and curve.png, those of a grid together as grid.*.
+
+    Where a protocol has subsets of the samples, subsets.csv has a row for each, and each scale.
+    """
     for curve in curves:
         _draw(curve.folder / "curve", [curve])
+        if curve.subsets:
+            write_csv(curve.folder / "subsets.csv", curve.subsets)
     if curves[0].columns:
         _draw(folder / "grid", curves)
     return [row for curve in curves for row in curve.rows]

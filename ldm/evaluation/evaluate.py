@@ -23,7 +23,7 @@ from ldm.evaluation.grid import Cell, cells, with_classes
 from ldm.evaluation.guidance_curve import LOST, measure
 from ldm.evaluation.paired import Paired, check_paired
 from ldm.evaluation.points import KEPT, identity_of, keep, others, points_of
-from ldm.evaluation.protocol import COUNTS, SAMPLES, Protocol
+from ldm.evaluation.protocol import COUNTS, SAMPLES, Protocol, made_of
 from ldm.evaluation.samples_file import SamplesFile, samples_file
 from ldm.evaluation.stored_reference import UNKNOWN, StoredReference, is_stored, stored
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
@@ -201,6 +201,7 @@ def _sets(curves: list[Curve], protocol: Protocol | None) -> Sets:
         tree, own = curve.tree, curve.model.data
         if tree["model"] not in found:
             data = own if tree["data"] is None else own.over(tree["data"])
+            data = data.with_fields(made_of(tree)) if tree["derived"] else data
             images = _against(own, tree["reference"])
             _check_images(data, images, tree)
             found[tree["model"]] = data, images

@@ -3,7 +3,7 @@
 And of those samples alone that a fact of their condition selects, such as the share of the image that a hole covers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -85,6 +85,21 @@ class Paired:
             elif resamples:
                 found |= dict.fromkeys((f"{key}_low", f"{key}_high"), float("nan"))
         return found
+
+
+def by_subset(row: Mapping[str, Any], subsets: Collection[str]) -> list[dict[str, Any]]:
+    """What a `row` of a table has of each subset, as a row of its own under the names that all samples have there."""
+    return [{"subset": name, **_of_subset(row, name)} for name in subsets]
+
+
+def _of_subset(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = {}
+    for key, value in row.items():
+        metric, slash, backbone = key.partition("/")
+        for end in ("", "_low", "_high"):
+            if metric.endswith(f"_{name}{end}"):
+                found[f"{metric.removesuffix(f'_{name}{end}')}{end}{slash}{backbone}"] = value
+    return found
 
 
 def check_paired(metrics: Sequence[str], subsets: Mapping[str, Subset], batch: Mapping[str, str], side: int) -> None:

@@ -39,7 +39,7 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
         facts |= {key: tree[key] for key in ("loss_guidance", "operator", "distance")}
     if tree["use_conditions"] is not None:
         facts["use_conditions"] = sorted(tree["use_conditions"])
-    facts |= {key: tree[key] for key in ("tiling", "paired", "resamples") if tree[key]}
+    facts |= {key: tree[key] for key in ("tiling", "paired", "resamples", "derived") if tree[key]}
     facts |= {key: tree[key] for key in ("data", "reference") if tree[key] is not None}
     if tree["protocol"]:
         facts["protocol"] = {key: tree["protocol"].get(key) for key in ("name", "subsets")}

@@ -6,6 +6,7 @@ conf/protocol has one each. A row under a protocol says in ``comparable`` why it
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ldm.build import Parts
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.guidance_curve import LOST
@@ -118,7 +119,7 @@ class Protocol:
         backbone = next(key for key in row if key.startswith(("fd/", "fid/", "kid/"))).partition("/")[2]
         taken, theirs = (_name(sampling.sampler), len(sampling.sigmas) - 1), (self.sampler, self.num_steps)
         samples, images = (row[key] for key in COUNTS)
-        drawn = model.data.keys.derived.keys() & set(self.from_files)
+        drawn = model.data.keys.replaced(made_of(tree)).derived.keys() & set(self.from_files)
         known = images is not None  # published moments do not say it
         other_count = known and bool(self.reference_images) and images not in self.reference_images
         scales = [entry.get("scale", 1.0) for entry in entries.values()]
@@ -145,6 +146,11 @@ class Protocol:
             (any(scale not in (None, row["scale"]) for scale in scales), f"scale {row['scale']:g} is not the paper's"),
         ]
         return [problem for true, problem in found if true]
+
+
+def made_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that `tree` (conf/evaluate.yaml) has in the place of the run's own."""
+    return Parts({**tree})["derived"]
 
 
 def _told(entries: Mapping[str, Mapping[str, Any]], metric: str) -> Any:

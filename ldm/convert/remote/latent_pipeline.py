@@ -72,7 +72,7 @@ class LatentPipeline(DiffusionPipeline):
             if free is not None:
                 output = torch.lerp(self._predict(inputs, told * self.config.noise_scale, *free), output, scale)
             x = self.scheduler.step(output, t, x).prev_sample
-        images = x if output_type == "latent" else self._decoded(x, output_type)
+        images = x if output_type == "latent" else self._finished(self._decoded(x), fields, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -152,12 +152,19 @@ class LatentPipeline(DiffusionPipeline):
         z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (z.float() * self.vae.config.scaling_factor - mean) / std
 
-    def _decoded(self, z, output_type):
+    def _decoded(self, z):
         mean, std = self._whitening(z)
         images = z * std + mean
         if self.vae is not None:
             images = self.vae.decode((images / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
-        return VaeImageProcessor().postprocess(images.clamp(-1, 1), output_type=output_type)
+        return images.clamp(-1, 1)
+
+    def _finished(self, images, fields, output_type):
+        """Images of an output_type; where a hole is given they keep what is not in it."""
+        if "mask" in fields:
+            hole, image = fields["mask"].to(images), fields["image"].to(images)
+            images = images.where(hole >= 0.5, image)
+        return VaeImageProcessor().postprocess(images, output_type=output_type)
 
 
 def _for_clip(image, size):
