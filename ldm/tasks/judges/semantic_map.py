@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.api import Pipeline
+from ldm.data.making.canvases import Canvas
+from ldm.data.module import ShardData
 from ldm.images import grid
 from ldm.tasks.bench import FILES, Bench, Judgement, in_batches
 from ldm.tasks.canvases import held_out_canvases, maps, member_files, pixels
@@ -43,10 +46,8 @@ def judge_semantic_map(bench: Bench) -> Judgement:
     bench.add_statistic("obeyed: mIoU less with maps shuffled", both, lambda x: miou(x[:, 0]) - miou(x[:, 1]))
     bench.add_statistic("IoU of ground and things, samples", _things(own), miou)
     bench.add_set("samples", bench.features(truth), images)
-    large = _larger(bench, data.image_size)
-    size = {"height": LARGER[0] * data.image_size, "width": LARGER[1] * data.image_size}
-    given = member_files(large, "segmentation.png", bench.folder / "large")
-    wide = bench.sample(model, [{"map": file, **size} for file in given])
+    large = _larger(bench, data)
+    wide = _convolutional(bench, model, maps(large))
     wide_truth = pixels(large)
     bench.add_statistic("mIoU, samples 2 x 4 times as large", counts(wide, maps(large)), miou)
     bench.add_statistic("mIoU, real ones 2 x 4 times as large", counts(wide_truth, maps(large)), miou)
@@ -62,11 +63,22 @@ def _things(counts: Tensor) -> Tensor:
     return torch.stack([rows[:, :, 0], rows[:, :, 1:].sum(2)], dim=2)
 
 
-def _larger(bench: Bench, side: int) -> list:
+def _larger(bench: Bench, data: ShardData) -> list[Canvas]:
     """Canvases 2 x 4 times as large with things of the same size, eight times as many."""
-    data, count = bench.model("semantic_map").drawer.data, max(2, bench.count(most=FILES) // 8)
-    size = LARGER[0] * side, LARGER[1] * side
+    size = LARGER[0] * data.image_size, LARGER[1] * data.image_size
+    count = max(2, bench.count(most=FILES) // 8)
     return held_out_canvases(data, count, size=size, objects=(16, 28), sides=(0.15, 0.25))
+
+
+def _convolutional(bench: Bench, model: Pipeline, found: Tensor) -> Tensor:
+    """Samples of maps [N, H, W] of another size than the training's."""
+    sampling = model.drawer.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": None})
+    height, width = found.shape[1:]
+    images = []
+    for number, one in enumerate(found.to(bench.device).split(1)):
+        numbers = torch.tensor([number], device=bench.device)
+        images.append(model.drawer.generate(sampling, {"segmentation": one}, numbers, 0, (height, width)).cpu())
+    return torch.cat(images)
 
 
 def coloured(found: Tensor, num_classes: int) -> Tensor:
