@@ -63,9 +63,6 @@ def _check_keys(tree: Tree, asked: list[Part]) -> None:
     for key, least in {"jobs": 1, "num_samples": 10, "batch_size": 1, "resamples": 1}.items():
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")
-    unknown = [name for name in tree["overrides_of"] if name not in TRAININGS]
-    if unknown:
-        raise UserError(f"overrides_of.{unknown[0]}: no such training; there are {', '.join(TRAININGS)}")
     if tree["launcher"].get("wait") is False:
         raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
     trained = needed([part.task for part in asked])
