@@ -36,3 +36,9 @@ def philox(counter: Sequence[np.ndarray], key: np.ndarray) -> list[np.ndarray]:
         c0, c1, c2, c3 = high >> HALF ^ c1 ^ k0, high & WORD, low >> HALF ^ c3 ^ k1, low & WORD
         k0, k1 = k0 + WEYL[0] & WORD, k1 + WEYL[1] & WORD
     return [c0, c1, c2, c3]
+
+
+def generator(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """Any number of draws of any kind for one sample number; the same as long as numpy keeps how it makes them."""
+    key = np.frombuffer(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16], dtype="<u8")
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))

@@ -130,11 +130,10 @@ def _latent_width(parts: Parts) -> int:
     return parts["first_stage"].spec.channels
 
 
-def _latent_size(parts: Parts) -> int:
-    """Height and width of the latents of the images a tree trains on."""
+def _latent_f(parts: Parts) -> int:
+    """Sides of an image over those of its latent."""
     described = parts.tree.get("autoencoder") and not parts.tree.get("first_stage")
-    f = parts["autoencoder"].f if described else parts["first_stage"].spec.f
-    return parts["window_size"] // f
+    return parts["autoencoder"].f if described else parts["first_stage"].spec.f
 
 
 def load_first_stage(path: Path, ema: str = "ema") -> FirstStage:
@@ -261,7 +260,8 @@ FACTS = {
     "classifier": Fact(_classifier, _is_classifier),
     "loss": Fact(_loss),
     "metric_networks": Fact(_metric_networks),
-    "latent_size": Fact(_latent_size, _describes_latents),
+    "latent_f": Fact(_latent_f, _describes_latents),
+    "latent_size": Fact(lambda parts: parts["window_size"] // parts["latent_f"], _describes_latents),
     "in_channels": Fact(_latent_width, _describes_latents),
     "out_channels": Fact(_latent_width, _describes_latents),
     "tokens_width": Fact(lambda parts: parts["conditioner"].widths()["tokens_width"]),

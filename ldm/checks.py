@@ -68,10 +68,10 @@ def _check_diffusion(parts: Parts, data: ShardData, side: int) -> None:
                 f"image; set it to {f}"
             )
         made = data.keys.derived[part.key].reduces if part.key in data.keys.derived else None
-        if made not in (None, part.reduces):
+        if made not in (None, part.reads_reduced):
             raise UserError(
                 f"derived.{part.key}: makes pictures {made} times smaller than the image, and conditioner.{name} takes "
-                f"them {part.reduces} times smaller; set derived.{part.key}.factor={part.reduces}"
+                f"them {part.reads_reduced} times smaller; set derived.{part.key}.factor={part.reads_reduced}"
             )
     if data.cache is None:
         check_fields(conditioner, data)

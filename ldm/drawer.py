@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint.weights import Weights
 from ldm.data.module import ShardData
@@ -22,6 +22,10 @@ class Drawer(Protocol):
     """Draws images of `image_size`, px, for `fields` of a batch; `data` is what it was trained on."""
 
     name: str
+
+    @property
+    def first_stage(self) -> nn.Module:
+        """What turns images into the latents that it draws, and these into images."""
 
     @property
     def weights(self) -> list[Weights]:

@@ -47,7 +47,7 @@ def conditioners(encoder):
             "text": text_of(encoder, drop_prob=0.5),
             "label": Label(3, width=8, slot="tokens"),
             "class_vector": Label(3, width=5, slot="vector"),
-            "low": LowResolution(factor=2, drop_prob=0.2),
+            "low": LowResolution(2, factor=2, drop_prob=0.2),
         }
     )
 
@@ -109,7 +109,7 @@ def test_one_condition_fills_several_slots_by_one_draw(encoder):
 
 
 def test_what_no_training_left_out_is_never_dropped(encoder):
-    fixed = {"low": LowResolution(factor=2), "fixed": Label(3, width=8, drop_prob=0)}
+    fixed = {"low": LowResolution(2, factor=2), "fixed": Label(3, width=8, drop_prob=0)}
     conditioners = Conditioners({"text": text_of(encoder), **fixed})
     assert conditioners.names == ("text",) == conditioners.guidable()
     for drop in (conditioners.drop_all(3), conditioners.draw_drop(0, torch.arange(3))):
@@ -128,7 +128,7 @@ def test_a_sample_may_use_some_conditions_only(conditioners):
     assert conditioners.absent({"label": 0}, use=["label", "text"]) == {"text"}
     with pytest.raises(ValueError, match="use_conditions: no condition t5; the conditions of this model: text, label"):
         conditioners.used(["t5"])
-    fixed = Conditioners({"low": LowResolution(factor=2), "label": Label(3)})
+    fixed = Conditioners({"low": LowResolution(2, factor=2), "label": Label(3)})
     assert list(fixed.used([])) == ["low"] and fixed.guidable(use=[]) == ()
 
 
@@ -417,3 +417,23 @@ def test_a_caption_transformer_is_trained_and_its_logits_are_not(tmp_path):
     small = CaptionTransformer(width=8, depth=1, vocabulary=10)
     with pytest.raises(ValueError, match=r"caption_transformer\.vocabulary=10"):
         small({"caption": ["a"]}, KEEP[:1])
+
+
+@pytest.mark.parametrize(("latent_f", "factor"), [(4, 4), (4, 2), (8, 2), (1, 4), (2, 4)])
+def test_a_low_resolution_of_any_factor_stands_beside_the_latent_pixel_by_pixel(latent_f: int, factor: int):
+    low = torch.zeros(1, 3, 32 // factor, 64 // factor)
+    low[:, :, 0, 0] = 1
+    own = LowResolution(latent_f, factor=factor)
+    made = own({"low_resolution": low}, torch.tensor([False]))["concat"]
+    assert made.shape == (1, own.widths["concat"], 32 // latent_f, 64 // latent_f)
+    assert own.widths["concat"] == 3 * max(1, latent_f // factor) ** 2
+    corner = made[..., : max(1, factor // latent_f), : max(1, factor // latent_f)]
+    assert corner.max() == made.max() > 0.5 and not made[..., -1, -1].any(), "nothing is moved"
+    if latent_f >= factor:
+        assert made.sum() == 3, "nor changed"
+    assert not own({"low_resolution": low}, torch.tensor([True]))["concat"].any()
+
+
+def test_a_low_resolution_beside_no_whole_number_of_latents_is_refused():
+    with pytest.raises(ValueError, match=r"low_resolution\.factor=3: .* 4 times smaller .* multiple or a divisor"):
+        LowResolution(4, factor=3)

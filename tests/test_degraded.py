@@ -35,9 +35,14 @@ def test_degradations_are_drawn_by_seed_and_number_and_nothing_else():
         Degraded(0, max_noise=-1.0)
 
 
-@pytest.mark.parametrize("crop", [["crop_size=16", "image_size=32"], ["crop_size=[0.5,1]"]])
-def test_it_trains_on_crops_resumes_exactly_and_is_sampled(first_stage: Run, tmp_path: Path, crop: list[str]):
-    words = [f"first_stage={first_stage.folder}", "derived=[degraded]", *crop, "callback.validation.every_steps=2"]
+@pytest.mark.parametrize(
+    ("derived", "crop"),
+    [("degraded", ["crop_size=16", "image_size=32"]), ("bsrgan", ["crop_size=[0.5,1]", "image_size=32"])],
+)
+def test_it_trains_on_crops_resumes_exactly_and_is_sampled(
+    first_stage: Run, tmp_path: Path, derived: str, crop: list[str]
+):
+    words = [f"first_stage={first_stage.folder}", f"derived=[{derived}]", *crop, "callback.validation.every_steps=2"]
     whole = train("ldm/superres", tmp_path, *words, "max_steps=4", run="whole")
     train("ldm/superres", tmp_path, *words, "max_steps=2", run="parts")
     parts = train("ldm/superres", tmp_path, *words, "max_steps=4", "data.num_workers=2", run="parts")

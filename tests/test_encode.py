@@ -202,6 +202,7 @@ def test_no_image_is_decoded_for_training_and_validation(train_on, cache: Path, 
 
 def test_a_condition_made_of_the_image_still_gets_it(first_stage: Run, shards: Path, cache: Path, tmp_path: Path):
     given = (f"first_stage={first_stage.folder}", *of(shards), "data.max_samples=null", "data.random_crop=false")
+    given += ("crop_size=null", "image_size=32")
     images = train("ldm/superres", tmp_path, *given, run="images")
     cached = train("ldm/superres", tmp_path, *given, f"data.cache={cache}")
     assert_equal_runs(images.folder, cached.folder, step=2)

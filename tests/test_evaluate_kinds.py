@@ -12,18 +12,21 @@ from rich.console import Console
 from toys import annotated_shard, train
 from untrained import untrained_run
 
-from ldm.build import Parts
+from ldm.build import Parts, load_first_stage
 from ldm.config import compose, groups, instantiate, overriding
 from ldm.evaluation import intervals
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.grid import cells
 from ldm.evaluation.intervals import mean_interval, set_intervals
+from ldm.evaluation.paired import Paired
 from ldm.evaluation.table import ends, show
 from ldm.evaluation.yardsticks import Yardsticks
+from ldm.first_stage.first_stage import Identity
 from ldm.generate import NotFinite
 from ldm.metrics.features import Features
 from ldm.metrics.frechet import Moments, frechet_distance, moments
 from ldm.metrics.quality import sample_quality
+from ldm.metrics.reconstruction import psnr
 from ldm.model import Model
 from ldm.run import Run, load
 
@@ -67,6 +70,21 @@ def test_every_kind_of_model_gives_a_row_on_held_out_shards(
         assert row["reference_images"] == 16
         assert ("mask drawn by derived=, not read" in row["comparable"]) == (protocol == "lama")
         assert set(PAIRED.get(protocol, [])) <= row.keys()
+        if protocol == "superres":
+            assert row["psnr_first_stage_low"] <= row["psnr_first_stage"] <= row["psnr_first_stage_high"]
+            assert "lpips_alex_first_stage" in row
+
+
+def test_what_the_first_stage_makes_of_the_truth_stands_beside_samples(first_stage: Run):
+    stage = load_first_stage(first_stage.folder)
+    truth = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    paired = Paired(["psnr"], {}, torch.device("cpu"))
+    columns = paired(0.5 * truth, {"image": truth}, Eight(), stage)
+    with torch.no_grad():
+        ceiling = psnr(stage.decode(stage.encode(truth)).clamp(-1, 1), truth)
+    assert torch.equal(columns["psnr_first_stage"][:, 0], ceiling)
+    assert paired.table(columns, truth, Eight(), 0, 0)["psnr_first_stage"] == pytest.approx(ceiling.mean().item())
+    assert paired(truth, {"image": truth}, Eight(), Identity()).keys() == {"psnr"}, "pixels have no ceiling"
 
 
 def protocols() -> dict[str, dict]:

@@ -6,7 +6,8 @@ from torch import nn
 
 from ldm.diffusion.denoiser import Denoiser, expand
 from ldm.diffusion.loss import diffusion_loss
-from ldm.diffusion.precond import EDM, X0, Eps, Flow, V
+from ldm.diffusion.precond import EDM, X0, Eps, Flow, Regression, V
+from ldm.diffusion.samplers import euler
 from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.weighting import Native
@@ -118,3 +119,19 @@ def test_eps_refuses_pure_noise():
 def test_a_bad_sigma_data_is_refused():
     with pytest.raises(ValueError, match="sigma_data"):
         EDM(VE(), sigma_data=0.0)
+
+
+def test_a_regression_sees_neither_noise_nor_its_level_and_is_drawn_in_one_step():
+    x0, noise, sigma = draw()
+    seen = []
+
+    def network(x, c_noise):
+        seen.append((x, c_noise))
+        return x0
+
+    denoiser = Denoiser(network, Regression())
+    for x in (noise, 3 * noise):
+        torch.testing.assert_close(euler(lambda x, sigma: denoiser(x, sigma, {}), x, torch.tensor([1.0, 0.0])), x0)
+    assert all(not x.any() and not c_noise.any() for x, c_noise in seen)
+    loss = diffusion_loss(denoiser, x0, sigma, noise, {}, Native(Regression()))
+    assert torch.equal(loss, torch.zeros(6))

@@ -34,6 +34,7 @@ UNLISTED = {
     "cin256_f8_sweep": 394.98,
     "celeba_f1": 270.46, "celeba_f2": 264.51, "celeba_f4": 274.06, "celeba_f8": 257.73, "celeba_f16": 257.75,
     "celeba_f32": 257.86, "layout_coco": 312.24, "superres": 113.62, "inpainting": 215.23, "inpainting_kl": 215.23,
+    "superres_big": 498.87, "superres_x2": 113.64, "superres_pixel": 113.62, "superres_regression": 113.62,
     "inpainting_noattn": 215.23, "inpainting_pixel": 215.23, "inpainting_big_512": 387.25, "sd_v1": 859.52,
 }  # fmt: skip
 # M parameters of the conditioners that come with them.

@@ -13,8 +13,9 @@ OLD = Path(__file__).parent / "saved" / "fields"
 STEPS = ("max_steps=4", "data.horizontal_flip_prob=0.5", "callback.validation.every_steps=2")
 CLIP = ("conditioner=[clip_image]", "conditioner.clip_image.drop_prob=0.3", "task.keep_latents=false")
 # By the file's name: its command, and what now makes the field that its condition made by itself.
+WHOLE = ("data.random_crop=true", "crop_size=null", "image_size=32")  # ldm/superres had no crops yet
 RUNS = {
-    "superres": ("ldm/superres", ("data.random_crop=true",), {"low_resolution": "LowResolution"}),
+    "superres": ("ldm/superres", WHOLE, {"low_resolution": "LowResolution"}),
     "inpainting": ("ldm/inpainting", ("data.random_crop=true", "derived=[holes]"), {"mask": "Holes"}),
     "clip": ("quickstart/diffusion", CLIP, {"style": "Window"}),
 }

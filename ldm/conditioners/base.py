@@ -30,6 +30,7 @@ class Conditioner(nn.Module, ABC):
     key: str | None  # None: it reads nothing
     also: tuple[str, ...] = ()  # fields that it reads beside it
     reduces: int | None = None  # sides of the image over those of a slot "concat", where that is not the latent's
+    reads_reduced: int | None = None  # sides of the image over those of the picture that it reads, where that is fixed
     optional = False  # whether its field may be left out in sampling, which drops the condition
     shares_first_stage = False  # whether published files hold a second copy of the first stage in its place
     frozen: FrozenEncoder | None = None

@@ -16,21 +16,33 @@ from ldm.errors import UserError
 
 
 class LowResolution(Conditioner):
-    """batch["low_resolution"] [B, 3, H / factor, W / factor] in [-1, 1], beside a latent of its size.
+    """batch["low_resolution"] [B, 3, H / factor, W / factor] in [-1, 1], beside a latent of H / latent_f, W / latent_f.
 
-    What makes it of the images of the training is chosen by derived=. The null is zero.
+    As it is where these are one size. Larger than the latent, its pixels become channels, 3 (latent_f / factor)^2 of
+    them; smaller, it is enlarged bicubically, as SR3 does beside pixels (arXiv 2104.07636). What makes it of the images
+    of the training is chosen by derived=. The null is zero.
     """
 
     key = "low_resolution"
 
-    def __init__(self, factor: int = 4, drop_prob: float = 0.0):
-        super().__init__({"concat": 3}, drop_prob)
+    def __init__(self, latent_f: int, factor: int = 4, drop_prob: float = 0.0):
         if factor < 1:
             raise UserError(f"conditioner.low_resolution.factor={factor}: must be at least 1")
-        self.factor = self.reduces = factor
+        if latent_f % factor and factor % latent_f:
+            raise UserError(
+                f"conditioner.low_resolution.factor={factor}: stands beside latents that are {latent_f} times smaller "
+                "than the image; set it to a multiple or a divisor of that"
+            )
+        self.folded = max(1, latent_f // factor)  # pixels of a side that become channels
+        super().__init__({"concat": 3 * self.folded**2}, drop_prob)
+        self.factor = self.reads_reduced = factor
+        self.reduces = latent_f
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         low = field(batch, "low_resolution", "low_resolution").to(drop.device).float()
+        if self.factor > self.reduces:
+            low = F.interpolate(low, scale_factor=self.factor // self.reduces, mode="bicubic").clamp(-1, 1)
+        low = F.pixel_unshuffle(low, self.folded)
         return {"concat": low.masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
 
 

@@ -66,6 +66,8 @@ def has_form(conditioners: Mapping[str, Conditioner], targets: Mapping[str, str]
         return False
     if isinstance(part.frozen, CaptionEncoder) and part.frozen.zero_null:
         return False
+    if part.reads_reduced not in (None, latent.f):
+        return False  # it makes another picture of the one it reads
     eighths = latent.is_vq if targets[name] == CLIP_TEXT else part.num_tokens == PIPELINE_TOKENS
     return targets[name] not in (CLIP_TEXT, CAPTIONS) or not eighths or 8 * latent.side % latent.f == 0
 

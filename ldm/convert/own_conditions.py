@@ -154,6 +154,11 @@ def _clip_image(part: ClipImage) -> Condition:
 
 
 def _low_resolution(part: LowResolution) -> Condition:
+    if part.factor != part.reduces:
+        raise UserError(
+            f"conditioner.low_resolution.factor={part.factor}: beside latents {part.reduces} times smaller than the "
+            "image it has no form in diffusers; sample with sample.py, or export format=safetensors"
+        )
     return Condition("Channels", "low_resolution", {"channels": part.widths["concat"]})
 
 

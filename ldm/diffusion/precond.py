@@ -74,6 +74,17 @@ class Flow(Precond):
         return c_in, -sigma * c_in, c_in, self.schedule.c_noise(sigma)
 
 
+class Regression(Precond):
+    """F predicts x0 from its conditions alone: it sees neither x nor sigma, so that one step draws the mean of x0.
+
+    The baseline of super-resolution without diffusion (SR3, arXiv 2104.07636, section 4.2), by the same network.
+    """
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        zeros = torch.zeros_like(sigma)
+        return zeros, torch.ones_like(sigma), zeros, zeros
+
+
 class EDM(Precond):
     """F sees and predicts unit variance when the data's standard deviation is sigma_data (EDM, Table 1)."""
 

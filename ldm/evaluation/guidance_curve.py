@@ -6,6 +6,7 @@ backbone's name.
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ def measure(
             return error.images
 
     ranks = Ranks(device, rank, world_size, advance)
-    made = make(drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=paired, keep=keep)
+    beside = partial(paired, first_stage=model.first_stage) if paired else None
+    made = make(drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep)
     _check_left(num_samples, len(made.broken), said)
     return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)
 

@@ -1,13 +1,14 @@
 """Measures of samples against the true picture of each, for what has one: super-resolution, inpainting, colours.
 
 And of those samples alone that a fact of their condition selects, such as the share of the image that a hole covers.
+Beside them stands what the first stage makes of the true pictures: no model on its latents can do better.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval
@@ -27,6 +28,7 @@ METRICS: dict[str, Callable[[torch.device], Measure]] = {
 }
 SMALLEST = {"ssim": 11, **{f"lpips_{net}": trunk[-1] for net, trunk in TRUNKS.items()}}
 TRUTH = "truth"  # the column of the true pictures' features
+CEILING = "_first_stage"  # what the names of measures of the first stage's reconstructions end in
 
 
 class Subset(TypedDict):
@@ -48,10 +50,18 @@ class Paired:
         self.subsets = subsets
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, batch: Mapping[str, Any], backbone: Features) -> dict[str, Tensor]:
-        """Columns [B, 1] of images [B, 3, H, W] in [-1, 1] whose truth is `image` of the batch, [B, D] of features."""
+    def __call__(
+        self, images: Tensor, batch: Mapping[str, Any], backbone: Features, first_stage: nn.Module
+    ) -> dict[str, Tensor]:
+        """Columns [B, 1] of images [B, 3, H, W] in [-1, 1] whose truth is `image` of the batch, [B, D] of features.
+
+        Where the `first_stage` reduces, also of the truth through it, a KL's by the mode.
+        """
         truth = batch["image"].float()
         found = {name: metric(images, truth)[:, None] for name, metric in self.metrics.items()}
+        if self.metrics and first_stage.spec.f > 1:
+            again = first_stage.decode(first_stage.encode(truth)).clamp(-1, 1)
+            found |= {f"{name}{CEILING}": metric(again, truth)[:, None] for name, metric in self.metrics.items()}
         for subset in self.subsets.values():
             found[subset["field"]] = batch[subset["field"]].float().flatten(1).mean(1, keepdim=True)
         return {**found, TRUTH: backbone(truth)} if self.subsets else found
@@ -64,6 +74,9 @@ class Paired:
         A subset of too few samples has NaN in the place of what these do not tell.
         """
         found = self._means(columns, "", resamples, seed)
+        if any(name.endswith(CEILING) for name in columns):
+            ceiling = {name: columns[f"{name}{CEILING}"] for name in self.metrics}
+            found |= self._means(ceiling, CEILING, resamples, seed)
         for name, subset in self.subsets.items():
             value = columns[subset["field"]][:, 0]
             inside = (value >= subset["low"]) & (value < subset["high"])
