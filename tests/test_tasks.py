@@ -144,7 +144,7 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("tasks=[]",): "tasks=", ("tasks=[paint]",): "different ones of unconditional", ("seeds=[]",): "seeds=",
         ("tasks=[class_fashion]",): "fashion=FOLDER", ("num_samples=2",): "num_samples=2: must be at least 10",
         ("tasks=[class_fashion]", f"fashion={tmp_path}"): "has no train-", ("results=here",): "ends in .csv",
-        ("overrides_of.paint=x",): "overrides_of.paint", ("train=false",): "none of the 7 tasks",
+        ("overrides_of.paint=x",): "overrides_of.paint", ("train=false",): "none of the 9 tasks",
         ("overrides='max_step=3'",): "max_step", ("launcher=submitit",): "launcher.wait",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):

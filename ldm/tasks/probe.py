@@ -10,7 +10,7 @@ STEPS = 60  # of L-BFGS, which is at its end by then
 class Probe:
     """Class scores of features, by a linear map of standardised features fitted to `labels` [N] with an L2 penalty."""
 
-    def __init__(self, features: Tensor, labels: Tensor, num_classes: int, penalty: float = 1e-3):
+    def __init__(self, features: Tensor, labels: Tensor, num_classes: int, penalty: float = 1e-2):
         self.mean, self.std = features.mean(0), features.std(0) + 1e-6
         x = self._standard(features)
         self.weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)

@@ -7,7 +7,7 @@ from ldm.tasks.judges.classes import judge_classes
 from ldm.tasks.judges.inpainting import judge_inpainting
 from ldm.tasks.judges.layout import judge_layout
 from ldm.tasks.judges.semantic_map import judge_semantic_map
-from ldm.tasks.judges.superres import judge_superres
+from ldm.tasks.judges.superres import judge_degraded, judge_superres
 from ldm.tasks.judges.text import judge_text
 from ldm.tasks.judges.unconditional import judge_unconditional
 
@@ -18,6 +18,8 @@ JUDGES: Mapping[str, Callable[[Bench], Judgement]] = {
     "text": judge_text,
     "layout": judge_layout,
     "semantic_map": judge_semantic_map,
+    "superres_x2": judge_superres,
     "superres_x4": judge_superres,
+    "superres_x4_bsr": judge_degraded,
     "inpainting": judge_inpainting,
 }

@@ -30,9 +30,8 @@ def judge_degraded(bench: Bench) -> Judgement:
     table = _measured(bench, found, truth)
     clean = table[_called(TASKS[bench.part.task][1])]
     bench.add_mean("obeyed: PSNR less with low shuffled", table["samples"]["PSNR"] - table["low shuffled"]["PSNR"])
-    bench.add_mean(
-        "LPIPS of the model of clean pictures less that of samples", clean["LPIPS"] - table["samples"]["LPIPS"]
-    )
+    less = clean["LPIPS"] - table["samples"]["LPIPS"]
+    bench.add_mean("LPIPS of the model of clean pictures less that of samples", less)
     return _shown(bench, found, truth)
 
 
