@@ -81,9 +81,9 @@ def _steps(tree: Tree, missing: list[Part], results: Results) -> list[Step]:
     found: dict[str, Step] = {}
     for seed in dict.fromkeys(part.seed for part in missing):
         own = [part for part in missing if part.seed == seed]
-        for name in needed([part.task for part in own]):
-            if TRAININGS[name].first_stage is None:
-                found |= _named(_training(tree, name, seed))
+        stages = (TRAININGS[name].first_stage for name in needed([part.task for part in own]))
+        for name in dict.fromkeys(name for name in stages if name):
+            found |= _named(_training(tree, name, seed))
         for part in own:
             for name in needed([part.task]):
                 found |= _named(_training(tree, name, seed))
@@ -112,6 +112,7 @@ def _judgement(tree: Tree, part: Part, results: Results) -> Step:
 def _keep(tree: Tree, part: Part, results: Results) -> None:
     """The judgement of a part becomes rows, and its sheet lies beside them."""
     folder = Places(tree).judged(part)
+    results.path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / SHEET, results.sheet(part))
     rows: Any = read_json(folder / JUDGED)
     results.add(part, rows, settings_of(tree, part))
