@@ -80,6 +80,7 @@ LAYERS = {
     "ldm.demo": 6,
     "ldm.quickstart": 6,
     "ldm.sweep": 6,
+    "ldm.tasks": 6,
     "ldm.study": 6,
     "train": 7,
     "sample": 7,

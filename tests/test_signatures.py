@@ -173,6 +173,7 @@ REFUSED = {
     "scripts/study_import.py": ["study=nowhere", "answers=x"],
     "scripts/sweep_f.py": ["metric=inception"],
     "scripts/sweep_report.py": ["runs=[nowhere]"],
+    "scripts/tasks_report.py": ["metric=inception"],
     "scripts/dev/chaos.py": ["case=nothing"],
     "scripts/dev/benchmark.py": ["suite=nothing"],
 }

@@ -1,0 +1,91 @@
+"""Steps of a long job that need each other: each a process of its own, as many at once as there is room for."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ldm.launching import FINISHED, STOPPED, Job, Launcher
+from ldm.launching.local import is_stopping, stop
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job that begins once those named in `needs` have finished; what is left of it is done `after` it has."""
+
+    job: Job
+    needs: tuple[str, ...] = ()
+    after: Callable[[], None] = _nothing
+
+    @property
+    def name(self) -> str:
+        return self.job.name
+
+
+class Chain:
+    """`steps`, `jobs` of them at once, the first that can begin first; a step that fails stops only what needs it."""
+
+    def __init__(self, steps: Sequence[Step], launch: Launcher, jobs: int):
+        self.waiting = list(steps)
+        self.launch = launch
+        self.jobs = jobs
+        self.failed: list[str] = []
+        self._done: set[str] = set()
+        self._under_way = 0
+        self._stopping = threading.Event()
+        self._changed = threading.Condition()
+
+    def run(self) -> bool:
+        """Do all. Returns whether a training was stopped, and saved, so that the rest is still to do."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            workers = [pool.submit(self._work) for _ in range(self.jobs)]
+            try:
+                for worker in workers:
+                    worker.result()
+            except BaseException:  # Ctrl-C reaches the jobs too, which save themselves
+                stop()
+                raise
+        return self._stops
+
+    @property
+    def _stops(self) -> bool:
+        return self._stopping.is_set() or is_stopping()
+
+    def _work(self) -> None:
+        while (step := self._take()) is not None:
+            finished = False
+            try:
+                finished = self._do(step)
+            finally:
+                with self._changed:
+                    self._under_way -= 1
+                    (self._done.add if finished else self.failed.append)(step.name)
+                    self._changed.notify_all()
+
+    def _take(self) -> Step | None:
+        """The next step that can begin, once there is one; None when there will be none."""
+        with self._changed:
+            while not self._stops:
+                ready = next((step for step in self.waiting if self._done.issuperset(step.needs)), None)
+                if ready is not None:
+                    self.waiting.remove(ready)
+                    self._under_way += 1
+                    return ready
+                if not self._under_way:
+                    return None
+                self._changed.wait(timeout=1.0)
+            return None
+
+    def _do(self, step: Step) -> bool:
+        status = self.launch([step.job])[0]
+        if status == STOPPED:
+            self._stopping.set()
+        elif status != FINISHED:
+            print(f"{step.name} ended with status {status}; its message is above", flush=True)
+        else:
+            step.after()
+        return status == FINISHED

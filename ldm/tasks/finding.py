@@ -1,0 +1,42 @@
+"""Where things lie on a plain ground, by how far pixels are from it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in shares of the sides
+FAR = 0.2  # of [-1, 1] in one channel at least: what is no ground
+SMALLEST = 0.004  # share of the picture that a thing covers
+
+
+def found_boxes(image: Tensor) -> list[Box]:
+    """The boxes of what is not ground in an image [3, H, W] in [-1, 1]; the ground's colour is the border's median."""
+    border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)
+    far = (image - border.median(dim=1).values[:, None, None]).abs().amax(0).numpy() > FAR
+    parts, _ = ndimage.label(far, structure=np.ones((3, 3)))
+    height, width = far.shape
+    found = []
+    for place, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+        if (parts[rows, columns] == place).sum() >= SMALLEST * far.size:
+            found.append((columns.start / width, rows.start / height, columns.stop / width, rows.stop / height))
+    return found
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    sides = [max(0.0, min(one[i + 2], other[i + 2]) - max(one[i], other[i])) for i in (0, 1)]
+    inner = sides[0] * sides[1]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return inner / (sum(areas) - inner) if inner else 0.0
+
+
+def best_overlaps(images: Tensor, asked: Sequence[Sequence[Box]]) -> Tensor:
+    """For every box that was `asked` of every image the overlap of the box found that meets it best, in one row."""
+    values = []
+    for image, own in zip(images, asked, strict=True):
+        there = found_boxes(image)
+        values += [max((overlap(box, other) for other in there), default=0.0) for box in own]
+    return torch.tensor(values)

@@ -1,0 +1,96 @@
+"""Images of maps of classes: whether a segmenter of real pictures finds the map again."""
+
+import colorsys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.api import Pipeline
+from ldm.data.making.canvases import Canvas
+from ldm.data.module import ShardData
+from ldm.images import grid
+from ldm.tasks.bench import FILES, Bench, Judgement, in_batches
+from ldm.tasks.canvases import held_out_canvases, maps, member_files, pixels
+from ldm.tasks.segmenter import confusion, miou, trained_segmenter
+
+TRAINING = 4000  # real canvases that the segmenter is trained on, at most
+STEPS = 700
+LARGER = (2, 4)  # times the height and the width of the training
+SHOWN = 10
+
+
+def judge_semantic_map(bench: Bench) -> Judgement:
+    """mIoU on real canvases, on samples of held-out maps, of others' maps, and of maps 2 x 4 times as large."""
+    model = bench.model("semantic_map")
+    data = model.drawer.data
+    train = bench.training(data, TRAINING)
+    num_classes = int(train["segmentation"].max()) + 1
+    steps = min(STEPS, 4 * bench.tree["num_samples"])
+    segmenter = trained_segmenter(train["image"], train["segmentation"], num_classes, steps, bench.device)
+
+    def counts(images: Tensor, truth: Tensor) -> Tensor:
+        return confusion(in_batches(lambda x: segmenter(x).argmax(1), images, bench).long(), truth, num_classes)
+
+    real = held_out_canvases(data, bench.count(most=FILES))
+    truth, asked = pixels(real), maps(real)
+    files = member_files(real, "segmentation.png", bench.folder / "given")
+    images = bench.sample(model, [{"map": file} for file in files])
+    others = bench.sample(model, [{"map": file} for file in files[1:] + files[:1]])
+    own, shuffled = counts(images, asked), counts(others, asked)
+    bench.add_statistic("mIoU, real held-out", counts(truth, asked), miou)
+    bench.add_statistic("mIoU, first stage's held-out", counts(bench.reconstructed(model, truth), asked), miou)
+    bench.add_statistic("mIoU, samples", own, miou)
+    bench.add_statistic("mIoU, maps shuffled", shuffled, miou)
+    both = torch.stack([own, shuffled], dim=1)
+    bench.add_statistic("obeyed: mIoU less with maps shuffled", both, lambda x: miou(x[:, 0]) - miou(x[:, 1]))
+    bench.add_statistic("IoU of ground and things, samples", _things(own), miou)
+    bench.add_set("samples", bench.features(truth), images)
+    large = _larger(bench, data)
+    wide = _convolutional(bench, model, maps(large))
+    wide_truth = pixels(large)
+    bench.add_statistic("mIoU, samples 2 x 4 times as large", counts(wide, maps(large)), miou)
+    bench.add_statistic("mIoU, real ones 2 x 4 times as large", counts(wide_truth, maps(large)), miou)
+    rows = torch.cat([coloured(asked[:SHOWN], num_classes), images[:SHOWN], others[:SHOWN]])
+    sheet = _below(grid(rows, columns=SHOWN), coloured(maps(large)[:1], num_classes), wide[:1])
+    caption = "Held-out maps, samples for them, samples given the next map; a map and its sample 2 x 4 times as large."
+    return Judgement(bench.rows, sheet, caption)
+
+
+def _things(counts: Tensor) -> Tensor:
+    """Confusion [N, 2, 2] of the ground, class 0, and all that is none."""
+    rows = torch.stack([counts[:, 0], counts[:, 1:].sum(1)], dim=1)
+    return torch.stack([rows[:, :, 0], rows[:, :, 1:].sum(2)], dim=2)
+
+
+def _larger(bench: Bench, data: ShardData) -> list[Canvas]:
+    """Canvases 2 x 4 times as large with things of the same size, eight times as many."""
+    size = LARGER[0] * data.image_size, LARGER[1] * data.image_size
+    count = max(2, bench.count(most=FILES) // 8)
+    return held_out_canvases(data, count, size=size, objects=(16, 28), sides=(0.15, 0.25))
+
+
+def _convolutional(bench: Bench, model: Pipeline, found: Tensor) -> Tensor:
+    """Samples of maps [N, H, W] of another size than the training's."""
+    sampling = model.drawer.sampling({"sampler": None, "sigmas": None, "guidance": None, "num_steps": None})
+    height, width = found.shape[1:]
+    images = []
+    for number, one in enumerate(found.to(bench.device).split(1)):
+        numbers = torch.tensor([number], device=bench.device)
+        images.append(model.drawer.generate(sampling, {"segmentation": one}, numbers, 0, (height, width)).cpu())
+    return torch.cat(images)
+
+
+def coloured(found: Tensor, num_classes: int) -> Tensor:
+    """Maps [N, H, W] as images [N, 3, H, W] in [-1, 1], a colour for each class, the ground white."""
+    hues = [colorsys.hsv_to_rgb(place / (num_classes - 1), 0.8, 0.9) for place in range(num_classes - 1)]
+    palette = torch.tensor([(1.0, 1.0, 1.0), *hues]) * 2 - 1
+    return palette[found].permute(0, 3, 1, 2)
+
+
+def _below(sheet: Tensor, *more: Tensor) -> Tensor:
+    """A sheet with a row of larger images under it."""
+    row = grid(torch.cat(more), columns=len(more))
+    width = max(sheet.shape[2], row.shape[2])
+    parts = [F.pad(part, (0, width - part.shape[2], 0, 0), value=1.0) for part in (sheet, row)]
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,119 @@
+"""The report on the tasks: what is missing is trained and judged, each step a process of its own, and all shown."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldm.config import compose, instantiate
+from ldm.device import choose
+from ldm.errors import UserError
+from ldm.files import read_json, write_json
+from ldm.holding import held
+from ldm.launching import Job
+from ldm.launching.local import passing_on
+from ldm.tasks.chain import Chain, Step
+from ldm.tasks.judging import JUDGED, SHEET
+from ldm.tasks.page import write_page
+from ldm.tasks.results import Results
+from ldm.tasks.trainings import FASHION, TASKS, TRAININGS, Part, Places, needed, parts, steps_of, words_of
+
+Tree = dict[str, Any]
+
+
+def tasks_report(tree: Tree) -> Path | None:
+    """Train and judge the tasks of `tree` (conf/tasks_report.yaml). Returns the page, None if a training was stopped.
+
+    Raises UserError for what could not be trained before anything is, and at the end for what failed.
+    """
+    asked, places = parts(tree), Places(tree)
+    _check_keys(tree, asked)
+    launch = instantiate(tree["launcher"], {}, "launcher")
+    results = Results(Path(tree["results"]) if tree["results"] else places.folder / "tasks.csv")
+    for part in asked:
+        if results.find(part):
+            results.check(part, settings_of(tree, part))
+    missing = [part for part in asked if not results.find(part)]
+    if not tree["train"] and len(missing) == len(asked):
+        raise UserError(f"train=false: none of the {len(asked)} tasks is in {results.path}")
+    with held(places.folder, "judging tasks into"):
+        write_json(places.folder / "tasks.json", tree)
+        print(f"{len(asked)} tasks, {len(asked) - len(missing)} of them in {results.path}", flush=True)
+        chain = Chain(_steps(tree, missing if tree["train"] else [], results), launch, tree["jobs"])
+        with passing_on():
+            stopped = chain.run()
+        page = write_page(places.folder, asked, results, tree["seeds"]) if results.rows else None
+        if chain.failed and not stopped:
+            raise UserError(f"these failed, their messages are above: {', '.join(chain.failed)}")
+    return None if stopped else page
+
+
+def settings_of(tree: Tree, part: Part) -> str:
+    """What a part's numbers depend on, as text: rows of other settings are not this report's."""
+    keys = ("num_samples", "resamples", "overrides")
+    steps = {name: steps_of(tree, name) for name in needed([part.task])}
+    own = {name: tree["overrides_of"].get(name) for name in steps if tree["overrides_of"].get(name)}
+    facts = {key: tree[key] for key in keys} | {"metric": tree["metric"], "steps": steps, "overrides_of": own}
+    return json.dumps(facts, sort_keys=True)
+
+
+def _check_keys(tree: Tree, asked: list[Part]) -> None:
+    choose(tree["device"])
+    for key, least in {"jobs": 1, "num_samples": 10, "batch_size": 1, "resamples": 1}.items():
+        if tree[key] < least:
+            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    if tree["launcher"].get("wait") is False:
+        raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
+    trained = needed([part.task for part in asked])
+    if any(TRAININGS[name].images == FASHION for name in trained):
+        if tree["fashion"] is None:
+            raise UserError("fashion: class_fashion needs fashion=FOLDER, the shards of scripts/make_idx_shards.py")
+        for split in ("train", "validation"):
+            if not list(Path(tree["fashion"]).expanduser().glob(f"{split}-*.tar")):
+                raise UserError(f"fashion={tree['fashion']}: has no {split}-*.tar")
+    for name in trained:
+        compose("config", words_of(tree, name, 0))
+
+
+def _steps(tree: Tree, missing: list[Part], results: Results) -> list[Step]:
+    """What is to do, in the order in which it is best begun: first stages, then one task after the other."""
+    found: dict[str, Step] = {}
+    for seed in dict.fromkeys(part.seed for part in missing):
+        own = [part for part in missing if part.seed == seed]
+        stages = (TRAININGS[name].first_stage for name in needed([part.task for part in own]))
+        for name in dict.fromkeys(name for name in stages if name):
+            found |= _named(_training(tree, name, seed))
+        for part in own:
+            for name in needed([part.task]):
+                found |= _named(_training(tree, name, seed))
+            found |= _named(_judgement(tree, part, results))
+    return list(found.values())
+
+
+def _named(step: Step) -> dict[str, Step]:
+    return {step.name: step}
+
+
+def _training(tree: Tree, name: str, seed: int) -> Step:
+    run, training = Places(tree).run(name, seed), TRAININGS[name]
+    needs = (Places(tree).run(training.first_stage, seed).name,) if training.first_stage else ()
+    return Step(Job(run.name, tuple(words_of(tree, name, seed))), needs)
+
+
+def _judgement(tree: Tree, part: Part, results: Results) -> Step:
+    places = Places(tree)
+    words = ("stage=judge", f"task={part.task}", f"seed={part.seed}", f"tree={places.folder / 'tasks.json'}")
+    needs = tuple(places.run(name, part.seed).name for name in TASKS[part.task])
+    job = Job(f"{part.name}: judged", words, script="tasks_report")
+    return Step(job, needs, partial(_keep, tree, part, results))
+
+
+def _keep(tree: Tree, part: Part, results: Results) -> None:
+    """The judgement of a part becomes rows, and its sheet lies beside them."""
+    folder = Places(tree).judged(part)
+    results.path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / SHEET, results.sheet(part))
+    rows: Any = read_json(folder / JUDGED)
+    results.add(part, rows, settings_of(tree, part))
+    print(f"{part.name}: judged, rows of {results.path}", flush=True)

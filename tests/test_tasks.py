@@ -1,0 +1,199 @@
+"""The report on the tasks: its judges on answers that are known, its chain, and the whole at toy length."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.config import compose, overriding
+from ldm.data.making.canvases import CanvasSettings, canvas
+from ldm.errors import UserError
+from ldm.launching import FINISHED, STOPPED, Job
+from ldm.networks.efficientnet import EfficientNetLite0
+from ldm.tasks.canvases import boxes, maps, pixels
+from ldm.tasks.chain import Chain, Step
+from ldm.tasks.finding import best_overlaps, found_boxes, overlap
+from ldm.tasks.judges.inpainting import mean_filled, within
+from ldm.tasks.judges.layout import with_boxes
+from ldm.tasks.judges.semantic_map import _things, coloured
+from ldm.tasks.page import write_page
+from ldm.tasks.probe import Probe
+from ldm.tasks.report import Chain as UsedChain
+from ldm.tasks.report import tasks_report
+from ldm.tasks.results import Results
+from ldm.tasks.segmenter import Segmenter, confusion, miou
+from ldm.tasks.trainings import TASKS, TRAININGS, Part, needed, parts
+
+
+def tree(folder: Path, *more: str) -> dict:
+    small = ("num_samples=10", "resamples=20", "batch_size=10", "metric.size=32", "device=cpu", "logger.mode=disabled")
+    return compose("tasks_report", overriding([f"runs_dir={folder}", *small, *more]))
+
+
+# Judges
+
+
+def test_boxes_of_real_canvases_are_found_by_differencing():
+    real = [canvas(CanvasSettings("validation", textured=0.0), number) for number in range(24)]
+    overlaps = best_overlaps(pixels(real), [boxes(one) for one in real])
+    assert len(overlaps) == sum(len(one.objects) for one in real)
+    assert (overlaps >= 0.5).double().mean() > 0.8
+    empty = torch.full((1, 3, 64, 64), 0.7)
+    assert found_boxes(empty[0]) == [] and best_overlaps(empty, [[(0.0, 0.0, 0.5, 0.5)]]).tolist() == [0.0]
+
+
+def test_a_box_is_found_where_it_was_painted_and_drawn_where_it_is():
+    image = torch.full((3, 32, 32), -0.5)
+    image[0, 8:16, 4:20] = 0.9
+    assert found_boxes(image) == [(4 / 32, 8 / 32, 20 / 32, 16 / 32)]
+    assert overlap((0, 0, 1, 1), (0, 0, 0.5, 1)) == 0.5 and overlap((0, 0, 0.4, 1), (0.5, 0, 1, 1)) == 0
+    edge = with_boxes(torch.zeros(1, 3, 32, 32), [[(0.0, 0.0, 1.0, 1.0)]])[0]
+    assert (edge[:, 0] == torch.tensor([1.0, -1, -1])[:, None]).all() and edge[:, 1:31, 1:31].eq(0).all()
+
+
+def test_miou_is_of_all_pixels_and_of_classes_that_occur():
+    truth = torch.tensor([[[0, 0], [1, 1]], [[0, 0], [0, 0]]])
+    assert miou(confusion(truth, truth, 5)) == 1.0
+    found = torch.tensor([[[0, 0], [1, 0]], [[0, 0], [0, 0]]])
+    assert miou(confusion(found, truth, 5)).item() == pytest.approx((6 / 7 + 1 / 2) / 2)
+    swapped = confusion(torch.where(truth == 1, 3, truth), truth, 5)  # the right places, the wrong class
+    assert miou(swapped) < 0.5 and miou(_things(swapped)) == 1.0
+
+
+def test_a_segmenter_takes_any_size_that_16_divides():
+    assert Segmenter(4, EfficientNetLite0())(torch.zeros(1, 3, 16, 32)).shape == (1, 4, 16, 32)
+
+
+def test_maps_are_shown_in_colours_of_their_classes():
+    real = maps([canvas(CanvasSettings(), 0)])
+    shown = coloured(real, 10)
+    assert shown.shape == (1, 3, 64, 64) and (shown.permute(0, 2, 3, 1)[real == 0] == 1).all()
+    assert len(shown.flatten(2).unique(dim=2)[0].T) == len(real.unique())
+
+
+def test_a_probe_tells_classes_apart_that_it_was_trained_on():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(40)
+    features = 3 * torch.eye(3, 8)[labels] + 0.3 * torch.randn(120, 8, generator=generator)
+    probe = Probe(features[:90], labels[:90], 3)
+    assert (probe(features[90:]) == labels[90:]).all()
+
+
+def test_a_hole_is_filled_and_nothing_else_changed():
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, 2:5, 3:6] = 1
+    filled = mean_filled(images, mask)
+    assert torch.equal(filled.where(mask < 0.5, 0), images.where(mask < 0.5, 0))
+    known = images[0, 0][mask[0, 0] == 0].mean()
+    torch.testing.assert_close(filled[0, 0, 3, 4], known)
+    assert torch.equal(within(torch.ones_like(images), images, mask)[:, :, 2:5, 3:6], torch.ones(2, 3, 3, 3))
+
+
+# What is done when
+
+
+class Launched:
+    """A launcher that notes what it ran, and ends jobs as it is told."""
+
+    def __init__(self, **ends: int):
+        self.ran: list[str] = []
+        self.ends = ends
+
+    def __call__(self, jobs: list[Job]) -> list[int]:
+        self.ran += [job.name for job in jobs]
+        return [self.ends.get(job.name, FINISHED) for job in jobs]
+
+
+def step(name: str, *needs: str, after: list[str] | None = None) -> Step:
+    return Step(Job(name, ()), needs, (lambda: after.append(name)) if after is not None else lambda: None)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_steps_wait_for_what_they_need_and_a_failure_stops_only_those(jobs: int):
+    after: list[str] = []
+    launch = Launched(b=1)
+    steps = [step("d", "c", after=after), step("c", "a"), step("a", after=after), step("b"), step("e", "b")]
+    chain = Chain(steps, launch, jobs)
+    assert not chain.run()
+    ran = launch.ran
+    assert set(ran) == {"a", "b", "c", "d"} and ran.index("a") < ran.index("c") < ran.index("d")
+    assert chain.failed == ["b"] and after == ["a", "d"]
+
+
+def test_nothing_is_begun_once_a_training_was_stopped():
+    launch = Launched(a=STOPPED)
+    assert Chain([step("a"), step("b")], launch, 1).run() and launch.ran == ["a"]
+
+
+def test_every_task_has_what_it_needs():
+    for task, own in TASKS.items():
+        found = needed([task])
+        assert found[-len(own) :][-1] == own[-1] and all(
+            TRAININGS[name].first_stage in (None, *found) for name in found
+        )
+    assert needed(["layout", "inpainting"]) == ["canvas_autoencoder", "layout", "inpainting"]
+    asked = parts({"tasks": ["text", "layout"], "seeds": [0, 1]})
+    assert [part.name for part in asked] == ["text-seed0", "layout-seed0", "text-seed1", "layout-seed1"]
+
+
+def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(UsedChain, "run", None)
+    for words, said in {
+        ("tasks=[]",): "tasks=", ("tasks=[paint]",): "different ones of unconditional", ("seeds=[]",): "seeds=",
+        ("tasks=[class_fashion]",): "fashion=FOLDER", ("num_samples=2",): "num_samples=2: must be at least 10",
+        ("tasks=[class_fashion]", f"fashion={tmp_path}"): "has no train-", ("results=here",): "ends in .csv",
+        ("overrides_of.paint=x",): "overrides_of.paint", ("train=false",): "none of the 9 tasks",
+        ("overrides='max_step=3'",): "max_step", ("launcher=submitit",): "launcher.wait",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            tasks_report(tree(tmp_path / "runs", *words))
+    assert not list(tmp_path.iterdir())
+
+
+# What is kept
+
+
+def test_rows_are_kept_as_they_were_and_shown(tmp_path: Path):
+    rows = [{"quantity": "IoU, samples", "value": 0.1 + 0.2, "low": 0.25, "high": 0.35, "num": 12}]
+    results, other = Results(tmp_path / "rows.csv"), Results(tmp_path / "rows.csv")
+    asked = [Part("layout", seed) for seed in (0, 1, 2)]
+    results.add(asked[0], rows, "{}")
+    other.add(asked[1], [{**rows[0], "value": 0.5}], "{}")
+    again = Results(tmp_path / "rows.csv")
+    assert again.find(asked[0])[0]["value"] == 0.1 + 0.2 and again.find(asked[2]) == []
+    with pytest.raises(UserError, match=r"rows\.csv: its rows layout-seed0 were measured with \{\}"):
+        again.check(asked[0], "other")
+    page = write_page(tmp_path / "page", asked, again, [0, 1, 2]).read_text()
+    assert "0.3 [0.25, 0.35]" in page and "0.4 ± 1.3" in page and "the contact sheet is not beside the rows" in page
+    (tmp_path / "rows.csv").write_text("task,seed,quantity,value,low,high,num,settings\nlayout,0,IoU,much,,,3,{}\n")
+    with pytest.raises(UserError, match="line 2: not the row of a task"):
+        Results(tmp_path / "rows.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # processes that each import torch
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_the_report_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    short = (
+        "max_steps=2 lr.warmup_steps=0 data.batch_size=4 data.max_samples=40 data.validation_samples=10 "
+        "callback.checkpoint.every_steps=2 callback.validation.every_steps=100 callback.panels.every_steps=100"
+    )
+    kept = tmp_path / "kept" / "tasks.csv"
+    words = ("tasks=[semantic_map,class_emoji]", f"results={kept}")
+    asked = {**tree(tmp_path / "runs", *words), "overrides": short}
+    asked["overrides_of"] = {"class_emoji": "num_steps=2", "semantic_map": "num_steps=2"}
+    page = tasks_report(asked)
+    with kept.open() as file:
+        found = {(row["task"], row["quantity"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert found["class_emoji", "accuracy, real held-out"] > 0.2
+    assert 0 <= found["semantic_map", "mIoU, samples 2 x 4 times as large"] <= 1
+    sheets = [kept.with_name(f"tasks_{task}-seed0.png") for task in ("semantic_map", "class_emoji")]
+    assert all(sheet.exists() for sheet in sheets) and "A row for each of" in page.read_text()
+    shutil.rmtree(tmp_path / "runs")  # another checkout, which has the rows alone
+    monkeypatch.setattr(UsedChain, "_do", None)  # nothing is run
+    assert "mIoU, samples" in tasks_report(asked).read_text()
+    with pytest.raises(UserError, match="its rows semantic_map-seed0 were measured with"):
+        tasks_report({**asked, "resamples": 30})
