@@ -15,7 +15,7 @@ from ldm.tasks.canvases import held_out_canvases, maps, member_files, pixels
 from ldm.tasks.segmenter import confusion, miou, trained_segmenter
 
 TRAINING = 4000  # real canvases that the segmenter is trained on, at most
-STEPS = 700
+STEPS = 1200
 LARGER = (2, 4)  # times the height and the width of the training
 SHOWN = 10
 
@@ -26,7 +26,7 @@ def judge_semantic_map(bench: Bench) -> Judgement:
     data = model.drawer.data
     train = bench.training(data, TRAINING)
     num_classes = int(train["segmentation"].max()) + 1
-    steps = min(STEPS, 4 * bench.tree["num_samples"])
+    steps = min(STEPS, 6 * bench.tree["num_samples"])
     segmenter = trained_segmenter(train["image"], train["segmentation"], num_classes, steps, bench.device)
 
     def counts(images: Tensor, truth: Tensor) -> Tensor:
