@@ -14,7 +14,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
 from ldm.editing import Edit
 from ldm.errors import UserError
-from ldm.generate import Size, drawable, drawn, latent_shape
+from ldm.generate import Size, drawable, drawn, finished, latent_shape
 from ldm.model import Model
 from ldm.sampling import Sampling
 
@@ -178,7 +178,10 @@ class Ensemble:
         shape = latent_shape(self.first_stage, size, self._factor, sampling.tiling)
         batch = {**batch, "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
-        images = drawn(denoise, self.first_stage, sampling, shape, batch, numbers, seed, edit)
-        for member, own in self._each(sampling):
-            images = member.conditioner.kept(images, batch, own.use_conditions)
-        return images
+
+        def kept(images: Tensor) -> Tensor:
+            for member, own in self._each(sampling):
+                images = member.conditioner.kept(images, batch, own.use_conditions)
+            return images
+
+        return finished(lambda: drawn(denoise, self.first_stage, sampling, shape, batch, numbers, seed, edit), kept)

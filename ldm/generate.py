@@ -54,8 +54,21 @@ def generate(
     shape = latent_shape(first_stage, size, denoiser.factor, sampling.tiling)
     batch = {**batch, "number": numbers}
     bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
-    images = drawn(guided(bound, sampling.guidances), first_stage, sampling, shape, batch, numbers, seed, edit)
-    return conditioner.kept(images, batch, sampling.use_conditions)
+    denoise = guided(bound, sampling.guidances)
+    return finished(
+        lambda: drawn(denoise, first_stage, sampling, shape, batch, numbers, seed, edit),
+        lambda images: conditioner.kept(images, batch, sampling.use_conditions),
+    )
+
+
+def finished(draw: Callable[[], Tensor], finish: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `finish` makes of the images [B, 3, H, W] that `draw` makes; of those that NotFinite carries alike."""
+    try:
+        images = draw()
+    except NotFinite as error:
+        images = finish(error.images).where(error.finite[:, None, None, None], torch.nan)
+        raise NotFinite(str(error), images, error.finite) from None
+    return finish(images)
 
 
 def latent_shape(first_stage: nn.Module, size: Size, factor: int = 1, tiling: Tiling | None = None) -> tuple[int, ...]:
@@ -110,8 +123,11 @@ def drawn(
     """
     start, known = edit.begin(first_stage, sampling.sigmas, numbers.device) if edit else (None, None)
     z = draw(denoise, sampling, shape, numbers, seed, start, known)
-    images = checked(z, first_stage.decode(z).float(), batch, numbers).clamp(-1, 1)
-    return images if edit is None else edit.put(images)
+    images = first_stage.decode(z).float()
+    return finished(
+        lambda: checked(z, images, batch, numbers).clamp(-1, 1),
+        lambda images: images if edit is None else edit.put(images),
+    )
 
 
 def checked(z: Tensor, images: Tensor, batch: Mapping[str, Any], numbers: Tensor) -> Tensor:

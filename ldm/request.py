@@ -14,10 +14,11 @@ from ldm.config.overrides import parse
 from ldm.diffusion.interpolation import Frames
 from ldm.drawer import Drawer
 from ldm.frames import Frame
+from ldm.generate import finished
 from ldm.given import check_given, class_number, collate, negatives
 from ldm.given_files import asked_frame, files_of, read_given
 from ldm.prompts import read_conditions
-from ldm.starting import read_canvas, read_start, tiled_for
+from ldm.starting import check_canvas, read_canvas, read_start, tiled_for
 
 
 class Request:
@@ -29,19 +30,21 @@ class Request:
     def __init__(self, drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device):
         rows = read_conditions(tree)
         drawer.decode_in_tiles(tree["tile"])
-        on_canvas = read_canvas(tree, drawer)
+        on_canvas = read_canvas(tree)
         tree = tree if on_canvas is None else tiled_for(on_canvas.size, tree, words, drawer)
         self.sampling = drawer.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
-        self._frames = tree["to_seed"] is not None
-        if self._frames:
+        self._between_seeds = tree["to_seed"] is not None
+        if self._between_seeds:
             self.sampling = replace(self.sampling, normal=Frames(tree["to_seed"], tree["num_images"]))
+        if on_canvas is not None:
+            check_canvas(on_canvas, drawer, self.sampling)
         check_given(tree, drawer, self.sampling, captioned="caption" in rows[0])
         if on_canvas is None:
             self._frame = asked_frame(tree, drawer, self.sampling)
         else:
             self._frame = Frame(on_canvas.size, on_canvas.size)
         self._given = read_given(tree, drawer, self._frame)
-        self._edit = on_canvas or read_start(tree, self._frame.drawn)
+        self._edit = on_canvas or read_start(tree, self._frame)
         self.rows = [_numbered(row, drawer) for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
         values = {**collate(self.rows, device), **self._given.read}
@@ -64,12 +67,10 @@ class Request:
     def images(self, part: Sequence[tuple[int, int]]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] for pairs of (row, number); see Drawer.generate."""
         numbers = torch.tensor([number for _, number in part], device=self._device)
-        same = torch.zeros_like(numbers) if self._frames else numbers  # what is made of an image by its number
+        same = torch.zeros_like(numbers) if self._between_seeds else numbers  # what is made of an image by its number
         batch, negative = self.batch([place for place, _ in part], same)
-        drawn = self._drawer.generate(
-            self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit
-        )
-        return self._frame.cut(drawn)
+        asked = (self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit)
+        return finished(lambda: self._drawer.generate(*asked), self._frame.cut)
 
 
 def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:

@@ -6,19 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.config import compose
 from ldm.config.keys import AT_MOST, bare
+from ldm.config.registry import part_of
 from ldm.data.transforms import to_tensor
 from ldm.drawer import Drawer
 from ldm.editing import STRENGTH, Edit, on_canvas
 from ldm.errors import UserError
+from ldm.frames import Frame
 from ldm.generate import Size
 from ldm.given_files import read_picture_file
+from ldm.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
 
-def read_canvas(tree: Mapping[str, Any], drawer: Drawer) -> Edit | None:
+def read_canvas(tree: Mapping[str, Any]) -> Edit | None:
     """The picture of start= with the borders of canvas= around it, the size of the images; None without a canvas.
 
     Raises ValueError for what is broken or means nothing without start=, OSError for a file that is not there.
@@ -32,11 +34,6 @@ def read_canvas(tree: Mapping[str, Any], drawer: Drawer) -> Edit | None:
     for key in ("image_size", "height", "width"):
         if tree[key] is not None:
             raise UserError(f"{key}: the size is that of start= with the borders of canvas=; leave one of the two out")
-    if drawer.beside_latent:
-        raise UserError(
-            "canvas: a condition of this model stands beside the latent, in its size alone; one trained to fill "
-            "holes takes image= and mask="
-        )
     borders = tree["canvas"]
     borders = [borders] * 4 if isinstance(borders, int) else borders
     if max(borders, default=0) > AT_MOST["image_size"]:
@@ -45,17 +42,32 @@ def read_canvas(tree: Mapping[str, Any], drawer: Drawer) -> Edit | None:
     return _edit(tree, *on_canvas(picture, _hole(tree, _sides(picture)), borders))
 
 
-def read_start(tree: Mapping[str, Any], size: Size) -> Edit | None:
-    """The picture of start=, as large as the images, which are of `size`; None to start from noise.
+def check_canvas(edit: Edit, drawer: Drawer, sampling: Sampling) -> None:
+    """Raises ValueError for a canvas that a model has conditions beside, or that is not of a size that it draws."""
+    if drawer.beside_latent & set().union(*drawer.conditions(sampling).values()):
+        raise UserError(
+            "canvas: a condition of this model stands beside the latent, in its size alone; one trained to fill "
+            "holes takes image= and mask="
+        )
+    (height, width), least = edit.size, drawer.drawable(edit.size, sampling)
+    if least != edit.size:
+        raise UserError(
+            f"canvas: makes {width} x {height} px, and this model draws {least[1]} x {least[0]}; "
+            f"{least[1] - width} px more across and {least[0] - height} down would fit"
+        )
+
+
+def read_start(tree: Mapping[str, Any], frame: Frame) -> Edit | None:
+    """The picture of start=, as large as the images are asked for in `frame`; None to start from noise.
 
     Raises ValueError for pictures of another size and for what is broken, OSError for a file that is not there.
     """
     if tree["start"] is None:
         return None
-    size = (size, size) if isinstance(size, int) else size
     picture = _read_image("start", tree["start"])
-    _check_size(tree, "start", picture, size)
-    return _edit(tree, picture, _hole(tree, size))
+    _check_size(tree, "start", picture, frame.size)
+    hole = _hole(tree, frame.size)
+    return _edit(tree, frame.filled(picture, 1), None if hole is None else frame.filled(hole, 1))
 
 
 def _edit(tree: Mapping[str, Any], picture: Tensor, hole: Tensor | None) -> Edit:
@@ -90,7 +102,8 @@ def tiled_for(size: Size, tree: Mapping[str, Any], words: Sequence[str], drawer:
         return tree
     said = "canvas: %d x %d px are more than the %d of the training; denoised as tiling=blended"
     log.warning(said, width, height, side)
-    return {**tree, "tiling": compose("sample", ["model=any", "tiling=blended"])["tiling"]}
+    [tiling] = part_of("tiling", "blended")
+    return {**tree, "tiling": tiling}
 
 
 def _sides(picture: Tensor) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ldm.diffusion.counter_random import normal
 from ldm.diffusion.interpolation import Frames, slerp
 from ldm.editing import Edit, on_canvas
 from ldm.ensemble import write_manifest
+from ldm.first_stage.first_stage import Identity
 from ldm.loading import load
 from ldm.run import Run
 from sample import main
@@ -174,6 +175,19 @@ def test_a_row_of_frames_ends_in_the_samples_of_its_seeds(model, tmp_path, more)
     assert distances == sorted(distances) and distances[1] > 0
 
 
+def test_what_is_kept_is_kept_beside_an_image_that_is_not_finite(model, tmp_path, monkeypatch):
+    picture = drawn_picture(tmp_path / "start.png", 8, 8)
+    Image.fromarray(np.pad(np.full((4, 8), 255, np.uint8), ((0, 4), (0, 0)))).save(tmp_path / "hole.png")
+    decode = Identity.decode
+    monkeypatch.setattr(Identity, "decode", lambda self, z: decode(self, z).index_fill(0, torch.tensor([1]), torch.inf))
+    words = [f"start={tmp_path}/start.png", f"start_mask={tmp_path}/hole.png", "num_images=3", "num_steps=2"]
+    with pytest.raises(ValueError, match="not finite: image number 1;"):
+        main([f"model={model}", "label=1", *words, f"out={tmp_path}/out"])
+    for number in (0, 2):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"1_000{number}.png"))[4:], picture[4:])
+    assert not (tmp_path / "out" / "1_0001.png").exists()
+
+
 # What contradicts
 
 
@@ -217,7 +231,7 @@ def test_a_picture_to_begin_from_that_does_not_fit_is_named(model, tmp_path, mon
 def test_a_canvas_of_a_wrong_size_and_a_model_of_holes_say_so(diffusion: Run, tmp_path):
     drawn_picture(tmp_path / "picture.png", 32, 32)
     start = f"start={tmp_path}/picture.png"
-    with pytest.raises(ValueError, match="height=32, width=33: must be a multiple of"):
+    with pytest.raises(ValueError, match="canvas: makes 33 x 32 px, and this model draws 36 x 32"):
         main([f"model={diffusion.folder}", "prompt=x", start, "canvas=[0,1,0,0]", f"out={tmp_path}/out"])
     holes = untrained_run(tmp_path / "holes", "conditioner=[masked_image]")
     with pytest.raises(ValueError, match=r"canvas: a condition of this model stands beside the latent.* mask="):

@@ -93,6 +93,15 @@ def test_a_map_sets_the_size_and_is_numbers_or_a_palette(models, tmp_path, caplo
     assert caplog.messages == [f"map={tmp_path}/grey.png: its 29 x 12 px are resized to 14 x 6"]
 
 
+def test_a_picture_to_begin_from_has_the_size_that_is_asked_for_and_not_the_filled_one(models, tmp_path):
+    low, start = saved(tmp_path / "low.png", noise(13, 7)), saved(tmp_path / "start.png", noise(13, 7))
+    hole = np.zeros((7, 13), np.uint8)
+    hole[:, 5:] = 255
+    mask = saved(tmp_path / "mask.png", hole)
+    image = drawn(models("low"), tmp_path / "out", f"low={low}", f"start={start}", f"start_mask={mask}")
+    assert image.shape == (7, 13, 3) and np.array_equal(image[:, :5], noise(13, 7)[:, :5])
+
+
 def test_the_same_in_python(models, tmp_path):
     pixels = noise(13, 7)
     image = drawn(models("low"), tmp_path / "out", f"low={saved(tmp_path / 'low.png', pixels)}")
