@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from ldm.config import compose
+from ldm.data.classes import class_names
 from ldm.data.fields import Caption, Layout, Mask, SemanticMap
 from ldm.data.making.canvas_shards import asked_for, make_canvas_shards, named_shards, parse
 from ldm.data.making.canvases import CanvasSettings, canvas, describe, members
 from ldm.data.making.cutouts import SPLITS, cut, emoji
+from ldm.data.making.cutouts import class_names as cutouts_names
 from ldm.data.module import ShardData
 from ldm.data.user_error import UserError
 
@@ -73,14 +75,16 @@ def test_named_canvases_are_data_without_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path))
     name = "canvases://train/size=48x32/samples=10/textured=0"
     fields = {"caption": Caption(), "layout": Layout(9, max_objects=4), "map": SemanticMap(), "mask": Mask()}
+    assert class_names([name]) == class_names(f"[{name}]") == cutouts_names() and not list(tmp_path.iterdir())
+    assert class_names([name, "shards/train-00000.tar"]) == []
     batches = [next(iter(ShardData(name, 32, 8, fields=fields).statistics_loader(batch_size=8))) for _ in range(2)]
     assert all(torch.equal(batches[0][key], batches[1][key]) for key in ("image", "layout", "map", "mask"))
     assert batches[0]["map"].max() <= 9 and torch.equal(batches[0]["map"] > 0, batches[0]["mask"][:, 0] > 0)
     [path] = named_shards(name.removeprefix("canvases://"), "data.train")
     before = path.stat().st_mtime_ns
     assert named_shards(name.removeprefix("canvases://"), "data.train") == [path] and path.stat().st_mtime_ns == before
-    for wrong in ("test", "train/size=7", "train/colour=red", "train/size=a", "train/samples=0", "train/objects=1-2-3",
-                  "train/size=64/size=64"):  # fmt: skip
+    for wrong in ("test", "train/size=7", "train/colour=red", "train/size=a", "train/samples=0",
+                  "train/samples=1000001", "train/objects=1-2-3", "train/size=64/size=64"):  # fmt: skip
         with pytest.raises(UserError, match=r"data\.train: canvases://"):
             named_shards(wrong, "data.train")
 
