@@ -15,6 +15,7 @@ from ldm.data.making.cutouts import SPLITS, cut, emoji
 from ldm.data.making.cutouts import class_names as cutouts_names
 from ldm.data.module import ShardData
 from ldm.data.user_error import UserError
+from scripts import make_canvases
 
 SETTINGS = [CanvasSettings(), CanvasSettings("validation", (32, 32)), CanvasSettings(size=(128, 256), objects=(8, 12))]
 
@@ -101,3 +102,20 @@ def test_shards_of_canvases_are_confirmed_and_never_changed(tmp_path):
         with pytest.raises(UserError):
             asked_for(compose("make_canvases", [f"out={tmp_path}", word]))
     assert parse("validation").samples == 512
+
+
+def test_the_line_to_train_with_names_what_was_made(tmp_path, capsys):
+    for out, words, said in (
+        ("both", ["samples=3", "validation_samples=2"],
+         "data.train={}/train-*.tar data.validation={}/validation-*.tar"),
+        ("held", ["samples=0", "validation_samples=2", "objects=[1,6]"],
+         "data.validation={}/validation-*.tar data.fields.layout.max_objects=6"),
+        ("train", ["samples=3", "validation_samples=0"], "data.train={}/train-*.tar"),
+    ):  # fmt: skip
+        folder = tmp_path / out
+        assert make_canvases.main([f"out={folder}", "size=32", *words]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line == f"train with: data=canvases {said.format(folder, folder)}"
+        compose("config", ["experiment=tasks/canvas_autoencoder", *line.split()[2:]])
+    data = compose("config", ["experiment=tasks/canvas_autoencoder"])["data"]
+    assert data["fields"]["layout"]["max_objects"] == make_canvases.LAYOUT_OBJECTS
