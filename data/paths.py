@@ -29,7 +29,7 @@ def expand(shards: str | Sequence[str], key: str) -> list[Location]:
 
     A text ``[a,b]`` that names no file is the list of what it holds, as on a command line.
     """
-    patterns = _listed(shards, key) if isinstance(shards, str) else list(shards)
+    patterns = listed(shards, key) if isinstance(shards, str) else list(shards)
     if not all(isinstance(pattern, str | None) for pattern in patterns):
         raise ShardError(f"{key}={str(patterns)[:SHOWN_CHARS]}: shards are named by texts")
     paths = [path for pattern in patterns if pattern for path in _expand_one(pattern, key)]
@@ -44,7 +44,7 @@ def expand(shards: str | Sequence[str], key: str) -> list[Location]:
     return paths
 
 
-def _listed(text: str, key: str) -> list[str]:
+def listed(text: str, key: str) -> list[str]:
     """The patterns in a text: itself, or those of a list ``[a,b]``, split where a comma stands outside braces."""
     if not (text.startswith("[") and text.endswith("]")) or _literal(text, key):
         return [text]

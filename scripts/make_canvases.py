@@ -10,9 +10,13 @@ k + 1 the group of number k), instances.png (k the k-th object) and mask.png (wh
 give the same bytes; a finished folder is confirmed, never changed. data=canvases needs no shards.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ldm.config import compose, guarded, helped
+
+LAYOUT_OBJECTS = 4  # that data=canvases reads (conf/data/canvases.yaml)
 
 
 def main(arguments: list[str]) -> int:
@@ -26,8 +30,16 @@ def main(arguments: list[str]) -> int:
     manifest = make_canvas_shards(out, asked_for(tree))
     for name, part in manifest["splits"].items():
         print(f"{out}: {part['samples']} canvases of {name} in {len(part['shards'])} shards")
-    print(f"train with: data=canvases data.train={out}/train-*.tar data.validation={out}/validation-*.tar")
+    print(f"train with: {' '.join(_words(out, manifest['splits'], tree['objects'][1]))}")
     return 0
+
+
+def _words(out: Path, splits: Mapping[str, Mapping[str, Any]], most: int) -> list[str]:
+    """Those of train.py: of a split that was not made, data=canvases has its own."""
+    keys = {"train": "data.train", "validation": "data.validation"}
+    words = [f"{key}={out}/{split}-*.tar" for split, key in keys.items() if splits[split]["samples"]]
+    more = [f"data.fields.layout.max_objects={most}"] if most > LAYOUT_OBJECTS else []
+    return ["data=canvases", *words, *more]
 
 
 if __name__ == "__main__":

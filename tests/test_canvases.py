@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from ldm.config import compose
+from ldm.data.classes import class_names
 from ldm.data.fields import Caption, Layout, Mask, SemanticMap
 from ldm.data.making.canvas_shards import asked_for, make_canvas_shards, named_shards, parse
 from ldm.data.making.canvases import CanvasSettings, canvas, describe, members
 from ldm.data.making.cutouts import SPLITS, cut, emoji
+from ldm.data.making.cutouts import class_names as cutouts_names
 from ldm.data.module import ShardData
 from ldm.data.user_error import UserError
+from scripts import make_canvases
 
 SETTINGS = [CanvasSettings(), CanvasSettings("validation", (32, 32)), CanvasSettings(size=(128, 256), objects=(8, 12))]
 
@@ -73,14 +76,16 @@ def test_named_canvases_are_data_without_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path))
     name = "canvases://train/size=48x32/samples=10/textured=0"
     fields = {"caption": Caption(), "layout": Layout(9, max_objects=4), "map": SemanticMap(), "mask": Mask()}
+    assert class_names([name]) == class_names(f"[{name}]") == cutouts_names() and not list(tmp_path.iterdir())
+    assert class_names([name, "shards/train-00000.tar"]) == []
     batches = [next(iter(ShardData(name, 32, 8, fields=fields).statistics_loader(batch_size=8))) for _ in range(2)]
     assert all(torch.equal(batches[0][key], batches[1][key]) for key in ("image", "layout", "map", "mask"))
     assert batches[0]["map"].max() <= 9 and torch.equal(batches[0]["map"] > 0, batches[0]["mask"][:, 0] > 0)
     [path] = named_shards(name.removeprefix("canvases://"), "data.train")
     before = path.stat().st_mtime_ns
     assert named_shards(name.removeprefix("canvases://"), "data.train") == [path] and path.stat().st_mtime_ns == before
-    for wrong in ("test", "train/size=7", "train/colour=red", "train/size=a", "train/samples=0", "train/objects=1-2-3",
-                  "train/size=64/size=64"):  # fmt: skip
+    for wrong in ("test", "train/size=7", "train/colour=red", "train/size=a", "train/samples=0",
+                  "train/samples=1000001", "train/objects=1-2-3", "train/size=64/size=64"):  # fmt: skip
         with pytest.raises(UserError, match=r"data\.train: canvases://"):
             named_shards(wrong, "data.train")
 
@@ -97,3 +102,20 @@ def test_shards_of_canvases_are_confirmed_and_never_changed(tmp_path):
         with pytest.raises(UserError):
             asked_for(compose("make_canvases", [f"out={tmp_path}", word]))
     assert parse("validation").samples == 512
+
+
+def test_the_line_to_train_with_names_what_was_made(tmp_path, capsys):
+    for out, words, said in (
+        ("both", ["samples=3", "validation_samples=2"],
+         "data.train={}/train-*.tar data.validation={}/validation-*.tar"),
+        ("held", ["samples=0", "validation_samples=2", "objects=[1,6]"],
+         "data.validation={}/validation-*.tar data.fields.layout.max_objects=6"),
+        ("train", ["samples=3", "validation_samples=0"], "data.train={}/train-*.tar"),
+    ):  # fmt: skip
+        folder = tmp_path / out
+        assert make_canvases.main([f"out={folder}", "size=32", *words]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line == f"train with: data=canvases {said.format(folder, folder)}"
+        compose("config", ["experiment=tasks/canvas_autoencoder", *line.split()[2:]])
+    data = compose("config", ["experiment=tasks/canvas_autoencoder"])["data"]
+    assert data["fields"]["layout"]["max_objects"] == make_canvases.LAYOUT_OBJECTS

@@ -12,6 +12,7 @@ from PIL import Image
 from ldm.data import counter_random as draws
 from ldm.data.errors import BadSample
 from ldm.data.fields import Caption, Derived, Embeddings, Field, Label, Layout, Mask, Picture, SemanticMap
+from ldm.data.fields import layout as layout_module
 from ldm.data.fields.field_set import FieldSet
 from ldm.data.fields.holes import Holes, _inner
 from ldm.data.fields.low_resolution import LowResolution
@@ -225,12 +226,21 @@ def test_broken_objects_are_bad_samples(objects: object) -> None:
         LAYOUT.read(as_json(objects=objects), SIZE)
 
 
-def test_objects_of_another_data_set_become_the_models_classes() -> None:
+def test_objects_of_another_data_set_become_the_models_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(num_classes=10, vocabulary=170, max_objects=3, classes=[7, None, 2])
     objects = [{"category": c, "box": [0, 0, 1, 1], "group": c == 2} for c in (0, 1, 2)]
     assert collate(layout, layout.read(as_json(objects=objects), SIZE))[0].tolist()[:9:3] == [7, 2 + 10, 169]
     with pytest.raises(BadSample, match=r"category 3 is not in 0\.\.2"):
         layout.read(as_json(objects=[{"category": 3, "box": [0, 0, 1, 1]}]), SIZE)
+    said: list[list[str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(layout_module, "draw_boxes", lambda picture, boxes, words, kinds: said.append(words))
+        value = layout.read(as_json(objects=objects), SIZE)
+        layout.drawing(value, ["person", "tv", "cat", "dog", "cup", "car", "bus", "tree"])(None)
+    assert said == [["person", "cat"]], "names of the shards' own classes"
+    assert layout.unmeant(value) is None and "all 1 are of classes" in layout.unmeant(
+        layout.read(as_json(objects=objects[1:2]), SIZE)
+    )
     with pytest.raises(ValueError, match=r"classes: 10 .*num_classes=10"):
         Layout(num_classes=10, vocabulary=170, classes=[10])
 

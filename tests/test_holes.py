@@ -2,6 +2,7 @@
 
 import csv
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +81,15 @@ def test_lengths_of_holes_go_with_the_image() -> None:
         ({"length": [9, 3]}, r"length=\[9, 3\]"),
         ({"box_prob": 2}, "box_prob=2"),
         ({"max_share": 0}, "max_share=0"),
-        ({"of_size": 100}, "of_size=100 has no room"),
+        ({"of_size": 100, "box_prob": 0.5}, "of_size=100 has no room"),
+        ({"of_size": 0}, "of_size=0"),
     ],
 )
 def test_holes_that_cannot_be_drawn_are_refused(words: dict, problem: str) -> None:
     whole = {"of_size": 256, "num_strokes": [1, 5], "length": [10, 200], "width": [5, 100]}
     with pytest.raises(ValueError, match=problem):
         LamaHoles(seed=0, **{**whole, **words})
+    LamaHoles(seed=0, **{**whole, "of_size": 100})  # without boxes it needs no room for them
 
 
 def test_borders_leave_the_middle_and_touch_one_side_at_least() -> None:
@@ -95,7 +98,7 @@ def test_borders_leave_the_middle_and_touch_one_side_at_least() -> None:
     ends = torch.stack([masks[:, :, 0].all(1), masks[:, :, -1].all(1), masks[:, 0].all(1), masks[:, -1].all(1)], 1)
     counts = {tuple(sides.tolist()): 0 for sides in ends}
     assert len(counts) == 15 and (False,) * 4 not in counts
-    assert torch.equal(masks[:, :, 0].all(1), masks[:, :, 0].any(1) & ends[:, 0])
+    assert torch.equal(masks[:, 8, 0] > 0, ends[:, 0]) and torch.equal(masks[:, 0, 12] > 0, ends[:, 2])
     for wrong in ({"max_share": 0.5}, {"min_share": 0.0}, {"min_share": 0.3, "max_share": 0.2}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Borders(0, **wrong)
@@ -140,6 +143,20 @@ def test_the_shape_of_an_object_may_lie_elsewhere() -> None:
     value = field.read(png(scene()), SQUARE)
     holes = field.collate([value] * 20, [View(choice=0.1 + place / 1000) for place in range(20)], 32)
     assert (holes.sum((1, 2, 3)) == 120).all() and len({tuple(hole.flatten().tolist()) for hole in holes}) > 10
+    others = [np.roll(value, by, 1) for by in range(8)]  # held-out pictures, whose choice is 0: not one place for all
+    held_out = field.collate(others, [View()] * 8, 32)
+    assert torch.equal(held_out, field.collate(others, [View()] * 8, 32))
+    assert len({tuple(hole.flatten().tolist()) for hole in held_out}) > 4
+
+
+def test_a_noisy_map_of_tens_of_thousands_of_parts_takes_no_more_memory_than_its_objects() -> None:
+    noisy = np.random.default_rng(0).integers(0, 100, (512, 512)).astype(np.uint8)
+    noisy[100:200, 100:200] = 7
+    tracemalloc.start()
+    hole = ObjectHole(grow=0.0).collate([noisy], [View()], 512)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert hole[0, 0, 100:200, 100:200].all() and hole.sum() < 11_000 and peak < 100e6
 
 
 def test_opaque_pixels_are_objects_too_and_a_given_file_is_the_hole_itself() -> None:

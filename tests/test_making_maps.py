@@ -110,9 +110,13 @@ def test_a_link_out_of_the_folder_of_maps_is_not_followed(tmp_path: Path) -> Non
 
 def test_wrong_words_are_one_line(tmp_path: Path) -> None:
     source = paired(tmp_path)
+    inside = source / "labels"
+    inside.mkdir()
     for words, reason in (
         ({"maps": tmp_path / "nowhere", "num_classes": 8}, "nowhere is no folder"),
         ({"maps": tmp_path / "maps"}, "num_classes= is missing"),
+        ({"maps": source, "num_classes": 8}, "lies in source="),
+        ({"maps": inside, "num_classes": 8}, "labels: lies in source=.* keep them apart"),
         ({"num_classes": 8, "unlabelled": 7}, "a number above theirs"),
         ({"num_classes": 8, "members": "segmentation.png"}, "leave it out"),
     ):

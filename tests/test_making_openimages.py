@@ -74,6 +74,16 @@ def test_the_recipe_of_ldm(tmp_path: Path) -> None:
     assert facts_of(tmp_path / "all")["a1.jpg"]["objects"][1]["category"] == 2  # a woman
 
 
+def test_endings_in_capitals_are_endings_and_a_name_that_is_there_twice_is_noted(tmp_path: Path) -> None:
+    words = openimages(tmp_path)
+    (tmp_path / "images" / "a1.jpg").rename(tmp_path / "images" / "a1.JPG")
+    picture(tmp_path / "images" / "b2.png", 9)
+    manifest = run(tmp_path / "images", tmp_path / "out", **words)
+    assert set(facts_of(tmp_path / "out")) == {"a1.JPG", "b2.png", "c3.jpg"}
+    assert any("1 images have the name of another" in note and "'b2.jpg', beside 'b2.png'" in note
+               for note in manifest["notes"])  # fmt: skip
+
+
 def test_cocos_things_all_have_a_class_of_openimages() -> None:
     assert len(COCO) == len(set(COCO.values())) == 80
     assert set(FOLDED.values()) <= set(COCO.values()) and not set(FOLDED) & set(COCO.values())

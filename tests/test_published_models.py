@@ -155,6 +155,7 @@ def test_crops_and_fine_tunes_are_the_published_ones():
     for name, size in sizes.items():
         assert (tree(name)["image_size"], tree(name)["crop_size"]) == size and tree(name)["data"]["random_crop"]
     assert tree("semantic_landscapes_512")["branch"] == "runs/ldm-semantic_landscapes"
+    assert tree("inpainting_big_512")["branch"] == "runs/ldm-inpainting_big"
     assert tree("layout_coco_ft")["branch"] == "runs/ldm-layout_openimages"
     with pytest.raises(ValueError, match=r"data\.fields\.layout\.classes"):
         compose("config", ["experiment=ldm/layout_coco_ft", "data.train=x.tar"])

@@ -33,6 +33,7 @@ def finite(folder: Path) -> bool:
 # Of experiments that go on from another: its name, and what they need to be given.
 PARENTS = {
     "ldm/semantic_landscapes_512": ("ldm/semantic_landscapes", []),
+    "ldm/inpainting_big_512": ("ldm/inpainting_big", []),
     "ldm/layout_coco_ft": ("ldm/layout_openimages", ["data.fields.layout.classes=[5,null,0,1,2,3,4,5,6,7,8,9]"]),
 }
 

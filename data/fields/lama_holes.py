@@ -49,7 +49,9 @@ class LamaHoles(Derived):
                 raise UserError(f"LamaHoles: {name}={list(ends)} has to be [least, most], at least 1")
         if not 0 <= box_prob <= 1 or not 0 < max_share <= 1:
             raise UserError(f"LamaHoles: box_prob={box_prob} and max_share={max_share} have to be shares")
-        if of_size < 1 or box_side[1] + 2 * box_margin > of_size:
+        if of_size < 1:
+            raise UserError(f"LamaHoles: of_size={of_size} has to be at least 1 px")
+        if box_prob and box_side[1] + 2 * box_margin > of_size:
             raise UserError(f"LamaHoles: of_size={of_size} has no room for box_side={list(box_side)} and its margins")
         self.seed = seed
         self.of_size = of_size

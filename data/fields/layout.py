@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,15 @@ from ldm.data.members import entry, read_entries
 from ldm.data.rasters import Picture
 from ldm.data.transforms import View
 from ldm.data.user_error import UserError
+
+
+class Objects(NamedTuple):
+    """What is read of one picture: class tokens [K], boxes [K, 4] in shares, and the resized image's size."""
+
+    classes: np.ndarray
+    boxes: np.ndarray
+    size: tuple[int, int]
+    num_left_out: int = 0  # objects of classes that `classes` maps to None
 
 
 class Layout(Field):
@@ -56,8 +65,8 @@ class Layout(Field):
         self.none = vocabulary - 1
         self.max_objects = max_objects
 
-    def read(self, content: bytes, picture: Picture) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """Class tokens [K], boxes [K, 4] and the resized image's size."""
+    def read(self, content: bytes, picture: Picture) -> Objects:
+        """The objects of the model's classes."""
         entries = read_entries(content)
         objects = entry(entries, self.key, "missing objects")
         try:
@@ -70,11 +79,14 @@ class Layout(Field):
         if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, :2] > boxes[:, 2:]).any():
             raise BadSample("broken objects", f"{self.key}: a box is left, top, right, bottom in shares of the image")
         raster = entries.get("width"), entries.get("height")
-        return classes, picture.lay_boxes(boxes, raster) if len(boxes) else boxes, picture.size
+        laid = picture.lay_boxes(boxes, raster) if len(boxes) else boxes
+        return Objects(classes, laid, picture.size, len(tokens) - len(known))
 
-    def unmeant(self, value: tuple[np.ndarray, np.ndarray, tuple[int, int]]) -> str | None:
-        """A box without an area, or more than are read."""
-        boxes = value[1]
+    def unmeant(self, value: Objects) -> str | None:
+        """A box without an area, more than are read, or none that is of the model's classes."""
+        boxes = value.boxes
+        if value.num_left_out and not len(boxes):
+            return f"{self.key}: all {value.num_left_out} are of classes that data.fields.*.classes leaves out"
         for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
             if left >= right or top >= bottom:
                 place = f"{left:g}, {top:g}, {right:g}, {bottom:g}"
@@ -83,14 +95,12 @@ class Layout(Field):
             return f"{self.key}: {len(boxes)} of them, and the model reads {self.max_objects}"
         return None
 
-    def drawing(
-        self, value: tuple[np.ndarray, np.ndarray, tuple[int, int]], names: Sequence[str]
-    ) -> Callable[[Image.Image], Image.Image]:
-        """The boxes, each with its class by name, or by number where there is none."""
-        classes, boxes, _ = value
-        kinds = (classes % self.num_classes).tolist()
-        words = [names[kind] if kind < len(names) else str(kind) for kind in kinds]
-        return lambda picture: draw_boxes(picture, boxes, words, kinds)
+    def drawing(self, value: Objects, names: Sequence[str]) -> Callable[[Image.Image], Image.Image]:
+        """The boxes, each with its class by name, or by number where there is none; `names` are of the shards' own."""
+        kinds = (value.classes % self.num_classes).tolist()
+        own = kinds if self.classes is None else [self.classes.index(kind) for kind in kinds]
+        words = [names[number] if number < len(names) else str(number) for number in own]
+        return lambda picture: draw_boxes(picture, value.boxes, words, kinds)
 
     def _class_token(self, found: Mapping[str, Any]) -> int | None:
         """None for an object of a class that is left out."""
@@ -109,7 +119,7 @@ class Layout(Field):
         """One row of tokens for each sample."""
         pairs = zip(values, views, strict=True)
         return torch.stack([
-            self._tokens(classes, boxes, size, view, image_size) for (classes, boxes, size), view in pairs
+            self._tokens(value.classes, value.boxes, value.size, view, image_size) for value, view in pairs
         ])  # fmt: skip
 
     def _tokens(

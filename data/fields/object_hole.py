@@ -1,5 +1,6 @@
 """Holes of the shape of objects, which are told by a map of classes or by the opacity of the image itself."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,21 +64,24 @@ class ObjectHole(Field):
         return torch.from_numpy(np.stack(holes)).float()[:, None]
 
     def _hole(self, window: np.ndarray, view: View) -> np.ndarray:
-        objects = [part for part in self._objects(window) if part.mean() >= self.min_share]
+        objects = self._objects(window)
         if not objects:
             return np.zeros(window.shape, dtype=bool)
         objects.sort(key=lambda part: -int(part.sum()))
         hole = objects[view.choose(len(objects))]
         if self.moved:
-            hole = _moved(hole, np.random.Generator(np.random.Philox(int(view.choice * 2**53))))
+            seed = [int(view.choice * 2**53), zlib.crc32(hole.tobytes())]  # differs where the choice is the same
+            hole = _moved(hole, np.random.Generator(np.random.Philox(seed)))
         reach = self.grow * min(window.shape)
         return ndimage.distance_transform_edt(~hole) <= reach if reach > 0 else hole
 
     def _objects(self, window: np.ndarray) -> list[np.ndarray]:
-        parts = []
+        """Those large enough, of which there are few: a noisy map has tens of thousands of parts."""
+        parts: list[np.ndarray] = []
         for number in np.setdiff1d(window, self.background):
-            places, count = ndimage.label(window == number)
-            parts += [places == place for place in range(1, count + 1)]
+            places, _ = ndimage.label(window == number)
+            large = np.bincount(places.ravel()) / window.size >= self.min_share
+            parts += [places == place for place in np.flatnonzero(large) if place]  # 0 is no part
         return parts
 
 

@@ -22,6 +22,7 @@ from ldm.data.writing import MANIFEST, sha256_of, write_manifest, write_shard
 
 SHARD_SAMPLES = 1024
 DEFAULTS = {"train": 4096, "validation": 512}  # samples
+MOST_SAMPLES = 1_000_000  # of a name
 VERSION = 1  # of what is drawn for a number: another one is another name in the cache
 
 
@@ -75,8 +76,8 @@ def parse(name: str) -> Named:
             raise UserError(f"{word!r} is none of {', '.join(f'{own}=' for own in known)}, each once")
         values[key] = _value(key, text)
     samples = values.pop("samples", DEFAULTS.get(split, 1))
-    if samples < 1:
-        raise UserError(f"samples={samples} must be at least 1")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise UserError(f"samples={samples} must be 1 to {MOST_SAMPLES:,}")
     return Named(CanvasSettings(**values), samples)
 
 

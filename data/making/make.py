@@ -88,6 +88,11 @@ def find(settings: Settings) -> Sources:
     source = settings.source
     if settings.maps and not place("maps", settings.maps).is_dir():
         raise UserError(f"maps={settings.maps} is no folder")
+    scanned = source.is_dir() and not settings.annotations
+    if scanned and settings.maps and place("maps", settings.maps).resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"maps={settings.maps}: lies in source={source}, whose maps would be taken for images; keep them apart"
+        )
     if settings.annotations:
         rules = ObjectRules(settings.min_area, settings.min_objects, settings.max_objects)
         if settings.openimages:

@@ -41,7 +41,7 @@ def read_openimages(
     class_names = _choose(classes, names, files)
     numbers = {name: number for number, name in enumerate(class_names)}
     folded = {name: numbers.get(name, numbers.get(FOLDED.get(name, ""))) for name in names.values()}
-    there = _images(folder)
+    there, shadowed = _images(folder)
     found: dict[str, list[str]] = {}
     broken: dict[str, str] = {}
     absent: set[str] = set()
@@ -72,6 +72,12 @@ def read_openimages(
     ]
     num_unnamed = len(set(COCO.values()) - set(class_names)) if classes.isdecimal() else 0
     notes = _notes(len(absent), len(there) - len(found), flat, num_unnamed)
+    if shadowed:
+        first = shadowed[0]
+        notes.append(
+            f"{len(shadowed)} images have the name of another but for its ending, and boxes name no ending; left out; "
+            f"the first: {first!r}, beside {there[first.rpartition('.')[0]]!r}"
+        )
     return Sources(sources, class_names, [], [*notes, *rules.notes()])
 
 
@@ -126,10 +132,16 @@ def _descriptions(file: Path) -> dict[str, str]:
     return dict((label, name) for label, name in rows)
 
 
-def _images(folder: Path) -> dict[str, str]:
-    """Name without its ending -> name, of the images in a folder."""
-    names = sorted(entry.name for entry in os.scandir(folder))
-    return {stem: name for name in names for stem, _, ending in [name.rpartition(".")] if ending in IMAGE_EXTENSIONS}
+def _images(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Name without its ending -> name, of the images in a folder; and those whose place another has."""
+    found: dict[str, str] = {}
+    shadowed: list[str] = []
+    for name in sorted(entry.name for entry in os.scandir(folder)):
+        stem, _, ending = name.rpartition(".")
+        if ending.lower() in IMAGE_EXTENSIONS:
+            shadowed += [found[stem]] if stem in found else []
+            found[stem] = name
+    return found, shadowed
 
 
 def _choose(classes: str, names: Mapping[str, str], files: Sequence[Path]) -> list[str]:
