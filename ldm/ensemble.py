@@ -17,7 +17,7 @@ from ldm.conditioners.base import Conditioners
 from ldm.conditioners.frozen import FrozenEncoder
 from ldm.config import dump, load_plain, load_tree
 from ldm.data.seals import SEAL, check_seal, seal_of
-from ldm.diffusion.experts import Interval, check_cover, subtract
+from ldm.diffusion.experts import Interval, check_cover, owner_of, subtract
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.files import read_json, write_text
@@ -98,7 +98,7 @@ class Member(NamedTuple):
 
 
 def read_members(path: Path) -> list[Member]:
-    """The members that a manifest names. Raises ValueError if it is not a manifest, or was edited or damaged."""
+    """The members that a manifest names, one at least. Raises ValueError if it is no manifest, edited or damaged."""
     try:
         manifest = load_plain(path, "an ensemble's manifest")
         sealed_part = _sealed_part(manifest)
@@ -113,7 +113,14 @@ def read_members(path: Path) -> list[Member]:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     check_seal(sealed_part, path)
+    if not members:
+        raise UserError(f"{path}: names no members")
     return members
+
+
+def lead_of(members: Sequence[Member]) -> Member:
+    """The member for the highest noise, whose recipe and data are the ensemble's (Ensemble.data)."""
+    return members[owner_of([member.intervals for member in members])(math.inf)]
 
 
 def check_member(member: Member, found: Weights, path: Path) -> None:
@@ -138,8 +145,6 @@ def load_ensemble(path: Path, first_stage: str | None = None) -> Ensemble:
         model = load_model(member.file, first_stage)
         check_member(member, model.weights[0], path)
         models.append(model)
-    if not models:
-        raise UserError(f"{path}: names no members")
     names = names_of(model.weights[0].run for model in models)
     check_members(names, [model.parts.tree for model in models])
     _check_first_stages(names, [model.first_stage.spec for model in models])

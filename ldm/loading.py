@@ -11,7 +11,7 @@ from ldm.build import Parts, kind_of, load_first_stage
 from ldm.config import load_plain, load_tree
 from ldm.data.module import ShardData
 from ldm.drawer import Drawer
-from ldm.ensemble import KIND, load_ensemble, read_members
+from ldm.ensemble import KIND, lead_of, load_ensemble, read_members
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import Identity
 from ldm.model import load_classifier, load_model, own_first_stage
@@ -52,11 +52,12 @@ def load_drawer(path: str | Path, first_stage: str | None = None, ema: str = "em
 
 
 def trained_on(path: str | Path) -> ShardData | None:
-    """The data of a run, or of an ensemble's first member, as its saved tree says; its weights are not read. None for a
-    run without a tree, which its loader refuses.
+    """The data of a run, or of an ensemble's member for the highest noise, as its saved tree says; no weights are read.
+
+    None for a run without a tree, which its loader refuses. Raises ValueError for what is no manifest.
     """
     path = there(path)
-    file = read_members(path)[0].file if path.suffix == ".yaml" else path
+    file = lead_of(read_members(path)).file if path.suffix == ".yaml" else path
     config = _run_of(file) / "config.yaml"
     return Parts(load_tree(config))["data"] if config.exists() else None
 

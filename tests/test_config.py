@@ -473,6 +473,8 @@ def test_run_names():
     assert run_name(["experiment=a/b", "expert.exclude=[[3,0],[9,511]]"]) == "a-b-not-3-0-9-511"
     assert run_name(["experiment=a/b", "expert.interval={sigma:[0.5,null]}"]) == "a-b-sigma-0.5-null"
     assert run_name(["experiment=a", "optimizer.lr=1"], ["optimizer.lr=1e-4"]) == "a-lr_1e-4"
+    assert run_name(["experiment=x", "expert.node=null", "expert.interval=null", "expert.exclude=null"]) == "x"
+    assert run_name(["experiment=x", "expert.node=null"], ["expert.node=null"]) == "x"
     assert run_name([]) == "run"
 
 

@@ -41,3 +41,10 @@ def test_what_cannot_be_told_is_refused(words: list[str], problem: str, tmp_path
     with pytest.raises(ValueError, match=problem):
         costs(compose("cost_table", [*given, *words, f"out={tmp_path}/out"]))
     assert not (tmp_path / "out").exists()
+
+
+def test_no_model_is_measured_before_the_data_of_all_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ldm.evaluation.costs.samples_per_second", None)
+    good, bad = untrained_run(tmp_path / "good"), untrained_run(tmp_path / "bad", "data.train=nowhere.tar")
+    with pytest.raises((ValueError, OSError), match=r"nowhere\.tar"):
+        costs(compose("cost_table", [f"models=[{good},{bad}]", f"out={tmp_path}/out", "device=cpu"]))

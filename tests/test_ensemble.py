@@ -13,9 +13,11 @@ from untrained import untrained_run
 
 from ldm.checkpoint import weights
 from ldm.conditioners import t5
+from ldm.config import dump
+from ldm.data.seals import SEAL, seal_of
 from ldm.ensemble import WHOLE, load_ensemble, share, write_manifest
 from ldm.ensemble_model import Ensemble
-from ldm.loading import load
+from ldm.loading import load, load_drawer, trained_on
 from ldm.model import Model, load_model
 
 PER_CONDITION = "ldm.diffusion.guidance.PerCondition"
@@ -75,6 +77,18 @@ def test_the_manifest_says_who_is_who(runs, tmp_path):
     assert (tmp_path / low["run"]).samefile(runs["low"]) and not Path(low["run"]).is_absolute()
     assert (low["step"], low["samples_seen"]) == (1, 64)
     assert len(low["sha256"]) == 64 and low["weights"] == "step_00000001.ema.safetensors"
+
+
+def test_what_it_was_trained_on_is_what_its_member_for_the_highest_noise_was(runs, tmp_path):
+    high = untrained_run(tmp_path / "high", "expert.node=[1,1]", "data.max_samples=7")
+    manifest = tmp_path / "e.yaml"
+    for members in ([runs["low"], high], [high, runs["low"]]):
+        write_manifest(manifest, members)
+        assert trained_on(manifest).max_samples == load_drawer(manifest).data.max_samples == 7
+    empty = {"members": []}
+    manifest.write_text(dump({**empty, SEAL: seal_of(empty)}))
+    with pytest.raises(ValueError, match=r"e\.yaml: names no members"):
+        trained_on(manifest)
 
 
 def test_an_interval_in_another_unit_fits_the_node_beside_it(runs, tmp_path):

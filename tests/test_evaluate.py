@@ -16,7 +16,7 @@ from ldm.config import compose, overriding
 from ldm.device import choose
 from ldm.ensemble import write_manifest
 from ldm.evaluation import evaluate as evaluation
-from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.evaluate import SCALES, _sampling, _usual_scales, evaluate
 from ldm.evaluation.points import identity_of
 from ldm.evaluation.reference_file import Reference
 from ldm.evaluation.table import show
@@ -46,6 +46,31 @@ def test_points_are_kept_for_the_same_guidance_whatever_its_scales(tmp_path: Pat
     assert len({identity(*words) for words in others}) == len(others)
     with held(tmp_path / "out", "evaluating into"), pytest.raises(FolderHeld, match="is evaluating into"):
         evaluate(compose("evaluate", [f"model={run}", f"out={tmp_path / 'out'}", "device=cpu"]))
+
+
+def test_points_whose_samples_or_columns_have_changed_are_of_another_identity():
+    def identity(fields: set[str], f: int, *words: str) -> str:
+        first_stage = SimpleNamespace(spec=SimpleNamespace(f=f))
+        model = SimpleNamespace(weights=[], fields=fields, first_stage=first_stage)
+        return identity_of(model, compose("evaluate", ["model=x", *words]))
+
+    plain = identity({"label"}, 8)
+    assert plain == identity({"image"}, 1), "older points of these stay valid"
+    assert identity({"image", "mask"}, 8) != plain, "they keep the known pixels now"
+    assert identity(set(), 1, "paired=[psnr]") != identity(set(), 8, "paired=[psnr]"), "which has a ceiling now"
+
+
+def test_the_usual_scale_is_that_of_the_runs_own_guidance(tmp_path: Path):
+    own, without = (load(untrained_run(tmp_path / name, f"guidance={name}")) for name in ("classifier_free", "null"))
+
+    def scales(model: Model, *words: str) -> list[float]:
+        tree = compose("evaluate", ["model=x", *words])
+        return _usual_scales(tree, model, _sampling(tree, model))
+
+    limits = "guidance.limits.sigma_lo=0.3"
+    assert scales(own) == scales(own, limits) == [3.0]
+    assert scales(without) == scales(without, limits) == scales(own, "guidance=classifier_free") == list(SCALES)
+    assert scales(own, "use_conditions=[]") == scales(without, "use_conditions=[]") == [1.0]
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")

@@ -154,7 +154,9 @@ def test_equal_scales_are_joint_guidance_at_its_costs(scale):
     asked.clear()
     guidance.guide(model)(X, SIGMA)
     assert asked == [{"image", "text"}, set()]
-    assert PerCondition({"image": 2.0, "text": 9.0}).with_scale(scale).scales == guidance.scales
+    mixed = PerCondition({"image": 2.0, "text": 9.0})
+    assert mixed.with_scale(scale).scales == guidance.scales
+    assert mixed.scale is None and guidance.scale == scale
 
 
 def test_scales_of_1_compare_nothing_and_one_condition_is_evaluated_twice():

@@ -147,12 +147,12 @@ def expand_sweep(arguments: list[str]) -> list[tuple[list[str], list[str]]]:
 def run_name(arguments: list[str], swept: Sequence[str] = ()) -> str:
     """Default run name: the experiment, the expert's node, the sweep's overrides; one name per job of a sweep.
 
-    In a sweep `run` takes the experiment's place.
+    In a sweep `run` takes the experiment's place. A value null is as if it was not given.
 
     >>> run_name(["experiment=quickstart/expert", "expert.node=[1,1]"])
     'quickstart-expert-1-1'
     """
-    values = dict(argument.partition("=")[::2] for argument in arguments)
+    values = {key: value for key, _, value in (word.partition("=") for word in arguments) if value != "null"}
     name = values.get("run") or values.get("experiment", "run")
     parts = ("expert.node", "expert.interval", "expert.exclude")
     node, interval, hole = (re.findall(r"[\w.]+", values.get(key, "")) for key in parts)

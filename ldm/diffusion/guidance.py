@@ -54,6 +54,10 @@ class FieldGuidance(Guidance, Protocol):
 class ScaledGuidance(Guidance, Protocol):
     """Guidance that compares, by a scale that can be varied: 0 is what it compares with, 1 no guidance."""
 
+    @property
+    def scale(self) -> float | None:
+        """Its scale; None where it has several that differ."""
+
     def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
         """Those of `conditions`, all that may be left out, that a reference lacks.
 
@@ -120,6 +124,12 @@ class PerCondition:
             raise UserError("guidance.scales: names no condition, guidance.scales={text:3,label:1.5} names two")
         self.scales = {name: finite(scale, f"guidance.scales.{name}") for name, scale in scales.items()}
         self.limits = limits or Limits()
+
+    @property
+    def scale(self) -> float | None:
+        """That of all its conditions; None where they differ."""
+        scales = set(self.scales.values())
+        return scales.pop() if len(scales) == 1 else None
 
     def left_out(self, conditions: Sequence[str]) -> frozenset[str]:
         """Those whose scale is not that of all before it. Raises ValueError naming one that is not in `conditions`."""

@@ -44,6 +44,8 @@ def costs(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     if v100s is not None and not 0 < v100s < float("inf"):
         raise UserError(f"v100s={v100s}: must be positive; an A100 is worth 2.2")
     models = [load_model(Path(path).expanduser()) for path in paths]
+    for model in models:
+        model.data.setup()
     rows = [_row(model, tree) for model in models]
     if tree["published"]:
         empty = dict.fromkeys(rows[0])
@@ -57,6 +59,7 @@ def _row(model: Model, tree: dict[str, Any]) -> Row:
     asked = {"sampler": None, "sigmas": None, "guidance": None}
     short, sampling = model.sampling({**asked, "num_steps": 2}), model.sampling(asked)
     rate = samples_per_second(model.to(device).tuned(), short, sampling, tree["batch_size"], device)
+    model.to("cpu")  # the next one has the device alone
     first_stage = first_stage_of(run)
     own, stage = _device_days(run), _device_days(Path(first_stage)) if first_stage else None
     return {

@@ -153,10 +153,11 @@ def _curve(
     own = folder / cell.name
     if protocol:
         protocol.check(model, sampling)
-    curve = Curve(
-        model, cell.tree, cell.columns, own, sampling, asked or _usual_scales(cell.tree, model, sampling), identity,
-        points_of(own, identity) if rank == 0 else {}, protocol,
-    )  # fmt: skip
+    scales = asked or _usual_scales(cell.tree, model, sampling)
+    if not asked and rank == 0:
+        print(f"{model.name}: guidance.scale=[{','.join(f'{scale:g}' for scale in scales)}]", flush=True)
+    done = points_of(own, identity) if rank == 0 else {}
+    curve = Curve(model, cell.tree, cell.columns, own, sampling, scales, identity, done, protocol)
     for scale in curve.missing:
         model.left_out(sampling.with_scale(scale))
     if rank == 0 and not curve.done:
@@ -184,10 +185,13 @@ def _asked_scales(given: Any) -> list[float]:
 
 
 def _usual_scales(tree: dict[str, Any], model: Drawer, sampling: Sampling) -> list[float]:
-    """The run's own scale; `SCALES` for guidance that `tree` names or that has several, where anything is guided."""
-    own = None if "_target_" in tree["guidance"] else getattr(sampling.guidance, "scale", None)
-    if own is not None:
-        return [own]
+    """The scale of a run's own guidance; without one, or for guidance that `tree` names, `SCALES`, or 1 alone for a
+    model that cannot be guided.
+    """
+    if "_target_" not in tree["guidance"]:
+        own = model.sampling({key: tree[key] for key in ("weak_model", "first_stage", "use_conditions")})
+        if own.chosen["guidance"] and own.guidance.scale is not None:
+            return [own.guidance.scale]
     try:
         model.left_out(sampling.with_scale(SCALES[-1]))
     except ValueError:

@@ -44,6 +44,10 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
     if tree["protocol"]:
         facts["protocol"] = {key: tree["protocol"].get(key) for key in ("name", "subsets")}
     facts |= facts_of(tree["reference"])
+    if {"image", "mask"} <= model.fields:
+        facts["known_pixels"] = "kept"  # older points are of samples that did not keep them
+    if tree["paired"] and model.first_stage.spec.f > 1:
+        facts["ceiling"] = "first stage"  # older points have no such columns
     for key in ("weak_model", "classifier"):
         if tree[key]:
             facts[key] = load_weights(Path(tree[key])).digest

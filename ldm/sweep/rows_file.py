@@ -22,7 +22,7 @@ def turn(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(held(path.with_name(f".{path.name}.held"), "adding a cell to the results of"))
+                stack.enter_context(held(path.with_name(f".{path.name}.held"), "adding to the results in"))
                 break
             except (FolderHeld, FileNotFoundError):  # or the other one removes its folder just now
                 if time.monotonic() > last:

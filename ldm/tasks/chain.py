@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
 from ldm.launching.local import is_stopping, stop
 
@@ -87,5 +88,15 @@ class Chain:
         elif status != FINISHED:
             print(f"{step.name} ended with status {status}; its message is above", flush=True)
         else:
-            step.after()
-        return status == FINISHED
+            return _ends(step)
+        return False
+
+
+def _ends(step: Step) -> bool:
+    """Do what is left of a step whose job has finished; False if it cannot be done, which is said."""
+    try:
+        step.after()
+    except (UserError, OSError) as error:
+        print(f"{step.name}: {error}", flush=True)
+        return False
+    return True

@@ -22,7 +22,7 @@ def judge(part: Part, tree: dict[str, Any]) -> None:
     folder = Places(tree).judged(part)
     found = JUDGES[part.task](Bench(tree, part, folder))
     save_image(folder / SHEET, found.sheet, factor=found.enlarge, text={"caption": found.caption})
-    write_json(folder / JUDGED, found.rows)
+    write_json(folder / JUDGED, {"rows": found.rows})
 
 
 def caption_of(sheet: Path) -> str:

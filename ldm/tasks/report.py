@@ -114,6 +114,5 @@ def _keep(tree: Tree, part: Part, results: Results) -> None:
     folder = Places(tree).judged(part)
     results.path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / SHEET, results.sheet(part))
-    rows: Any = read_json(folder / JUDGED)
-    results.add(part, rows, settings_of(tree, part))
+    results.add(part, read_json(folder / JUDGED)["rows"], settings_of(tree, part))
     print(f"{part.name}: judged, rows of {results.path}", flush=True)

@@ -55,8 +55,8 @@ def _is(row: Row, part: Part) -> bool:
 def _check(row: Row, place: str) -> None:
     """Raises UserError naming the `place` for what is not a row."""
     texts = all(isinstance(row.get(name), str) for name in TEXTS)
-    if not texts or type(row.get("seed")) is not int or not isinstance(row.get("value"), int | float):
-        raise UserError(f"{place}: not the row of a task, with {', '.join(TEXTS)}, seed and a value")
+    if not texts or type(row.get("seed")) is not int:
+        raise UserError(f"{place}: not the row of a task, with {', '.join(TEXTS)} and seed")
     for name in NUMBERS:
-        if isinstance(row.get(name), str):
-            raise UserError(f"{place}: {name} is {row[name]!r}, and not a number")
+        if not isinstance(row.get(name), int | float):
+            raise UserError(f"{place}: {name} is {row.get(name)!r}, and not a number")

@@ -17,7 +17,7 @@ Images = dict[str, Tensor]
 
 def judge_superres(bench: Bench) -> Judgement:
     """PSNR, SSIM, LPIPS and KID of all that enlarges the same held-out pictures (arXiv 2112.10752, tables 5 and 11)."""
-    found, truth = _enlarged(bench, "samples")
+    found, truth = _enlarged(bench)
     table = _measured(bench, found, truth)
     bench.add_mean("obeyed: PSNR less with low shuffled", table["samples"]["PSNR"] - table["low shuffled"]["PSNR"])
     bench.add_mean("LPIPS of bicubic less that of samples", table["bicubic"]["LPIPS"] - table["samples"]["LPIPS"])
@@ -26,7 +26,7 @@ def judge_superres(bench: Bench) -> Judgement:
 
 def judge_degraded(bench: Bench) -> Judgement:
     """The same of pictures that are not as clean as those of a resize, where a model of clean ones is beside."""
-    found, truth = _enlarged(bench, "samples")
+    found, truth = _enlarged(bench)
     table = _measured(bench, found, truth)
     clean = table[_called(TASKS[bench.part.task][1])]
     bench.add_mean("obeyed: PSNR less with low shuffled", table["samples"]["PSNR"] - table["low shuffled"]["PSNR"])
@@ -35,7 +35,7 @@ def judge_degraded(bench: Bench) -> Judgement:
     return _shown(bench, found, truth)
 
 
-def _enlarged(bench: Bench, own: str) -> tuple[Images, Tensor]:
+def _enlarged(bench: Bench) -> tuple[Images, Tensor]:
     """What each of the task's models and of the baselines makes of the files, by its name; and the true pictures."""
     first, *others = TASKS[bench.part.task]
     model = bench.model(first)
@@ -47,7 +47,7 @@ def _enlarged(bench: Bench, own: str) -> tuple[Images, Tensor]:
     found = {
         "bicubic": F.interpolate(small, truth.shape[2:], mode="bicubic").clamp(-1, 1),
         "first stage's ceiling": bench.reconstructed(model, truth),
-        own: bench.sample(model, given),
+        "samples": bench.sample(model, given),
         "low shuffled": bench.sample(model, given[1:] + given[:1]),
     }
     return {**found, **{_called(name): bench.sample(bench.model(name), given) for name in others}}, truth
