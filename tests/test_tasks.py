@@ -30,8 +30,8 @@ from ldm.tasks.results import Results
 from ldm.tasks.segmenter import Segmenter, confusion, miou
 from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, needed, parts
 
-MODELS = ("unconditional", "text", "layout", "superres_x4", "inpainting")  # whose judges are run here
-MODEL_OF = dict.fromkeys(("superres_x2", "superres_x4_bsr"), "superres_x4")
+MODELS = ("text", "layout", "superres_x4", "inpainting")  # whose judges are run here, and those of others for which
+MODEL_OF = {"unconditional": "text", "superres_x4_bsr": "superres_x4"}  # one of these does as well
 
 
 def tree(folder: Path, *more: str) -> dict:
@@ -119,7 +119,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "unconditional": "kid/efficientnet_lite0@32, samples",
         "text": "obeyed: mean rank without less with the text, share of held-out captions",
         "layout": "obeyed: IoU less with boxes shuffled",
-        "superres_x2": "LPIPS of bicubic less that of samples",
         "superres_x4_bsr": "LPIPS of the model of clean pictures less that of samples",
         "inpainting": "largest difference outside the hole, of 255",
     }.items(),
