@@ -418,11 +418,13 @@ def test_shards_may_be_a_list_and_quotes_are_the_shells(tmp_path):
 def test_a_tilde_is_the_home_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for key, root in (("runs_dir", "config"), ("first_stage", "config"), ("branch", "config"), ("model", "sample"),
-                      ("out", "sample"), ("target", "sample"), ("weak_model", "sample")):  # fmt: skip
-        base = [] if root == "config" or key == "model" else ["model=x"]
+                      ("out", "sample"), ("target", "sample"), ("weak_model", "sample"),
+                      ("results", "sweep_f"), ("results", "tasks_report"), ("fashion", "tasks_report")):  # fmt: skip
+        base = ["model=x"] if root == "sample" and key != "model" else []
         assert compose(root, [*base, f"{key}=~/a/b c"])[key] == "/home/me/a/b c"
         with pytest.raises(ValueError, match=f"{key}=~nosuchuser/x: .*home.*nosuchuser"):
             compose(root, [*base, f"{key}=~nosuchuser/x"])
+    assert compose("tasks_report", ["fashion=123", "results=null"])["fashion"] == "123"
     assert compose("config", ["data=shards", "data.train=~/a.tar"])["data"]["train"] == "~/a.tar"  # as it was saved
     for word in ("data.train=~nosuchuser/x", "data.cache=~nosuchuser/x", "conditioner.text.path=~nosuchuser/x"):
         words = ["data=shards", "data.train=/a", "conditioner=[text]", word]

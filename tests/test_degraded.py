@@ -49,7 +49,8 @@ def test_it_trains_on_crops_resumes_exactly_and_is_sampled(
     assert_equal_runs(whole.folder, parts.folder, step=4)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "small.png")
     common = [f"model={whole.folder}", "num_images=1", "num_steps=2", "device=cpu"]
-    for side, size in ((16 if "crop_size=16" in crop else 32, []), (64, ["image_size=64"])):
-        for given in (f"low={tmp_path}/small.png", f"image={tmp_path}/small.png"):
-            assert main(overriding([*common, given, *size, f"out={tmp_path}/out"])) == 0
-            assert Image.open(tmp_path / "out" / "image_0000.png").size == (side, side)
+    window = 16 if "crop_size=16" in crop else 32
+    for key, side, size in (("low", 32, []), ("image", window, []), ("low", 64, [64]), ("image", 64, [64])):
+        words = [f"{key}={tmp_path}/small.png", *(f"image_size={px}" for px in size)]
+        assert main(overriding([*common, *words, f"out={tmp_path}/out"])) == 0
+        assert Image.open(tmp_path / "out" / "image_0000.png").size == (side, side)

@@ -1,18 +1,21 @@
 """The report on the tasks: its judges on answers that are known, its chain, and the whole at toy length."""
 
 import csv
+import math
 import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import toys
 
 from ldm.config import compose, overriding
 from ldm.data.making.canvases import CanvasSettings, canvas
 from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
-from ldm.tasks.bench import Judgement
+from ldm.networks.downloads import locate
+from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
 from ldm.tasks.chain import Chain, Step
 from ldm.tasks.finding import best_overlaps, found_boxes, overlap
@@ -27,7 +30,10 @@ from ldm.tasks.report import Chain as UsedChain
 from ldm.tasks.report import _keep, settings_of, tasks_report
 from ldm.tasks.results import Results
 from ldm.tasks.segmenter import Segmenter, confusion, miou
-from ldm.tasks.trainings import TASKS, TRAININGS, Part, needed, parts
+from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, needed, parts
+
+MODELS = ("text", "layout", "superres_x4", "inpainting")  # whose judges are run here, and those of others for which
+MODEL_OF = {"unconditional": "text", "superres_x4_bsr": "superres_x4"}  # one of these does as well
 
 
 def tree(folder: Path, *more: str) -> dict:
@@ -95,6 +101,43 @@ def test_a_hole_is_filled_and_nothing_else_changed():
     assert torch.equal(within(torch.ones_like(images), images, mask)[:, :, 2:5, 3:6], torch.ones(2, 3, 3, 3))
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each kind of model that judges look at, hardly trained, at 32 px, on the latents of one first stage."""
+    folder = tmp_path_factory.mktemp("tasks")
+    made = {"train": 16, "validation": 12}
+    canvases = [f"data.{split}=canvases://{split}/size=32/samples={count}" for split, count in made.items()]
+    stage = folder / toys.train("tasks/emoji_autoencoder", folder, run="stage").folder.name
+    for name in MODELS:
+        more = canvases if TRAININGS[name].images == CANVASES else ("data.validation_samples=12",)
+        toys.train(f"tasks/{name}", folder, f"first_stage={stage}", "max_steps=1", *more, run=f"tasks-{name}-seed0")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+@pytest.mark.parametrize(
+    ("task", "said"),
+    {
+        "unconditional": "kid/efficientnet_lite0@32, samples",
+        "text": "obeyed: mean rank without less with the text, share of held-out captions",
+        "layout": "obeyed: IoU less with boxes shuffled",
+        "superres_x4_bsr": "LPIPS of the model of clean pictures less that of samples",
+        "inpainting": "largest difference outside the hole, of 255",
+    }.items(),
+)
+def test_a_judge_has_numbers_within_their_intervals_and_a_sheet(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, said: str
+):
+    monkeypatch.setattr(Bench, "run", lambda bench, name: runs / f"tasks-{MODEL_OF.get(name, name)}-seed0")
+    found = JUDGES[task](Bench(tree(tmp_path), Part(task, 0), tmp_path))
+    rows = {row["quantity"]: row for row in found.rows}
+    assert len(rows) == len(found.rows) and said in rows and found.caption
+    assert all(math.isfinite(row["value"]) and row["num"] >= 2 for row in found.rows)
+    assert found.sheet.ndim == 3 and len(found.sheet) == 3 and found.sheet.abs().max() <= 1
+    if task == "inpainting":  # of all pictures
+        assert rows[said]["low"] <= rows[said]["value"] == rows[said]["high"] <= 1
+
+
 # What is done when
 
 
@@ -154,6 +197,33 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         with pytest.raises(ValueError, match=said):
             tasks_report(tree(tmp_path / "runs", *words))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_only_a_judge_would_miss_is_refused_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(UsedChain, "run", None)
+
+    def refused(said: str, *words: str) -> None:
+        with pytest.raises(UserError, match=said):
+            one = [f"runs_dir={tmp_path / 'runs'}", "device=cpu", "tasks=[layout]", *words]
+            tasks_report(compose("tasks_report", overriding(one)))
+
+    for key in ("metric", "logger", "launcher"):
+        refused(f"^{key}=null: ", f"{key}=null")
+    refused("^metric.path=typo.pth: no such file", "metric=inception", "metric.path=typo.pth")
+    refused(r"^data.validation=x.tar, of overrides= .*layout is judged on canvases", "overrides=data.validation=x.tar")
+    refused(r"overrides_of.layout=: 'sise=3' is none", "overrides=data.validation=canvases://validation/sise=3")
+    for task, option in {"inpainting": "masks", "superres_x2": "holes"}.items():
+        refused(rf"overrides_of.{task}=: .* comes from", f"tasks=[{task}]", f'overrides_of.{task}="derived=[{option}]"')
+    kept = tmp_path / "cache"
+    kept.mkdir()
+    shutil.copy(locate("efficientnet_lite0"), kept)
+    monkeypatch.setenv("LDM_CACHE", str(kept))
+    refused("no weights for 'lpips_alex'", "tasks=[superres_x2]")
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path))
+    refused("no weights for 'efficientnet_lite0'")
+    assert not (tmp_path / "runs").exists()
 
 
 # What is kept

@@ -103,7 +103,7 @@ def resolved(config_name: str, words: list[str]) -> str:
     for group in (group for group, default in root(config_name)[1].items() if isinstance(default, list)):
         for text in (_leaf(group, option) for option in groups()[group]):
             for name, part in yaml.safe_load(text).items():  # the parts of an option, under their names
-                if part["_target_"] == ((tree[group] or {}).get(name) or {}).get("_target_"):
+                if name != "defaults" and part["_target_"] == ((tree[group] or {}).get(name) or {}).get("_target_"):
                     found |= _said_of((group, name), text, (name,))
     for text in experiments:
         found |= comments(text)

@@ -50,6 +50,8 @@ PATHS = frozenset(
         "suite",
         "study",
         "answers",
+        "results",
+        "fashion",
     }
 )
 LATER_PATHS = frozenset(

@@ -14,6 +14,7 @@ from ldm.holding import held
 from ldm.launching import Job
 from ldm.launching.local import passing_on
 from ldm.tasks.chain import Chain, Step
+from ldm.tasks.checks import check_judging
 from ldm.tasks.judging import JUDGED, SHEET
 from ldm.tasks.page import write_page
 from ldm.tasks.results import Results
@@ -37,6 +38,8 @@ def tasks_report(tree: Tree) -> Path | None:
     missing = [part for part in asked if not results.find(part)]
     if not tree["train"] and len(missing) == len(asked):
         raise UserError(f"train=false: none of the {len(asked)} tasks is in {results.path}")
+    if tree["train"]:
+        check_judging(tree, missing)
     with held(places.folder, "judging tasks into"):
         write_json(places.folder / "tasks.json", tree)
         print(f"{len(asked)} tasks, {len(asked) - len(missing)} of them in {results.path}", flush=True)
@@ -60,6 +63,9 @@ def settings_of(tree: Tree, part: Part) -> str:
 
 def _check_keys(tree: Tree, asked: list[Part]) -> None:
     choose(tree["device"])
+    for key in ("metric", "logger", "launcher"):
+        if tree.get(key) is None:
+            raise UserError(f"{key}=null: the report needs one; leave it out for that of conf/tasks_report.yaml")
     for key, least in {"jobs": 1, "num_samples": 10, "batch_size": 1, "resamples": 1}.items():
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")
@@ -70,7 +76,7 @@ def _check_keys(tree: Tree, asked: list[Part]) -> None:
         if tree["fashion"] is None:
             raise UserError("fashion: class_fashion needs fashion=FOLDER, the shards of scripts/make_idx_shards.py")
         for split in ("train", "validation"):
-            if not list(Path(tree["fashion"]).expanduser().glob(f"{split}-*.tar")):
+            if not list(Path(tree["fashion"]).glob(f"{split}-*.tar")):
                 raise UserError(f"fashion={tree['fashion']}: has no {split}-*.tar")
     for name in trained:
         compose("config", words_of(tree, name, 0))

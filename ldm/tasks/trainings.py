@@ -9,20 +9,15 @@ from ldm.config import compose, overriding
 from ldm.errors import UserError
 
 Tree = dict[str, Any]
-ON_CANVASES = ("data=canvases", "task.keep_latents=true")
 EMOJI, FASHION, CANVASES = "emoji", "fashion", "canvases"  # images: built in, of fashion=, made of those built in
 
 
 @dataclass(frozen=True)
 class Training:
-    """An experiment of conf/experiment/tasks on some `images`, on the latents of `first_stage` if there is one.
-
-    `more` are words of its own for train.py.
-    """
+    """An experiment of conf/experiment/tasks on some `images`, on the latents of `first_stage` if there is one."""
 
     images: str
     first_stage: str | None = None
-    more: tuple[str, ...] = ()
 
 
 TRAININGS: Mapping[str, Training] = {
@@ -35,11 +30,11 @@ TRAININGS: Mapping[str, Training] = {
     "text": Training(EMOJI, "emoji_autoencoder"),
     "layout": Training(CANVASES, "canvas_autoencoder"),
     "semantic_map": Training(CANVASES, "canvas_autoencoder"),
-    "superres_x2": Training(CANVASES, "canvas_autoencoder", ON_CANVASES),
+    "superres_x2": Training(CANVASES, "canvas_autoencoder"),
     "superres_x4": Training(CANVASES, "canvas_autoencoder"),
     "superres_x4_regression": Training(CANVASES, "canvas_autoencoder"),
     "superres_x4_pixel": Training(CANVASES),
-    "superres_x4_bsr": Training(CANVASES, "canvas_autoencoder", ON_CANVASES),
+    "superres_x4_bsr": Training(CANVASES, "canvas_autoencoder"),
     "inpainting": Training(CANVASES, "canvas_autoencoder"),
 }
 # What a task's judge looks at, its own model first.
@@ -112,7 +107,7 @@ def words_of(tree: Tree, name: str, seed: int) -> list[str]:
     if training.images == FASHION:
         found += [f"data.{part}={Path(tree['fashion']) / part}-*.tar" for part in ("train", "validation")]
     own = tree["overrides_of"].get(name) or ""
-    return overriding([*found, *training.more, *tree["overrides"].split(), *own.split()])
+    return overriding([*found, *tree["overrides"].split(), *own.split()])
 
 
 def steps_of(tree: Tree, name: str) -> int:
