@@ -68,7 +68,7 @@ def named_models(model: str) -> str | list[str]:
 def is_again(words: Sequence[str]) -> bool:
     """Whether the words of sample.py name a picture to make anew. Raises UserError for one that makes it another."""
     keys = [bare(word) for word in words]
-    if "again" not in keys:
+    if "again" not in keys or not {"again=null", "~again"}.isdisjoint(words):
         return False
     for key in keys:
         if not is_path(key) and key.partition(".")[0] not in BESIDE_AGAIN:

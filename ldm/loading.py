@@ -36,8 +36,7 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> 
     path = there(path)
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema)
-    config = _run_of(path) / "config.yaml"
-    kind = kind_of(load_tree(config)) if config.exists() else "diffusion"  # whose loader names the missing file
+    kind = _kind(path)
     if kind not in RUNS:
         raise UserError(f"{path}: a {kind}, which nothing here loads; there are {', '.join(RUNS)}")
     return RUNS[kind](path, first_stage, ema)
@@ -51,6 +50,15 @@ def load_drawer(path: str | Path, first_stage: str | None = None, ema: str = "em
     return load_model(path, first_stage, ema)
 
 
+def check_draws(path: str | Path) -> None:
+    """Raises UserError for a path whose tree says that `load_drawer` would refuse it; no weights are read."""
+    path = there(path)
+    if path.suffix == ".yaml":
+        _manifest_kind(path)
+    elif _kind(path) != "diffusion":
+        raise UserError(f"{path}: a {_kind(path).replace('_', ' ')}, which draws no images")
+
+
 def trained_on(path: str | Path) -> ShardData | None:
     """The data of a run, or of an ensemble's member for the highest noise, as its saved tree says; no weights are read.
 
@@ -60,6 +68,12 @@ def trained_on(path: str | Path) -> ShardData | None:
     file = lead_of(read_members(path)).file if path.suffix == ".yaml" else path
     config = _run_of(file) / "config.yaml"
     return Parts(load_tree(config))["data"] if config.exists() else None
+
+
+def _kind(path: Path) -> str:
+    """The kind of a run; that of models for one without a tree, whose loader names the missing file."""
+    config = _run_of(path) / "config.yaml"
+    return kind_of(load_tree(config)) if config.exists() else "diffusion"
 
 
 def _run_of(path: Path) -> Path:
@@ -78,7 +92,11 @@ def _latents_of(path: Path, first_stage: str | None) -> nn.Module:
 def _load_manifest(path: Path, first_stage: str | None, ema: str) -> Drawer:
     if ema != "ema":
         raise UserError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
+    return MANIFESTS[_manifest_kind(path)](path, first_stage)
+
+
+def _manifest_kind(path: Path) -> str:
     kind = load_plain(path, "an ensemble's manifest").get("kind", KIND)
     if kind not in MANIFESTS:
         raise UserError(f"{path}: kind {kind!r} is not known here; there are {', '.join(MANIFESTS)}")
-    return MANIFESTS[kind](path, first_stage)
+    return kind

@@ -26,6 +26,20 @@ def found(text: str, folder: Path) -> Path:
     return next((place for place in places if place.exists()), places[0])
 
 
+def stored(text: str, folder: Path) -> Path:
+    """Resolve a path stored in a file of anyone in `folder`: see `found`, but `~` is nobody's home."""
+    places = (folder.resolve() / text, folder / Path(text).name)
+    return next((place for place in places if is_there(place)), places[0])
+
+
+def is_there(place: Path) -> bool:
+    """Whether something is at a place; no name that a file can have is no error."""
+    try:
+        return place.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def first_stage_of(run: Path) -> str | None:
     """The path of the first stage that the run in folder `run` was trained with; as stored if it is not found.
 

@@ -25,12 +25,17 @@ def main(arguments: list[str]) -> int:
         extra = "'.[demo]'" if IN_CHECKOUT else "'ldm-trainer[demo]'"
         raise UserError(f"the page needs gradio, which is not installed: pip install {extra}")
     check_there(tree)
+    asked = named_models(tree["model"])
+    paths = asked if isinstance(asked, list) else [asked]
+    if not paths:
+        raise UserError("model=[]: names no model")
     from ldm.demo.page import Shown, page, serve
     from ldm.device import choose
-    from ldm.loading import load_drawer
+    from ldm.loading import check_draws, load_drawer
 
-    device, asked = choose(tree["device"]), named_models(tree["model"])
-    paths = asked if isinstance(asked, list) else [asked]
+    device = choose(tree["device"])
+    for path in paths:
+        check_draws(path)
     models: list[Shown] = []
     for path in paths:
         ema = "ema" if Path(path).suffix == ".yaml" else tree["ema"]

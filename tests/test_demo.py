@@ -11,6 +11,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -21,8 +24,21 @@ from toys import ROOT
 from untrained import untrained_run
 
 import sample
+from ldm.demo import inputs
 from ldm.demo.drawing import new_folder, packed, pictures
-from ldm.demo.inputs import BOXES, CLASS, FILE, PICTURE_AND_HOLE, TEXT, Input, inputs_of, more_words, tree_of, words_of
+from ldm.demo.inputs import (
+    BOXES,
+    CLASS,
+    FILE,
+    PICTURE_AND_HOLE,
+    TEXT,
+    Input,
+    command,
+    inputs_of,
+    more_words,
+    tree_of,
+    words_of,
+)
 from ldm.loading import load_drawer
 
 HOLES = ["conditioner=[masked_image]", "derived=[holes]"]
@@ -48,11 +64,14 @@ def test_each_field_that_a_model_reads_has_an_input(tmp_path):
         assert [(each.key, each.kind) for each in found] == expected, name
 
 
-def test_what_is_filled_in_are_words_of_sample_py(tmp_path):
+def test_what_is_filled_in_are_words_of_sample_py(tmp_path, monkeypatch):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
     layer = Image.new("RGBA", (16, 12))
     layer.paste((255, 255, 255, 255), (4, 4, 8, 8))
+    (tmp_path / "uploads").mkdir()
+    picture.save(tmp_path / "uploads" / "up.png")
     fields = [
+        Input("low", FILE),
         Input("prompt", TEXT),
         Input("image", PICTURE_AND_HOLE),
         Input("start", PICTURE_AND_HOLE),
@@ -72,7 +91,16 @@ def test_what_is_filled_in_are_words_of_sample_py(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "image.png")), np.asarray(picture))
     assert np.argwhere(np.asarray(Image.open(tmp_path / "image-hole.png"))).min(0).tolist() == [4, 4]
     assert Image.open(tmp_path / "start.png").size == (8, 8), "as large as the images will be"
+    small = {"low": str(tmp_path / "uploads" / "up.png")}
+    assert words_of([Input("low", FILE)], small, tmp_path, 8) == [f"low={tmp_path}/low.png"]
+    assert (tmp_path / "low.png").read_bytes() == (tmp_path / "uploads" / "up.png").read_bytes(), "kept"
+    words_of([fields[3], Input("low", FILE, sets_size=True)], {**small, "start": values["start"]}, tmp_path, 8)
+    assert Image.open(tmp_path / "start.png").size == (16, 12), "as it is, where another file sets the size"
     assert json.loads((tmp_path / "boxes.json").read_text())["objects"][0]["box"] == [0, 0, 1, 1]
+    assert shlex.split(command("x", "ema", words, 4))[2:] == ["model=x", "batch_size=4", *words]
+    monkeypatch.setattr(inputs, "named", lambda: ["mine"])
+    assert "plugins=[mine]" in shlex.split(command("x", "ema", words, 4)), "a shell needs the packages too"
+    monkeypatch.undo()
     tree = tree_of("x", "ema", words, 4, "cpu", tmp_path)
     assert tree["prompt"] == "a, 'b' ${x}" and tree["guidance"]["limits"]["sigma_lo"] == 0.3
 
@@ -91,7 +119,9 @@ def test_a_visitor_names_no_files_and_no_code(word):
 def test_pictures_come_batch_by_batch_with_their_recipes(tmp_path):
     run = untrained_run(tmp_path / "toy")
     folder, told = new_folder(tmp_path / "out"), []
-    words = ["label=1", "num_images=3", "sampler=heun"]
+    start = {"background": Image.new("RGB", (9, 8), "red")}
+    words = ["label=1", "num_images=3", "sampler=heun",
+             *words_of([Input("start", PICTURE_AND_HOLE)], {"start": start, "strength": 1}, folder, 8)]  # fmt: skip
     tree = tree_of(str(run), "ema", words, 2, "cpu", folder)
     found = list(
         pictures(load_drawer(run), tree, words, torch.device("cpu"), folder, lambda *given: told.append(given))
@@ -102,13 +132,18 @@ def test_pictures_come_batch_by_batch_with_their_recipes(tmp_path):
         shares == sorted(shares) and 0 <= shares[0] < 0.1 and 0.8 < shares[-1] <= 1 and told[-1][1] == "2 of 3 images"
     )
     assert "recipe" in Image.open(found[-1][-1]).text
-    assert packed(folder).stat().st_size > 0
+    with zipfile.ZipFile(packed(folder)) as file:
+        file.extractall(tmp_path / "elsewhere")
+    assert sample.main([f"again={tmp_path}/elsewhere/0001.png", f"model={run}", f"out={tmp_path}/new"]) == 0
 
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch):
     spec = importlib.util.spec_from_file_location("demo_script", ROOT / "scripts" / "demo.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "find_spec", lambda name: True)
+    with pytest.raises(ValueError, match=r"model=\[\]: names no model"):
+        script.main(["model=[]"])
     monkeypatch.setattr(script, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs gradio, which is not installed: pip install '\.\[demo\]'"):
         script.main(["model=x"])
@@ -164,7 +199,7 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
         origin = f"http://127.0.0.1:{port}/"
         for width in (400, 1400):
             browser.open(origin, width, "light")
-            until("document.querySelector('.draw')")
+            until("Boolean(document.querySelector('.draw'))")
             assert browser.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
         press("button.draw")
         until(f"{STATE}.startsWith('4 images in ')")
@@ -174,6 +209,9 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
             content = browser("Runtime.evaluate", expression=READ.replace("URL", json.dumps(source)), awaitPromise=True,
                               returnByValue=True)["result"]["value"]  # fmt: skip
             shown.append(Image.open(io.BytesIO(base64.b64decode(content))))
+        for path in (tmp_path / "out" / "0001" / "0000.png", tmp_path / "out" / "0001" / "0000.json"):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"{origin}gradio_api/file={path}")
         recipes = [json.loads(picture.text["recipe"]) for picture in shown[:4]]
         assert [recipe["drawn"]["number"] for recipe in recipes] == [0, 1, 2, 3], "their recipes went along"
         line = browser.evaluate("document.querySelector('.command textarea').value")

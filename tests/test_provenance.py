@@ -124,6 +124,7 @@ def test_a_picture_has_all_that_it_is_a_function_of(here, tmp_path, monkeypatch)
         "model=text prompt= num_images=1",
         "model=toy label=1 to_seed=3 num_images=3 batch_size=2",
         "model=toy label=[1,3] num_images=2 batch_size=3",
+        "model=toy label=[animals-nature,1] num_images=1",
         "model=toy label=1|start=start, a=b.png canvas=[0,8,0,0] num_steps=2",
         "model=toy label=1|start=start, a=b.png strength=0.5 num_steps=6",
         "model=toy label=1|start=start, a=b.png start_mask=hole.png sampler=ddpm",
@@ -252,6 +253,13 @@ def test_a_recipe_that_a_picture_lost_is_read_beside_it(here, tmp_path, capsys):
         (lambda r: r["drawn"].update(places=[[1, 0, 1]]), "places are no images"),
         (lambda r: r["drawn"].update(at=7), "at is none of its images"),
         (lambda r: r["model"].update(path=["x"]), r"which is not there; model= says where it is now"),
+        (lambda r: r["options"].update(prompts="/etc/passwd"), "prompts: a file, which no recipe names"),
+        (lambda r: r["options"].update(prompts=["a", 3]), "prompts: a file, which no recipe names"),
+        (lambda r: r["model"].update(path="~nobody-at-all/x"), r"which is not there; model= says where it is now"),
+        (lambda r: r["model"].update(path="x\n" * 999), r"which is not there; model= says where it is now"),
+        (lambda r: r["files"].update(start={"path": "~/x"}), r"with start=.*/~/x, which is not there"),
+        (lambda r: r["drawn"].update(at=None, shown=1, columns=1 << 40, batch_size=1), "at is none of its images"),
+        (lambda r: r["model"]["weights"].append(3), r"has other weights than it was made with"),
         (lambda r: r["model"].update(weights="x"), r"has other weights than it was made with"),
     ],
 )  # fmt: skip
@@ -266,6 +274,7 @@ def test_what_is_no_picture_of_ours_and_what_would_be_another_picture_is_refused
     edited = with_recipe(picture, lambda r: r["options"].update(seed=1), seal=False)
     (tmp_path / "no.png").write_bytes(b"x")
     save_image(tmp_path / "none.png", torch.zeros(3, 8, 8))
+    Image.new("1", (20000, 10000)).save(tmp_path / "huge.png")
     jpeg = io.BytesIO()
     Image.open(picture).save(jpeg, "JPEG")
     (tmp_path / "a.jpg").write_bytes(jpeg.getvalue())
@@ -278,6 +287,11 @@ def test_what_is_no_picture_of_ours_and_what_would_be_another_picture_is_refused
         ([f"again={tmp_path}/a.jpg"], r"a\.jpg: has no recipe"),
         (["again="], "again=: nothing is given"),
         ([f"again={picture}", "seed=1"], "seed: again= makes a picture as its recipe says"),
+        ([f"again={tmp_path}/huge.png"], r"huge\.png: .*too many pixels"),
+        ([f"again={picture}", f"start={picture}"], r"start: .*1_0000\.png was made without it; leave it out"),
+        ([f"again={picture}", f"given.style={picture}"], r"given\.style: .*1_0000\.png was made without it"),
+        ([f"again={picture}", f"weak_model={here}/weak"], r"weak_model: .*1_0000\.png was made without it"),
+        (["again=null"], "model: has to be given"),
         ([f"again={picture}", "guidance.scale=1"], r"guidance\.scale: again= makes"),
         ([f"again={picture}", f"model={here}/weak"], "has other weights than it was made with"),
         ([f"again={picture}", "device=warp9"], "device=warp9: not a device"),

@@ -69,9 +69,9 @@ def with_steps(sampling: Sampling, tell: Callable[[float], Any]) -> Sampling:
 
 
 def packed(folder: Path) -> Path:
-    """A zip of a folder's pictures with their recipes, in it."""
+    """A zip of all in a folder, in it: pictures, their recipes, and the files that they were made with."""
     path = folder / "pictures.zip"
     with zipfile.ZipFile(path, "w") as file:
-        for each in sorted(folder.glob("[0-9]*.*")):
+        for each in sorted(each for each in folder.iterdir() if each != path):
             file.write(each, each.name)
     return path

@@ -5,6 +5,7 @@ Knows no page: whoever shows it needs only the kinds of inputs.
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from ldm.config.plugins import named
 from ldm.data.classes import class_names
 from ldm.data.colours import rgb
 from ldm.errors import UserError
-from ldm.given import FILES
+from ldm.given_files import FILES
 
 # Kinds of inputs.
 TEXT, CLASS, FILE, BOXES, PICTURE_AND_HOLE = "text", "class", "file", "boxes", "picture and hole"
@@ -27,11 +28,14 @@ OF_PAGE = ("model", "ema", "compile", "device", "plugins", "prompts", "given", "
 
 
 class Input(NamedTuple):
-    """An input of a page: the `key` of sample.py that it fills, its kind, and the names to choose from, if any."""
+    """An input of a page: the `key` of sample.py that it fills, its kind, the names to choose from, if any, and whether
+    its file sets the size of the images.
+    """
 
     key: str
     kind: str
     choices: Sequence[str] = ()
+    sets_size: bool = False
 
 
 def inputs_of(drawer: Any) -> list[Input]:
@@ -40,14 +44,15 @@ def inputs_of(drawer: Any) -> list[Input]:
     names = class_names(drawer.data.training_set.train) if fields & {"label", "layout"} else []
     found = [Input(key, TEXT) for key in ("prompt", "negative_prompt") if "caption" in fields]
     found += [Input("label", CLASS, names)] if "label" in fields else []
-    found += [Input("image", PICTURE_AND_HOLE)] if "mask" in fields else []
     made = fields & set(drawer.data.keys.from_image) - {"mask"}
+    beside = drawer.beside_latent | ({"image"} if drawer.beside_latent & made else set())
+    found += [Input("image", PICTURE_AND_HOLE, sets_size="image" in beside)] if "mask" in fields else []
     others = sorted(fields - {"caption", "label", "mask", "number"} - ({"image"} if "mask" in fields else set()))
     if made and not fields & {"mask", "image"}:
         others.insert(0, "image")
     for name in others:
         kind, choices = (BOXES, names) if name == "layout" else (FILE, ())
-        found.append(Input(keys.get(name, f"given.{name}"), kind, choices))
+        found.append(Input(keys.get(name, f"given.{name}"), kind, choices, name in beside))
     first_stage = drawer.first_stage
     if first_stage.key == "image" and first_stage.spec.kind == "grid":
         found.append(Input("start", PICTURE_AND_HOLE))
@@ -55,10 +60,11 @@ def inputs_of(drawer: Any) -> list[Input]:
 
 
 def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, size: int) -> list[str]:
-    """The words of sample.py for what was filled in; pictures that were drawn on, and boxes, become files in `folder`.
+    """The words of sample.py for what was filled in; pictures, other files, and boxes become files in `folder`.
 
-    `values` are those of `inputs` and of `SETTINGS` by key, `strength`, and `more`, further words. Pictures to begin
-    from are made as large as the images. Raises UserError for words that are not a visitor's to say.
+    `values` are those of `inputs` and of `SETTINGS` by key, `strength`, and `more`, further words. A picture to begin
+    from is made as large as the images, unless another file sets that. Raises UserError for words that are not a
+    visitor's to say.
     """
     words = list(more_words(values.get("more") or ""))
     said = {bare(word) for word in words}
@@ -67,20 +73,29 @@ def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, s
             words.append(_checked(f"{key}={values[key]}"))
     high, wide = (int(text) if text.isdecimal() and int(text) else size
                   for text in (str(values.get(key)) for key in ("height", "width")))  # fmt: skip
+    sized = any(each.sets_size and _filled(each, values.get(each.key)) for each in inputs)
     for each in inputs:
         value = values.get(each.key)
         if value in (None, "") and each.key != "prompt":
             continue
         if each.kind == PICTURE_AND_HOLE:
-            fit = (wide, high) if each.key == "start" else None
+            fit = (wide, high) if each.key == "start" and not sized else None
             words += _picture_and_hole(each.key, value, folder, fit)
         elif each.kind == BOXES:
             words += _boxes(each.key, value, folder)
+        elif each.kind == FILE:
+            words.append(f"{each.key}={shutil.copyfile(value, folder / f'{each.key}{Path(value).suffix}')}")
         else:
             words.append(f"{each.key}={'' if value is None else value}")
     if any(word.startswith("start=") for word in words) and values.get("strength"):
         words.append(_checked(f"strength={values['strength']}"))
     return words
+
+
+def _filled(each: Input, value: Any) -> bool:
+    if each.kind == PICTURE_AND_HOLE:
+        return bool(value) and value.get("background") is not None
+    return value not in (None, "")
 
 
 def more_words(text: str) -> Iterator[str]:
@@ -132,12 +147,16 @@ def _boxes(key: str, value: str, folder: Path) -> list[str]:
 
 def tree_of(model: str, ema: str, words: Sequence[str], batch_size: int, device: str, out: Path) -> dict[str, Any]:
     """The tree of conf/sample.yaml of these words for a model of the page."""
-    packages = [f"plugins=[{','.join(named())}]"] if named() else []
     fixed = [f"model={model}", f"ema={ema}", f"batch_size={batch_size}", f"device={device}", f"out={out}"]
-    return compose("sample", [*fixed, *packages, *words])
+    return compose("sample", [*fixed, *_packages(), *words])
 
 
 def command(model: str, ema: str, words: Sequence[str], batch_size: int) -> str:
     """What draws the same in a shell, batch by batch and so to the last bit."""
     average = [] if ema == "ema" else [f"ema={ema}"]
-    return shlex.join(["python", "sample.py", f"model={model}", *average, *words, f"batch_size={batch_size}"])
+    fixed = [f"model={model}", *average, *_packages(), f"batch_size={batch_size}"]
+    return shlex.join(["python", "sample.py", *fixed, *words])
+
+
+def _packages() -> list[str]:
+    return [f"plugins=[{','.join(named())}]"] if named() else []

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would ask its makers' server
 import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 
 from ldm.config.registry import groups
 from ldm.data.errors import told
@@ -57,7 +59,7 @@ def serve(blocks: gr.Blocks, tree: Mapping[str, Any]) -> None:
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no font from elsewhere
     blocks.queue(default_concurrency_limit=1).launch(
         server_name=tree["host"], server_port=tree["port"], share=False, quiet=True, prevent_thread_lock=True,
-        allowed_paths=[str(Path(tree["out"]).absolute())], footer_links=[], theme=theme, css=CSS, ssr_mode=False,
+        footer_links=[], theme=theme, css=CSS, ssr_mode=False,
     )  # fmt: skip
     print(f"http://{tree['host']}:{tree['port']}/", flush=True)
     blocks.block_thread()
@@ -96,12 +98,12 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
             asked = tree_of(shown.path, shown.ema, words, tree["batch_size"], tree["device"], folder)
             line = command(shown.path, shown.ema, words, tree["batch_size"])
             for done in pictures(shown.drawer, asked, words, device, folder, progress):
-                yield f"{len(done)} images", [str(path) for path in done], gr.skip(), line, _recipe(done, 0), done
+                yield f"{len(done)} images", [_served(path) for path in done], gr.skip(), line, _recipe(done, 0), done
         except (UserError, OSError) as error:
             yield f"error: {told(error)}", gr.skip(), gr.skip(), gr.skip(), gr.skip(), done
             return
-        yield f"{len(done)} images in {folder}", gr.skip(), gr.update(value=str(packed(folder)), interactive=True), \
-            gr.skip(), gr.skip(), done  # fmt: skip
+        everything = gr.update(value=_served(packed(folder)), interactive=True)
+        yield f"{len(done)} images in {folder}", gr.skip(), everything, gr.skip(), gr.skip(), done
 
     def chosen(done: list[Path], event: gr.SelectData) -> str:
         return _recipe(done, event.index)
@@ -109,6 +111,11 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
     outputs = [status, gallery, download, line, recipe, files]
     button.click(draw, list(fields.values()), outputs, concurrency_id="draw", concurrency_limit=1)
     gallery.select(chosen, [files], [recipe])
+
+
+def _served(path: Path) -> str:
+    """A copy of a file in the folder that is served, at a place that only who sees the page is told: out= is not."""
+    return save_file_to_cache(path, get_upload_folder())
 
 
 def _recipe(done: Sequence[Path], place: int) -> str:

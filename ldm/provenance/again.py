@@ -35,7 +35,7 @@ def again(command: Mapping[str, Any], words: Sequence[str]) -> str:
     """
     picture = Path(command["again"])
     content = read_bytes(picture)
-    recipe = read_recipe(picture, content)
+    recipe, own = read_recipe(picture, content), _pixels(content, picture)
     tree, weights = tree_from(recipe, command, picture)
     device, tree["device"] = _device(recipe, words, command["device"])
     drawer = load_drawer(weights, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
@@ -47,14 +47,13 @@ def again(command: Mapping[str, Any], words: Sequence[str]) -> str:
     recipes = Recipes(drawer, request.rows, request.sampling, tree, device, path.parent)
     image = _draw(request, recipe, recipes, path, picture)
     made = picture_of(image, tree["enlarge"])
-    same, own = pixels_digest(made) == recipe["pixels"], _pixels(content, picture)
+    same, edited = pixels_digest(made) == recipe["pixels"], pixels_digest(own) != recipe["pixels"]
     others = "; ".join(_others(recipe, drawer, tree, request, device))
-    if pixels_digest(own) != recipe["pixels"]:
+    if edited:
         log.warning("%s: has other pixels than it was written with: edited, or saved by something else", picture)
-        own = None
     if same:
         return f"{path}: made anew, bit for bit as {picture} was" + (f", though {others}" if others else "")
-    count = "" if own is None or own.size != made.size else _difference(np.asarray(made), np.asarray(own))
+    count = "" if edited or own.size != made.size else _difference(np.asarray(made), np.asarray(own))
     why = others or "nothing that its recipe tells is another; a GPU may not give the same bits twice"
     raise UserError(f"{path}: made anew, and not as {picture} was{count}: {why}")
 
@@ -74,7 +73,7 @@ def _pixels(content: bytes, picture: Path) -> Image.Image:
 def _check_model(drawer: Drawer, recipe: Mapping[str, Any], place: str, picture: Path) -> None:
     now, then = model_facts(drawer), recipe["model"]
     known = then.get("weights") if isinstance(then.get("weights"), list) else []
-    was = [facts.get("sha256") for facts in known if isinstance(facts, dict)]
+    was = [facts.get("sha256") if isinstance(facts, dict) else None for facts in known]
     own = [facts["sha256"] for facts in now["weights"]]
     if own != was:
         short = [", ".join(str(digest)[:12] for digest in every) for every in (own, was)]
@@ -102,7 +101,7 @@ def _draw(request: Request, recipe: Mapping[str, Any], recipes: Recipes, path: P
         image = _images(request, made)[at]
         recipes.save(path, image, made, at)
         return image
-    if not all(type(n) is int and n > 0 for n in (shown, columns, size)) or shown > len(made):
+    if not all(type(n) is int and n > 0 for n in (shown, columns, size)) or not columns <= shown <= len(made):
         raise UserError(f"again={picture}: its recipe: drawn.at is none of its images")
     images = torch.cat([_images(request, made[start : start + size]) for start in range(0, len(made), size)])
     sheet = grid(images[:shown], columns=columns)

@@ -4,27 +4,27 @@ It chooses among what conf/ has, by plain values, and names files and runs by th
 those, are only ever those of the command line.
 """
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from ldm.config.keys import is_path
 from ldm.config.plain import check_plain, check_sample_tree, part_from
 from ldm.config.plugins import named
 from ldm.config.registry import root
+from ldm.data.decoding import named_failure, open_image
+from ldm.data.errors import BadSample
 from ldm.data.seals import check_seal
 from ldm.errors import UserError
 from ldm.files import MAX_JSON_BYTES, read_json, sha256
-from ldm.places import digests, found
-from ldm.provenance.recipe import BESIDE, FORMAT, KEY, OF_LOSS_GUIDANCE, RUNS
+from ldm.places import digests, is_there, stored
+from ldm.provenance.recipe import BESIDE, FORMAT, KEY, OF_LOSS_GUIDANCE, RUNS, files_in
 
 MAX_PICTURE_BYTES = 1 << 28
 MAX_IMAGES = 1 << 16  # of one recipe
 MAX_NUMBER = 1 << 62
+MEASURED_BY = ("weak_model", "classifier")  # runs that a picture was made with or not; a first stage may have moved
 
 
 def read_bytes(picture: Path) -> bytes:
@@ -38,9 +38,13 @@ def read_bytes(picture: Path) -> bytes:
 def read_recipe(picture: Path, content: bytes) -> dict[str, Any]:
     """The recipe in a picture's text, else in the JSON beside it; it is sealed and has the entries of one."""
     try:
-        text = getattr(Image.open(io.BytesIO(content)), "text", {}).get(KEY)
-    except (UnidentifiedImageError, ValueError, SyntaxError, OSError) as error:
-        raise UserError(f"again={picture}: not a picture that can be read ({error})") from error
+        image = open_image(content)
+        if image.format != "PNG":
+            raise UserError(f"again={picture}: has no recipe: a {image.format}, and sample.py writes PNG files")
+        with named_failure():
+            text = getattr(image, "text", {}).get(KEY)
+    except BadSample as error:
+        raise UserError(f"again={picture}: not a picture that can be read: {error.kind} ({error})") from error
     beside = picture.with_suffix(".json")
     if text is not None and len(text) <= MAX_JSON_BYTES:
         try:
@@ -72,6 +76,13 @@ def tree_from(recipe: Mapping[str, Any], command: Mapping[str, Any], picture: Pa
     for key in options:
         if key not in keys or key in BESIDE or is_path(key):
             raise UserError(f"{where}: {key[:80]}: no such key")
+    texts = options.get("prompts")
+    if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise UserError(f"{where}: prompts: a file, which no recipe names; it has the texts themselves")
+    said = {**dict.fromkeys(files_in(command), "files"), **{key: "runs" for key in MEASURED_BY if command[key]}}
+    for key, kind in said.items():
+        if key not in recipe[kind]:
+            raise UserError(f"{key}: {picture} was made without it; leave it out")
     tree = {**{key: command[key] for key in keys}, "given": {}, **{key: keys[key] for key in keys if is_path(key)}}
     tree |= {**options, "out": command["out"], "batch_size": 1}
     for group, default in choices.items():
@@ -109,11 +120,10 @@ def tree_from(recipe: Mapping[str, Any], command: Mapping[str, Any], picture: Pa
 
 def _place(key: str, path: Any, asked: str | None, picture: Path) -> Path:
     """Where a run or a file lies: as the command line says, else as stored, seen from the picture's folder."""
-    place = Path(asked).expanduser() if asked else found(str(path), picture.parent)
-    if not place.exists():
-        raise UserError(
-            f"again={picture}: was made with {key}={place}, which is not there; {key}= says where it is now"
-        )
+    place = Path(asked).expanduser() if asked else stored(str(path), picture.parent)
+    if not is_there(place):
+        text = str(place) if str(place).isprintable() else ascii(str(place))
+        raise UserError(f"again={picture}: was made with {key}={text}, which is not there; {key}= says where it is now")
     return place
 
 
@@ -135,7 +145,7 @@ def _run(key: str, facts: Any, asked: str | None, picture: Path) -> str | None:
     """Where another run is that the picture was made with; a first stage that moved is left to its model to find."""
     if not isinstance(facts, dict) or (key == "first_stage" and asked):
         return asked
-    if key == "first_stage" and not found(str(facts.get("path")), picture.parent).exists():
+    if key == "first_stage" and not is_there(stored(str(facts.get("path")), picture.parent)):
         return None
     place = _place(key, facts.get("path"), asked, picture)
     if sorted(digests(place)) != facts.get("sha256"):

@@ -1,6 +1,6 @@
 """The recipe of a picture: all that it is a function of, inside its PNG file and as JSON beside it.
 
-Read back, by ldm/again.py, it is data of anyone. A seal tells edits from damage, not who wrote it.
+Read back, by reading.py, it is data of anyone. A seal tells edits from damage, not who wrote it.
 """
 
 import hashlib
@@ -90,8 +90,10 @@ class Recipes:
         options = self._common["options"]
         if options["prompts"] is not None:  # a file of them, of which these are drawn together
             options = {**options, "prompts": [row["caption"] for row in rows]}
-        if isinstance(options["label"], str):  # by its name, which the data of the run tells
-            options = {**options, "label": rows[0]["label"]}
+        label = options["label"]
+        if any(isinstance(one, str) for one in (label if isinstance(label, list) else [label])):
+            numbers = list(dict.fromkeys(row["label"] for row in rows))  # names are what the data of the run tells
+            options = {**options, "label": numbers if isinstance(label, list) else numbers[0]}
         recipe = sealed(
             {
                 "format": FORMAT,
