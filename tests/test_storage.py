@@ -122,7 +122,7 @@ def test_headers_are_read_once_ahead_and_a_batch_at_once(server: RangeServer) ->
     again.setup()
     assert len(server.gets()) == 3
     server.requests.clear()
-    server.delay = 0.05
+    server.delay = 0.3  # long enough that a busy machine has sent the others by then
     [batch] = take(again, 1)
     sizes = {name: (server.folder / name).stat().st_size for name in ("train-0.tar", "train-1.tar", "train-2.tar")}
     assert len(batch["key"]) == len(server.gets()) == 15  # one span for each sample
