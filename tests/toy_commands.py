@@ -118,7 +118,7 @@ class Workshop:
         verified = any(word.startswith("verify=") for word in words)
         if script == "train" or (script == "scripts/doctor" and not verified):
             return [self._trained(words)]
-        if script == "scripts/convert" or verified:
+        if script == "scripts/convert" or verified or any(word.startswith("again=") for word in words):
             return [words]
         more = TOYS.get(script, [])
         if script == "scripts/encode" and "data=quickstart" in words:
