@@ -59,6 +59,8 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     for key in ("seed", "resamples"):
         if tree[key] < 0:
             raise UserError(f"{key}={tree[key]}: must be at least 0")
+    if tree["npz"] and Path(tree["npz"]).suffix != ".npz":
+        raise UserError(f"npz={tree['npz']}: samples are written as FILE.npz")
     asked = _asked_scales(tree["guidance"].get("scale"))
     if tree["image_size"] is not None:
         raise UserError(

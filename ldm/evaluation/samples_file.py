@@ -30,12 +30,10 @@ def samples_file(npz: str | None, identities: Sequence[str], rank: int = 0) -> "
 class SamplesFile:
     """`npz=FILE` of an evaluation: what is drawn for a point of this `identity`, or the file that has it already.
 
-    Raises ValueError, before anything is drawn, for a name that is no .npz and for a file of something else.
+    Raises ValueError, before anything is drawn, for a file of something else.
     """
 
     def __init__(self, path: Path, identity: str, rank: int = 0):
-        if path.suffix != ".npz":
-            raise UserError(f"npz={path}: samples are written as FILE.npz")
         self.path, self.identity, self.rank = path, identity, rank
         self.there = rank == 0 and self._is_there()  # rank 0 alone may see the folder
         self._drawn: Spool | None = None
