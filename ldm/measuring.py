@@ -3,9 +3,11 @@
 Sample n has condition n and noise n whatever the batch and the rank it is made on, so a row does not depend on them.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ldm.data.module import ShardData
 from ldm.metrics.features import Features
 from ldm.metrics.frechet import Moments
 from ldm.metrics.quality import sample_quality
+from ldm.spool import Spool, merged
 from ldm.training.distributed import collect, max_over_ranks, together
 
 Batch = dict[str, Any]
@@ -49,7 +52,7 @@ class Stopped(Exception):
 class Made:
     """What is known of a set of images, on rank 0 of all ranks' in the order of their numbers, elsewhere of its own."""
 
-    features: Tensor  # [N, D] of the finite ones
+    features: Tensor  # [N, D] of the finite ones; they lie on disk
     alignments: Tensor | None  # [N] of the same, where there are captions
     beside: dict[str, Tensor]  # [N, ...] of the same: what `beside` of `make` found
     broken: list[int]  # numbers of those that are not finite; on rank 0 all, elsewhere its own
@@ -67,15 +70,19 @@ def make(
     cached: bool = False,
     beside: Beside | None = None,
     keep: Callable[[Tensor], None] = lambda images: None,
+    folder: Path | None = None,
 ) -> Made:
     """Draw for the first `num_samples` conditions of `data` and look at what comes.
 
     All ranks call this together, make their share batch by batch in step, and end together if one of them fails.
     `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
     `beside` finds what else is asked of each image; `keep` is given all images of this rank, [B, 3, H, W] at a time.
+    Features are written to `folder` (None: the system's for temporary files), in a file that has no name.
     """
+    with together():
+        features = Spool(Path(tempfile.gettempdir()) if folder is None else folder)
     rows: dict[str, list[Tensor]] = {}
-    places, broken, seconds = [], [], 0.0
+    places, broken, seconds = [], [], 0.0  # of all images of this rank, and of those that are not finite
     batches = conditions(data, num_samples, batch_size, ranks.rank, ranks.world_size, cached)
     for (batch, numbers), own in in_rounds(batches, ranks):
         with together():
@@ -88,16 +95,25 @@ def make(
             found |= beside(images, batch, backbone) if beside else {}
             if own:
                 keep(images)
+                features.add(found.pop(FEATURES))
         if own:
             for name, values in found.items():
                 rows.setdefault(name, []).append(values.cpu()[finite])
-            places.append(numbers[finite])
+            places.append(numbers)
             broken += numbers[~finite].tolist()
             ranks.advance(len(numbers))
-    left = torch.cat(places)
+    numbers = torch.cat(places)
+    left = numbers[_kept(numbers, broken)]
     every = {name: in_order(torch.cat(parts), left) for name, parts in rows.items()}
     lost = sorted(number for own in collect(broken) for number in own) or broken
-    return Made(every.pop(FEATURES), every.pop(ALIGNMENT, None), every, lost, seconds)
+    seen = merged(features).whole()
+    kept = _kept(torch.arange(num_samples) if ranks.rank == 0 else numbers, lost)
+    return Made(seen if kept.all() else seen[kept], every.pop(ALIGNMENT, None), every, lost, seconds)
+
+
+def _kept(numbers: Tensor, lost: list[int]) -> Tensor:
+    """Which of `numbers` are not among those that are lost."""
+    return torch.isin(numbers, torch.tensor(lost, dtype=numbers.dtype), invert=True)
 
 
 def _on(device: torch.device, value: Any) -> Any:

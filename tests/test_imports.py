@@ -45,6 +45,7 @@ LAYERS = {
     "ldm.generate": 2,
     "ldm.training": 3,
     "ldm.measuring": 3,
+    "ldm.spool": 3,
     "ldm.config": 4,
     "ldm.asked": 4,
     "ldm.build": 4,

@@ -24,7 +24,6 @@ from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.npz import Npz, write_images
 from ldm.evaluation.reference_file import read_reference, write_reference
 from ldm.evaluation.reference_job import make
-from ldm.evaluation.spool import Spool
 from ldm.evaluation.stored_reference import stored as stored_reference
 from ldm.evaluation.table import ends
 from ldm.evaluation.yardsticks import Yardsticks
@@ -32,6 +31,7 @@ from ldm.images import to_uint8
 from ldm.metrics.features import Features
 from ldm.model import Model, load_model
 from ldm.networks import downloads
+from ldm.spool import Spool
 
 pytestmark = pytest.mark.filterwarnings("ignore:Frechet distance from")
 BACKBONE = "toy@32"

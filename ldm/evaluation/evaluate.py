@@ -273,6 +273,7 @@ def _measure(
                     by.backbone, by.alignment, tree["seed"], tree["batch_size"], by.device,
                     lambda count: bars.advance(bar, count * world_size), rank, world_size, paired=paired,
                     resamples=tree["resamples"], keep=samples.add if samples else lambda images: None,
+                    folder=curve.folder,
                 )  # fmt: skip
                 if samples:
                     samples.write()

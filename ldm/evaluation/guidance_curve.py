@@ -7,6 +7,7 @@ backbone's name.
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def measure(
     paired: Paired | None = None,
     resamples: int = 0,
     keep: Callable[[Tensor], None] = lambda images: None,
+    folder: Path | None = None,
 ) -> Point:
     """Metrics of samples for the first batches of `data`, of the alignment where these have captions.
 
@@ -54,7 +56,8 @@ def measure(
     together, only 0 has the metrics. `paired` compares with each sample's true picture, `resamples` (0: none) are those
     of the bootstrap behind the 95 % intervals, columns METRIC_low and METRIC_high. Samples that are not finite are
     counted in the column `nan_images` and not measured: all else is that of the others. Raises ValueError naming them
-    where fewer than `FEWEST` are left. `keep` is given all images of this rank, [B, 3, H, W] at a time.
+    where fewer than `FEWEST` are left. `keep` is given all images of this rank, [B, 3, H, W] at a time;
+    features lie on disk, in `folder`.
     """
     said: list[str] = []
 
@@ -67,7 +70,9 @@ def measure(
 
     ranks = Ranks(device, rank, world_size, advance)
     beside = partial(paired, first_stage=model.first_stage) if paired else None
-    made = make(drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep)
+    made = make(
+        drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep, folder=folder
+    )
     _check_left(num_samples, len(made.broken), said)
     return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)
 

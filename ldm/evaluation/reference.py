@@ -17,10 +17,10 @@ from ldm.data.errors import printable
 from ldm.data.module import ShardData
 from ldm.errors import UserError
 from ldm.evaluation.reference_file import Provenance, Reference, read_reference, write_reference
-from ldm.evaluation.spool import Spool, merged
 from ldm.measuring import Ranks, in_rounds
 from ldm.metrics.features import Features
 from ldm.networks.downloads import cache_folder
+from ldm.spool import Spool, merged
 from ldm.training.distributed import broadcast, together
 
 Batches = Iterable[Mapping[str, Any]]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.evaluation.npz import write_images
-from ldm.evaluation.spool import Spool, merged
 from ldm.images import to_uint8
+from ldm.spool import Spool, merged
 
 
 def samples_file(npz: str | None, identities: Sequence[str], rank: int = 0) -> "SamplesFile | None":
