@@ -166,8 +166,6 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if not executable:
         pytest.skip("no Chromium on this machine")
-    if importlib.util.find_spec("gradio") is None:
-        pytest.skip("no gradio here: pip install '.[demo]'")
     runs = [untrained_run(tmp_path / "labels"), untrained_run(tmp_path / "texts", *TEXTS)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
