@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ldm.networks.attention import AttentionBlock, CrossAttentionBlock
-from ldm.networks.unet_blocks import AtFactors, Blocks, in_turn
+from ldm.networks.unet_blocks import AtFactors, Attentions, Blocks, in_turn
 from ldm.networks.unet_body import UNetBody
 
 
@@ -40,7 +40,7 @@ class ADMUNet(UNetBody):
         checkpoint_activations: bool = False,
     ):
         own = partial(AttentionBlock, legacy_order=False, norm_groups=norm_groups)
-        attentions = AtFactors(own, attention_factors, None, head_channels)
+        attentions: Attentions = AtFactors(own, attention_factors, None, head_channels)
         if tokens_width:
             cross = partial(CrossAttentionBlock, tokens_width=tokens_width, norm_groups=norm_groups)
             attentions = in_turn(attentions, AtFactors(cross, attention_factors, None, head_channels))

@@ -85,7 +85,7 @@ class Attention(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """x + attention(norm(x), tokens) for the positions of x [B, C, H, W]: nothing is added at the start.
 
-    eDiff-I has one after each `AttentionBlock` (arXiv 2211.01324, appendix B).
+    eDiff-I has one after each `AttentionBlock` (arXiv 2211.01324).
     """
 
     def __init__(self, channels: int, num_heads: int, tokens_width: int, norm_groups: int = 32):
