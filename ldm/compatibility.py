@@ -25,6 +25,7 @@ FREE = frozenset(
         "memo_captions",
         "drop_prob",
         "dropout",
+        "noise_level",
         "checkpoint_activations",
     }
 )

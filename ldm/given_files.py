@@ -33,7 +33,10 @@ FILES = {
     "image": "image", "mask": "mask", "low": "low_resolution", "map": "segmentation", "boxes": "layout",
     "neighbours": "embeddings",
 }  # fmt: skip
-VALUES = {"prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target"}
+VALUES = {
+    "prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target",
+    "low_noise": "low_noise",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,8 @@ def read_given(tree: Mapping[str, Any], model: Drawer, frame: Frame) -> Given:
     side, found = tree["image_size"] or model.image_size, {}
     if tree["target"] is not None:
         found["target"] = to_tensor([read_picture_file("target", tree["target"])])
+    if tree["low_noise"] is not None:
+        found["low_noise"] = torch.tensor([tree["low_noise"]], dtype=torch.float32)
     files = files_of(tree)
     if not files:
         return Given(found)

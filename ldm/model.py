@@ -119,7 +119,8 @@ class Model:
 
     def conditions(self, sampling: Sampling) -> dict[str, set[str]]:
         """The conditions that are used, by name, and the fields that each reads."""
-        return {name: part.fields for name, part in self.conditioner.used(sampling.use_conditions).items()}
+        used = self.conditioner.used(sampling.use_conditions)
+        return {name: part.fields.union(part.may_read) for name, part in used.items()}
 
     def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
         """Name and field of the conditions used that a batch has to give and does not."""

@@ -9,6 +9,7 @@ from toys import assert_equal_runs
 
 from ldm.networks.autoencoder import Autoencoder
 from ldm.networks.dit import DiT
+from ldm.networks.efficient_unet import EfficientUNet
 from ldm.networks.encoder_unet import EncoderUNet
 from ldm.networks.unet import UNet
 from ldm.run import Run
@@ -23,6 +24,12 @@ def unet(**more: bool) -> nn.Module:
 
 def dit(**more: bool) -> nn.Module:
     return DiT(3, 3, 2, 16, depth=4, num_heads=2, tokens_width=8, dropout=0.3, **more)
+
+
+def efficient(**more: bool) -> nn.Module:
+    return EfficientUNet(
+        3, 3, 16, [1, 2], [1, 2], 2, [2], [2], head_channels=8, tokens_width=8, dropout=0.3, norm_groups=8, **more
+    )
 
 
 def classifier(**more: bool) -> nn.Module:
@@ -55,7 +62,7 @@ def gradients(make: Callable, precision: torch.dtype, **more: bool) -> tuple[lis
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("make", [unet, dit, classifier, autoencoder], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [unet, efficient, dit, classifier, autoencoder], ids=lambda make: make.__name__)
 def test_gradients_are_the_same_bits_from_fewer_bytes(make, precision):
     kept, all_bytes = gradients(make, precision)
     again, fewer_bytes = gradients(make, precision, checkpoint_activations=True)

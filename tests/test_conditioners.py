@@ -434,6 +434,29 @@ def test_a_low_resolution_of_any_factor_stands_beside_the_latent_pixel_by_pixel(
     assert not own({"low_resolution": low}, torch.tensor([True]))["concat"].any()
 
 
+def test_a_low_resolution_is_made_noisy_by_a_level_that_the_network_is_told():
+    own, numbers = LowResolution(1, factor=2, seed=3, max_noise_level=0.8, noise_level=0.2), torch.arange(400)
+    batch, keep = {"low_resolution": torch.zeros(400, 3, 4, 4), "number": numbers}, torch.zeros(400, dtype=torch.bool)
+    assert own.widths == {"concat": 3, "vector": 64} and "low_noise" in own.may_read
+    drawn = own.train()(batch, keep)
+    assert len(drawn["vector"].unique(dim=0)) == 400, "a level for each"
+    few = own({name: value[5:9] for name, value in batch.items()}, keep[5:9])
+    assert all(torch.equal(drawn[slot][5:9], few[slot]) for slot in drawn), "addressed by number"
+    stds = own._noised(batch["low_resolution"], own._levels(batch, 400).float(), numbers).flatten(1).std(1)
+    assert stds.min() < 0.05 and 0.85 < stds.max() < 1.2, "sin(pi l / 2), l uniform up to 0.8"
+    fixed = own.eval()(batch, keep)
+    assert len(fixed["vector"].unique(dim=0)) == 1
+    same = own({**batch, "low_noise": torch.full((400,), 0.2)}, keep)
+    assert all(torch.equal(fixed[slot], same[slot]) for slot in fixed)
+    clean = own({**batch, "low_noise": torch.zeros(400)}, keep)
+    assert not clean["concat"].any() and not torch.equal(clean["vector"], fixed["vector"])
+    assert not any(value.any() for value in own(batch, ~keep).values()), "the null is zero"
+    with pytest.raises(ValueError, match=r"low_noise=0\.9: must lie in \[0, 0\.8\]"):
+        own.check({**batch, "low_noise": torch.tensor([0.9])})
+    with pytest.raises(ValueError, match=r"noise_level=0\.5 and max_noise_level=0\.4"):
+        LowResolution(1, max_noise_level=0.4, noise_level=0.5)
+
+
 def test_a_low_resolution_beside_no_whole_number_of_latents_is_refused():
     with pytest.raises(ValueError, match=r"low_resolution\.factor=3: .* 4 times smaller .* multiple or a divisor"):
         LowResolution(4, factor=3)

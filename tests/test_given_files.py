@@ -247,6 +247,7 @@ def test_files_that_a_model_does_not_take_are_named_before_anything_is_drawn(mod
         ("holes", [f"image={photo}", f"mask={black}"], r"mask=.*black\.png: hides nothing: the hole is white"),
         ("holes", [f"image={photo}", f"mask={white}"], r"mask=.*white\.png: hides everything"),
         ("low", [f"low={photo}", f"map={photo}"], "map: this model reads no segmentation"),
+        ("low", [f"low={photo}", "low_noise=0.1"], "low_noise: this model reads no low_noise"),
         ("embeddings", [f"neighbours={tmp_path}/wide.npy"], r"wide\.npy: embeddings .*this model takes them 8 wide"),
     ):
         with pytest.raises(ValueError, match=problem) as caught:

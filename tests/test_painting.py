@@ -14,23 +14,37 @@ from ldm.diffusion.precond import EDM
 from ldm.diffusion.schedule import VE
 from ldm.diffusion.tiles import blended
 from ldm.networks import layers
+from ldm.networks.adm_unet import ADMUNet
 from ldm.networks.attention import Attention
 from ldm.networks.dit import DiT
+from ldm.networks.efficient_unet import EfficientUNet
 from ldm.networks.unet import UNet
 
 WIDTH, NUM_TOKENS, SCALE = 5, 6, 0.4
 SIGMA = torch.tensor([0.5, 3.0])
+MAPS = {64: (8, 8), 32: (4, 8), 16: (4, 4), 8: (2, 4)}  # height and width of U-Nets' maps, by their positions
 NETWORKS = {
     "unet": (
         partial(
             UNet, 4, 4, 8, [1, 2], num_blocks=1, attention_factors=[1, 2], num_heads=2, norm_groups=4,
             tokens_width=WIDTH, transformer_depth=2,
         ),
-        {64: (8, 8), 32: (4, 8), 16: (4, 4), 8: (2, 4)},  # height and width of its maps, by their positions
+        MAPS,
     ),
     "dit": (
         partial(DiT, 4, 4, patch_size=2, width=16, depth=2, num_heads=2, tokens_width=WIDTH),
         {16: (4, 4), 8: (2, 4)},
+    ),
+    "adm_unet": (
+        partial(ADMUNet, 4, 4, 8, [1, 2], 1, [1, 2], head_channels=4, norm_groups=4, tokens_width=WIDTH),
+        MAPS,
+    ),
+    "efficient_unet": (
+        partial(
+            EfficientUNet, 4, 4, 8, [1, 2], [1, 1], 1, cross_attention_factors=[1, 2], head_channels=4, norm_groups=4,
+            tokens_width=WIDTH,
+        ),
+        MAPS,
     ),
 }  # fmt: skip
 
@@ -98,7 +112,7 @@ def test_every_cross_attention_is_the_formula(name, size):
         if isinstance(module, Attention):
             module.register_forward_hook(compare)
     assert (painted(model, SCALE)(x, SIGMA, cond) - plain).abs().max() > 1e-3
-    assert len(set(seen)) == (2 if name == "unet" else 1)
+    assert len(set(seen)) == (1 if name == "dit" else 2)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

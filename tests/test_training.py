@@ -43,7 +43,7 @@ def test_every_experiment_trains_two_steps(
     experiment: str, first_stage: Run, tmp_path: Path, request: pytest.FixtureRequest
 ):
     tree = compose("config", overriding([f"experiment={experiment}", *TINY_RUN, "~logger"]), complete=False)
-    in_pixels = experiment.startswith("ldm/") and not tree["autoencoder"]
+    in_pixels = experiment.startswith(("ldm/", "ediffi/")) and not tree["autoencoder"]
     given = [f"first_stage={first_stage.folder}"] if tree["network"] and not in_pixels else []
     if Path(experiment).name == "expert":
         parent = train(str(Path(experiment).with_name("diffusion")), tmp_path, *given)

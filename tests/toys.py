@@ -66,6 +66,13 @@ TINY_PARTS = {
         "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",
         "patch_size=1", "num_heads=null",
     ],
+    "ldm.networks.adm_unet.ADMUNet": [
+        "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",
+    ],
+    "ldm.networks.efficient_unet.EfficientUNet": [
+        "channels=8", "multipliers=[1,2]", "num_blocks=1", "block_multipliers=[1,2]", "cross_attention_factors=[2]",
+        "head_channels=8", "norm_groups=4",
+    ],
     "ldm.networks.dit.DiT": ["patch_size=1", "width=8", "depth=2", "num_heads=2", "cross_attention_every=1"],
     "ldm.conditioners.transformer.CaptionTransformer": ["width=8", "depth=1"],
     "ldm.conditioners.transformer.LayoutTransformer": ["width=8", "depth=1"],
@@ -106,10 +113,16 @@ def shrunk(words: Sequence[str], chosen: Sequence[str] = ()) -> list[str]:
             words += [f"{place}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
     if "conditioner.clip_text" in conditioners:
         words.append(f"conditioner.clip_text.path={clip_folder()}")
+    if "conditioner.t5" in conditioners:
+        words += [f"conditioner.t5.path={t5_folder()}", "conditioner.t5.dtype=fp32"]
+    if "conditioner.clip_image" in conditioners:
+        words.append(f"conditioner.clip_image.path={clip_image_folder()}")
     if {"layout", "segmentation", "embeddings"} & set((tree["data"] or {}).get("fields") or {}):
         words += [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     if (tree["task"] or {}).get("single_factor"):  # the toy first stage whitens each channel
         words.append("task.single_factor=false")
+    if (tree["data"] or {}).get("filters", {}).get("min_size"):
+        words.append("data.filters.min_size=null")
     if (tree["trainer"] or {}).get("devices", 1) != 1:
         words.append("trainer.devices=1")
     if tree["crop_size"]:

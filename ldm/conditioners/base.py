@@ -29,6 +29,7 @@ class Conditioner(nn.Module, ABC):
 
     key: str | None  # None: it reads nothing
     also: tuple[str, ...] = ()  # fields that it reads beside it
+    may_read: tuple[str, ...] = ()  # fields of numbers that change how it reads these, where a sample gives them
     reduces: int | None = None  # sides of the image over those of a slot "concat", where that is not the latent's
     reads_reduced: int | None = None  # sides of the image over those of the picture that it reads, where that is fixed
     optional = False  # whether its field may be left out in sampling, which drops the condition

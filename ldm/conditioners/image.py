@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner, field
 from ldm.conditioners.classes import check_classes
+from ldm.diffusion.counter_random import normal, uniform
 from ldm.errors import UserError
+from ldm.networks.layers import sinusoid
+
+LEVEL_WIDTH = 64  # of the vector that tells how noisy a small picture was made
 
 
 class LowResolution(Conditioner):
@@ -21,11 +25,24 @@ class LowResolution(Conditioner):
     As it is where these are one size. Larger than the latent, its pixels become channels, 3 (latent_f / factor)^2 of
     them; smaller, it is enlarged bicubically, as SR3 does beside pixels (arXiv 2104.07636). What makes it of the images
     of the training is chosen by derived=. The null is zero.
+
+    `max_noise_level` above 0 is Imagen's noise conditioning augmentation (arXiv 2205.11487, section 2.3; eDiff-I has
+    none): the small picture becomes cos(pi l / 2) of itself and sin(pi l / 2) of noise, and l is told to the network as
+    a vector. In training l is uniform in [0, max_noise_level]; otherwise it is `noise_level`, or batch["low_noise"] [B]
+    where that is there. All is drawn by `seed` and sample number.
     """
 
     key = "low_resolution"
 
-    def __init__(self, latent_f: int, factor: int = 4, drop_prob: float = 0.0):
+    def __init__(
+        self,
+        latent_f: int,
+        factor: int = 4,
+        drop_prob: float = 0.0,
+        seed: int = 0,
+        max_noise_level: float = 0.0,
+        noise_level: float = 0.1,
+    ):
         if factor < 1:
             raise UserError(f"conditioner.low_resolution.factor={factor}: must be at least 1")
         if latent_f % factor and factor % latent_f:
@@ -34,16 +51,51 @@ class LowResolution(Conditioner):
                 "than the image; set it to a multiple or a divisor of that"
             )
         self.folded = max(1, latent_f // factor)  # pixels of a side that become channels
-        super().__init__({"concat": 3 * self.folded**2}, drop_prob)
+        if not 0 <= max_noise_level <= 1 or (max_noise_level and not 0 <= noise_level <= max_noise_level):
+            raise UserError(
+                f"conditioner.low_resolution: noise_level={noise_level:g} and max_noise_level={max_noise_level:g} must "
+                "lie in [0, 1], the former at or below the latter"
+            )
+        vector = {"vector": LEVEL_WIDTH} if max_noise_level else {}
+        super().__init__({"concat": 3 * self.folded**2, **vector}, drop_prob)
         self.factor = self.reads_reduced = factor
         self.reduces = latent_f
+        self.seed = seed
+        self.max_noise_level, self.noise_level = max_noise_level, noise_level
+        self.may_read = ("low_noise",) if max_noise_level else ()
+
+    def check(self, batch: Batch) -> None:
+        level = batch["low_noise"] if self.may_read and "low_noise" in batch else torch.zeros(1)
+        if not bool(((level >= 0) & (level <= self.max_noise_level)).all()):
+            raise UserError(
+                f"low_noise={level[0].item():g}: must lie in [0, {self.max_noise_level:g}], as in the training "
+                "(conditioner.low_resolution.max_noise_level)"
+            )
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         low = field(batch, "low_resolution", "low_resolution").to(drop.device).float()
+        given = {}
+        if self.max_noise_level:
+            level = self._levels(batch, len(low)).to(low)
+            low = self._noised(low, level, batch["number"])
+            given["vector"] = sinusoid(1000 * level, LEVEL_WIDTH).masked_fill(drop[:, None], 0.0)
         if self.factor > self.reduces:
-            low = F.interpolate(low, scale_factor=self.factor // self.reduces, mode="bicubic").clamp(-1, 1)
+            low = F.interpolate(low, scale_factor=self.factor // self.reduces, mode="bicubic")
+            low = low if self.max_noise_level else low.clamp(-1, 1)
         low = F.pixel_unshuffle(low, self.folded)
-        return {"concat": low.masked_fill(drop.view(-1, 1, 1, 1), 0.0)}
+        return {"concat": low.masked_fill(drop.view(-1, 1, 1, 1), 0.0), **given}
+
+    def _levels(self, batch: Batch, count: int) -> Tensor:
+        """The noise level of each sample, [B]."""
+        if self.training:
+            return self.max_noise_level * uniform(self.seed, "low resolution level", batch["number"])[:, 0]
+        self.check(batch)
+        return batch["low_noise"] if "low_noise" in batch else torch.full((count,), self.noise_level)
+
+    def _noised(self, low: Tensor, level: Tensor, numbers: Tensor) -> Tensor:
+        noise = normal(self.seed, "low resolution noise", numbers.to(low.device), low.shape[1:])
+        angle = (level * math.pi / 2).view(-1, 1, 1, 1)
+        return angle.cos() * low + angle.sin() * noise
 
 
 class MaskedImage(Conditioner):

@@ -89,6 +89,7 @@ ROOT_TYPES = {
     "evaluate.num_samples": int,
     "evaluate.num_steps": int | list[int],
     "paired": list[str],
+    "low_noise": float,
     "strength": float,
     "canvas": int | list[int],
     "to_seed": int,

@@ -21,6 +21,7 @@ from ldm.conditioners.transformer import CaptionTransformer, LayoutTransformer
 from ldm.convert import condition_code, encoders
 from ldm.convert import export as exports
 from ldm.convert.sample_script import Script
+from ldm.errors import UserError
 
 PIPELINE_TOKENS = 77  # which the text pipelines pad to
 CLIP_TEXT, CAPTIONS = "ldm.conditioners.clip.ClipText", "ldm.conditioners.transformer.CaptionTransformer"
@@ -167,6 +168,11 @@ given = condition(torch.zeros(2, {part.num_tokens}, {part.embedding_width}))  # 
 
 
 def _low_resolution(part: LowResolution, latent: Latent, out: Path) -> Written:
+    if part.max_noise_level:
+        raise UserError(
+            "conditioner.low_resolution.max_noise_level: what is made noisy as it is read has no form in diffusers; "
+            "sample with sample.py, or export format=safetensors"
+        )
     if latent.channels == part.widths["concat"] and part.factor == latent.f:
         return Written(pipeline="LDMSuperResolutionPipeline", divides=False)
     side = latent.side * latent.f // part.factor

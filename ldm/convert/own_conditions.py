@@ -154,6 +154,11 @@ def _clip_image(part: ClipImage) -> Condition:
 
 
 def _low_resolution(part: LowResolution) -> Condition:
+    if part.max_noise_level:
+        raise UserError(
+            "conditioner.low_resolution.max_noise_level: what is made noisy as it is read has no form in diffusers; "
+            "sample with sample.py, or export format=safetensors"
+        )
     if part.factor != part.reduces:
         raise UserError(
             f"conditioner.low_resolution.factor={part.factor}: beside latents {part.reduces} times smaller than the "

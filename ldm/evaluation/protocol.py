@@ -81,7 +81,7 @@ class Protocol:
 
     def check(self, model: Drawer, sampling: Sampling) -> None:
         """Raises ValueError for another kind of model."""
-        read = set().union(*model.conditions(sampling).values())
+        read = set().union(*model.conditions(sampling).values()) & model.fields  # without what only a sample may give
         if read != self.reads:
             kinds = [f"conditioned on {' and '.join(sorted(f))}" if f else "unconditional" for f in (self.reads, read)]
             raise UserError(f"protocol={self.name}: is for models that are {kinds[0]}; {model.name} is {kinds[1]}")

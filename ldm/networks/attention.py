@@ -1,4 +1,4 @@
-"""Attention blocks of the U-Net: ADM's self-attention and the transformer with cross-attention.
+"""Attention blocks of U-Nets: ADM's self-attention, cross-attention alone, and the transformer with both.
 
 Module names and shapes are those of the published latent diffusion models (arXiv 2112.10752), so that their
 weights fit. In the transformer the order is self-attention, cross-attention, feed-forward.
@@ -80,6 +80,23 @@ class Attention(nn.Module):
         projected = (self.to_q(x), self.to_k(context.tokens), self.to_v(context.tokens))
         q, k, v = (split_heads(part, self.num_heads) for part in projected)
         return self.to_out(join_heads(attention(q, k, v, context.visible, context.by_position)))
+
+
+class CrossAttentionBlock(nn.Module):
+    """x + attention(norm(x), tokens) for the positions of x [B, C, H, W]: nothing is added at the start.
+
+    eDiff-I has one after each `AttentionBlock` (arXiv 2211.01324).
+    """
+
+    def __init__(self, channels: int, num_heads: int, tokens_width: int, norm_groups: int = 32):
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.attn = Attention(channels, tokens_width, num_heads)
+        zeroed(self.attn.to_out)
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        h = self.attn(to_tokens(self.norm(x)), cond.context.at(x.shape[-2:]))  # [B, N, C]
+        return x + to_grid(h, x)
 
 
 class GEGLU(nn.Module):

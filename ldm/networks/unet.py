@@ -1,25 +1,20 @@
 """The U-Net of latent diffusion models (arXiv 2112.10752; ablated by ADM, arXiv 2105.05233), with the published names.
 
-Noise level and vectors enter every residual block; tokens enter by cross-attention; concats as extra input channels.
-It does not know what the conditions mean, nor in which parametrisation its output is read.
+Tokens enter by cross-attention, in transformers between the residual blocks. It does not know what the conditions
+mean, nor in which parametrisation its output is read.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from ldm.errors import UserError
-from ldm.networks.attention import AttentionBlock, Cond, SpatialTransformer
-from ldm.networks.context import Context
-from ldm.networks.inputs import check_inputs
-from ldm.networks.layers import sinusoid, through, zeroed
-from ldm.networks.unet_blocks import AtFactors, Blocks, Upsample, apply
+from ldm.networks.attention import AttentionBlock, SpatialTransformer
+from ldm.networks.unet_blocks import AtFactors, Blocks
+from ldm.networks.unet_body import UNetBody
 
 
-class UNet(nn.Module):
+class UNet(UNetBody):
     """F(x, c_noise, conditions): x [B, in_channels, H, W] -> [B, out_channels, H, W], zero at initialisation.
 
     `channels * multipliers[l]` is the width of level l, `attention_factors` the downsampling factors at which it
@@ -56,7 +51,6 @@ class UNet(nn.Module):
         checkpoint_activations: bool = False,
         project_vector: bool = True,
     ):
-        super().__init__()
         attention: Callable[..., nn.Module] = partial(
             AttentionBlock, legacy_order=legacy_attention_order, norm_groups=norm_groups
         )
@@ -69,73 +63,7 @@ class UNet(nn.Module):
         blocks = Blocks(
             channels, multipliers, num_blocks, attentions, dropout, scale_shift_norm, resblock_updown, norm_groups
         )
-        self.channels = channels
-        self.in_channels = in_channels
-        self.concat_channels = concat_channels
-        self.tokens_width = tokens_width
-        self.vector_width = vector_width
-        self.patch_size = patch_size
-        self.checkpoint_activations = checkpoint_activations
-        self.factor = patch_size * 2 ** (len(multipliers) - 1)  # height and width must be multiples of it
-
-        self.time_embed = blocks.embedding(channels)
-        if not project_vector and vector_width != blocks.emb_width:
-            raise UserError(
-                f"network.project_vector=false: the vector is added to an embedding of width {blocks.emb_width} = "
-                f"4 network.channels, and it is {vector_width} wide; set conditioner.label.width={blocks.emb_width}"
-            )
-        if vector_width:
-            self.label_emb = nn.Sequential(*([blocks.embedding(vector_width)] if project_vector else []))
-        self.input_blocks, skips = blocks.encoder((in_channels + concat_channels) * patch_size**2)
-        width = skips[-1]
-        self.middle_block = blocks.middle(width)
-
-        self.output_blocks = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(multipliers))):
-            for place in range(num_blocks + 1):
-                layers = blocks.block(width + skips.pop(), channels * multiplier, 2**level)
-                width = channels * multiplier
-                if level and place == num_blocks:
-                    layers.append(blocks.res(width, width, up=True) if resblock_updown else Upsample(width))
-                self.output_blocks.append(nn.ModuleList(layers))
-
-        self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, width),
-            nn.SiLU(),
-            zeroed(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)),
-        )
-
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        *,
-        vector: Tensor | None = None,
-        tokens: Tensor | None = None,
-        tokens_mask: Tensor | None = None,
-        tokens_bias: Tensor | None = None,
-        concat: Tensor | None = None,
-    ) -> Tensor:
-        """x [B, in_channels, H, W] and c_noise [B] -> [B, out_channels, H, W].
-
-        vector [B, vector_width], tokens [B, M, tokens_width] with tokens_mask [B, M] (True = real), concat
-        [B, concat_channels, H, W]: all that the network was built for must be given, and nothing else.
-        tokens_bias [B, M, H, W], if given, draws positions to tokens (`Context`).
-        """
-        check_inputs(self, x, vector, tokens, tokens_bias, concat)
-        emb = self.time_embed(sinusoid(c_noise, self.channels))  # [B, 4 channels]
-        if vector is not None:
-            emb = emb + self.label_emb(vector)
-        if concat is not None:
-            x = torch.cat([x, concat.to(x.dtype)], dim=1)
-        cond = Cond(emb, None if tokens is None else Context(tokens, tokens_mask, tokens_bias))
-
-        h = self.input_blocks[0](F.pixel_unshuffle(x, self.patch_size))
-        skips = [h]
-        for block in self.input_blocks[1:]:
-            h = through(apply, block, h, cond, recompute=self.checkpoint_activations)
-            skips.append(h)
-        h = through(apply, self.middle_block, h, cond, recompute=self.checkpoint_activations)
-        for block in self.output_blocks:
-            h = through(apply, block, h, cond, skips.pop(), recompute=self.checkpoint_activations)
-        return F.pixel_shuffle(self.out(h), self.patch_size)
+        super().__init__(
+            blocks, in_channels, out_channels, tokens_width, vector_width, concat_channels, patch_size,
+            checkpoint_activations, project_vector,
+        )  # fmt: skip

@@ -128,6 +128,11 @@ class AtFactors:
         return heads
 
 
+def in_turn(*several: Attentions) -> Attentions:
+    """`Attentions` with the modules of each of `several`, one after the other."""
+    return lambda width, factor: [module for attentions in several for module in attentions(width, factor)]
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Makes the blocks of one U-Net, or of its encoder alone; all fields but the attentions are arguments of `UNet`."""
