@@ -71,7 +71,7 @@ def _registry(confs: tuple[Path, ...]) -> frozenset[str]:
     return frozenset(name for text in texts for name in re.findall(r"^\s*_target_:\s*([\w.]+)\s*$", text, re.MULTILINE))
 
 
-OVERRIDES = ("experiment", "sweep")  # groups whose files set keys of the root
+OVERRIDES = ("experiment", "sweep", "tree")  # groups whose files set keys of the root, or are schedules: no parts
 
 Places = tuple[dict[str, set[str]], dict[tuple[str, str], set[str]], set[str]]
 
