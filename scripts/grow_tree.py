@@ -1,7 +1,7 @@
 """Grow a tree of expert denoisers by a schedule, and write the manifests of the ensembles that it names.
 
     python scripts/grow_tree.py schedule=fig7_small base=runs/quickstart-diffusion branch_experiment=quickstart/expert
-    python scripts/grow_tree.py schedule=stand_in experiment=recipes/text_to_image first_stage=runs/f8 root_steps=100000
+    python scripts/grow_tree.py schedule=stand_in experiment=recipes/own256_1gpu first_stage=runs/f8 root_steps=100000
     python scripts/grow_tree.py schedule=mine.yaml base=runs/base launcher=submitit launcher.wait=true jobs=8
 
 Rows say what is trained from what, for which part of the noise and how long (conf/tree). All are checked before one
