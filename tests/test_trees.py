@@ -194,6 +194,11 @@ def test_a_split_is_proposed_and_grown(grown: Growth, tmp_path: Path, capsys: py
     own = tree(grown.runs, "own.yaml", f"base={grown.run('base')}", f"overrides={toy(grown.runs)}")
     assert Growth({**own, "name": "proposed"}, proposed).check() == []
     assert "% of the training" in capsys.readouterr().out
+    for key in ("model", "continued"):
+        with pytest.raises(UserError, match=f"{key}=.*trained on all of the noise"):
+            propose_split({**asked, key: str(grown.run("low"))})
+    with pytest.raises(UserError, match="experiment: says what trains the model on"):
+        propose_split({**without, "steps": 2})
 
 
 # Lineage

@@ -8,7 +8,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ldm.build import Parts
+from ldm.compatibility import is_part
 from ldm.config import compose, dump, instantiate, overriding
 from ldm.device import choose
 from ldm.diffusion.noise import Restricted
@@ -40,8 +40,7 @@ def propose_split(tree: Tree) -> Path | None:
     _check_keys(tree)
     folder = Path(tree["out"]) if tree["out"] else model / "split"
     parent = load(model)
-    if not isinstance(parent, Model):
-        raise UserError(f"model={model}: where to cut is asked of a diffusion model trained on all of the noise")
+    _check_whole("model", model, parent)
     noise, sigmas = parent.parts["noise"], parent.sampling(tree).sigmas
     found = shares(noise, sigmas, spines(tree["levels"]))
     print(f"{model.name}: {len(sigmas) - 1} steps from sigma {sigmas[0]:.4g}", flush=True)
@@ -49,7 +48,9 @@ def propose_split(tree: Tree) -> Path | None:
         child_run = _continued(tree, model)
         if child_run is None:
             return None
-        found = _with_gains(tree, parent, load(child_run), found, folder)
+        child = load(child_run)
+        _check_whole("continued", child_run, child)
+        found = _with_gains(tree, parent, child, found, folder)
     proposed = propose(found, tree["least_share"])
     table = [_row(share) for share in found]
     write_csv(folder / "split.csv", table)
@@ -76,6 +77,12 @@ def _check_keys(tree: Tree) -> None:
         raise UserError("experiment: says what trains the model on for steps=; or name a run, continued=")
 
 
+def _check_whole(key: str, path: Path, model: Any) -> None:
+    """Raises UserError for what is no diffusion model of all of the noise."""
+    if not isinstance(model, Model) or is_part(model.parts.tree):
+        raise UserError(f"{key}={path}: where to cut is asked of a diffusion model trained on all of the noise")
+
+
 def _continued(tree: Tree, model: Path) -> Path | None:
     """The run that was trained on from the model; None if it was stopped."""
     if tree["continued"]:
@@ -86,8 +93,7 @@ def _continued(tree: Tree, model: Path) -> Path | None:
     words += [f"logger.mode={tree['logger']['mode']}", *tree["overrides"].split()]
     words = overriding(words)
     branch_point(str(model))
-    own = Parts(compose("config", words))  # a mistake is told before a process starts
-    if own["expert"] is not None and own["expert"].intervals(own["noise"]) != [(0.0, math.inf)]:
+    if is_part(compose("config", words)):  # a mistake is told before a process starts
         raise UserError("overrides: the short training is for all of the noise; leave expert out")
     job = Job(f"{run.name}-continued", tuple(words))
     chain = Chain([Step(job)], instantiate(tree["launcher"], {}, "launcher"), 1)
