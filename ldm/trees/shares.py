@@ -92,7 +92,7 @@ def rows_of(proposed: Sequence[NodeShare], base_steps: int, budget: int) -> list
         ({"node": node}, share.sampling) for node, share in zip(nodes, proposed, strict=True)
     ]
     if nodes != [[1, 0], [1, 1]]:
-        parts.append(({"exclude": nodes}, 1 - sum(share.sampling for share in proposed)))
+        parts.append(({"exclude": [list(node) for node in nodes]}, 1 - sum(share.sampling for share in proposed)))
     names = ["low" if share.node[1] == 0 else "high" for share in proposed] + ["rest"]
     rows: list[dict] = [{"name": "base", "steps": base_steps}]
     for name, (part, share) in zip(names, parts, strict=False):

@@ -58,7 +58,7 @@ def propose_split(tree: Tree) -> Path | None:
         measured = f", gain {row['gain']:.4g} ± {row['half_interval']:.2g}" if row["gain"] is not None else ""
         print(
             f"({row['level']}, {row['index']}): sigma [{row['sigma_lo']:.6g}, {row['sigma_hi']:.6g}), "
-            f"{100 * row['training_share']:.2g} % of the training, {100 * row['sampling_share']:.2g} % of the steps"
+            f"{100 * row['training_share']:.3g} % of the training, {100 * row['sampling_share']:.3g} % of the steps"
             f"{measured}, payoff {row['payoff']:.4g}"
         )
     _draw(folder / "split.png", found, {share.node for share in proposed})
