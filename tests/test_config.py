@@ -445,7 +445,8 @@ def test_a_path_that_is_empty_is_a_variable_that_is_not_set():
 def test_members_and_validation_are_lists_of_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     tree = compose("ensemble", ["out=~/e.yaml", "members=[~/a b, 'runs/c=1',runs/d(2)]"])
-    assert tree == {"out": "/home/me/e.yaml", "members": ["/home/me/a b", "runs/c=1", "runs/d(2)"], "plugins": []}
+    members = ["/home/me/a b", "runs/c=1", "runs/d(2)"]
+    assert tree == {"out": "/home/me/e.yaml", "members": members, "follow": None, "plugins": []}
     assert compose("evaluate", ["model=x", "validation=[a.tar,b.tar]"])["validation"] == ["a.tar", "b.tar"]
     with pytest.raises(ValueError, match=r"^members='runs/a': expected list"):
         compose("ensemble", ["out=e.yaml", "members=runs/a"])

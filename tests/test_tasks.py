@@ -14,10 +14,10 @@ from ldm.config import compose, overriding
 from ldm.data.making.canvases import CanvasSettings, canvas
 from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
+from ldm.launching.chain import Chain, Step
 from ldm.networks.downloads import locate
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
-from ldm.tasks.chain import Chain, Step
 from ldm.tasks.finding import best_overlaps, found_boxes, overlap
 from ldm.tasks.judges import JUDGES
 from ldm.tasks.judges.inpainting import mean_filled, within
@@ -262,7 +262,7 @@ def test_a_judgement_becomes_rows_and_one_that_cannot_be_kept_stops_only_what_ne
     asked, part, results = tree(tmp_path), Part("layout", 0), Results(tmp_path / "kept" / "rows.csv")
     kept = Step(Job("a", ()), (), partial(_keep, asked, part, results))
     chain = Chain([kept, step("b", "a"), step("c")], Launched(), 1)
-    assert not chain.run() and chain.failed == ["a"] and chain.launch.ran == ["a", "c"]
+    assert not chain.run() and chain.failed == ["a"] and chain.pool.launch.ran == ["a", "c"]
     assert "a: " in capsys.readouterr().out
     judge(part, asked)
     assert not Chain([kept], Launched(), 1).run()

@@ -37,6 +37,7 @@ TOYS = {
     "scripts/likelihood": ["device=cpu", "num_samples=4", "num_timesteps=10", "num_levels=4", "tolerance=10"],
     "scripts/nearest": [*SMALL, *METRIC, "neighbours=2"],
     "scripts/holes_sheet": [*SMALL, "num_samples=2"],
+    "scripts/propose_split": ["device=cpu", "num_samples=4", "bins=2", "levels=3"],
     "scripts/sampler_table": ["device=cpu", *METRIC, "steps=[2]", "samplers=[heun,dpmpp_2m]"],
     "scripts/cost_table": ["device=cpu", "batch_size=2"],
     "scripts/sweep_report": ["device=cpu", *METRIC],

@@ -83,13 +83,18 @@ def _check_unchosen(tree: dict[str, Any], config_name: str, swept: tuple[str, ..
             validate({group: whole}, swept)
 
 
-def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Separate text for root keys that bear the name of a group of another root (``ema``): to Hydra they are groups."""
+def _split_facts(config_name: str, arguments: list[str]) -> tuple[dict[str, str | None], list[str]]:
+    """Separate text for root keys that bear the name of a group of another root (``ema``): to Hydra they are groups.
+
+    None for null.
+    """
     keys, choices = root(config_name)
     facts = (keys.keys() & groups().keys()) - choices.keys()
     named = {argument: argument.partition("=") for argument in arguments}
     ours = [word for word, (key, equals, _) in named.items() if key in facts and equals]
-    return {named[word][0]: named[word][2] for word in ours}, [word for word in arguments if word not in ours]
+    texts = {named[word][0]: named[word][2] for word in ours}
+    found = {key: None if text == "null" else text for key, text in texts.items()}
+    return found, [word for word in arguments if word not in ours]
 
 
 def _split_named(config_name: str, arguments: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -13,7 +13,9 @@ TEXTS = frozenset(
         "plugins",
         "overrides",
         "autoencoder_overrides",
+        "branch_overrides",
         "diffusion_overrides",
+        "first_stage_overrides",
     }
 )
 # Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
@@ -22,6 +24,8 @@ PATHS = frozenset(
     {
         "first_stage",
         "branch",
+        "base",
+        "continued",
         "init",
         "model",
         "weak_model",
@@ -108,6 +112,8 @@ ROOT_TYPES = {
     "reference.max_samples": int,
     "held_out": str | list[str],
     "num_levels": int | None,
+    "root_steps": int | None,
+    "propose_split.steps": int | None,
     "runs": list[str],
     "samplers": list[str],
     "steps": list[int],

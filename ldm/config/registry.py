@@ -16,6 +16,7 @@ from ldm.config.signatures import arguments, defined_in, full_name, imported, ma
 from ldm.errors import UserError
 
 ROOTS = ("ldm.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
+NO_GROUPS = ("tree",)  # folders of conf/ whose files a command reads by itself, here schedules of trees
 
 
 @cache
@@ -37,7 +38,7 @@ def _groups(confs: tuple[Path, ...]) -> dict[str, list[str]]:
     for conf in confs:
         for path in sorted(conf.rglob("*.yaml")):
             group, *rest = path.relative_to(conf).with_suffix("").parts
-            if rest:
+            if rest and group not in NO_GROUPS:
                 options.setdefault(group, []).append("/".join(rest))
     return options
 
@@ -103,7 +104,7 @@ def _leaves(confs: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     for conf in confs:
         for path in sorted(conf.glob("*/**/*.yaml")):
             group = path.relative_to(conf).parts[0]
-            if group not in OVERRIDES:
+            if group not in (*OVERRIDES, *NO_GROUPS):
                 yield group, _content(path)
 
 

@@ -5,7 +5,7 @@ Pictures of one caption are not independent: differences are averaged over them 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ NUM_LEVELS = 16
 class HeldOut:
     """Latents x0 [N, ...] of held-out images, their numbers [N], captions and batch, made once for all models.
 
+    Images without captions are units of their own, and have their numbers in the place of captions.
     Of `parts` are the weighting, the loss and the precision by which all are measured.
     """
 
@@ -35,6 +36,11 @@ class HeldOut:
     batch: dict[str, Any]
     parts: Parts
 
+    def to(self, device: torch.device) -> "HeldOut":
+        """The same on a device."""
+        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.batch.items()}
+        return replace(self, x0=self.x0.to(device), index=self.index.to(device), batch=batch)
+
 
 @torch.no_grad()
 def held_out(model: Model, data: Any, seed: int, num_samples: int) -> HeldOut:
@@ -43,11 +49,14 @@ def held_out(model: Model, data: Any, seed: int, num_samples: int) -> HeldOut:
     moments = model.first_stage.moments(batch["image"])
     shape = model.first_stage.spec.shape(moments.shape[2:])
     x0 = model.first_stage.sample(moments, normal(seed, "validation posterior", batch["index"], shape))
-    return HeldOut(x0, batch["index"], batch["caption"], batch, model.parts)
+    captions = batch.get("caption") or [str(number) for number in batch["index"].tolist()]
+    return HeldOut(x0, batch["index"], captions, batch, model.parts)
 
 
 @torch.no_grad()
-def interval_loss(drawer: Drawer, seen: HeldOut, noise: NoiseDistribution, seed: int) -> Tensor:
+def interval_loss(
+    drawer: Drawer, seen: HeldOut, noise: NoiseDistribution, seed: int, num_levels: int = NUM_LEVELS
+) -> Tensor:
     """Losses [N] of `drawer` on what it has not seen, at stratified levels of `noise`; the draws are the same for all.
 
     All its conditions are given, and nothing guides.
@@ -60,7 +69,7 @@ def interval_loss(drawer: Drawer, seen: HeldOut, noise: NoiseDistribution, seed:
         return denoise(x, sigma)
 
     with torch.autocast(seen.x0.device.type, torch.bfloat16, enabled=low):
-        return stratified_losses(denoiser, seen.x0, {}, noise, weighting, seed, seen.index, NUM_LEVELS, loss)
+        return stratified_losses(denoiser, seen.x0, {}, noise, weighting, seed, seen.index, num_levels, loss)
 
 
 def by_caption(values: Tensor, captions: Sequence[str]) -> Tensor:
@@ -76,6 +85,7 @@ def gain(of: Tensor, over: Tensor, captions: Sequence[str]) -> dict[str, float]:
 
     The interval is normal, 1.96 sd / sqrt(n), and infinite for fewer than two captions.
     """
+    of, over = of.cpu(), over.cpu()
     differences = by_caption(over - of, captions)
     count = len(differences)
     half = 1.96 * differences.std().item() / math.sqrt(count) if count > 1 else math.inf

@@ -9,8 +9,8 @@ import shutil
 import statistics
 import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from ldm.evaluation.stored_reference import facts_of, is_stored
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
-from ldm.launching.local import is_stopping, passing_on, stop
+from ldm.launching.local import passing_on
+from ldm.launching.pool import Pool
 from ldm.sweep.cells import (
     Cell,
     Places,
@@ -107,37 +108,24 @@ class Sweep:
     def __init__(self, tree: Tree, places: Places, launch: Launcher, results: Results):
         self.tree = tree
         self.places = places
-        self.launch = launch
+        self.pool = Pool(launch, tree["jobs"])
         self.results = results
         self.failed: list[str] = []
-        self._stopping = threading.Event()
         self._trials: dict[str, threading.Lock] = {}
         self._steps = threading.Lock()
 
     def run(self, missing: list[Cell]) -> bool:
         """Finish the `missing` cells. Returns whether a training was stopped; a cell that fails stops no other."""
         self._trials = {cell.model: threading.Lock() for cell in missing}
-        with ThreadPoolExecutor(self.tree["jobs"]) as pool:
-            done = [pool.submit(self._cell, cell) for cell in missing]
-            try:
-                for future in done:
-                    future.result()
-            except BaseException:  # Ctrl-C reaches the trainings too, which save themselves
-                stop()
-                raise
-        return self._stops
-
-    @property
-    def _stops(self) -> bool:
-        return self._stopping.is_set() or is_stopping()
+        return self.pool.run([partial(self._cell, cell) for cell in missing])
 
     def _cell(self, cell: Cell) -> None:
         measured = self.places.measured(cell) / MEASURED
         with closing(self._chain(cell)) as chain:
             for job in chain:
-                if self._stops or not self._done(job, cell):
+                if self.pool.stops or not self._done(job, cell):
                     return
-        if self._stops:
+        if self.pool.stops:
             return
         found = read_json(measured)
         self.results.add(cell, {"settings": settings_of(self.tree, cell), **found["row"]}, found["points"])
@@ -167,11 +155,8 @@ class Sweep:
 
     def _done(self, job: Job, cell: Cell) -> bool:
         """Run a job; whether it finished."""
-        status = self.launch([job])[0]
-        if status == STOPPED:
-            self._stopping.set()
-        elif status != FINISHED:
-            print(f"{job.name} ended with status {status}; its message is above", flush=True)
+        status = self.pool.do(job)
+        if status not in (FINISHED, STOPPED):
             self.failed.append(cell.name)
         return status == FINISHED
 

@@ -12,8 +12,8 @@ from ldm.errors import UserError
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import Job
+from ldm.launching.chain import Chain, Step
 from ldm.launching.local import passing_on
-from ldm.tasks.chain import Chain, Step
 from ldm.tasks.checks import check_judging
 from ldm.tasks.judging import JUDGED, SHEET
 from ldm.tasks.page import write_page

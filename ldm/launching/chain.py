@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ldm.errors import UserError
-from ldm.launching import FINISHED, STOPPED, Job, Launcher
-from ldm.launching.local import is_stopping, stop
+from ldm.launching import FINISHED, Job, Launcher
+from ldm.launching.pool import Pool
 
 
 def _nothing() -> None:
@@ -32,29 +31,15 @@ class Chain:
 
     def __init__(self, steps: Sequence[Step], launch: Launcher, jobs: int):
         self.waiting = list(steps)
-        self.launch = launch
-        self.jobs = jobs
+        self.pool = Pool(launch, jobs)
         self.failed: list[str] = []
         self._done: set[str] = set()
         self._under_way = 0
-        self._stopping = threading.Event()
         self._changed = threading.Condition()
 
     def run(self) -> bool:
         """Do all. Returns whether a training was stopped, and saved, so that the rest is still to do."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            workers = [pool.submit(self._work) for _ in range(self.jobs)]
-            try:
-                for worker in workers:
-                    worker.result()
-            except BaseException:  # Ctrl-C reaches the jobs too, which save themselves
-                stop()
-                raise
-        return self._stops
-
-    @property
-    def _stops(self) -> bool:
-        return self._stopping.is_set() or is_stopping()
+        return self.pool.run([self._work] * self.pool.jobs)
 
     def _work(self) -> None:
         while (step := self._take()) is not None:
@@ -64,13 +49,16 @@ class Chain:
             finally:
                 with self._changed:
                     self._under_way -= 1
-                    (self._done.add if finished else self.failed.append)(step.name)
+                    if finished:
+                        self._done.add(step.name)
+                    else:
+                        self.failed.append(step.name)
                     self._changed.notify_all()
 
     def _take(self) -> Step | None:
         """The next step that can begin, once there is one; None when there will be none."""
         with self._changed:
-            while not self._stops:
+            while not self.pool.stops:
                 ready = next((step for step in self.waiting if self._done.issuperset(step.needs)), None)
                 if ready is not None:
                     self.waiting.remove(ready)
@@ -82,14 +70,7 @@ class Chain:
             return None
 
     def _do(self, step: Step) -> bool:
-        status = self.launch([step.job])[0]
-        if status == STOPPED:
-            self._stopping.set()
-        elif status != FINISHED:
-            print(f"{step.name} ended with status {status}; its message is above", flush=True)
-        else:
-            return _ends(step)
-        return False
+        return self.pool.do(step.job) == FINISHED and _ends(step)
 
 
 def _ends(step: Step) -> bool:

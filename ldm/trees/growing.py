@@ -1,0 +1,105 @@
+"""A tree grown by its schedule: each row a process of its own, those that need each other one after the other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldm.config import instantiate
+from ldm.ensemble import write_manifest
+from ldm.errors import UserError
+from ldm.evaluation.table import write_csv
+from ldm.files import read_json, write_json, write_text
+from ldm.holding import held
+from ldm.launching import Job
+from ldm.launching.chain import Chain, Step
+from ldm.launching.local import passing_on
+from ldm.lineage_tree import lineage_of, lines
+from ldm.trees.schedule import read_schedule
+from ldm.trees.systems import systems
+from ldm.trees.trainings import Growth
+
+Tree = dict[str, Any]
+
+
+def grow(tree: Tree) -> Path | None:
+    """Grow the tree of `tree` (conf/grow_tree.yaml). Returns its folder, None if a training was stopped and saved.
+
+    Raises UserError, before anything trains, for a row that could not, and at the end for rows that failed.
+    """
+    check_keys(tree)
+    growth = Growth(tree, read_schedule(tree["schedule"]))
+    launch = instantiate(tree["launcher"], {}, "launcher")
+    done = growth.check()
+    with held(growth.folder, "growing a tree into"):
+        write_json(growth.folder / "tree.json", tree)
+        print(f"{len(growth.rows)} rows, {len(done)} of them finished", flush=True)
+        chain = Chain(steps(growth, done), launch, tree["jobs"])
+        with passing_on():
+            stopped = chain.run()
+        tell(growth)
+        if chain.failed and not stopped:
+            raise UserError(f"these rows failed, their messages are above: {', '.join(chain.failed)}")
+    return None if stopped else growth.folder
+
+
+def check_keys(tree: Tree) -> None:
+    """Raises UserError for a key that no tree could be grown with."""
+    if not tree["schedule"]:
+        raise UserError("schedule: has to be given, a name of conf/tree such as fig7, or a file")
+    if tree["jobs"] < 1:
+        raise UserError(f"jobs={tree['jobs']}: must be at least 1")
+    for key in ("logger", "launcher"):
+        if tree.get(key) is None:
+            raise UserError(f"{key}=null: a tree needs one; leave it out for that of conf/grow_tree.yaml")
+    if tree["launcher"].get("wait") is False:
+        raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
+
+
+def steps(growth: Growth, done: list[str]) -> list[Step]:
+    """The trainings of the rows that are not `done`, each after the one that it comes from."""
+    left = {row.name for row in growth.rows} - set(done)
+    return [
+        Step(
+            Job(growth.run(row.name).name, tuple(growth.words(row))),
+            (growth.run(row.origin).name,) if row.origin in left else (),
+        )
+        for row in growth.rows
+        if row.name in left
+    ]
+
+
+def tell(growth: Growth) -> dict[str, Path]:
+    """Write the manifests of ensembles whose rows have finished, what they came from, and a table of them.
+
+    Returns the manifests by name.
+    """
+    written: dict[str, Path] = {}
+    for name, members in growth.schedule.ensembles.items():
+        left = [member for member in members if not is_finished(growth.run(member))]
+        if left:
+            print(f"ensemble {name}: not written, not finished: {', '.join(left)}", flush=True)
+            continue
+        write_manifest(growth.manifest(name), [growth.run(member) for member in members])
+        written[name] = growth.manifest(name)
+    finished = [run for row in growth.schedule.rows if is_finished(run := growth.run(row.name))]
+    if finished:
+        text = lines(lineage_of(finished))
+        write_text(growth.folder / "tree.txt", "\n".join(text) + "\n")
+        print("\n".join(text), flush=True)
+    if written:
+        rows = systems(written, growth.schedule)
+        write_csv(growth.folder / "systems.csv", rows)
+        for row in rows:
+            quoted = {key.removeprefix("quoted_"): value for key, value in row.items() if key.startswith("quoted_")}
+            said = f"; papers report {json.dumps(quoted)}" if quoted else ""
+            print(
+                f"{written[row['system']]}: {row['experts']} experts of {row['runs']} runs, {row['steps']:,} steps and "
+                f"{row['samples']:,} samples{said}"
+            )
+    return written
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has done the steps that it was begun for."""
+    path = run / "lineage.json"
+    return path.exists() and "finished_step" in read_json(path)

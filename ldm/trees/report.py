@@ -1,0 +1,180 @@
+"""The report on experts: trees of several seeds are grown and judged, each step a process of its own, and all shown."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldm.build import Parts
+from ldm.config import compose, instantiate, overriding
+from ldm.device import choose
+from ldm.errors import UserError
+from ldm.files import read_json, write_json
+from ldm.holding import held
+from ldm.launching import Job
+from ldm.launching.chain import Chain, Step
+from ldm.launching.local import passing_on
+from ldm.training.loggers import log_summary
+from ldm.trees.findings import difference, sampled
+from ldm.trees.growing import check_keys, is_finished, steps, tell
+from ldm.trees.judge import ENSEMBLE, JUDGED, check_systems, judge
+from ldm.trees.report_page import FIGURES, write_page
+from ldm.trees.results import Results
+from ldm.trees.schedule import Schedule, read_schedule
+from ldm.trees.trainings import Growth
+
+Tree = dict[str, Any]
+SAMPLED = ("sampling_seeds", "scales", "num_samples", "num_reference", "num_held_out")
+
+
+def experts_report(tree: Tree) -> Path | None:
+    """Grow and judge the trees of `tree` (conf/experts_report.yaml). Returns the page, None if a training was stopped.
+
+    Raises UserError for what could not be trained before anything is, and at the end for what failed.
+    """
+    _check(tree)
+    schedules = [read_schedule(name).scaled(tree["root_steps"]) for name in tree["schedules"]]
+    launch = instantiate(tree["launcher"], {}, "launcher")
+    folder = Path(tree["runs_dir"]) / "experts"
+    results = Results(Path(tree["results"]) if tree["results"] else folder / "experts.csv")
+    asked = [(schedule, seed) for seed in tree["seeds"] for schedule in schedules]
+    for schedule, seed in asked:
+        results.check(schedule.name, seed, settings_of(tree, schedule))
+    missing = [(schedule, seed) for schedule, seed in asked if not results.find(schedule.name, seed)]
+    if not tree["train"] and len(missing) == len(asked):
+        raise UserError(f"train=false: none of the {len(asked)} trees is in {results.path}")
+    todo: dict[str, Step] = {}  # schedules may share a first stage
+    for schedule, seed in missing if tree["train"] else []:
+        check_systems(schedule)
+        todo |= {step.name: step for step in _steps(tree, schedule, seed, results, folder)}
+    with held(folder, "judging experts into"):
+        write_json(folder / "experts.json", tree)
+        print(f"{len(asked)} trees, {len(asked) - len(missing)} of them in {results.path}", flush=True)
+        chain = Chain(list(todo.values()), launch, tree["jobs"])
+        with passing_on():
+            stopped = chain.run()
+        page = write_page(folder, schedules, results, tree["seeds"]) if results.rows else None
+        if page is not None:
+            _log(tree, folder, schedules, results)
+        if chain.failed and not stopped:
+            raise UserError(f"these failed, their messages are above: {', '.join(chain.failed)}")
+    return None if stopped else page
+
+
+def _log(tree: Tree, folder: Path, schedules: list[Schedule], results: Results) -> None:
+    """Figures, and the differences of the experts to the control, as a W&B run of their own."""
+    metrics: dict[str, float] = {}
+    pictures: dict[str, Path] = {}
+    for schedule in schedules:
+        rows = [row for row in results.rows if row["schedule"] == schedule.name and row["seed"] in tree["seeds"]]
+        for quantity in [*sampled(rows), "loss"]:
+            found = difference(rows, ENSEMBLE, "control", quantity)
+            if found is not None:
+                metrics[f"{schedule.name}/{ENSEMBLE} - control/{quantity}"] = found.mean
+        drawn = {name: folder / schedule.name / f"{name}.png" for name in FIGURES}
+        pictures |= {f"{schedule.name}/{name}": path for name, path in drawn.items() if path.exists()}
+    log_summary(folder, "experts", tree["logger"]["project"], tree["logger"]["mode"], metrics, {}, pictures)
+
+
+def growth_of(tree: Tree, schedule: Schedule, seed: int) -> Growth:
+    """The tree of a schedule, already scaled, with a training seed."""
+    words = [f"schedule={schedule.name}", f"seed={seed}", f"name=experts-{schedule.name}-seed{seed}"]
+    words += [f"runs_dir={tree['runs_dir']}", f"jobs={tree['jobs']}"]
+    own = compose("grow_tree", words)
+    more = {"logger": tree["logger"], "launcher": tree["launcher"], "overrides": _overrides(tree, schedule)}
+    return Growth({**own, **more, "first_stage": str(first_stage_run(tree, schedule, seed))}, schedule)
+
+
+def first_stage_run(tree: Tree, schedule: Schedule, seed: int) -> Path:
+    """The run of the first stage of a tree; schedules that name the same one share it."""
+    return Path(tree["runs_dir"]) / f"experts-{str(schedule.first_stage).replace('/', '-')}-seed{seed}"
+
+
+def settings_of(tree: Tree, schedule: Schedule) -> str:
+    """What a tree's numbers depend on, as text: rows of other settings are not this report's."""
+    facts = {key: tree[key] for key in (*SAMPLED, "overrides", "first_stage_overrides")} | {"metric": tree["metric"]}
+    facts["rows"] = {row.name: row.steps for row in schedule.rows}
+    return json.dumps(facts, sort_keys=True)
+
+
+def _check(tree: Tree) -> None:
+    check_keys({**tree, "schedule": tree["schedules"]})
+    choose(tree["device"])
+    for key, least in {"num_samples": 10, "num_reference": 10, "num_held_out": 2, "batch_size": 1}.items():
+        if tree[key] < least:
+            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    for key in ("seeds", "sampling_seeds"):
+        if not tree[key] or any(type(seed) is not int or seed < 0 for seed in tree[key]):
+            raise UserError(f"{key}={tree[key]}: a list of numbers from 0 on")
+    if not tree["scales"]:
+        raise UserError("scales=[]: a list of guidance scales")
+    if tree["metric"] is None:
+        raise UserError("metric=null: samples are measured by one; leave it out for that of conf/experts_report.yaml")
+    instantiate(tree["metric"], Parts(tree), "metric")
+
+
+def _overrides(tree: Tree, schedule: Schedule) -> str:
+    """For every training of a schedule, with its data where its experiment names none."""
+    return " ".join([*_data(tree, schedule.experiment), tree["overrides"]])
+
+
+def _data(tree: Tree, experiment: str | None) -> list[str]:
+    if experiment is None:
+        raise UserError("schedules: a schedule of the report names its experiment")
+    unnamed = compose("config", [f"experiment={experiment}"], complete=False)["data"]["train"] == "???"
+    if not unnamed:
+        return []
+    if tree["shards"] is None:
+        raise UserError(f"shards: experiment={experiment} names no data; give a folder with train-*.tar")
+    folder = Path(tree["shards"])
+    for split in ("train", "validation"):
+        if not list(folder.glob(f"{split}-*.tar")):
+            raise UserError(f"shards={folder}: has no {split}-*.tar")
+    return [f"data.{split}={folder / split}-*.tar" for split in ("train", "validation")]
+
+
+def _steps(tree: Tree, schedule: Schedule, seed: int, results: Results, folder: Path) -> list[Step]:
+    """First stage, rows and judgement of a tree; rows that begin anew wait for the first stage."""
+    growth = growth_of(tree, schedule, seed)
+    done = growth.check()
+    stage = first_stage_run(tree, schedule, seed)
+    found = []
+    if not is_finished(stage):
+        words = [f"experiment={schedule.first_stage}", f"run={stage.name}", f"runs_dir={stage.parent}", f"seed={seed}"]
+        words += ["trainer.precision=auto", f"logger.mode={tree['logger']['mode']}", f"logger.group={growth.name}"]
+        words += [*_data(tree, schedule.first_stage), *tree["first_stage_overrides"].split()]
+        compose("config", overriding(words))
+        found.append(Step(Job(stage.name, tuple(overriding(words)))))
+    for step in steps(growth, done):
+        anew = not step.needs and found and found[0].name == stage.name and not _branches(step)
+        found.append(replace(step, needs=(stage.name,)) if anew else step)
+    trained = tuple(step.name for step in found)
+    words = [f"stage={schedule.name}", f"seed={seed}", f"tree={folder / 'experts.json'}"]
+    keep = partial(_keep, tree, growth, seed, results, folder)
+    return [*found, Step(Job(f"{growth.name}: judged", tuple(words), script="experts_report"), trained, keep)]
+
+
+def _branches(step: Step) -> bool:
+    return any(word.startswith("branch=") for word in step.job.words)
+
+
+def judged_in(folder: Path, schedule: str, seed: int) -> Path:
+    """Where the judgement of a tree lies."""
+    return folder / "judged" / f"{schedule}-seed{seed}"
+
+
+def _keep(tree: Tree, growth: Growth, seed: int, results: Results, folder: Path) -> None:
+    """The judgement of a tree becomes rows."""
+    schedule = growth.schedule
+    rows = read_json(judged_in(folder, schedule.name, seed) / JUDGED)["rows"]
+    results.add(schedule.name, seed, rows, settings_of(tree, schedule))
+    print(f"{growth.name}: judged, rows of {results.path}", flush=True)
+
+
+def run_judge(tree: Tree, name: str, seed: int) -> None:
+    """What the process of a judgement does: see ldm.trees.judge."""
+    given = next(given for given in tree["schedules"] if read_schedule(given).name == name)
+    growth = growth_of(tree, read_schedule(given).scaled(tree["root_steps"]), seed)
+    folder = Path(tree["runs_dir"]) / "experts"
+    judge(tree, growth, tell(growth), judged_in(folder, name, seed), settings_of(tree, growth.schedule))

@@ -1,0 +1,204 @@
+"""Where to cut the noise: what each node has of training and of sampling, what training on gains there, a schedule."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ldm.compatibility import is_part
+from ldm.config import compose, dump, instantiate, overriding
+from ldm.device import choose
+from ldm.diffusion.noise import Restricted
+from ldm.errors import UserError
+from ldm.evaluation.interval_loss import gain, held_out, interval_loss
+from ldm.evaluation.table import write_csv
+from ldm.files import write_text
+from ldm.launching import Job
+from ldm.launching.chain import Chain, Step
+from ldm.launching.local import passing_on
+from ldm.lineage import branch_point, branched_run
+from ldm.loading import load
+from ldm.model import Model
+from ldm.trees.growing import is_finished
+from ldm.trees.shares import NodeShare, propose, rows_of, shares, spines, with_gain
+
+Tree = dict[str, Any]
+Row = dict[str, Any]
+LEVELS = 4  # of noise at which a held-out image is measured in a bin, and twice as many in a node
+NAME = "proposed"  # of the schedule's file
+
+
+def propose_split(tree: Tree) -> Path | None:
+    """Write the tables, the figure and a schedule for `tree` (conf/propose_split.yaml); returns their folder.
+
+    None if the short training was stopped and saved. Raises UserError for keys that cannot be, before anything trains.
+    """
+    model = Path(tree["model"]).expanduser()
+    _check_keys(tree)
+    folder = Path(tree["out"]) if tree["out"] else model / "split"
+    parent = load(model)
+    _check_whole("model", model, parent)
+    noise, sigmas = parent.parts["noise"], parent.sampling(tree).sigmas
+    found = shares(noise, sigmas, spines(tree["levels"]))
+    print(f"{model.name}: {len(sigmas) - 1} steps from sigma {sigmas[0]:.4g}", flush=True)
+    if tree["continued"] or tree["steps"]:
+        child_run = _continued(tree, model)
+        if child_run is None:
+            return None
+        child = load(child_run)
+        _check_whole("continued", child_run, child)
+        found = _with_gains(tree, parent, child, found, folder)
+    proposed = propose(found, tree["least_share"])
+    table = [_row(share) for share in found]
+    write_csv(folder / "split.csv", table)
+    for row in table:
+        measured = f", gain {row['gain']:.4g} ± {row['half_interval']:.2g}" if row["gain"] is not None else ""
+        print(
+            f"({row['level']}, {row['index']}): sigma [{row['sigma_lo']:.6g}, {row['sigma_hi']:.6g}), "
+            f"{100 * row['training_share']:.3g} % of the training, {100 * row['sampling_share']:.3g} % of the steps"
+            f"{measured}, payoff {row['payoff']:.4g}"
+        )
+    _draw(folder / "split.png", found, {share.node for share in proposed})
+    _write(tree, model, proposed, folder / f"{NAME}.yaml", parent)
+    return folder
+
+
+def _check_keys(tree: Tree) -> None:
+    choose(tree["device"])
+    for key, least in {"levels": 1, "num_samples": 2, "bins": 1, "budget": 1}.items():
+        if tree[key] < least:
+            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    if not 0 <= tree["least_share"] < 1:
+        raise UserError(f"least_share={tree['least_share']}: a share of the steps, from 0 to below 1")
+    if tree["steps"] and not tree["continued"] and tree["experiment"] is None:
+        raise UserError("experiment: says what trains the model on for steps=; or name a run, continued=")
+
+
+def _check_whole(key: str, path: Path, model: Any) -> None:
+    """Raises UserError for what is no diffusion model of all of the noise."""
+    if not isinstance(model, Model) or is_part(model.parts.tree):
+        raise UserError(f"{key}={path}: where to cut is asked of a diffusion model trained on all of the noise")
+
+
+def _continued(tree: Tree, model: Path) -> Path | None:
+    """The run that was trained on from the model; None if it was stopped."""
+    if tree["continued"]:
+        return Path(tree["continued"]).expanduser()
+    run = branched_run(str(model))
+    words = [f"experiment={tree['experiment']}", f"branch={model}", f"run={run.name}-continued"]
+    words += [f"runs_dir={run.parent}", f"max_steps={tree['steps']}", f"seed={tree['seed']}", "trainer.precision=auto"]
+    words += [f"logger.mode={tree['logger']['mode']}", *tree["overrides"].split()]
+    words = overriding(words)
+    branch_point(str(model))
+    if is_part(compose("config", words)):  # a mistake is told before a process starts
+        raise UserError("overrides: the short training is for all of the noise; leave expert out")
+    job = Job(f"{run.name}-continued", tuple(words))
+    chain = Chain([Step(job)], instantiate(tree["launcher"], {}, "launcher"), 1)
+    with passing_on():
+        stopped = chain.run()
+    if stopped:
+        return None
+    if chain.failed or not is_finished(run.with_name(job.name)):
+        raise UserError(f"{job.name}: failed, its message is above")
+    return run.with_name(job.name)
+
+
+def _with_gains(tree: Tree, parent: Model, child: Any, found: list[NodeShare], folder: Path) -> list[NodeShare]:
+    """The shares with the gains of `child`; the losses of both over ln(sigma) are written beside."""
+    data, noise, seed = parent.parts["data"], parent.parts["noise"], tree["seed"]
+    data.setup()
+    device = choose(tree["device"])
+    seen = held_out(parent, data, seed, min(tree["num_samples"], data.num_validation)).to(device)
+    parent.to(device)
+    child.to(device)
+
+    def measured(interval: tuple[float, float], num_levels: int) -> dict[str, float]:
+        inside = noise if interval == (0.0, math.inf) else Restricted(noise, [interval])
+        of, over = (interval_loss(model, seen, inside, seed, num_levels) for model in (child, parent))
+        return gain(of, over, seen.captions)
+
+    curve = []
+    for k in range(tree["bins"]):
+        u = torch.tensor([k, k + 0.5, k + 1], dtype=torch.float64) / tree["bins"]
+        low, middle, high = noise.icdf(u).tolist()
+        interval = (0.0 if k == 0 else low, math.inf if k == tree["bins"] - 1 else high)
+        if interval[0] < interval[1]:
+            curve.append({"sigma": middle, "ln_sigma": math.log(middle), **_losses(measured(interval, LEVELS))})
+    write_csv(folder / "loss_over_sigma.csv", curve)
+    _draw_losses(folder / "loss_over_sigma.png", curve)
+    gains = [measured(share.interval, 2 * LEVELS) for share in found]
+    worse = [row for row in curve if row["gain"] < -row["half_interval"]]
+    for row in worse:
+        print(
+            f"warning: at sigma {row['sigma']:.4g} the model that was trained on is worse, {row['parent_loss']:.4g} -> "
+            f"{row['loss']:.4g}: more training of the same kind only learns pictures by heart there"
+        )
+    return [with_gain(share, own["gain"], own["half_interval"]) for share, own in zip(found, gains, strict=True)]
+
+
+def _losses(found: dict[str, float]) -> Row:
+    return {"parent_loss": found["over"], "loss": found["loss"], "gain": found["gain"],
+            "half_interval": found["half_interval"]}  # fmt: skip
+
+
+def _row(share: NodeShare) -> Row:
+    level, index = share.node
+    return {
+        "level": level, "index": index, "sigma_lo": share.interval[0], "sigma_hi": share.interval[1],
+        "training_share": share.training, "sampling_share": share.sampling, "gain": share.gain,
+        "half_interval": share.half, "payoff": share.payoff,
+    }  # fmt: skip
+
+
+def _write(tree: Tree, model: Path, proposed: list[NodeShare], path: Path, parent: Model) -> None:
+    """The schedule, if there is one to propose."""
+    if not proposed:
+        path.unlink(missing_ok=True)
+        print("no node pays more than training on over all of the noise; nothing is proposed")
+        return
+    rows = rows_of(proposed, parent.weights[0].metadata["step"], tree["budget"])
+    names = [row["name"] for row in rows[1:]]
+    text = dump({"rows": rows, "ensembles": {"base": ["base"], "proposed": names}})
+    grown = f"python scripts/grow_tree.py schedule={path} base={model} branch_experiment=..."
+    write_text(path, f"# {grown}\n# By scripts/propose_split.py, from the shares and gains in split.csv.\n{text}")
+    print(f"proposed: {', '.join(str(share.node) for share in proposed)} and what they leave; {grown}")
+
+
+def _draw(path: Path, found: list[NodeShare], proposed: set[tuple[int, int]]) -> None:
+    """Shares of training and sampling of each node, and its payoff; those proposed are bold."""
+    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = range(len(found))
+    left.barh([place + 0.2 for place in places], [share.training for share in found], 0.4, label="training")
+    left.barh([place - 0.2 for place in places], [share.sampling for share in found], 0.4, label="sampling steps")
+    left.set(xlabel="share", xscale="log")
+    left.set_yticks(list(places), [str(share.node) for share in found])
+    for tick, share in zip(left.get_yticklabels(), found, strict=True):
+        tick.set_fontweight("bold" if share.node in proposed else "normal")
+    left.legend()
+    right.barh(places, [share.payoff for share in found])
+    right.set(xlabel="payoff: sure gain x sampling / training")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _draw_losses(path: Path, curve: list[Row]) -> None:
+    """Held-out losses of parent and child over ln(sigma), and their difference."""
+    figure = Figure(figsize=(6, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    x = [row["ln_sigma"] for row in curve]
+    top.plot(x, [row["parent_loss"] for row in curve], "o-", label="parent")
+    top.plot(x, [row["loss"] for row in curve], "s--", label="trained on")
+    top.set(ylabel="held-out loss")
+    top.legend()
+    halves = [row["half_interval"] if math.isfinite(row["half_interval"]) else 0.0 for row in curve]
+    bottom.errorbar(x, [row["gain"] for row in curve], halves, fmt="o", capsize=3)
+    bottom.axhline(0, color="black", linewidth=0.8)
+    bottom.set(xlabel="ln(sigma)", ylabel="gain")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})
