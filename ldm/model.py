@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ldm.build import Parts, check_model, kind_of
 from ldm.checkpoint import posthoc_ema
 from ldm.checkpoint.weights import Weights, load_strict
-from ldm.conditioners.base import Conditioners, takes_bias
-from ldm.conditioners.paint import check_painted, without_paint
+from ldm.conditioners.base import Conditioners
+from ldm.conditioners.paint import check_painted, takes_paint, without_paint
 from ldm.config import load_tree, takes
 from ldm.data.module import ShardData
 from ldm.diffusion.classifier import NoisyClassifier
@@ -138,7 +138,7 @@ class Model:
     def paintable(self, batch: Mapping[str, Any], sampling: Sampling) -> bool:
         """Whether it can paint the phrases of a batch. Raises ValueError for one that a condition does not read."""
         used = self.conditioner.used(sampling.use_conditions)
-        return takes_bias(self.denoiser.network) and check_painted(used, batch)
+        return takes_paint(self.denoiser.network) and check_painted(used, batch)
 
     def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
         """Conditions that guidance leaves out. Raises ValueError for guidance that the model cannot be sampled with."""

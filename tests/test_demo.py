@@ -251,6 +251,10 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
         until(f"{STATE}.startsWith('4 images in ')")
         line = browser.evaluate(f"[...document.querySelectorAll('.command textarea')]{VISIBLE}[0].value")
         assert "'prompt=a red heart'" in line and str(runs[1]) in line
+        press("button.label-wrap", "Paint phrases")
+        fill(".paint-red", "red heart")
+        press("button.draw")
+        until(f"{STATE}.startsWith(\"error: phrases: 'red heart' is {BRUSHES['red']}, and paint=\")")
         fill(".num-steps", "many")
         press("button.draw")
         until(f"{STATE} === \"error: num_steps='many': expected int | None\"")

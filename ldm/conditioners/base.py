@@ -256,11 +256,6 @@ def field(batch: Batch, key: str, asked_by: str) -> Any:
     return batch[key]
 
 
-def takes_bias(network: nn.Module) -> bool:
-    """Whether its cross-attention can be drawn to tokens, place by place."""
-    return "tokens_bias" in inspect.signature(network.forward).parameters
-
-
 def check_network(network: nn.Module, conditioners: Conditioners) -> None:
     """Raise ValueError if the network's forward does not declare the keyword of a condition, naming both."""
     declared = inspect.signature(network.forward).parameters

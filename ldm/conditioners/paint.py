@@ -1,12 +1,13 @@
 """Phrases of a prompt painted on the image, as regions for the tokens of each conditioner (paint-with-words)."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.conditioners.frozen import Batch
 from ldm.conditioners.spans import Spans, occurrences
@@ -79,6 +80,11 @@ def _spans(part: "Conditioner", text: str) -> Spans:
     spans = part.spans(text)
     assert spans is not None
     return spans
+
+
+def takes_paint(network: nn.Module) -> bool:
+    """Whether its cross-attention can be drawn to tokens, place by place."""
+    return "tokens_bias" in inspect.signature(network.forward).parameters
 
 
 def check_painted(parts: Mapping[str, "Conditioner"], batch: Batch) -> bool:

@@ -1,4 +1,4 @@
-"""Painted phrases (paint-with-words): whether something is drawn where each was painted, beside no painting at all."""
+"""Painted phrases (paint-with-words): what is drawn where they were painted, beside the same without painting."""
 
 import json
 from collections.abc import Sequence
@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm.data.making.canvases import Canvas, describe
 from ldm.data.transforms import to_tensor
+from ldm.evaluation.yardsticks import shared_yardsticks
 from ldm.images import enlarge, grid, to_uint8
 from ldm.phrases import Stroke, outlined
 from ldm.tasks.bench import Bench, Judgement
@@ -25,6 +27,7 @@ VARIANTS = ("per_head", "std")  # conf/painting
 COLOURS = ("#ff0000", "#0000ff")
 UNSEEN = 1 << 24  # number of the first canvas of the training's emoji that is looked at: none was trained on
 SHOWN, ENLARGED = 6, 3
+CROPPED = 64  # px of a region, as it is looked at
 
 
 class Pair(NamedTuple):
@@ -35,15 +38,16 @@ class Pair(NamedTuple):
 
 
 def judge_painting(bench: Bench) -> Judgement:
-    """IoU of what is painted and what is drawn, over pairs of phrases of held-out emoji and of those of the training.
+    """IoU of what is painted and what is drawn, over pairs of phrases of held-out emoji and of those of the training;
+    and which of its two phrases a painted region shows.
 
     The weight w' is chosen on the phrases of the training's emoji, on canvases that were not trained on.
     """
     model, count = bench.model("canvas_text"), bench.count(most=PAIRS)
-    data = model.drawer.data
-    found, shown = {}, []
+    alignment = shared_yardsticks(bench.device).alignment
+    best: float | None = None
     for name, split, first in (("trained", "train", UNSEEN), ("held-out", "validation", 0)):
-        real = chosen(canvases_of(data, first, 4 * count, split=split, objects=(2, 2)), count)
+        real = chosen(canvases_of(model.drawer.data, first, 4 * count, split=split, objects=(2, 2)), count)
         pairs = [pair_of(one, bench.folder / "given", f"{name}-{place}") for place, one in enumerate(real)]
         union = torch.stack([pair.regions.any(0) for pair in pairs])
 
@@ -51,23 +55,22 @@ def judge_painting(bench: Bench) -> Judgement:
             return [_drawn(bench, model, pairs, scale, draw, variant) for draw in range(DRAWS)]
 
         images = {scale: drawn(scale) for scale in SCALES}
-        values = {scale: _ious(own, union) for scale, own in images.items()}
-        for scale, own in values.items():
+        ious = {scale: _ious(own, union) for scale, own in images.items()}
+        for scale, own in ious.items():
             bench.add_mean(f"IoU, w' = {scale:g}, {name} phrases", own)
         bench.add_mean(f"IoU of real canvases of {name} phrases", things_iou(pixels(real), union))
-        found[name] = values
-        if name == "trained":
-            best = max(SCALES[1:], key=lambda scale: values[scale].mean().item())
-            continue
-        for variant in VARIANTS:
-            own = _ious(drawn(best, variant), union)
-            bench.add_mean(f"IoU, w' = {best:g}, {name} phrases, {variant}", own)
-        shown = _rows(pairs[:SHOWN], {scale: own[0] for scale, own in images.items()})
-    both = torch.stack([found["held-out"][best], found["held-out"][0.0]], dim=1)
+        best = best or max(SCALES[1:], key=lambda scale, own=ious: own[scale].mean().item())
+        for said, own in {"": images[best][0], ", w' = 0": images[0.0][0], ", real": pixels(real)}.items():
+            share = told_apart(alignment, own, pairs, bench)
+            bench.add_mean(f"regions that show their own phrase, not the other, {name} phrases{said}", share)
+    for variant in VARIANTS:
+        bench.add_mean(f"IoU, w' = {best:g}, held-out phrases, {variant}", _ious(drawn(best, variant), union))
+    both = torch.stack([ious[best], ious[0.0]], dim=1)
     bench.add_mean(f"IoU, held-out phrases, at the w' that is best of trained ones, {best:g}", both[:, 0])
     bench.add_statistic("the same as a multiple of w' = 0", both, lambda own: own[:, 0].mean() / own[:, 1].mean())
     bench.add_mean("obeyed: IoU less that of w' = 0", both[:, 0] - both[:, 1])
     caption = f"Held-out phrases and where they are painted; w' = {', '.join(f'{scale:g}' for scale in SCALES)}."
+    shown = _rows(pairs[:SHOWN], {scale: own[0] for scale, own in images.items()})
     return Judgement(bench.rows, grid(torch.stack(shown), columns=len(SCALES)), caption, enlarge=1)
 
 
@@ -100,6 +103,23 @@ def pair_of(one: Canvas, folder: Path, name: str) -> Pair:
 def listed(phrases: Sequence[str]) -> str:
     """Phrases as captions have them that say nothing of where they lie: "a red heart, a key"."""
     return ", ".join(describe([phrase], [(0.0, 0.0, 1.0, 1.0)])[0] for phrase in phrases)
+
+
+def told_apart(alignment: Any, images: Tensor, pairs: Sequence[Pair], bench: Bench) -> Tensor:
+    """The share [N] of the two regions of each pair in which a picture is nearer to its own phrase than to the other."""
+    crops, own, other = [], [], []
+    for image, pair in zip(images, pairs, strict=True):
+        phrases = list(json.loads(pair.given["phrases"]))
+        for place, region in enumerate(pair.regions):
+            rows, columns = (region.any(axis).nonzero() for axis in (1, 0))
+            part = image[None, :, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            crops.append(F.interpolate(part, (CROPPED, CROPPED), mode="bilinear", antialias=True)[0])
+            own.append(phrases[place])
+            other.append(phrases[1 - place])
+    stacked = torch.stack(crops).to(bench.device)
+    with torch.no_grad():
+        nearer = alignment(stacked, own) > alignment(stacked, other)
+    return nearer.double().cpu().view(-1, 2).mean(1)
 
 
 def _drawn(bench: Bench, model: Any, pairs: Sequence[Pair], scale: float, draw: int, variant: str) -> Tensor:
