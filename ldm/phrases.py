@@ -1,5 +1,6 @@
 """Paint-with-words as sample.py is asked for it: phrases=, what each colour of the picture paint= stands for."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,15 +46,24 @@ def plain_phrases(value: str | Mapping[str, Any]) -> dict[str, Any]:
         if not value.lstrip().startswith("{"):
             where = f"phrases={value[:200]}"
             text = content_of("phrases", str(Path(value).expanduser())).decode("utf-8", "replace")
-        try:
-            value = yaml.safe_load(text)  # JSON, and the same without quotes around phrases
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"{where}: cannot be read as colours of phrases; {WAY}") from error
+        value = _parsed(text, where)
     if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) and key.strip() for key in value):
         raise UserError(f"phrases: not a colour for each of some phrases; {WAY}")
     if len(value) > MOST:
         raise UserError(f"phrases: {len(value)} of them; at most {MOST}")
     return dict(value)
+
+
+def _parsed(text: str, where: str) -> Any:
+    """JSON, or the same without quotes around phrases, which is YAML."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: cannot be read as colours of phrases; {WAY}") from error
 
 
 def read_phrases(value: str | Mapping[str, Any]) -> dict[str, Stroke]:

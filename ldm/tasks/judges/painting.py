@@ -106,7 +106,7 @@ def listed(phrases: Sequence[str]) -> str:
 
 
 def told_apart(alignment: Any, images: Tensor, pairs: Sequence[Pair], bench: Bench) -> Tensor:
-    """The share [N] of the two regions of each pair in which a picture is nearer to its own phrase than to the other."""
+    """The share [N] of the two regions of each pair whose picture is nearer to its own phrase than to the other."""
     crops, own, other = [], [], []
     for image, pair in zip(images, pairs, strict=True):
         phrases = list(json.loads(pair.given["phrases"]))
