@@ -2,9 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def plain_phrases(value: str | Mapping[str, Any]) -> dict[str, Any]:
         where, text = "phrases", value
         if not value.lstrip().startswith("{"):
             where = f"phrases={value[:200]}"
-            text = content_of("phrases", str(Path(value).expanduser())).decode("utf-8", "replace")
+            text = content_of("phrases", os.path.expanduser(value)).decode("utf-8-sig", "replace")
         value = _parsed(text, where)
     if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) and key.strip() for key in value):
         raise UserError(f"phrases: not a colour for each of some phrases; {WAY}")

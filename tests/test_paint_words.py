@@ -205,7 +205,7 @@ def test_it_goes_with_sizes_windows_experts_holes_and_canvases(folder):
 
 def test_strength_blur_and_names_of_colours(folder, seen):
     phrases = {"red heart": {"colour": "red", "strength": -0.5}, "key": {"colour": "lime", "blur": 1}}
-    (folder / "phrases.json").write_text(json.dumps(phrases))
+    (folder / "phrases.json").write_text(json.dumps(phrases, indent="\t"), "utf-8-sig")
     draw(folder, "strength", f"paint={folder}/sheet.png", f"phrases={folder}/phrases.json", paint=False)
     bias = next(cond["tokens_bias"].values for _, _, cond in seen if "tokens_bias" in cond)
     assert bias[0, 2].min() < 0 <= bias[0, 6].min() and len(bias[0, 6].unique()) > 6, "kept out; with a soft edge"
