@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.networks.attention import Attention, SelfAttention
-from ldm.networks.bias import Bias
 from ldm.networks.context import Context
 from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import sinusoid, through, to_tokens, zeroed
@@ -148,7 +147,7 @@ class DiT(nn.Module):
         vector: Tensor | None = None,
         tokens: Tensor | None = None,
         tokens_mask: Tensor | None = None,
-        tokens_bias: Tensor | Bias | None = None,
+        tokens_bias: Tensor | None = None,
         concat: Tensor | None = None,
     ) -> Tensor:
         """x [B, in_channels, H, W] and c_noise [B] -> [B, out_channels, H, W].

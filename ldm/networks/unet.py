@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.networks.attention import AttentionBlock, Cond, SpatialTransformer
-from ldm.networks.bias import Bias
 from ldm.networks.context import Context
 from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import sinusoid, through, zeroed
@@ -114,7 +113,7 @@ class UNet(nn.Module):
         vector: Tensor | None = None,
         tokens: Tensor | None = None,
         tokens_mask: Tensor | None = None,
-        tokens_bias: Tensor | Bias | None = None,
+        tokens_bias: Tensor | None = None,
         concat: Tensor | None = None,
     ) -> Tensor:
         """x [B, in_channels, H, W] and c_noise [B] -> [B, out_channels, H, W].
