@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioners
-from ldm.conditioners.paint import on_grid
+from ldm.conditioners.paint import on_grid, without_paint
 from ldm.diffusion.denoiser import ConditionalDenoise, Denoise
 from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
 from ldm.diffusion.tiles import Tiling
@@ -95,6 +95,7 @@ def bound_to(
     """
     negative, use = negative or {}, sampling.use_conditions
     painted = sampling.painting(denoiser) if sampling.painting else denoiser
+    batch = batch if sampling.painting else without_paint(batch)
     tiled = sampling.tiling(painted) if sampling.tiling else painted
     given = bind(tiled, conditioner, batch, num_samples, negative, use)
     check_guidance(sampling.guidance, conditioner, negative, use)
