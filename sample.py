@@ -12,10 +12,13 @@
     python sample.py model=runs/mine prompt="red heart" given.style=photo.png
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png strength=0.6
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png canvas=[0,16,0,16]
+    python sample.py model=runs/mine prompt="a heart, a key" paint=a.png phrases='{"heart": "red", "key": "#00ff00"}'
     python sample.py again=samples/red-heart_0000.png
 
 Of mask= white is the hole, and all else of image= is kept. Files have any size; map= and low= set that of the images,
 image= is resized.
+Each phrase of the prompt that is painted has a colour of paint=, exactly. phrases= is in single quotes, as the shell
+takes double ones and braces for its own, or FILE.json; "key": {"colour": "red", "strength": -1, "blur": 4} says more.
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 Each file has its recipe inside, and beside it as JSON; again=FILE makes it anew and says whether it is the same.
 """
@@ -51,10 +54,12 @@ def main(arguments: list[str]) -> int:
     from ldm.device import choose
     from ldm.given_files import check_files
     from ldm.loading import load_drawer, trained_on
+    from ldm.phrases import check_paint
     from ldm.provenance.recipe import Recipes
     from ldm.request import Request
 
     device = choose(tree["device"])
+    check_paint(tree, arguments, conditions)
     check_files(tree, lambda: trained_on(tree["model"]))
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     request = Request(model, tree, arguments, device)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.conditioners.paint import on_grid
 from ldm.config import use_plugins
 from ldm.config.plugins import named
 from ldm.data.colours import rgb
@@ -123,7 +124,7 @@ class Pipeline(Codec):
             raise UserError(f"prompts: {len(request.rows)} for {len(latents)} latents; give one, or one for each")
         numbers = torch.arange(len(latents), device=self._device)
         batch, negative = request.batch([place % len(request.rows) for place in range(len(latents))], numbers)
-        guided = self.drawer.guided(request.sampling, batch, len(latents), negative)
+        guided = self.drawer.guided(request.sampling, on_grid(batch, latents.shape), len(latents), negative)
         return guided(latents, levels.expand(len(latents))).reshape(x.shape)
 
     def _request(self, prompt: str | None, options: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:

@@ -43,6 +43,7 @@ GROUPS = (
     "sampler",
     "guidance",
     "tiling",
+    "painting",
     "operator",
     "distance",
     "alignment",
@@ -192,7 +193,9 @@ def _sampling(parts: Parts) -> Sampling:
     guidance = parts["guidance"] or ClassifierFree(scale=1.0)
     after = instantiate(parts.tree.get("loss_guidance") or {}, parts, "loss_guidance")
     after = tuple(after.values())
-    return Sampling(parts["sampler"], parts["sigmas"], guidance, parts["schedule"], after, parts["tiling"])
+    return Sampling(
+        parts["sampler"], parts["sigmas"], guidance, parts["schedule"], after, parts["tiling"], parts["painting"]
+    )
 
 
 def _denoiser(parts: Parts) -> Denoiser:

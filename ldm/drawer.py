@@ -64,6 +64,12 @@ class Drawer(Protocol):
         by `given` {field: words} where they come from.
         """
 
+    def paintable(self, batch: Mapping[str, Any], sampling: Sampling) -> bool:
+        """Whether phrases can be painted: it has cross-attention to tokens of the text that a batch gives.
+
+        Raises ValueError for a phrase of the batch's `paint` that is not in a text, or that is not read.
+        """
+
     def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
         """Conditions that guidance leaves out; `negative` are fields that have something in the place of their null.
 

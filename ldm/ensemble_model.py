@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.weights import Weights
+from ldm.conditioners.paint import on_grid
 from ldm.data.module import ShardData
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
@@ -127,6 +128,10 @@ class Ensemble:
         for member, own in self._each(sampling):
             member.check(batch, own, given)
 
+    def paintable(self, batch: Mapping[str, Any], sampling: Sampling) -> bool:
+        """Whether any member can paint the phrases of a batch. Raises ValueError for one that a member does not see."""
+        return any([member.paintable(batch, own) for member, own in self._each(sampling)])
+
     def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
         """Conditions that guidance leaves out. Raises ValueError naming a member that cannot be sampled with it."""
         sampling.guidance.left_out(tuple(self.conditions(sampling)))
@@ -176,7 +181,7 @@ class Ensemble:
         """Images [B, 3, H, W] in [-1, 1]; see Model.generate."""
         size = size or self.image_size
         shape = latent_shape(self.first_stage, size, self._factor, sampling.tiling)
-        batch = {**batch, "number": numbers}
+        batch = {**on_grid(batch, shape), "number": numbers}
         denoise = self.guided(sampling, batch, len(numbers), negative)
 
         def kept(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioners
+from ldm.conditioners.paint import on_grid, without_paint
 from ldm.diffusion.denoiser import ConditionalDenoise, Denoise
 from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
 from ldm.diffusion.tiles import Tiling
@@ -52,7 +53,7 @@ def generate(
     for images that are not, ValueError for guidance that would need a null which no training saw.
     """
     shape = latent_shape(first_stage, size, denoiser.factor, sampling.tiling)
-    batch = {**batch, "number": numbers}
+    batch = {**on_grid(batch, shape), "number": numbers}
     bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
     denoise = guided(bound, sampling.guidances)
     return finished(
@@ -88,12 +89,14 @@ def bound_to(
     num_samples: int,
     negative: Mapping[str, Any] | None = None,
 ) -> Bound:
-    """A denoiser bound to the conditions of `batch`, as `sampling` uses them and in its windows; not guided yet.
+    """A denoiser bound to the conditions of `batch`, as `sampling` uses them, paints them and cuts windows; not guided.
 
     Raises ValueError for guidance that would need a null which no training saw.
     """
     negative, use = negative or {}, sampling.use_conditions
-    tiled = sampling.tiling(denoiser) if sampling.tiling else denoiser
+    painted = sampling.painting(denoiser) if sampling.painting else denoiser
+    batch = batch if sampling.painting else without_paint(batch)
+    tiled = sampling.tiling(painted) if sampling.tiling else painted
     given = bind(tiled, conditioner, batch, num_samples, negative, use)
     check_guidance(sampling.guidance, conditioner, negative, use)
     names = conditioner.guidable(negative, use)

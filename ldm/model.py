@@ -16,6 +16,7 @@ from ldm.build import Parts, check_model, kind_of
 from ldm.checkpoint import posthoc_ema
 from ldm.checkpoint.weights import Weights, load_strict
 from ldm.conditioners.base import Conditioners
+from ldm.conditioners.paint import check_painted, takes_paint, without_paint
 from ldm.config import load_tree, takes
 from ldm.data.module import ShardData
 from ldm.diffusion.classifier import NoisyClassifier
@@ -81,13 +82,14 @@ class Model:
 
         Keys of guidance without a class change the run's guidance, or classifier-free guidance where that has no such
         keys. The run's own is left out where it has nothing to guide by. `loss_guidance`, what it goes by, `tiling`,
-        `weak_model` and `use_conditions` are only ever the tree's. Raises ValueError for a weak model or a classifier
-        that does not fit, or that nothing takes, and for a condition that the model does not have.
+        `painting`, `weak_model` and `use_conditions` are only ever the tree's. Raises ValueError for a weak model or a
+        classifier that does not fit, or that nothing takes, and for a condition that the model does not have.
         """
         use = None if tree.get("use_conditions") is None else tuple(tree["use_conditions"])
         negative = ["caption"] if tree.get("negative_prompt") else []
         chosen = recipe(tree, self.parts.tree, bool(self.conditioner.guidable(negative, use)))
         chosen |= {key: tree.get(key) for key in ("loss_guidance", "operator", "distance", "alignment", "tiling")}
+        chosen["painting"] = tree.get("painting") if tree.get("paint") else None
         given: dict[str, Any] = {"schedule": self.schedule, "first_stage": self.first_stage}
         given["tiling"] = Parts({**self.parts.tree, **chosen}, **given)["tiling"]
         if tree.get("weak_model"):
@@ -115,7 +117,11 @@ class Model:
         denoiser = tiling(weak.denoiser) if tiling else weak.denoiser
         unused = self.conditioner.parts.keys() - self.conditioner.used(use).keys()
         own = [name for name in weak.conditioner.parts if name not in unused]
-        return lambda bound: bind(denoiser, weak.conditioner, bound.batch, bound.num_samples, use=own)(own)
+
+        def weaker(bound: Bound) -> Denoise:
+            return bind(denoiser, weak.conditioner, without_paint(bound.batch), bound.num_samples, use=own)(own)
+
+        return weaker
 
     def conditions(self, sampling: Sampling) -> dict[str, set[str]]:
         """The conditions that are used, by name, and the fields that each reads."""
@@ -129,6 +135,11 @@ class Model:
     def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
         """Say what of a batch its conditions do not read; ValueError for values that they do not take."""
         self.conditioner.check(batch, sampling.use_conditions, given)
+
+    def paintable(self, batch: Mapping[str, Any], sampling: Sampling) -> bool:
+        """Whether it can paint the phrases of a batch. Raises ValueError for one that a condition does not read."""
+        used = self.conditioner.used(sampling.use_conditions)
+        return takes_paint(self.denoiser.network) and check_painted(used, batch)
 
     def left_out(self, sampling: Sampling, negative: Collection[str] = ()) -> frozenset[str]:
         """Conditions that guidance leaves out. Raises ValueError for guidance that the model cannot be sampled with."""

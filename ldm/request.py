@@ -8,15 +8,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.conditioners.paint import FIELD
 from ldm.config import with_moved_keys
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.diffusion.interpolation import Frames
 from ldm.drawer import Drawer
+from ldm.errors import UserError
 from ldm.frames import Frame
 from ldm.generate import finished
 from ldm.given import check_given, class_number, collate, negatives
 from ldm.given_files import asked_frame, files_of, read_given
+from ldm.phrases import check_paint, drawing_of, read_paint
 from ldm.prompts import read_conditions
 from ldm.starting import check_canvas, read_canvas, read_start, tiled_for
 
@@ -29,6 +32,7 @@ class Request:
 
     def __init__(self, drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device):
         rows = read_conditions(tree)
+        check_paint(tree, words, rows)
         drawer.decode_in_tiles(tree["tile"])
         on_canvas = read_canvas(tree)
         tree = tree if on_canvas is None else tiled_for(on_canvas.size, tree, words, drawer)
@@ -45,9 +49,17 @@ class Request:
             self._frame = Frame(on_canvas.size, on_canvas.size)
         self._given = read_given(tree, drawer, self._frame)
         self._edit = on_canvas or read_start(tree, self._frame)
+        paint = read_paint(tree, drawer, self._frame)
+        self._paint = {} if paint is None else {FIELD: paint}
+        self._outlines = None if paint is None else drawing_of(tree, paint, self._frame)
         self.rows = [_numbered(row, drawer) for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
         values = {**collate(self.rows, device), **self._given.read}
+        if paint is not None and not drawer.paintable({**values, **self._paint}, self.sampling):
+            conditions = ", ".join(drawer.conditions(self.sampling)) or "nothing"
+            raise UserError(
+                f"paint: {drawer.name} has no cross-attention to words of a prompt; it is conditioned on {conditions}"
+            )
         if self._negatives and "caption" in values:
             values["caption"] = [*values["caption"], *self._negatives.values()]
         drawer.check(values, self.sampling, {name: f"{key}={path}" for name, (key, path) in files_of(tree).items()})
@@ -55,13 +67,14 @@ class Request:
     @property
     def drawing(self) -> Callable[[Image.Image], Image.Image] | None:
         """What shows on an image what was asked for, such as boxes; None where nothing would be seen."""
-        return self._given.drawing
+        return self._given.drawing or self._outlines
 
     def batch(self, places: Sequence[int], numbers: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is given for the rows at `places` and samples of these `numbers`, int64 [B] on the device, and what
         guidance goes away from in its place.
         """
         batch = collate([self.rows[place] for place in places], self._device) | self._given.batch(numbers)
+        batch |= self._paint
         return batch, {field: [text] * len(places) for field, text in self._negatives.items()}
 
     def images(self, part: Sequence[tuple[int, int]]) -> Tensor:

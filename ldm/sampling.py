@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.counter_random import Normal, normal
-from ldm.diffusion.denoiser import Denoise
+from ldm.diffusion.denoiser import ConditionalDenoise, Denoise
 from ldm.diffusion.guidance import FieldGuidance, Guidance, ScaledGuidance
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.sigmas import init_noise
@@ -21,9 +21,9 @@ class Sampling:
     """A `sampler`, its `sigmas` [num_steps + 1], `guidance`, and the noise `schedule` that scales the first x.
 
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
-    windows, None the whole latent at once. Conditions are those of `use_conditions`, None being all; see
-    Conditioners.used. All noise is drawn by `normal`, as by that of counter_random. `chosen` has the parts of a tree
-    that all this was built of.
+    windows, None the whole latent at once; `painting` lets regions look at phrases. Conditions are those of
+    `use_conditions`, None being all; see Conditioners.used. All noise is drawn by `normal`, as by that of
+    counter_random. `chosen` has the parts of a tree that all this was built of.
     """
 
     sampler: Callable[..., Tensor]
@@ -32,6 +32,7 @@ class Sampling:
     schedule: Schedule
     loss_guidance: tuple[FieldGuidance, ...] = ()
     tiling: Tiling | None = None
+    painting: Callable[[ConditionalDenoise], ConditionalDenoise] | None = None
     use_conditions: tuple[str, ...] | None = None
     normal: Normal = normal
     chosen: Mapping[str, Any] = field(default_factory=dict)

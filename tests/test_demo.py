@@ -18,7 +18,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from test_report import Browser
 from toys import ROOT
 from untrained import untrained_run
@@ -28,8 +28,10 @@ from ldm.demo import inputs
 from ldm.demo.drawing import new_folder, packed, pictures
 from ldm.demo.inputs import (
     BOXES,
+    BRUSHES,
     CLASS,
     FILE,
+    PAINT,
     PICTURE_AND_HOLE,
     TEXT,
     Input,
@@ -55,7 +57,7 @@ def test_each_field_that_a_model_reads_has_an_input(tmp_path):
     start = ("start", PICTURE_AND_HOLE)
     for name, words, expected in (
         ("label", [], [("label", CLASS), start]),
-        ("text", TEXTS, [("prompt", TEXT), ("negative_prompt", TEXT), start]),
+        ("text", TEXTS, [("prompt", TEXT), ("negative_prompt", TEXT), ("paint", PAINT), start]),
         ("holes", HOLES, [("image", PICTURE_AND_HOLE), start]),
         ("layout", LAYOUT, [("boxes", BOXES), start]),
         ("low", LOW, [("image", FILE), ("low", FILE), start]),
@@ -105,9 +107,32 @@ def test_what_is_filled_in_are_words_of_sample_py(tmp_path, monkeypatch):
     assert tree["prompt"] == "a, 'b' ${x}" and tree["guidance"]["limits"]["sigma_lo"] == 0.3
 
 
+def test_strokes_are_a_sheet_in_the_colours_of_the_brushes(tmp_path):
+    red, blue = (ImageColor.getrgb(BRUSHES[name]) for name in ("red", "blue"))
+    layer = Image.new("RGBA", (32, 32))
+    layer.paste((*red, 255), (0, 0, 16, 32))
+    layer.paste((red[0] - 9, red[1] + 9, red[2], 130), (16, 0, 18, 32))  # a soft edge
+    layer.paste((*red, 90), (18, 0, 20, 32))
+    layer.paste((*blue, 255), (24, 24, 32, 32))
+    value = {"background": Image.new("RGB", (32, 32), "white"), "layers": [layer]}
+    given = {"paint": value, "paint.red": " a heart ", "paint.blue": "key", "painting.scale": "0.7", "prompt": ""}
+    words = words_of([Input("prompt", TEXT), Input("paint", PAINT)], given, tmp_path, 16)
+    phrases = json.dumps({"a heart": BRUSHES["red"], "key": BRUSHES["blue"]})
+    assert words == ["prompt=", f"paint={tmp_path}/paint.png", f"phrases={phrases}", "painting.scale=0.7"]
+    sheet = np.asarray(Image.open(tmp_path / "paint.png"))
+    assert sheet.shape == (16, 16, 3) and (sheet[:, :9] == red).all() and (sheet[12:, 12:] == blue).all()
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) == 3
+    blank = {"background": value["background"], "layers": [Image.new("RGBA", (32, 32))]}
+    assert words_of([Input("paint", PAINT)], {"paint": blank, "painting.scale": "1"}, tmp_path, 16) == []
+    assert words_of([Input("paint", PAINT)], {"paint": None, "paint.red": "x"}, tmp_path, 16)[1].startswith("phrases=")
+    with pytest.raises(ValueError, match="same phrase is written for two colours"):
+        words_of([Input("paint", PAINT)], {**given, "paint.blue": "a heart"}, tmp_path, 16)
+
+
 @pytest.mark.parametrize(
     "word",
-    ["plugins=[os]", "model=x", "image=/etc/passwd", "given.style=/etc/passwd", "prompts=/etc/passwd", "device=cuda",
+    ["plugins=[os]", "model=x", "image=/etc/passwd", "given.style=/etc/passwd", "prompts=/etc/passwd",
+     "phrases=/etc/passwd", "paint=/etc/passwd", "device=cuda",
      "alignment=open_clip", "distance.path=x", "classifier=x", "out=/tmp/x", "seed=${oc.env:HOME}",
      "+sampler={_target_:x}", "a b", "'"],
 )  # fmt: skip
@@ -224,6 +249,10 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
         until(f"{STATE}.startsWith('4 images in ')")
         line = browser.evaluate(f"[...document.querySelectorAll('.command textarea')]{VISIBLE}[0].value")
         assert "'prompt=a red heart'" in line and str(runs[1]) in line
+        press("button.label-wrap", "Paint phrases")
+        fill(".paint-red", "red heart")
+        press("button.draw")
+        until(f"{STATE}.startsWith(\"error: phrases: 'red heart' is {BRUSHES['red']}, and paint=\")")
         fill(".num-steps", "many")
         press("button.draw")
         until(f"{STATE} === \"error: num_steps='many': expected int | None\"")

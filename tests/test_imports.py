@@ -40,6 +40,7 @@ LAYERS = {
     "ldm.first_stage": 1,
     "ldm.metrics": 1,
     "ldm.checkpoint": 1,
+    "ldm.painting": 2,
     "ldm.sampling": 2,
     "ldm.editing": 2,
     "ldm.generate": 2,
@@ -75,6 +76,7 @@ LAYERS = {
     "ldm.frames": 5,
     "ldm.condition_sheet": 5,
     "ldm.options": 5,
+    "ldm.phrases": 5,
     "ldm.request": 5,
     "ldm.starting": 5,
     "ldm.provenance": 5,
@@ -109,6 +111,7 @@ OWN = {
     "ldm.metrics": {"ldm.metrics", "ldm.networks", "ldm.errors"},
     "ldm.checkpoint": {"ldm.checkpoint", "ldm.files", "ldm.data.seals", "ldm.errors"},
     "ldm.sampling": {"ldm.diffusion", "ldm.errors"},
+    "ldm.painting": {"ldm.diffusion", "ldm.networks", "ldm.errors"},
     "ldm.editing": {"ldm.sampling", "ldm.errors"},
     "ldm.generate": {
         "ldm.conditioners",

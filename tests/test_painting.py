@@ -16,6 +16,7 @@ from ldm.diffusion.tiles import blended
 from ldm.networks import layers
 from ldm.networks.adm_unet import ADMUNet
 from ldm.networks.attention import Attention
+from ldm.networks.bias import Bias, largest_of_batch, largest_of_head, largest_of_sample, spread_of_sample
 from ldm.networks.dit import DiT
 from ldm.networks.efficient_unet import EfficientUNet
 from ldm.networks.unet import UNet
@@ -146,7 +147,9 @@ def test_regions_of_zeros_change_nothing_and_no_sample_knows_of_the_others(name)
     model, x, cond = denoiser(name), randn(2, 4, 8, 8), conditions(8, 8)
     plain = {key: value for key, value in cond.items() if key != "tokens_bias"}
     expected = model(x, SIGMA, plain)
-    torch.testing.assert_close(painted(model, 0.0)(x, SIGMA, cond), expected, rtol=0, atol=1e-5)
+    assert torch.equal(painted(model, 0.0)(x, SIGMA, cond), expected), "bit for bit"
+    zero = {**cond, "tokens_bias": 0 * cond["tokens_bias"]}
+    torch.testing.assert_close(painted(model, SCALE)(x, SIGMA, zero), expected, rtol=0, atol=1e-5)
     both = painted(model, SCALE)(x, SIGMA, cond)
     alone = painted(model, SCALE)(x[1:], SIGMA[1:], {key: value[1:] for key, value in cond.items()})
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
@@ -169,6 +172,36 @@ def test_without_regions_nothing_is_computed_for_them(name, monkeypatch):
     monkeypatch.setattr(layers, "_added", None)
     cond = {key: value for key, value in conditions(8, 8).items() if key != "tokens_bias"}
     assert painted(denoiser(name), SCALE)(randn(2, 4, 8, 8), SIGMA, cond).isfinite().all()
+
+
+@pytest.mark.parametrize("unit", [largest_of_sample, largest_of_head, largest_of_batch, spread_of_sample])
+def test_a_bias_is_in_the_unit_that_it_says(unit):
+    q, k, v = randn(2, 3, 5, 8), randn(2, 3, 7, 8, seed=1), randn(2, 3, 7, 8, seed=2)
+    count, bias = 5, randn(2, 1, 5, 7, seed=3).abs()  # two tokens are not visible
+    mask = torch.arange(7).view(1, 1, 1, 7).expand(2, 1, 1, 7) < count
+    products = (q @ k.transpose(-2, -1))[..., :count]
+    in_words = {
+        largest_of_sample: lambda b, h: products[b].max(),
+        largest_of_head: lambda b, h: products[b, h].max(),
+        largest_of_batch: lambda b, h: products.max(),
+        spread_of_sample: lambda b, h: products[b].std(correction=0),
+    }[unit]
+    weights = torch.tensor([[in_words(b, h) for h in range(3)] for b in range(2)])[..., None, None]
+    expected = ((products + weights * bias[..., :count]) / math.sqrt(8)).softmax(-1) @ v[:, :, :count]
+    torch.testing.assert_close(layers.attention(q, k, v, mask, Bias(bias, unit)), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_takes_a_unit_and_resizes_what_is_in_it(name):
+    model, x, cond = denoiser(name), randn(2, 4, 8, 8), conditions(8, 8)
+    own = painted(model, SCALE)(x, SIGMA, cond)
+    assert torch.equal(painted(model, SCALE, in_units=Bias)(x, SIGMA, cond), own), "as a plain tensor is meant"
+    others = [partial(Bias, unit=unit) for unit in (largest_of_head, largest_of_batch, spread_of_sample)]
+    for other in others:
+        assert (painted(model, SCALE, in_units=other)(x, SIGMA, cond) - own).abs().max() > 1e-4
+    squared = painted(model, SCALE, squared_sigma=True)(x, torch.ones(2), cond)
+    assert torch.equal(squared, painted(model, SCALE)(x, torch.ones(2), cond)), "the same at sigma 1"
+    assert not torch.equal(painted(model, SCALE, squared_sigma=True)(x, SIGMA, cond), own)
 
 
 def test_both_kernels_add_the_same(monkeypatch):

@@ -1,6 +1,7 @@
 """The report on the tasks: its judges on answers that are known, its chain, and the whole at toy length."""
 
 import csv
+import json
 import math
 import shutil
 from functools import partial
@@ -18,10 +19,11 @@ from ldm.launching.chain import Chain, Step
 from ldm.networks.downloads import locate
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
-from ldm.tasks.finding import best_overlaps, found_boxes, overlap
-from ldm.tasks.judges import JUDGES
+from ldm.tasks.finding import best_overlaps, found_boxes, overlap, things_iou
+from ldm.tasks.judges import JUDGES, painting
 from ldm.tasks.judges.inpainting import mean_filled, within
 from ldm.tasks.judges.layout import with_boxes
+from ldm.tasks.judges.painting import chosen, pair_of
 from ldm.tasks.judges.semantic_map import _things, coloured
 from ldm.tasks.judging import judge
 from ldm.tasks.page import write_page
@@ -32,8 +34,9 @@ from ldm.tasks.results import Results
 from ldm.tasks.segmenter import Segmenter, confusion, miou
 from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, needed, parts
 
-MODELS = ("text", "layout", "superres_x4", "inpainting")  # whose judges are run here, and those of others for which
-MODEL_OF = {"unconditional": "text", "superres_x4_bsr": "superres_x4"}  # one of these does as well
+# Whose judges are run here, and those of others for which one of these does as well.
+MODELS = ("text", "layout", "canvas_text", "superres_x4", "inpainting")
+MODEL_OF = {"unconditional": "text", "superres_x4_bsr": "superres_x4"}
 
 
 def tree(folder: Path, *more: str) -> dict:
@@ -60,6 +63,21 @@ def test_a_box_is_found_where_it_was_painted_and_drawn_where_it_is():
     assert overlap((0, 0, 1, 1), (0, 0, 0.5, 1)) == 0.5 and overlap((0, 0, 0.4, 1), (0.5, 0, 1, 1)) == 0
     edge = with_boxes(torch.zeros(1, 3, 32, 32), [[(0.0, 0.0, 1.0, 1.0)]])[0]
     assert (edge[:, 0] == torch.tensor([1.0, -1, -1])[:, None]).all() and edge[:, 1:31, 1:31].eq(0).all()
+
+
+def test_painted_pairs_are_ellipses_in_boxes_under_a_prompt_that_says_no_places(tmp_path: Path):
+    real = chosen([canvas(CanvasSettings("validation", objects=(2, 2), textured=0.0), n) for n in range(40)], 20)
+    assert len(real) == 20
+    pairs = [pair_of(one, tmp_path, str(place)) for place, one in enumerate(real)]
+    for one, pair in zip(real, pairs, strict=True):
+        assert all(own["phrase"] in pair.given["prompt"] for own in one.objects) and " of " not in pair.given["prompt"]
+        assert list(json.loads(pair.given["phrases"])) == [own["phrase"] for own in one.objects]
+        assert pair.regions.shape == (2, 64, 64) and not pair.regions.all(0).any()
+    union = torch.stack([pair.regions.any(0) for pair in pairs])
+    assert things_iou(pixels(real), union).mean() > 0.6, "what is painted is about where the emoji are"
+    ground = torch.full((20, 3, 64, 64), 0.3)
+    assert things_iou(ground.where(~union[:, None], -0.9), union).tolist() == [1.0] * 20
+    assert not things_iou(ground, union).any() and things_iou(ground, torch.zeros_like(union)).tolist() == [0.0] * 20
 
 
 def test_miou_is_of_all_pixels_and_of_classes_that_occur():
@@ -121,6 +139,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "unconditional": "kid/efficientnet_lite0@32, samples",
         "text": "obeyed: mean rank without less with the text, share of held-out captions",
         "layout": "obeyed: IoU less with boxes shuffled",
+        "painting": "the same as a multiple of w' = 0",
         "superres_x4_bsr": "LPIPS of the model of clean pictures less that of samples",
         "inpainting": "largest difference outside the hole, of 255",
     }.items(),
@@ -129,6 +148,8 @@ def test_a_judge_has_numbers_within_their_intervals_and_a_sheet(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, said: str
 ):
     monkeypatch.setattr(Bench, "run", lambda bench, name: runs / f"tasks-{MODEL_OF.get(name, name)}-seed0")
+    for name, few in {"SCALES": (0.0, 1.0), "DRAWS": 1, "VARIANTS": ("std",)}.items():
+        monkeypatch.setattr(painting, name, few)
     found = JUDGES[task](Bench(tree(tmp_path), Part(task, 0), tmp_path))
     rows = {row["quantity"]: row for row in found.rows}
     assert len(rows) == len(found.rows) and said in rows and found.caption

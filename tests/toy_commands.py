@@ -240,6 +240,10 @@ def _write_inputs(folder: Path) -> None:
     Image.fromarray(mask).save(folder / "hole.png")
     Image.fromarray((mask > 0).astype(np.uint8)).save(folder / "classes.png")
     np.save(folder / "embeddings.npy", np.ones((3, 8), np.float32))
+    sheet = np.full((32, 32, 3), 255, np.uint8)
+    sheet[:16, :16], sheet[16:, 16:] = (255, 0, 0), (0, 255, 0)
+    Image.fromarray(sheet).save(folder / "sheet.png")
+    (folder / "phrases.json").write_text('{"red heart": "red", "key": {"colour": "lime", "strength": -1}}')
     (folder / "objects.json").write_text(json.dumps({"objects": [{"category": 0, "box": [0, 0, 0.5, 0.5]}]}))
     (folder / "evaluation.txt").write_text("no-such-key\n")
     facts = {"similarity": 0.3, "LANGUAGE": "en", "caption": "a photo", "width": 300, "height": 300}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.frozen import Batch, FrozenEncoder
+from ldm.conditioners.paint import painted_tokens
+from ldm.conditioners.spans import Spans
 from ldm.conditioners.token_bias import bias_of, filled
 from ldm.diffusion.counter_random import uniform
 from ldm.errors import UserError
@@ -63,6 +65,10 @@ class Conditioner(nn.Module, ABC):
 
     def check(self, batch: Batch) -> None:
         """Raise ValueError for values that it does not take, and say what of them it would not read."""
+
+    def spans(self, text: str) -> Spans | None:
+        """Which characters of a text each of its tokens stands for; None where they stand for no words."""
+        return None
 
     @abstractmethod
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
@@ -194,11 +200,13 @@ class Conditioners(nn.Module):
         """The network's keywords for a batch; `drop` as made by draw_drop or the methods beside it.
 
         A condition `used` that is dropped for the whole batch has its field of `negative`, if there, for its null.
-        batch["tokens_bias"], {name: [B, N, h, w]} for the tokens of some conditions, is added to the bias of these. A
-        bias is for what is given: it is zero where a sample is dropped, and left out where it is zero throughout.
+        batch["tokens_bias"], {name: [B, N, h, w]} for the tokens of some conditions, is added to the bias of these, and
+        so are the phrases that are painted (`Paint`). A bias is for what is given: it is zero where a sample is
+        dropped, and left out where it is zero throughout.
         """
         parts: dict[str, list[Tensor]] = {}
         used, asked = self.used(use), batch.get("tokens_bias", {})
+        painted = painted_tokens(used, batch)
         biases: list[tuple[Tensor, Tensor | None]] = []
         for name, conditioner in self.parts.items():
             if negative and name in used and conditioner.key in negative and drop[name].all():
@@ -209,7 +217,8 @@ class Conditioners(nn.Module):
             given = {key: value for key, value in given.items() if key != "tokens_bias"}
             if "tokens" in given:
                 given = {"tokens_mask": _all_real(given["tokens"]), **given}
-                biases.append((given["tokens"], bias_of(name, given["tokens"], drop[name], bias, asked.get(name))))
+                added = (bias, asked.get(name), painted.get(name))
+                biases.append((given["tokens"], bias_of(name, given["tokens"], drop[name], *added)))
             for key, value in given.items():
                 parts.setdefault(key, []).append(value)
         if any(bias is not None and bool(bias.any()) for _, bias in biases):

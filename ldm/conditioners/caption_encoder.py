@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.conditioners.base import field
 from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.conditioners.lazy import Described
+from ldm.conditioners.spans import Spans, spans_of
 from ldm.conditioners.unread import tell_unread
 from ldm.networks.layers import Frozen
 
@@ -46,6 +47,10 @@ class CaptionEncoder(FrozenEncoder):
         encoder = self.encoder.module
         key = f"conditioner.{self._described.name}.max_tokens"
         tell_unread(encoder.tokenizer, batch["caption"], self.max_tokens, key)
+
+    def spans(self, text: str) -> Spans:
+        """Which characters of a text each of the tokens stands for."""
+        return spans_of(self.encoder.module.tokenizer, text, self.max_tokens)
 
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """The tokens [B, N, width] and the mask [B, N] of batch["caption"]."""

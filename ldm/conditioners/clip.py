@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.caption_encoder import CaptionEncoder
 from ldm.conditioners.projection import projection
+from ldm.conditioners.spans import Spans
 from ldm.conditioners.text import TextEncoder
 from ldm.errors import UserError
 
@@ -83,6 +84,9 @@ class ClipText(Conditioner):
     def check(self, batch: Batch) -> None:
         if self.frozen is not None:
             self.frozen.check(batch)
+
+    def spans(self, text: str) -> Spans | None:
+        return None if self.frozen is None else self.frozen.spans(text)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)

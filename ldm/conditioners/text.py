@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.caption_encoder import CaptionEncoder, Memo
 from ldm.conditioners.projection import projection
+from ldm.conditioners.spans import Spans
 from ldm.errors import UserError
 from ldm.networks.downloads import locate
 from ldm.networks.fingerprint import fingerprint
@@ -140,6 +141,9 @@ class FrozenText(Conditioner):
 
     def check(self, batch: Batch) -> None:
         self.frozen.check(batch)
+
+    def spans(self, text: str) -> Spans | None:
+        return self.frozen.spans(text) if "tokens" in self.widths else None
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         tokens, mask = self.frozen(batch, drop)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.spans import Spans, spans_of
 from ldm.conditioners.unread import tell_unread
 from ldm.errors import UserError
 from ldm.networks.downloads import locate
@@ -54,6 +55,9 @@ class CaptionTransformer(Conditioner):
     def check(self, batch: Batch) -> None:
         key = "conditioner.caption_transformer.max_tokens"
         tell_unread(self.tokenizer, batch[self.key], self.num_tokens, key)
+
+    def spans(self, text: str) -> Spans | None:
+        return spans_of(self.tokenizer, text, self.num_tokens)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         captions = [""] * len(drop)

@@ -54,7 +54,8 @@ def check_once(arguments: list[str]) -> None:
     counts = Counter(bare(argument) for argument in arguments)
     for key, count in counts.items():
         if key and count > 1:
-            braces = f"; the shell expands braces that are not quoted: '{key}=a-{{0..5}}.tar'" if is_path(key) else ""
+            example = "{...}" if key == "phrases" else "a-{0..5}.tar" if is_path(key) else ""
+            braces = f"; the shell expands braces that are not quoted: '{key}={example}'" if example else ""
             raise UserError(f"{key} is given {count} times{braces}; give it once")
 
 

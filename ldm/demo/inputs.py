@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
 
+from ldm.conditioners.paint import FIELD, Paint
 from ldm.config import compose
 from ldm.config.keys import bare, is_path
 from ldm.config.plugins import named
@@ -22,9 +24,14 @@ from ldm.given_files import FILES
 
 # Kinds of inputs.
 TEXT, CLASS, FILE, BOXES, PICTURE_AND_HOLE = "text", "class", "file", "boxes", "picture and hole"
+PAINT = "paint"  # strokes of BRUSHES, each for a phrase
+BRUSHES = {"red": "#e6194b", "green": "#3cb44b", "blue": "#4363d8", "yellow": "#ffe119", "purple": "#911eb4"}
 # Settings with inputs of their own, and keys that a page decides for all of its visitors.
 SETTINGS = ("num_images", "seed", "num_steps", "sampler", "sigmas", "guidance.scale", "height", "width")
-OF_PAGE = ("model", "ema", "compile", "device", "plugins", "prompts", "given", "batch_size", "alignment", "distance")
+OF_PAGE = (
+    "model", "ema", "compile", "device", "plugins", "prompts", "phrases", "given", "batch_size", "alignment",
+    "distance",
+)  # fmt: skip
 
 
 class Input(NamedTuple):
@@ -39,7 +46,9 @@ class Input(NamedTuple):
 
 
 def inputs_of(drawer: Any) -> list[Input]:
-    """The inputs for the fields that a model reads, and for a picture to begin from if it has latents of pictures."""
+    """The inputs for the fields that a model reads, for phrases painted where it can do that, and for a picture to
+    begin from if it has latents of pictures.
+    """
     fields, keys = drawer.fields, {name: key for key, name in FILES.items()}
     names = class_names(drawer.data.training_set.train) if fields & {"label", "layout"} else []
     found = [Input(key, TEXT) for key in ("prompt", "negative_prompt") if "caption" in fields]
@@ -54,6 +63,9 @@ def inputs_of(drawer: Any) -> list[Input]:
         kind, choices = (BOXES, names) if name == "layout" else (FILE, ())
         found.append(Input(keys.get(name, f"given.{name}"), kind, choices, name in beside))
     first_stage = drawer.first_stage
+    if "caption" in fields and first_stage.spec.kind == "grid":
+        paintable = drawer.paintable({"caption": [], FIELD: Paint({})}, drawer.sampling({}))
+        found += [Input("paint", PAINT)] if paintable else []
     if first_stage.key == "image" and first_stage.spec.kind == "grid":
         found.append(Input("start", PICTURE_AND_HOLE))
     return found
@@ -62,9 +74,9 @@ def inputs_of(drawer: Any) -> list[Input]:
 def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, size: int) -> list[str]:
     """The words of sample.py for what was filled in; pictures, other files, and boxes become files in `folder`.
 
-    `values` are those of `inputs` and of `SETTINGS` by key, `strength`, and `more`, further words. A picture to begin
-    from is made as large as the images, unless another file sets that. Raises UserError for words that are not a
-    visitor's to say.
+    `values` are those of `inputs` and of `SETTINGS` by key, `strength`, the phrases of `paint.COLOUR` and
+    `painting.scale`, and `more`, further words. A picture to begin from is made as large as the images, unless another
+    file sets that, and so is what is painted. Raises UserError for words that are not a visitor's to say.
     """
     words = list(more_words(values.get("more") or ""))
     said = {bare(word) for word in words}
@@ -76,11 +88,13 @@ def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, s
     sized = any(each.sets_size and _filled(each, values.get(each.key)) for each in inputs)
     for each in inputs:
         value = values.get(each.key)
-        if value in (None, "") and each.key != "prompt":
+        if value in (None, "") and each.key != "prompt" and each.kind != PAINT:
             continue
         if each.kind == PICTURE_AND_HOLE:
             fit = (wide, high) if each.key == "start" and not sized else None
             words += _picture_and_hole(each.key, value, folder, fit)
+        elif each.kind == PAINT:
+            words += _paint(value or {}, values, folder, (wide, high))
         elif each.kind == BOXES:
             words += _boxes(each.key, value, folder)
         elif each.kind == FILE:
@@ -90,6 +104,27 @@ def words_of(inputs: Sequence[Input], values: Mapping[str, Any], folder: Path, s
     if any(word.startswith("start=") for word in words) and values.get("strength"):
         words.append(_checked(f"strength={values['strength']}"))
     return words
+
+
+def _paint(value: Mapping[str, Any], values: Mapping[str, Any], folder: Path, size: tuple[int, int]) -> list[str]:
+    """Strokes as a sheet in the exact colours of the brushes, and the phrases of these; none if there are neither."""
+    typed = {name: (values.get(f"paint.{name}") or "").strip() for name in BRUSHES}
+    phrases = {text: BRUSHES[name] for name, text in typed.items() if text}
+    if len(phrases) < sum(map(bool, typed.values())):
+        raise UserError("paint: the same phrase is written for two colours")
+    layers = [np.asarray(layer.convert("RGBA")) for layer in value.get("layers") or () if layer is not None]
+    sheet = Image.new("RGB", size, "white")
+    brushes = np.array([ImageColor.getrgb(colour) for colour in BRUSHES.values()])
+    for layer in layers:  # a brush has soft edges
+        nearest = np.abs(layer[..., None, :3].astype(int) - brushes).sum(-1).argmin(-1)
+        strokes = Image.fromarray(brushes[nearest].astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        sheet.paste(strokes, mask=Image.fromarray(255 * (layer[..., 3] >= 128).astype(np.uint8)).resize(size, 0))
+    if not phrases and not any(layer[..., 3].any() for layer in layers):
+        return []
+    sheet.save(folder / "paint.png")
+    scale = values.get("painting.scale")
+    words = [f"paint={folder / 'paint.png'}", *([f"phrases={json.dumps(phrases)}"] if phrases else [])]
+    return [*words, *([_checked(f"painting.scale={scale}")] if scale else [])]
 
 
 def _filled(each: Input, value: Any) -> bool:

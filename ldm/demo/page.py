@@ -16,8 +16,9 @@ from gradio.utils import get_upload_folder
 
 from ldm.config.registry import groups
 from ldm.data.errors import told
+from ldm.demo import inputs as kinds
 from ldm.demo.drawing import new_folder, packed, pictures
-from ldm.demo.inputs import BOXES, CLASS, FILE, PICTURE_AND_HOLE, TEXT, Input, command, inputs_of, tree_of, words_of
+from ldm.demo.inputs import BRUSHES, Input, command, inputs_of, tree_of, words_of
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 
@@ -30,6 +31,7 @@ LABELS = {
     "low": "Small picture to enlarge",
     "map": "Map of classes",
     "boxes": "Boxes, in shares of the image",
+    "paint": "Where each is, in shares of the image",
 }
 OWN = "as the run says"
 CSS = ".gradio-container {max-width: 1400px !important} #status textarea {font-family: monospace}"
@@ -69,9 +71,13 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
     inputs = inputs_of(shown.drawer)
     with gr.Row():
         with gr.Column(min_width=300):
-            fields = {each.key: _component(each, shown.drawer) for each in inputs if each.key != "start"}
+            apart = ("start", "paint")
+            fields = {each.key: _component(each, shown.drawer) for each in inputs if each.key not in apart}
             fields |= _settings()
             for each in inputs:
+                if each.kind == kinds.PAINT:
+                    with gr.Accordion("Paint phrases of the prompt", open=False):
+                        fields |= {each.key: _component(each, shown.drawer), **_phrases()}
                 if each.key == "start":
                     with gr.Accordion("Begin from a picture", open=False):
                         fields["start"] = _component(each, shown.drawer)
@@ -145,6 +151,15 @@ def _setting(key: str, label: str, value: str = "", usual: str = OWN) -> Any:
     return gr.Textbox(value, label=label, placeholder=usual, lines=1, min_width=100, elem_classes=name)
 
 
+def _phrases() -> dict[str, Any]:
+    """The phrase of each colour, and how strongly all of them weigh."""
+    found = {
+        f"paint.{name}": _setting(f"paint.{name}", f"What is {name}", usual="a phrase of the prompt")
+        for name in BRUSHES
+    }
+    return {**found, "painting.scale": _setting("painting.scale", "Weight", usual="0.4")}
+
+
 def _classes(label: str, names: Sequence[str]) -> Any:
     """A class by its name where names are known, else by its number."""
     if not names:
@@ -154,16 +169,22 @@ def _classes(label: str, names: Sequence[str]) -> Any:
 
 def _component(each: Input, drawer: Drawer) -> Any:
     label = LABELS.get(each.key, each.key.removeprefix("given."))
-    if each.kind == TEXT:
+    if each.kind == kinds.TEXT:
         return gr.Textbox(label=label, lines=1, elem_classes=each.key)
-    if each.kind == CLASS:
+    if each.kind == kinds.CLASS:
         return _classes(label, each.choices)
-    if each.kind == PICTURE_AND_HOLE:
+    if each.kind == kinds.PICTURE_AND_HOLE:
         brush = gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size="auto")
         return gr.ImageEditor(label=label, type="pil", brush=brush, transforms=(), layers=False, format="png")
-    if each.kind == BOXES:
+    if each.kind == kinds.PAINT:
+        side = max(drawer.image_size, 384)
+        brush = gr.Brush(colors=list(BRUSHES.values()), color_mode="fixed", default_size=side // 12)
+        blank = Image.new("RGB", (side, side), "white")
+        return gr.ImageEditor(blank, label=label, type="pil", brush=brush, sources=(), transforms=(), layers=False,
+                              format="png", elem_classes=each.key)  # fmt: skip
+    if each.kind == kinds.BOXES:
         return _boxes(label, each.choices, drawer.image_size)
-    assert each.kind == FILE
+    assert each.kind == kinds.FILE
     return gr.File(label=label, type="filepath")
 
 

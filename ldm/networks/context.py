@@ -6,26 +6,32 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.networks.bias import Bias
+
 
 class Context(NamedTuple):
     """Tokens to attend to, with their mask and bias.
 
     tokens [B, M, D]; mask [B, M], True = real, None: all are; bias [B, M, h, w] or None: how much more each position of
-    the map shall look at each token, in units of the largest q.k of the sample in the layer (`layers.attention`).
+    the map shall look at each token, in units of the largest q.k of the sample in the layer, or as a `Bias` says.
     """
 
     tokens: Tensor
     mask: Tensor | None = None
-    bias: Tensor | None = None
+    bias: Tensor | Bias | None = None
 
     def at(self, size: Sequence[int]) -> "Context":
         """The same for a layer whose map is of `size` [height, width]: its bias resized, bilinearly.
 
         Where it shrinks each position takes the mean of what it covers, so that no small region falls between two.
         """
-        if self.bias is None or self.bias.shape[-2:] == tuple(size):
+        if self.bias is None:
             return self
-        return self._replace(bias=F.interpolate(self.bias.float(), tuple(size), mode="bilinear", antialias=True))
+        values, unit = Bias.of(self.bias)
+        if values.shape[-2:] == tuple(size):
+            return self
+        resized = F.interpolate(values.float(), tuple(size), mode="bilinear", antialias=True)
+        return self._replace(bias=Bias(resized, unit))
 
     @property
     def visible(self) -> Tensor | None:
@@ -33,6 +39,9 @@ class Context(NamedTuple):
         return None if self.mask is None else self.mask[:, None, None]
 
     @property
-    def by_position(self) -> Tensor | None:
-        """The bias for each head, [B, 1, h w, M]."""
-        return None if self.bias is None else self.bias.flatten(2).transpose(1, 2)[:, None]
+    def by_position(self) -> Bias | None:
+        """The bias for each head, its values [B, 1, h w, M]."""
+        if self.bias is None:
+            return None
+        values, unit = Bias.of(self.bias)
+        return Bias(values.flatten(2).transpose(1, 2)[:, None], unit)

@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.networks.bias import Bias
 
 
 class Built(Protocol):
@@ -22,7 +23,7 @@ def check_inputs(
     x: Tensor,
     vector: Tensor | None,
     tokens: Tensor | None,
-    tokens_bias: Tensor | None,
+    tokens_bias: Tensor | Bias | None,
     concat: Tensor | None,
 ) -> None:
     """Raise ValueError naming what is missing, too much or of another size than `network` was built for."""
@@ -39,7 +40,6 @@ def check_inputs(
         raise UserError(f"x: height and width {tuple(x.shape[-2:])} must be multiples of {network.factor}")
     if tokens_bias is not None:
         needed = (len(x), 0 if tokens is None else tokens.shape[1], *x.shape[-2:])
-        if tokens_bias.shape != needed:
-            raise UserError(
-                f"tokens_bias of {tuple(tokens_bias.shape)}: must be of {needed}, [samples, tokens, height, width]"
-            )
+        given_bias = tuple(Bias.of(tokens_bias).values.shape)
+        if given_bias != needed:
+            raise UserError(f"tokens_bias of {given_bias}: must be of {needed}, [samples, tokens, height, width]")

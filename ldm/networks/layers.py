@@ -14,18 +14,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
+from ldm.networks.bias import Bias
+
 BMM_LIMIT = 1024 * 1024  # query-key pairs per head up to which CPU bf16 training multiplies matrices itself
 GEMM_LIMIT = 16  # positions per map up to which it forms the weight gradient of 3x3 convolutions by one product
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | Bias | None = None) -> Tensor:
     """softmax((q k^T + bias max(q k^T)) / sqrt(d)) v for q [B, heads, N, d], k and v [B, heads, M, d].
 
     mask [B, 1, 1, M], True = visible. bias [B, 1, N, M] is in units of the largest q.k of each sample, over its heads,
-    queries and visible keys, so that it does not depend on the batch (eDiff-I, arXiv 2211.01324, section 4.3: there a
-    scalar weight times max(q k^T), over what is not said). Without a bias nothing is computed for it.
+    queries and visible keys, so that it does not depend on the batch (eDiff-I, arXiv 2211.01324, section 4.3), or in
+    those of a `Bias`. Without a bias nothing is computed for it.
 
     The backward of SDPA in bf16 on a CPU costs at least 6 ms a call, so training there uses plain products.
     """
@@ -40,12 +42,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias:
     return scores.softmax(-1) @ v
 
 
-def _added(q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
-    """What mask and bias add to the scores q k^T / sqrt(d): [B, 1, N, M] like q, minus infinity where not visible."""
-    scores = q @ k.transpose(-2, -1)
+def _added(q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | Bias) -> Tensor:
+    """What mask and bias add to the scores q k^T / sqrt(d), like q: [B, 1, N, M], or for each head by a unit of its
+    own; minus infinity where not visible.
+    """
+    values, unit = Bias.of(bias)
+    products = q @ k.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    added = bias * (scores.amax((1, 2, 3), keepdim=True).float() * q.shape[-1] ** -0.5)
+        products = products.masked_fill(~mask, -math.inf)
+    added = values * (unit(products).float() * q.shape[-1] ** -0.5)
     return (added if mask is None else added.masked_fill(~mask, -math.inf)).to(q.dtype)
 
 

@@ -79,6 +79,8 @@ def tree_from(recipe: Mapping[str, Any], command: Mapping[str, Any], picture: Pa
     texts = options.get("prompts")
     if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
         raise UserError(f"{where}: prompts: a file, which no recipe names; it has the texts themselves")
+    if not isinstance(options.get("phrases"), dict | None):
+        raise UserError(f"{where}: phrases: a file, which no recipe names; it has the phrases themselves")
     said = {**dict.fromkeys(files_in(command), "files"), **{key: "runs" for key in MEASURED_BY if command[key]}}
     for key, kind in said.items():
         if key not in recipe[kind]:

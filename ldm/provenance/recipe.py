@@ -25,6 +25,7 @@ from ldm.drawer import Drawer
 from ldm.files import sha256, write_json
 from ldm.images import picture_of, save_image
 from ldm.installed import version
+from ldm.phrases import plain_phrases
 from ldm.places import digests, relative
 from ldm.sampling import Sampling
 
@@ -34,6 +35,7 @@ RUNS = ("first_stage", "weak_model", "classifier")  # keys that name one, beside
 # Keys that say where something lies, or how many images are made at once: no image depends on them.
 BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", *RUNS)
 OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
+ASKED_BY = {**dict.fromkeys(OF_LOSS_GUIDANCE, "loss_guidance"), "painting": "paint"}  # groups without which none counts
 
 
 class Recipes:
@@ -57,7 +59,8 @@ class Recipes:
             "files": {key: _file(Path(path), folder) for key, path in files_in(tree).items()},
             **{group: part for group, part in _parts(tree, sampling).items() if part},
             "levels": levels(sampling),
-            "options": {key: tree[key] for key in root("sample")[0] if key not in BESIDE and not is_path(key)},
+            "options": {key: tree[key] for key in root("sample")[0] if key not in BESIDE and not is_path(key)}
+            | ({"phrases": plain_phrases(tree["phrases"])} if tree["phrases"] else {}),
             "made_with": surroundings(drawer, tree, device),
         }  # fmt: skip
 
@@ -145,7 +148,7 @@ def _parts(tree: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
     found = {}
     for group, default in root("sample")[1].items():
         node = sampling.chosen.get(group, tree[group])
-        if group in OF_LOSS_GUIDANCE and not tree["loss_guidance"]:
+        if group in ASKED_BY and not tree[ASKED_BY[group]]:
             continue
         if isinstance(default, list):
             found[group] = {name: plain_part(group, part) for name, part in (node or {}).items()}

@@ -22,8 +22,13 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in shares of
 
 def held_out_canvases(data: ShardData, count: int, **changed: Any) -> list[Canvas]:
     """The first `count` that a model holds out, or those of settings `changed` from them, such as their size."""
+    return canvases_of(data, 0, count, **changed)
+
+
+def canvases_of(data: ShardData, first: int, count: int, **changed: Any) -> list[Canvas]:
+    """So many from number `first` on, of the settings that a model holds out canvases of, `changed`."""
     settings = replace(parse(str(data.validation).removeprefix(COMPOSED)).settings, **changed)
-    return [canvas(settings, number) for number in range(count)]
+    return [canvas(settings, first + number) for number in range(count)]
 
 
 def pixels(found: Sequence[Canvas]) -> Tensor:

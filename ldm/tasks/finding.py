@@ -12,10 +12,22 @@ FAR = 0.2  # of [-1, 1] in one channel at least: what is no ground
 SMALLEST = 0.004  # share of the picture that a thing covers
 
 
-def found_boxes(image: Tensor) -> list[Box]:
-    """The boxes of what is not ground in an image [3, H, W] in [-1, 1]; the ground's colour is the border's median."""
+def things(image: Tensor) -> np.ndarray:
+    """Where an image [3, H, W] in [-1, 1] is not ground, bool [H, W]; the ground's colour is the border's median."""
     border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)
-    far = (image - border.median(dim=1).values[:, None, None]).abs().amax(0).numpy() > FAR
+    return (image - border.median(dim=1).values[:, None, None]).abs().amax(0).numpy() > FAR
+
+
+def things_iou(images: Tensor, asked: Tensor) -> Tensor:
+    """Intersection over union [N] of what is not ground in images [N, 3, H, W], and of masks, bool [N, H, W]."""
+    there = torch.from_numpy(np.stack([things(image) for image in images]))
+    inner, union = ((there & asked).flatten(1).sum(1), (there | asked).flatten(1).sum(1))
+    return inner / union.clamp(min=1)
+
+
+def found_boxes(image: Tensor) -> list[Box]:
+    """The boxes of what is not ground in an image [3, H, W] in [-1, 1]."""
+    far = things(image)
     parts, _ = ndimage.label(far, structure=np.ones((3, 3)))
     height, width = far.shape
     found = []

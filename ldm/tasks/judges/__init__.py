@@ -6,6 +6,7 @@ from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.judges.classes import judge_classes
 from ldm.tasks.judges.inpainting import judge_inpainting
 from ldm.tasks.judges.layout import judge_layout
+from ldm.tasks.judges.painting import judge_painting
 from ldm.tasks.judges.semantic_map import judge_semantic_map
 from ldm.tasks.judges.superres import judge_degraded, judge_superres
 from ldm.tasks.judges.text import judge_text
@@ -17,6 +18,7 @@ JUDGES: Mapping[str, Callable[[Bench], Judgement]] = {
     "class_fashion": judge_classes,
     "text": judge_text,
     "layout": judge_layout,
+    "painting": judge_painting,
     "semantic_map": judge_semantic_map,
     "superres_x2": judge_superres,
     "superres_x4": judge_superres,
