@@ -27,7 +27,7 @@ from ldm.checkpoint import resume
 from ldm.conditioners import clip
 from ldm.config import CONF, compose, groups, overriding
 from ldm.config.keys import bare
-from ldm.convert.clip_encoder import write_encoder
+from ldm.convert.clip_encoder import write_encoder, write_tokenizer
 from ldm.fit import fit
 from ldm.networks.downloads import locate
 from ldm.run import Run
@@ -196,14 +196,15 @@ def t5_folder() -> Path:
 
 @cache
 def clip_image_folder() -> Path:
-    """A whole CLIP for images of 16 px, its embeddings six wide, with random weights."""
+    """A whole CLIP, for images of 16 px, its embeddings six wide, with random weights and its own tokenizer."""
     from transformers import CLIPConfig, CLIPModel
 
     small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     size = {"image_size": 16, "patch_size": 8, "projection_dim": 6}
     torch.manual_seed(0)
-    config = CLIPConfig(text_config=small, vision_config={**small, **size}, projection_dim=6)
+    config = CLIPConfig(text_config={**small, "projection_dim": 6}, vision_config={**small, **size}, projection_dim=6)
     CLIPModel(config).save_pretrained(_made() / "clip_image")
+    write_tokenizer(_made() / "clip_image", clip.MAX_TOKENS)
     return _made() / "clip_image"
 
 
