@@ -3,8 +3,8 @@
     python scripts/stand_in_clip.py
     python scripts/stand_in_clip.py out=runs/random_clip max_steps=0
 
-It has CLIP's tokenizer (open_clip's BPE), tokens and text vector, and knows emoji: experiment=ediffi/conditions_tiny reads
-it. Of a real CLIP name the folder in its place: conditioner.clip_text.path=/path/to/clip-vit-large-patch14.
+It has CLIP's tokenizer (open_clip's BPE), tokens and text vector, and knows emoji: experiment=ediffi/conditions_tiny
+reads it. Of a real CLIP name the folder in its place: conditioner.clip_text.path=/path/to/clip-vit-large-patch14.
 """
 
 from ldm.config import compose, guarded, helped
