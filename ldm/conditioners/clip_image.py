@@ -28,6 +28,7 @@ class PictureEncoder(FrozenEncoder):
     key = "style"
     name: str  # its conditioner's, for messages
     width: int
+    model: Frozen
 
 
 class ImageEncoder(PictureEncoder):

@@ -30,6 +30,7 @@ LABELS = {
     "low": "Small picture to enlarge",
     "map": "Map of classes",
     "boxes": "Boxes, in shares of the image",
+    "style": "Picture whose style is taken",
 }
 OWN = "as the run says"
 CSS = ".gradio-container {max-width: 1400px !important} #status textarea {font-family: monospace}"
