@@ -37,6 +37,8 @@ TOYS = {
     "scripts/likelihood": ["device=cpu", "num_samples=4", "num_timesteps=10", "num_levels=4", "tolerance=10"],
     "scripts/nearest": [*SMALL, *METRIC, "neighbours=2"],
     "scripts/holes_sheet": [*SMALL, "num_samples=2"],
+    "scripts/style_sheet": [*SMALL, "num_prompts=2", "num_styles=2"],
+    "scripts/stand_in_clip": ["device=cpu", "max_steps=2", "batch_size=8", *DATA],
     "scripts/sampler_table": ["device=cpu", *METRIC, "steps=[2]", "samplers=[heun,dpmpp_2m]"],
     "scripts/cost_table": ["device=cpu", "batch_size=2"],
     "scripts/sweep_report": ["device=cpu", *METRIC],

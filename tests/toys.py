@@ -105,7 +105,8 @@ def shrunk(words: Sequence[str], chosen: Sequence[str] = ()) -> list[str]:
         if isinstance(part, dict):
             words += [f"{place}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
     if "conditioner.clip_text" in conditioners:
-        words.append(f"conditioner.clip_text.path={clip_folder()}")
+        folder = clip_image_folder if "vector" in tree["conditioner"]["clip_text"]["slots"] else clip_folder
+        words.append(f"conditioner.clip_text.path={folder()}")
     if {"layout", "segmentation", "embeddings"} & set((tree["data"] or {}).get("fields") or {}):
         words += [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     if (tree["task"] or {}).get("single_factor"):  # the toy first stage whitens each channel

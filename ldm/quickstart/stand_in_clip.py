@@ -81,11 +81,11 @@ def _fit(model: nn.Module, tokenizer: Any, tree: dict[str, Any], device: torch.d
     held_out = list(data.validation_loader(batch_size=tree["batch_size"]))
     with torch.no_grad():
         images = torch.cat([head((features(batch["image"].to(device)) - mean) / std) for batch in held_out])
-        texts = [caption for batch in held_out for caption in batch["caption"]]
-        every = list(dict.fromkeys(texts))
+        own = [caption for batch in held_out for caption in batch["caption"]]
+        every = list(dict.fromkeys(own))
         vectors = F.normalize(model(input_ids=_ids(tokenizer, every).to(device)).text_embeds, dim=1)
         found = (F.normalize(images, dim=1) @ vectors.T).argmax(1).cpu()
-    right = torch.tensor([every.index(text) for text in texts])
+    right = torch.tensor([every.index(caption) for caption in own])
     return {
         "loss": loss.item(),
         "held_out_first": (found == right).double().mean().item(),
