@@ -1,4 +1,4 @@
-"""A small CLIP of texts where no CLIP is at hand, trained on the built-in pictures and their captions in two minutes.
+"""A small CLIP of texts where no CLIP is at hand, trained on the built-in pictures and their captions in minutes.
 
     python scripts/stand_in_clip.py
     python scripts/stand_in_clip.py out=runs/random_clip max_steps=0

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ldm.build import Parts
-from ldm.config import instantiate
+from ldm.config import instantiate, meant
 from ldm.data.decoding import read_picture
 from ldm.data.module import ShardData
 from ldm.data.transforms import View
@@ -107,7 +107,7 @@ def _asked(
     """Prompts and reference pictures [M, 3, h, w] as the run's own field reads them: those given, or what is not of
     held-out samples.
     """
-    own = model.data.validation if tree["data"] is None else tree["data"]
+    own = model.data.validation if tree["data"] is None else meant("reference", tree["data"])
     given = _read(model, contents)
     if prompts and given:
         return prompts, torch.cat(given)

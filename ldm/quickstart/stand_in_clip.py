@@ -63,7 +63,7 @@ def _fit(model: nn.Module, tokenizer: Any, tree: dict[str, Any], device: torch.d
     pictures = torch.cat([features(batch["image"].to(device)) for batch in track(batches, "pictures", transient=True)])
     mean, std = pictures.mean(0), pictures.std(0) + 1e-3
     head = nn.Linear(pictures.shape[1], tree["width"], bias=False).to(device)
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.01, fused=True)
     ids = _ids(tokenizer, captions).to(device)
     number = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
     same = torch.tensor([number[caption] for caption in captions], device=device)
