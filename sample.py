@@ -9,7 +9,7 @@
     python sample.py model=runs/ldm-semantic_landscapes map=classes.png tiling=blended tile=256
     python sample.py model=runs/ldm-layout_coco boxes=objects.json
     python sample.py model=runs/ldm-cin256_v2 label=[3,7]
-    python sample.py model=runs/mine prompt="red heart" given.style=photo.png
+    python sample.py model=runs/mine prompt="red heart" style=photo.png
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png strength=0.6
     python sample.py model=runs/quickstart-diffusion prompt="red heart" start=photo.png canvas=[0,16,0,16]
     python sample.py model=runs/mine prompt="a heart, a key" paint=a.png phrases='{"heart": "red", "key": "#00ff00"}'

@@ -47,6 +47,12 @@ def check_reference(tree: Mapping[str, Any]) -> None:
         raise UserError(f"image_size={tree['image_size']}: images are read as model= reads them; leave one of them out")
 
 
+def check_scores(tree: Mapping[str, Any]) -> None:
+    """Raises UserError for a tree of conf/score_shards.yaml that chooses nothing to score by."""
+    if tree["alignment"] is None and tree["aesthetic"] is None:
+        raise UserError("alignment: nothing to score by is chosen; alignment=open_clip, aesthetic=laion, or both")
+
+
 def check_there(tree: Mapping[str, Any]) -> None:
     """Raises UserError for a run or a manifest that is named at the root of a tree and does not exist."""
     if "model" in tree:

@@ -31,7 +31,7 @@ from ldm.sampling import Sampling
 # Short keys of sample.py and the field of a batch that each fills: by a file, or by the value itself.
 FILES = {
     "image": "image", "mask": "mask", "low": "low_resolution", "map": "segmentation", "boxes": "layout",
-    "neighbours": "embeddings",
+    "neighbours": "embeddings", "style": "style",
 }  # fmt: skip
 VALUES = {
     "prompt": "caption", "prompts": "caption", "negative_prompt": "caption", "label": "label", "target": "target",

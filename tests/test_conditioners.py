@@ -152,7 +152,7 @@ def test_tokens_of_other_encoders_are_projected_to_one_width(encoder):
     given = {**BATCH, "embeddings": torch.rand(3, 3, 4)}
     cond = conditioners(given, drop=conditioners.drop_none(3))
     assert cond["tokens"].shape == (3, 6 + 3, 12)
-    tokens, mask = caption(BATCH, torch.zeros(3, dtype=torch.bool))
+    tokens, mask = caption(BATCH, torch.zeros(3, dtype=torch.bool)).values()
     torch.testing.assert_close(cond["tokens"][:, :6], tokens @ wide.project.weight.T)
     assert not cond["tokens"][:, :6][~mask].any(), "zeros stay zeros"
     cond["tokens"].sum().backward()

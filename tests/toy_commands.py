@@ -38,6 +38,8 @@ TOYS = {
     "scripts/nearest": [*SMALL, *METRIC, "neighbours=2"],
     "scripts/holes_sheet": [*SMALL, "num_samples=2"],
     "scripts/propose_split": ["device=cpu", "num_samples=4", "bins=2", "levels=3"],
+    "scripts/style_sheet": [*SMALL, "num_prompts=2", "num_styles=2"],
+    "scripts/stand_in_clip": ["device=cpu", "max_steps=2", "batch_size=8", *DATA],
     "scripts/sampler_table": ["device=cpu", *METRIC, "steps=[2]", "samplers=[heun,dpmpp_2m]"],
     "scripts/cost_table": ["device=cpu", "batch_size=2"],
     "scripts/sweep_report": ["device=cpu", *METRIC],

@@ -27,7 +27,7 @@ from ldm.checkpoint import resume
 from ldm.conditioners import clip
 from ldm.config import CONF, compose, groups, overriding
 from ldm.config.keys import bare
-from ldm.convert.clip_encoder import write_encoder
+from ldm.convert.clip_encoder import write_encoder, write_tokenizer
 from ldm.fit import fit
 from ldm.networks.downloads import locate
 from ldm.run import Run
@@ -112,7 +112,8 @@ def shrunk(words: Sequence[str], chosen: Sequence[str] = ()) -> list[str]:
         if isinstance(part, dict):
             words += [f"{place}.{key}" for key in TINY_PARTS.get(part.get("_target_"), [])]
     if "conditioner.clip_text" in conditioners:
-        words.append(f"conditioner.clip_text.path={clip_folder()}")
+        folder = clip_image_folder if "vector" in tree["conditioner"]["clip_text"]["slots"] else clip_folder
+        words.append(f"conditioner.clip_text.path={folder()}")
     if "conditioner.t5" in conditioners:
         words += [f"conditioner.t5.path={t5_folder()}", "conditioner.t5.dtype=fp32"]
     if "conditioner.clip_image" in conditioners:
@@ -209,14 +210,15 @@ def t5_folder() -> Path:
 
 @cache
 def clip_image_folder() -> Path:
-    """A whole CLIP for images of 16 px, its embeddings six wide, with random weights."""
+    """A whole CLIP, for images of 16 px, its embeddings six wide, with random weights and its own tokenizer."""
     from transformers import CLIPConfig, CLIPModel
 
     small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     size = {"image_size": 16, "patch_size": 8, "projection_dim": 6}
     torch.manual_seed(0)
-    config = CLIPConfig(text_config=small, vision_config={**small, **size}, projection_dim=6)
+    config = CLIPConfig(text_config={**small, "projection_dim": 6}, vision_config={**small, **size}, projection_dim=6)
     CLIPModel(config).save_pretrained(_made() / "clip_image")
+    write_tokenizer(_made() / "clip_image", clip.MAX_TOKENS)
     return _made() / "clip_image"
 
 

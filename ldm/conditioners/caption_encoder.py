@@ -1,5 +1,6 @@
 """Captions through a frozen text encoder, with the null of those that are dropped."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,14 +14,16 @@ from ldm.conditioners.spans import Spans, spans_of
 from ldm.conditioners.unread import tell_unread
 from ldm.networks.layers import Frozen
 
-Memo = dict[str, tuple[Tensor, Tensor]]
+PARTS = ("tokens", "mask", "pooled")  # of what an encoder gives, in order; the last not of all
+Memo = dict[str, tuple[Tensor, ...]]
 
 
 class CaptionEncoder(FrozenEncoder):
     """A frozen encoder whose outputs for the first `capacity` captions are kept in `memo`.
 
-    With a capacity captions are encoded one at a time, so that an embedding depends on its caption only. The null is
-    the encoding of '', or with `zero_null` zeros, none of them masked, which need no encoder.
+    They are its parts: tokens [B, N, width], their mask [B, N], and of some CLIP the text's vector, pooled
+    [B, pooled_width]. With a capacity captions are encoded one at a time, so that an embedding depends on its caption
+    only. The null is the encoding of '', or with `zero_null` zeros, none of them masked, which need no encoder.
     """
 
     key = "caption"
@@ -28,6 +31,7 @@ class CaptionEncoder(FrozenEncoder):
     def __init__(self, encoder: Described, capacity: int, memo: Memo | None = None, zero_null: bool = False):
         self.width = encoder.width
         self.max_tokens = encoder.max_tokens
+        self.pooled_width = encoder.pooled_width
         self.zero_null = zero_null
         self._described = encoder
         self._capacity = capacity
@@ -53,51 +57,66 @@ class CaptionEncoder(FrozenEncoder):
         return spans_of(self.encoder.module.tokenizer, text, self.max_tokens)
 
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        """The tokens [B, N, width] and the mask [B, N] of batch["caption"]."""
+        """The parts for batch["caption"]."""
         captions = field(batch, "caption", self._described.name)
-        tokens, mask = self(batch, torch.zeros(len(captions), dtype=torch.bool, device=device))
-        return {"tokens": tokens, "mask": mask}
+        return self(batch, torch.zeros(len(captions), dtype=torch.bool, device=device))
 
-    def __call__(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, N, width] and mask [B, N] of batch["caption"], the null where dropped."""
+    def __call__(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        """{part: [B, ...]} for batch["caption"], the null where dropped."""
         if not self.zero_null:
             return self._encoded(batch, drop)
         if drop.all():
-            tokens = torch.zeros(len(drop), self.max_tokens, self.width, device=drop.device)
-            return tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool)
-        tokens, mask = self._encoded(batch, torch.zeros_like(drop))
-        return tokens.masked_fill(drop[:, None, None], 0.0), mask | drop[:, None]
+            return self._zeros(drop)
+        found = self._encoded(batch, torch.zeros_like(drop))
+        zeroed = {part: value.masked_fill(_beside(drop, value), 0) for part, value in found.items()}
+        return {**zeroed, "mask": found["mask"] | drop[:, None]}
 
-    def _encoded(self, batch: Batch, drop: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask as in `__call__`, with the encoding of '' where dropped."""
+    def _zeros(self, drop: Tensor) -> dict[str, Tensor]:
+        tokens = torch.zeros(len(drop), self.max_tokens, self.width, device=drop.device)
+        found = {"tokens": tokens, "mask": torch.ones_like(tokens[..., 0], dtype=torch.bool)}
+        return {**found, "pooled": tokens.new_zeros(len(drop), self.pooled_width)} if self.pooled_width else found
+
+    def _encoded(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
+        """The parts as in `__call__`, with the encoding of '' where dropped."""
         known = self.known(batch)
         if known is not None:
-            return self._with_null(known["tokens"].to(drop.device).float(), known["mask"].to(drop.device), drop)
+            return self._with_null({part: _as_encoded(value.to(drop.device)) for part, value in known.items()}, drop)
         captions = [""] * len(drop)
         if not drop.all():
             given = field(batch, "caption", self._described.name)
             captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
         encoder = self.encoder.on(drop.device)
         if not self._capacity:
-            return encoder(captions)
+            return self._named(encoder(captions))
         new = {}
         for caption in dict.fromkeys(captions):
             if caption not in self._memo:
-                tokens, mask = encoder([caption])
-                new[caption] = (tokens[0].cpu(), mask[0].cpu())
-        pairs = [new.get(caption) or self._memo[caption] for caption in captions]
+                new[caption] = tuple(value[0].cpu() for value in encoder([caption]))
+        rows = [new.get(caption) or self._memo[caption] for caption in captions]
         room = self._capacity - len(self._memo)
         self._memo.update(list(new.items())[: max(room, 0)])
-        tokens, mask = (torch.stack(values).to(drop.device) for values in zip(*pairs, strict=True))
-        return tokens, mask
+        return self._named([torch.stack(values).to(drop.device) for values in zip(*rows, strict=True)])
 
-    def _with_null(self, tokens: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
+    def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(PARTS, values, strict=False))
+
+    def _with_null(self, known: dict[str, Tensor], drop: Tensor) -> dict[str, Tensor]:
         if not drop.any():
-            return tokens, mask
-        null, null_mask = (value.to(drop.device) for value in self._null)
-        return torch.where(drop[:, None, None], null, tokens), torch.where(drop[:, None], null_mask, mask)
+            return known
+        null = {part: value.to(drop.device) for part, value in self._null.items()}
+        return {part: torch.where(_beside(drop, value), null[part], value) for part, value in known.items()}
 
     @cached_property
-    def _null(self) -> tuple[Tensor, Tensor]:
-        """Tokens [1, N, width] and mask [1, N] of ''; if all else is cached, the encoder is not moved to the device."""
-        return self.encoder.module([""])
+    def _null(self) -> dict[str, Tensor]:
+        """The parts of '', one row each; if all else is cached, the encoder is not moved to the device."""
+        return self._named(self.encoder.module([""]))
+
+
+def _beside(drop: Tensor, value: Tensor) -> Tensor:
+    """drop [B] with a dimension of one for each other of value [B, ...]."""
+    return drop.view(-1, *[1] * (value.ndim - 1))
+
+
+def _as_encoded(value: Tensor) -> Tensor:
+    """As encoders give it: numbers in fp32."""
+    return value.float() if value.is_floating_point() else value

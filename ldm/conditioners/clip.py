@@ -1,6 +1,6 @@
-"""CLIP's text tokens as Stable Diffusion v1 takes them."""
+"""CLIP's text tokens as Stable Diffusion v1 takes them, and its vector of the whole text, as eDiff-I takes it too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,7 +12,7 @@ from ldm.conditioners.base import Batch, Conditioner
 from ldm.conditioners.caption_encoder import CaptionEncoder
 from ldm.conditioners.projection import projection
 from ldm.conditioners.spans import Spans
-from ldm.conditioners.text import TextEncoder
+from ldm.conditioners.text import KINDS, TextEncoder
 from ldm.errors import UserError
 
 MAX_TOKENS = 77
@@ -45,14 +45,19 @@ OPEN_CLIP: dict[str, Any] = {
 }
 OPEN_CLIP_HEAD = 64  # channels of a head
 CONFIGS = {"vit_l_14": CONFIG, "open_clip_h": OPEN_CLIP}
+# Classes of transformers by model_type: of the tokens alone, and with the vector.
+TOWERS = {**KINDS, "clip": "CLIPTextModel"}
+TOWERS_WITH_VECTOR = dict.fromkeys(("clip", "clip_text_model"), "CLIPTextModelWithProjection")
 
 
 class ClipText(Conditioner):
     """batch["caption"], B texts -> tokens [B, 77, 768], padding among them; the null is the encoding of ''.
 
-    Of Stable Diffusion 2's encoder the tokens are 1024 wide. With `width` they are brought to it by a learned
-    projection; with `zero_null` the null is zeros. `path` is a folder with the encoder, which is frozen and not saved;
-    None (or '???') is the one of published weights, `model`, which alone is described then.
+    With `slots` [tokens, vector] also CLIP's vector of the whole text (`text_embeds`: the pooled state, projected), by
+    the same draw: eDiff-I adds it to the noise embedding (arXiv 2211.01324, section 4.1). Of Stable Diffusion 2's
+    encoder the tokens are 1024 wide. With `width` they are brought to it by a learned projection; with `zero_null` the
+    null is zeros. `path` is a folder with the encoder, or with a whole CLIP, which is frozen and not saved; None (or
+    '???') is the one of published weights, `model`, which alone is described then, and has no vector.
     """
 
     key = "caption"
@@ -66,15 +71,20 @@ class ClipText(Conditioner):
         drop_prob: float = 0.1,
         memo_captions: int = 0,
         model: Literal["vit_l_14", "open_clip_h"] = "vit_l_14",
+        slots: Sequence[Literal["tokens", "vector"]] = ("tokens",),
     ):
         frozen = None
         if path not in (None, "???"):
-            frozen = CaptionEncoder(_encoder(Path(path).expanduser()), memo_captions, zero_null=zero_null)
+            encoder = _encoder(Path(path).expanduser(), "vector" in slots)
+            frozen = CaptionEncoder(encoder, memo_captions, zero_null=zero_null)
+        elif "vector" in slots:
+            raise UserError("conditioner.clip_text.slots: the vector needs path=, a folder with a CLIP")
         encoder_width = frozen.width if frozen else CONFIGS[model]["hidden_size"]
-        super().__init__({"tokens": width or encoder_width}, drop_prob, MAX_TOKENS)
+        widths = {"tokens": width or encoder_width, "vector": frozen.pooled_width if frozen else 0}
+        super().__init__({slot: widths[slot] for slot in slots}, drop_prob, MAX_TOKENS if "tokens" in slots else 0)
         self.frozen = frozen
         self._config = CONFIGS[model]
-        self.project = projection(encoder_width, width)
+        self.project = projection(encoder_width, width if "tokens" in slots else None)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -89,10 +99,17 @@ class ClipText(Conditioner):
         return None if self.frozen is None else self.frozen.spans(text)
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        tokens, mask = self.frozen(batch, drop)
-        return {"tokens": self.project(tokens), "tokens_mask": mask}
+        given = self.frozen(batch, drop)
+        filled: dict[str, Tensor] = {}
+        if "tokens" in self.widths:
+            filled |= {"tokens": self.project(given["tokens"]), "tokens_mask": given["mask"]}
+        if "vector" in self.widths:
+            filled["vector"] = given["pooled"]
+        return filled
 
     def published_state(self) -> dict[str, Tensor]:
+        if "vector" in self.widths:
+            raise UserError("conditioner.clip_text.slots: published models have no vector of the text")
         if self.state_dict():
             raise UserError("conditioner.clip_text.width: published models have no projection of tokens")
         if self._config is not CONFIG:
@@ -107,9 +124,10 @@ class ClipText(Conditioner):
 
 
 @cache
-def _encoder(folder: Path) -> TextEncoder:
+def _encoder(folder: Path, pooled: bool) -> TextEncoder:
     """One frozen encoder per process, however many models use it."""
-    return TextEncoder.load(folder, MAX_TOKENS, see_padding=True, name="clip_text")
+    kinds = TOWERS_WITH_VECTOR if pooled else TOWERS
+    return TextEncoder.load(folder, MAX_TOKENS, see_padding=True, name="clip_text", kinds=kinds, pooled=pooled)
 
 
 def layout(config: Mapping[str, Any] = CONFIG) -> dict[str, Tensor]:

@@ -22,10 +22,19 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 KINDS = dict.fromkeys(("clip", "clip_vision_model"), "CLIPVisionModelWithProjection")
 
 
-class ImageEncoder(FrozenEncoder):
-    """CLIP's vision tower with its projection, `width` wide; `model(pixel_values).image_embeds` is used."""
+class PictureEncoder(FrozenEncoder):
+    """What gives a picture, batch["style"] [B, 3, H, W] in [-1, 1], one "embedding" [B, `width`] in fp32."""
 
     key = "style"
+    name: str  # its conditioner's, for messages
+    width: int
+    model: Frozen
+
+
+class ImageEncoder(PictureEncoder):
+    """CLIP's vision tower with its projection; `model(pixel_values).image_embeds` is used."""
+
+    name = "clip_image"
 
     def __init__(self, model: nn.Module):
         self.width = model.config.projection_dim
@@ -39,7 +48,7 @@ class ImageEncoder(FrozenEncoder):
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """The embedding [B, width] in fp32 of batch["style"] [B, 3, H, W] in [-1, 1]."""
         model = self.model.on(device)
-        pixels = preprocess(field(batch, "style", "clip_image").to(device), model.config.image_size)
+        pixels = preprocess(field(batch, self.key, self.name).to(device), model.config.image_size)
         with torch.autocast(device.type, enabled=False):
             return {"embedding": model(pixel_values=pixels).image_embeds}
 
@@ -63,11 +72,11 @@ class ClipImage(Conditioner):
 
     key = "style"
     optional = True
-    frozen: ImageEncoder
+    frozen: PictureEncoder
 
     def __init__(
         self,
-        encoder: ImageEncoder,
+        encoder: PictureEncoder,
         slots: Sequence[str] = ("vector",),
         width: int | None = None,
         drop_prob: float = 0.9,
@@ -83,7 +92,7 @@ class ClipImage(Conditioner):
         if known is not None:
             embedding = known["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
         elif not drop.all():
-            given = field(batch, "style", "clip_image").to(drop.device)[~drop]
+            given = field(batch, self.key, self.frozen.name).to(drop.device)[~drop]
             embedding[~drop] = self.frozen.encode({"style": given}, drop.device)["embedding"].float()
         filled = {"vector": embedding, "tokens": self.project(embedding[:, None])}
         return {slot: filled[slot] for slot in self.widths}

@@ -29,6 +29,7 @@ class Described(Protocol):
     name: str
     width: int
     max_tokens: int
+    pooled_width: int  # 0: it gives no vector
 
     @property
     def identity(self) -> dict[str, Any]: ...
@@ -79,6 +80,7 @@ class Unread:
         self.name = name
         self.width = width
         self.max_tokens = max_tokens
+        self.pooled_width = 0  # T5's, the only one that is read so, has no vector
         self.identity = identity
 
     def read(self) -> Any:
@@ -108,6 +110,7 @@ class Read:
         self.name = self._encoder.name
         self.width = self._encoder.width
         self.max_tokens = self._encoder.max_tokens
+        self.pooled_width = self._encoder.pooled_width
 
     def read(self) -> Any:
         """The encoder."""

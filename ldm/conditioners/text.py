@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -38,11 +38,18 @@ class TextEncoder(nn.Module):
     """A Hugging Face encoder with its tokenizer: captions -> `max_tokens` tokens each, `width` wide.
 
     `model(input_ids, attention_mask).last_hidden_state` is used; `tokenizer` pads and cuts. With
-    `see_padding` padding counts as words: there are always `max_tokens`. `name` is its conditioner's, for messages.
+    `see_padding` padding counts as words: there are always `max_tokens`. With `pooled` the model's `text_embeds` are
+    given too (CLIP's text vector, of `pooled_width`). `name` is its conditioner's, for messages.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, max_tokens: int, see_padding: bool = False, name: str = "text"
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        max_tokens: int,
+        see_padding: bool = False,
+        name: str = "text",
+        pooled: bool = False,
     ):
         super().__init__()
         self.model = model
@@ -51,6 +58,7 @@ class TextEncoder(nn.Module):
         self.see_padding = see_padding
         self.name = name
         self.width = model.config.hidden_size
+        self.pooled_width = model.config.projection_dim if pooled else 0
         self.num_cut = 0
 
     def read(self) -> "TextEncoder":
@@ -58,14 +66,22 @@ class TextEncoder(nn.Module):
         return self
 
     @classmethod
-    def load(cls, folder: Path, max_tokens: int, see_padding: bool = False, name: str = "text") -> "TextEncoder":
+    def load(
+        cls,
+        folder: Path,
+        max_tokens: int,
+        see_padding: bool = False,
+        name: str = "text",
+        kinds: Mapping[str, str] = KINDS,
+        pooled: bool = False,
+    ) -> "TextEncoder":
         """Read model and tokenizer from a local folder; nothing is downloaded."""
         key = f"conditioner.{name}.path"
-        model = load_model(KINDS, folder, key, refusal=REFUSAL)
+        model = load_model(kinds, folder, key, refusal=REFUSAL)
         limit = model.config.max_position_embeddings
         if not 2 < max_tokens <= limit:
             raise UserError(f"conditioner.{name}.max_tokens={max_tokens}: this encoder takes 3 to {limit}")
-        return cls(model, load_tokenizer(folder, key), max_tokens, see_padding, name)
+        return cls(model, load_tokenizer(folder, key), max_tokens, see_padding, name, pooled)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -80,8 +96,10 @@ class TextEncoder(nn.Module):
         }
 
     @torch.no_grad()
-    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> tokens [B, max_tokens, width] in fp32, zero where padded, and mask [B, max_tokens]."""
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, ...]:
+        """B captions -> tokens [B, max_tokens, width] in fp32, zero where padded, their mask [B, max_tokens] and, if
+        asked for, pooled [B, pooled_width].
+        """
         captions = list(captions)
         self._count_cut(captions)
         if self.see_padding:
@@ -90,16 +108,22 @@ class TextEncoder(nn.Module):
             captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
         with torch.autocast(self.model.device.type, enabled=False):
-            hidden = self.model(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state
+            found = self.model(input_ids=given.input_ids, attention_mask=given.attention_mask)
+        hidden = found.last_hidden_state
         mask = given.attention_mask.bool()
         missing = self.max_tokens - mask.shape[1]  # the network's width is fixed, the encoder need not see the padding
-        return F.pad(hidden.float() * mask[..., None], (0, 0, 0, missing)), F.pad(mask, (0, missing))
+        tokens = F.pad(hidden.float() * mask[..., None], (0, 0, 0, missing))
+        return self._given(tokens, F.pad(mask, (0, missing)), found)
 
-    def _encode_all(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _encode_all(self, captions: list[str]) -> tuple[Tensor, ...]:
         ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.max_tokens).input_ids
         with torch.autocast(self.model.device.type, enabled=False):
-            hidden = self.model(input_ids=torch.tensor(ids, device=self.model.device)).last_hidden_state
-        return hidden.float(), torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            found = self.model(input_ids=torch.tensor(ids, device=self.model.device))
+        hidden = found.last_hidden_state
+        return self._given(hidden.float(), torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device), found)
+
+    def _given(self, tokens: Tensor, mask: Tensor, found: Any) -> tuple[Tensor, ...]:
+        return (tokens, mask, found.text_embeds.float()) if self.pooled_width else (tokens, mask)
 
     def _count_cut(self, captions: list[str]) -> None:
         lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False).input_ids]
@@ -146,7 +170,8 @@ class FrozenText(Conditioner):
         return self.frozen.spans(text) if "tokens" in self.widths else None
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        tokens, mask = self.frozen(batch, drop)
+        given = self.frozen(batch, drop)
+        tokens, mask = given["tokens"], given["mask"]
         filled: dict[str, Tensor] = {}
         if "tokens" in self.widths:
             filled |= {"tokens": self.project(tokens), "tokens_mask": mask}

@@ -42,6 +42,8 @@ PATHS = frozenset(
         "map",
         "boxes",
         "neighbours",
+        "style",
+        "styles",
         "runs_dir",
         "out",
         "source",
@@ -75,7 +77,7 @@ LITERAL = TEXTS | PATHS | LATER_PATHS
 NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
 # A list of paths is one of these.
 SHARDS = frozenset(("data.train", "data.validation", "validation", "reference", "shards", "held_out"))
-LISTS = SHARDS | {"members", "models", "answers", "plugins"}  # where [a,b] are several
+LISTS = SHARDS | {"members", "models", "answers", "styles", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16")
@@ -103,6 +105,8 @@ ROOT_TYPES = {
     "tile": int,
     "members": list[str],
     "models": str | list[str],
+    "styles": str | list[str],
+    "style_sheet.num_styles": int,
     "answers": str | list[str],
     "prompt_suite.prompts": str,
     "seconds": float,

@@ -21,10 +21,10 @@ def write_encoder(folder: Path, config: Mapping[str, Any], state: Mapping[str, T
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     replace(folder / "model.safetensors", lambda path: save_file(plain, path, metadata={"format": "pt"}))
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    _write_tokenizer(folder, config["max_position_embeddings"], END if config["pad_token_id"] else "!")
+    write_tokenizer(folder, config["max_position_embeddings"], END if config["pad_token_id"] else "!")
 
 
-def _write_tokenizer(folder: Path, max_tokens: int, padding: str) -> None:
+def write_tokenizer(folder: Path, max_tokens: int, padding: str = END) -> None:
     """vocab.json, merges.txt and tokenizer_config.json of CLIP's byte-pair encoding."""
     from open_clip.tokenizer import SimpleTokenizer  # imported here: seconds that only its users pay
 

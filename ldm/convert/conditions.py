@@ -65,6 +65,8 @@ def has_form(conditioners: Mapping[str, Conditioner], targets: Mapping[str, str]
     [(name, part)] = conditioners.items()
     if targets[name] not in WRITERS or len(part.widths) > 1 or "project.weight" in part.state_dict():
         return False
+    if targets[name] == CLIP_TEXT and "vector" in part.widths:
+        return False
     if isinstance(part.frozen, CaptionEncoder) and part.frozen.zero_null:
         return False
     if part.reads_reduced not in (None, latent.f):

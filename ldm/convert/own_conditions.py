@@ -111,6 +111,11 @@ def _width(part: Conditioner) -> int | None:
 
 def _frozen(part: FrozenText | ClipText) -> Condition:
     encoder = part.frozen.encoder.module
+    if encoder.pooled_width:
+        raise UserError(
+            "conditioner.clip_text.slots: CLIP's vector of the text has no form in diffusers yet; sample with "
+            "sample.py, or export format=safetensors"
+        )
     arguments = {"slots": list(part.widths), "encoder_width": encoder.width, "max_tokens": encoder.max_tokens,
                  "width": _width(part)}  # fmt: skip
     encoding = {"max_tokens": encoder.max_tokens, "see_padding": encoder.see_padding,

@@ -32,6 +32,7 @@ LABELS = {
     "map": "Map of classes",
     "boxes": "Boxes, in shares of the image",
     "paint": "Where each is, in shares of the image",
+    "style": "Picture whose style is taken",
 }
 OWN = "as the run says"
 CSS = ".gradio-container {max-width: 1400px !important} #status textarea {font-family: monospace}"

@@ -72,13 +72,14 @@ class LPIPS(nn.Module):
             )
         distance = torch.zeros(len(a), device=a.device)
         # Two passes, not one of 2B images: a target without gradients then keeps no activations.
-        for head, fa, fb in zip(self.heads, self._maps(a), self._maps(b), strict=True):
+        for head, fa, fb in zip(self.heads, self.maps(a), self.maps(b), strict=True):
             with torch.autocast(a.device.type, enabled=False):
                 difference = (_unit(fa.float()) - _unit(fb.float())).square().mean((2, 3))  # [B, C]
                 distance = distance + difference @ head.weight.float().flatten()
         return distance
 
-    def _maps(self, image: Tensor) -> list[Tensor]:
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """Features [B, C, h, w] of an image [B, 3, H, W] in [-1, 1] at the five depths that are compared."""
         maps, x = [], (image - self.shift) / self.scale
         for index, layer in enumerate(self.features):
             x = layer(x)
