@@ -46,9 +46,8 @@ def make_stand_in_clip(tree: dict[str, Any]) -> dict[str, Any]:
         model = CLIPTextModelWithProjection(CLIPTextConfig(**config)).to(device)
         write_encoder(out, config, model.state_dict())  # with the tokenizer
         facts: dict[str, Any] = {"stand_in_for": "CLIP", "steps": tree["max_steps"], "seed": tree["seed"]}
-        if tree["max_steps"]:
-            facts |= _fit(model, load_tokenizer(out, "out"), tree, device)
-            write_encoder(out, config, model.state_dict())
+        facts |= _fit(model, load_tokenizer(out, "out"), tree, device)
+        write_encoder(out, config, model.state_dict())
         write_json(out / "stand_in.json", facts)
     return facts
 
