@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm.build import Parts
-from ldm.checkpoint.weights import Weights, newest
+from ldm.checkpoint.weights import Weights
 from ldm.checkpoint.weights import load as load_weights
 from ldm.compatibility import check_members, names_of
 from ldm.conditioners.base import Conditioners
@@ -26,17 +26,11 @@ from ldm.model import load_model
 from ldm.places import found, paths_of, relative
 
 KIND = "experts"  # of a manifest; one that says none is of these
-NEWEST = "newest"  # what a member may follow
 WHOLE: list[Interval] = [(0.0, math.inf)]
 
 
-def write_manifest(path: Path, runs: list[Path], follow: str | None = None) -> dict[str, Any]:
-    """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit.
-
-    Its members are the weights that the runs have now; ``follow="newest"``: those that they have when it is read.
-    """
-    if follow not in (None, NEWEST):
-        raise UserError(f"follow={follow}: {NEWEST}, or null for members that stay as they are")
+def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
+    """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit."""
     if not runs:
         raise UserError("members: name at least one run")
     if path.suffix != ".yaml" or path.is_dir():
@@ -62,7 +56,6 @@ def write_manifest(path: Path, runs: list[Path], follow: str | None = None) -> d
         "members": [
             {
                 "run": relative(member.run, path.parent),
-                **({"follow": follow} if follow else {}),
                 "weights": member.path.name,
                 "sha256": member.digest,
                 "intervals": [list(interval) for interval in intervals],
@@ -117,21 +110,12 @@ def read_members(path: Path) -> list[Member]:
             )
             for m in manifest["members"]
         ]
-        follows = [m.get("follow") == NEWEST for m in manifest["members"]]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     check_seal(sealed_part, path)
     if not members:
         raise UserError(f"{path}: names no members")
-    return [_newest(member) if follow else member for member, follow in zip(members, follows, strict=True)]
-
-
-def _newest(member: Member) -> Member:
-    """A member with the weights that its run has by now: averaged, or raw where it keeps no average."""
-    described = newest(member.file.parent.parent)
-    recorded = read_json(described)["sha256"]
-    kind = "ema" if "ema" in recorded else "raw"
-    return member._replace(file=described.with_name(f"{described.stem}.{kind}.safetensors"), digest=recorded[kind])
+    return members
 
 
 def lead_of(members: Sequence[Member]) -> Member:

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     check_there(tree)
     from ldm.ensemble import write_manifest
 
-    manifest = write_manifest(Path(tree["out"]), [Path(member) for member in tree["members"]], tree["follow"])
+    manifest = write_manifest(Path(tree["out"]), [Path(member) for member in tree["members"]])
     for member in manifest["members"]:
         levels = ", ".join(f"[{lo:.6g}, {hi:.6g})" for lo, hi in member["intervals"])
         print(f"{Path(member['run']).name:<32} sigma {levels}  step {member['step']}  {member['sha256'][:12]}")

@@ -189,21 +189,6 @@ def test_weights_that_changed_since_are_refused(runs, tmp_path):
         load_ensemble(tmp_path / "e.yaml")
 
 
-def test_members_that_are_followed_are_the_weights_of_now(runs, tmp_path):
-    own, other = untrained_run(tmp_path / "own", "expert.node=[1,1]"), tmp_path / "other"
-    write_manifest(tmp_path / "e.yaml", [runs["low"], own], follow="newest")
-    before = load_ensemble(tmp_path / "e.yaml").weights[1].digest
-    own.rename(tmp_path / "before")
-    untrained_run(tmp_path / "own", "expert.node=[1,1]", seed=9)
-    assert load_ensemble(tmp_path / "e.yaml").weights[1].digest not in (before, None)
-    (tmp_path / "own").rename(other)
-    untrained_run(tmp_path / "own", "expert.node=[1,0]")
-    with pytest.raises(ValueError, match=r"gives own the noise .* but it was trained for"):
-        load_ensemble(tmp_path / "e.yaml")
-    with pytest.raises(ValueError, match="follow=oldest: newest, or null"):
-        write_manifest(tmp_path / "e.yaml", [runs["low"], other], follow="oldest")
-
-
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_members_have_trained_conditioners_of_their_own(runs, tmp_path, scale):
     """Other embeddings, of another width, heard in another slot."""

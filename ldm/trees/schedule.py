@@ -127,11 +127,12 @@ def _path(given: str) -> Path:
 def _row(given: Any, place: str) -> Row:
     if not isinstance(given, dict):
         raise UserError(f"{place}: {given!r} is no row; write {{name: low, from: base, node: [1, 0], steps: 100}}")
-    names = ["from" if name == "origin" else name for name in inspect.signature(Row).parameters]
-    for key in given:
-        if key not in names:
-            raise UserError(f"{place}: {key}: no such key; a row has {', '.join(names)}")
     own = {"origin" if key == "from" else key: value for key, value in given.items()}
+    known = inspect.signature(Row).parameters
+    for key in own:
+        if key not in known or "origin" in given:
+            names = ", ".join("from" if name == "origin" else name for name in known)
+            raise UserError(f"{place}: {key}: no such key; a row has {names}")
     for key, kind in {"name": str, "steps": int}.items():
         if type(own.get(key)) is not kind:
             raise UserError(f"{place}: {key} is {own.get(key)!r}; expected {_word(kind)}")
