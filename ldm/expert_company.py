@@ -55,7 +55,7 @@ class ExpertCompany(Company):
         """What draws without the expert, over all of the noise. Raises ValueError or OSError if it cannot be loaded."""
         path, own = self.parts.tree.get("first_stage"), self.parts["first_stage"]
         if self.manifest:
-            found = load_ensemble(Path(self.manifest).expanduser(), path)
+            found = load_ensemble(Path(self.manifest).expanduser(), path, "all")
             models, shares = found.members, found.interval_sets
         else:
             models, shares = self._parents(path)

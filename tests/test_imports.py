@@ -41,6 +41,7 @@ LAYERS = {
     "ldm.metrics": 1,
     "ldm.checkpoint": 1,
     "ldm.sampling": 2,
+    "ldm.turns": 2,
     "ldm.editing": 2,
     "ldm.generate": 2,
     "ldm.training": 3,
@@ -52,6 +53,7 @@ LAYERS = {
     "ldm.compatibility": 4,
     "ldm.drawer": 4,
     "ldm.model": 4,
+    "ldm.residency": 4,
     "ldm.ensemble_model": 4,
     "ldm.ensemble": 4,
     "ldm.expert_company": 4,
@@ -106,6 +108,7 @@ OWN = {
     "ldm.metrics": {"ldm.metrics", "ldm.networks", "ldm.errors"},
     "ldm.checkpoint": {"ldm.checkpoint", "ldm.files", "ldm.data.seals", "ldm.errors"},
     "ldm.sampling": {"ldm.diffusion", "ldm.errors"},
+    "ldm.turns": {"ldm.diffusion", "ldm.errors"},
     "ldm.editing": {"ldm.sampling", "ldm.errors"},
     "ldm.generate": {
         "ldm.conditioners",
