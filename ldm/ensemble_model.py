@@ -219,7 +219,7 @@ class Ensemble:
         there are intervals.
         """
         if not self._residency.takes_turns or len(asks) < 2:
-            return [partial(self._generate, ask) for ask in asks]
+            return [partial(self.generate, *ask) for ask in asks]
         order, turns = self._order(asks[0].sampling), [Turn() for _ in asks]
         ends: dict[int, Callable[[], Tensor]] = {}
         for number, after in pairwise(order):

@@ -4,8 +4,10 @@ Sample n has condition n and noise n whatever the batch and the rank it is made 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ Batch = dict[str, Any]
 Row = dict[str, float]
 # Images [B, 3, H, W] in [-1, 1] for a batch and the int64 numbers [B] of what is drawn; those that are not finite: NaN.
 Draw = Callable[[Batch, Tensor], Tensor]
+# The same of several batches, whose images are made in turn.
+Begun = Callable[[Sequence[tuple[Batch, Tensor]]], Sequence[Callable[[], Tensor]]]
 # Columns [B, ...] of what else is asked of images, in NaN where they are, under the batch that they were drawn for.
 Beside = Callable[[Tensor, Batch, Features], dict[str, Tensor]]
 FEATURES, ALIGNMENT = "features", "alignment"  # columns of their own
@@ -67,37 +71,48 @@ def make(
     cached: bool = False,
     beside: Beside | None = None,
     keep: Callable[[Tensor], None] = lambda images: None,
+    begun: Begun | None = None,
+    turns: int = 1,
 ) -> Made:
     """Draw for the first `num_samples` conditions of `data` and look at what comes.
 
     All ranks call this together, make their share batch by batch in step, and end together if one of them fails.
     `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
     `beside` finds what else is asked of each image; `keep` is given all images of this rank, [B, 3, H, W] at a time.
+    `begun` draws in the place of `draw` where several batches, `turns` of them, are to wait for each other.
     """
     rows: dict[str, list[Tensor]] = {}
     places, broken, seconds = [], [], 0.0
     batches = conditions(data, num_samples, batch_size, ranks.rank, ranks.world_size, cached)
-    for (batch, numbers), own in in_rounds(batches, ranks):
+    begun = begun or (lambda asked: [partial(draw, *each) for each in asked])
+    for group, own in in_rounds(_in_turns(batches, turns), ranks):
         with together():
-            batch = _on(ranks.device, batch)
             began = time.monotonic()
-            images = draw(batch, numbers.to(ranks.device)).float()
-            finite = images.isfinite().flatten(1).all(1).cpu()
-            seconds += time.monotonic() - began
-            found = _looked_at(images, batch, backbone, alignment)
-            found |= beside(images, batch, backbone) if beside else {}
-            if own:
-                keep(images)
-        if own:
-            for name, values in found.items():
-                rows.setdefault(name, []).append(values.cpu()[finite])
-            places.append(numbers[finite])
-            broken += numbers[~finite].tolist()
-            ranks.advance(len(numbers))
+            asked = [(_on(ranks.device, batch), numbers.to(ranks.device)) for batch, numbers in group]
+            for (batch, _), (_, numbers), drawn in zip(asked, group, begun(asked), strict=True):
+                images = drawn().float()
+                finite = images.isfinite().flatten(1).all(1).cpu()
+                seconds += time.monotonic() - began
+                found = _looked_at(images, batch, backbone, alignment)
+                found |= beside(images, batch, backbone) if beside else {}
+                if own:
+                    keep(images)
+                    for name, values in found.items():
+                        rows.setdefault(name, []).append(values.cpu()[finite])
+                    places.append(numbers[finite])
+                    broken += numbers[~finite].tolist()
+                    ranks.advance(len(numbers))
+                began = time.monotonic()
     left = torch.cat(places)
     every = {name: in_order(torch.cat(parts), left) for name, parts in rows.items()}
     lost = sorted(number for own in collect(broken) for number in own) or broken
     return Made(every.pop(FEATURES), every.pop(ALIGNMENT, None), every, lost, seconds)
+
+
+def _in_turns(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    """`count` of them at a time, the last time what is left."""
+    while group := list(islice(batches, count)):
+        yield group
 
 
 def _on(device: torch.device, value: Any) -> Any:

@@ -57,6 +57,7 @@ LAYERS = {
     "ldm.ensemble_model": 4,
     "ldm.ensemble": 4,
     "ldm.expert_company": 4,
+    "ldm.merging": 4,
     "ldm.loading": 4,
     "ldm.places": 4,
     "ldm.launching": 4,

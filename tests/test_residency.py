@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from ldm.drawer import Drawer
 from ldm.ensemble import load_ensemble, write_manifest
 from ldm.ensemble_model import Ensemble
 from ldm.generate import Ask, NotFinite
-from ldm.sampling import levels_asked
+from ldm.measuring import Ranks, make
+from ldm.sampling import Sampling, levels_asked
 from ldm.turns import Turn, Waiting
 
 SAMPLERS = sorted(path.stem for path in CONF.glob("sampler/*.yaml"))
@@ -164,6 +166,26 @@ def test_sample_says_the_switches_and_the_recipe_has_them(manifest: Path, tmp_pa
     assert recipes[1]["residency"]["switches"] == 2 and "residency" not in recipes[1]["options"]
     assert sample.main([f"again={tmp_path / 'one' / '3_0001.png'}", f"out={tmp_path}", "residency=disk"]) == 0
     assert "bit for bit" in capsys.readouterr().out
+
+
+def test_batches_of_an_evaluation_wait_for_each_other_as_many_as_are_asked_for(manifest: Path):
+    found = []
+    for mode, turns in (("all", 1), ("one", 3), ("one", 1)):
+        model = resident(manifest, mode)
+        sampling = model.sampling({"num_steps": 8})
+
+        def begun(asked: Sequence, model: Ensemble = model, sampling: Sampling = sampling) -> list:
+            return model.begun([Ask(sampling, *each, seed=0) for each in asked])
+
+        model.data.setup()
+        made = make(
+            lambda *each: begun([each])[0](), model.data, 12, 2, lambda images: images.flatten(1), None,
+            Ranks(torch.device("cpu")), begun=begun, turns=turns,
+        )  # fmt: skip
+        found.append((made, model.residency.get("switches")))
+    (every, none), (together, few), (apart, many) = found
+    assert torch.equal(every.features, together.features) and torch.equal(every.features, apart.features)
+    assert (none, few, many) == (None, 2 * 3 - 1, 6 * 3 - 1)
 
 
 def test_a_draw_that_waits_goes_on_with_the_answers_it_was_given():

@@ -58,9 +58,9 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
         if config.exists() and is_first_stage(load_tree(config)):
             return _first_stage(tree, protocol)
-    for key in ("seed", "resamples"):
-        if tree[key] < 0:
-            raise UserError(f"{key}={tree[key]}: must be at least 0")
+    for key, least in (("seed", 0), ("resamples", 0), ("turns", 1)):
+        if tree[key] < least:
+            raise UserError(f"{key}={tree[key]}: must be at least {least}")
     asked = _asked_scales(tree["guidance"].get("scale"))
     if tree["image_size"] is not None:
         raise UserError(
@@ -279,6 +279,7 @@ def _measure(
                     by.backbone, by.alignment, tree["seed"], tree["batch_size"], by.device,
                     partial(advance, model=curve.model), rank, world_size, paired=paired,
                     resamples=tree["resamples"], keep=samples.add if samples else lambda images: None,
+                    turns=tree["turns"] if curve.model.residency else 1,
                 )  # fmt: skip
                 if samples:
                     samples.write()
