@@ -133,7 +133,7 @@ class Pipeline(Codec):
 
 def open_model(
     path: str | Path, first_stage: str | Path | None, ema: str | float, device: str, compile: bool,
-    plugins: Sequence[str] | None, residency: str | None,
+    plugins: Sequence[str] | None, residency: str | None = None,
 ) -> Any:  # fmt: skip
     """See ldm.load."""
     if plugins is not None:

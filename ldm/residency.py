@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.pieces import pieces
+from ldm.device import give_memory_back
 from ldm.errors import UserError
 from ldm.model import Model
 from ldm.networks.layers import tuned
@@ -170,13 +171,16 @@ class Stored:
 
     def leave(self, device: torch.device) -> None:
         """Give up the memory of the weights. All else is on `device`."""
+        kinds = {tensor.dtype for tensor in self._own.values()}
+        nothing = {kind: _nothing(kind, device) for kind in kinds}
         for tensor in self._own.values():
-            tensor.data = _nothing(tensor.dtype, device).expand(tensor.shape)
+            tensor.data = nothing[tensor.dtype].expand(tensor.shape)
         stored = {id(tensor) for tensor in self._own.values()}
         for tensor in (*self._model.parameters(), *self._model.buffers()):
             if id(tensor) not in stored:
                 tensor.data = tensor.data.to(device)
         self.nbytes = 0
+        give_memory_back()
 
     def come(self, device: torch.device, state: Loaded | None) -> None:
         """Take the weights, from `state` or else from their file. Raises UserError if that was changed."""

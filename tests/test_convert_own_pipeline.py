@@ -74,8 +74,7 @@ def made(stage: Path, folder: Path, *words: str, name: str = "run") -> Run:
     run.lineage = {"run": name, "parent": None, "code_version": ""}
     run.begin()
     about = {"step": 1, "samples_seen": 0, "intervals": parts["expert"].intervals(parts["noise"])}
-    if tree["first_stage"]:
-        about["latent"] = load_first_stage(stage).spec.to_dict()
+    about["latent"] = parts["first_stage"].spec.to_dict()
     weights.save(run.folder / "weights", 1, {"raw": model.state_dict()}, about)
     return run
 
@@ -90,11 +89,12 @@ def opened(folder: Path) -> DiffusionPipeline:
 
 
 def drawn(
-    run: Run | Path, batch: dict[str, Any], scale: float, negative: dict[str, Any] | None = None, sampler: str = ""
-) -> list[Tensor]:
-    """First noise, last latents and images of this package, by the run's sampler or another."""
-    model = load(run.folder if isinstance(run, Run) else run)
-    guidance = {**model.sampling({}).chosen["guidance"], "scale": scale}
+    run: Run, batch: dict[str, Any], scale: float, negative: dict[str, Any] | None = None, sampler: str = "",
+    manifest: Path | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """First noise, last latents and images of this package, of the run or a manifest, by its sampler or another."""
+    model = load(manifest or run.folder)
+    guidance = {**load_tree(run.folder / "config.yaml")["guidance"], "scale": scale}
     other = {"_target_": sampler, "_partial_": True} if sampler else None
     sampling = model.sampling({"sampler": other, "sigmas": None, "guidance": guidance, "num_steps": STEPS})
     decode = model.first_stage.decode = Spied(model.first_stage.decode)
@@ -300,7 +300,7 @@ def test_experts_are_one_pipeline_that_goes_over_at_their_cut(name, stages, tmp_
     pipeline = importlib.import_module("latent_experts").LatentExperts.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     batch = {FIELDS.get(field, field): value for field, value in given.items()}
-    noise, z, images = drawn(tmp_path / "e.yaml", batch, 3.0)
+    noise, z, images = drawn(runs[1], batch, 3.0, manifest=tmp_path / "e.yaml")
     assert_same(pipeline, noise, z, images, **given, guidance_scale=3.0)
     alone = pipeline.experts[0](
         **given, guidance_scale=3.0, latents=noise, num_inference_steps=STEPS, output_type="latent"

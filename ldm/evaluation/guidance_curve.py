@@ -75,8 +75,10 @@ def measure(
 
     ranks = Ranks(device, rank, world_size, advance)
     beside = partial(paired, first_stage=model.first_stage) if paired else None
-    together = {"begun": begun, "turns": turns} if turns > 1 else {}
-    made = make(drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep, **together)
+    made = make(
+        drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep,
+        begun=begun if turns > 1 else None, turns=turns,
+    )  # fmt: skip
     _check_left(num_samples, len(made.broken), said)
     return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)
 
