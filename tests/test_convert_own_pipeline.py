@@ -15,7 +15,7 @@ from test_convert_pipelines import NUMBERS, STEPS, Spied, _no_cache_of_modules, 
 from torch import Tensor, nn
 from toys import TINY_PARTS, clip_folder, clip_image_folder, t5_folder, text_folder, tiny, train
 
-from ldm.build import Parts, load_first_stage
+from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label

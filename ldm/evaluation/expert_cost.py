@@ -93,15 +93,14 @@ def _with(model: Model, key: str, depth: int) -> Parts:
 
 
 def _as_large(model: Model, key: str, count: int) -> int:
-    """The depth at which one network has about the parameters of `count` as deep as the model's."""
-    sizes: list[int] = []
-    depth = first = model.parts.tree["network"][key]
-    while not sizes or sizes[-1] < count * sizes[0]:
+    """The depth at which one network has about the parameters of `count` as deep as the model's: each step deeper adds
+    as many.
+    """
+    depth, sizes = model.parts.tree["network"][key], []
+    for more in (0, 1):
         with torch.device("meta"):
-            sizes.append(sum(p.numel() for p in _with(model, key, depth)["network"].parameters()))
-        depth += 1
-    nearest = min(range(len(sizes)), key=lambda place: abs(sizes[place] - count * sizes[0]))
-    return first + nearest
+            sizes.append(sum(p.numel() for p in _with(model, key, depth + more)["network"].parameters()))
+    return depth + round((count - 1) * sizes[0] / (sizes[1] - sizes[0]))
 
 
 @torch.no_grad()
