@@ -54,6 +54,7 @@ LAYERS = {
     "ldm.drawer": 4,
     "ldm.model": 4,
     "ldm.residency": 4,
+    "ldm.stored_model": 4,
     "ldm.ensemble_model": 4,
     "ldm.ensemble": 4,
     "ldm.expert_company": 4,
