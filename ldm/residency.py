@@ -140,8 +140,9 @@ class OneResident:
 
     def _read_ahead(self, number: int) -> None:
         if self._ahead and number != self._inside:
-            stored, pinned = self._stored[number], self._device.type == "cuda"
-            self._reading = number, self._reader.submit(stored.pinned if pinned else stored.cached)
+            stored, on_gpu = self._stored[number], self._device.type == "cuda"
+            read = partial(stored.pinned, self._device) if on_gpu else stored.cached
+            self._reading = number, self._reader.submit(read)
 
     @property
     def facts(self) -> dict[str, Any]:

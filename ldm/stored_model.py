@@ -51,10 +51,11 @@ class Stored:
             own.data = tensor.to(device, own.dtype, non_blocking=True, copy=True)
         self.nbytes = sum(tensor.nbytes for tensor in self._own.values())
 
-    def pinned(self) -> Loaded:
+    def pinned(self, device: torch.device) -> Loaded:
         """The weights in memory that a GPU copies from by itself."""
         self._check()
-        return {name: tensor.pin_memory() for name, tensor in pieces(self._weights)}
+        with torch.cuda.device(device):  # of this thread, which else asks the first one for it
+            return {name: tensor.pin_memory() for name, tensor in pieces(self._weights)}
 
     def cached(self) -> None:
         """Have the system read the file into its cache."""
