@@ -1,7 +1,7 @@
 """Make images with a trained model or an ensemble of experts.
 
     python sample.py model=runs/quickstart-diffusion prompt="red heart" num_images=4 seed=0 guidance.scale=3
-    python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
+    python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 residency=one
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
     python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
@@ -57,17 +57,20 @@ def main(arguments: list[str]) -> int:
     from ldm.phrases import check_paint
     from ldm.provenance.recipe import Recipes
     from ldm.request import Request
+    from ldm.residency import words_of
 
     device = choose(tree["device"])
     check_paint(tree, arguments, conditions)
     check_files(tree, lambda: trained_on(tree["model"]))
-    model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
+    model = load_drawer(tree["model"], tree["first_stage"], tree["ema"], tree["residency"])
+    model = model.to(device).tuned(tree["compile"])
     request = Request(model, tree, arguments, device)
     recipes = Recipes(model, request.rows, request.sampling, tree, device, Path(tree["out"]))
-    sheet = write_images(tree, conditions, recipes, request.images, request.drawing)
+    sheet = write_images(tree, conditions, recipes, request.begun, request.drawing, lambda: words_of(model.residency))
     count = len(conditions) * tree["num_images"]
     shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
-    print(f"{count} images in {tree['out']}/, {shown} together in {sheet}")
+    moved = words_of(model.residency)
+    print(f"{count} images in {tree['out']}/, {shown} together in {sheet}" + (f"; {moved}" if moved else ""))
     return 0
 
 
@@ -75,16 +78,19 @@ def write_images(
     tree: dict[str, Any],
     conditions: list[dict[str, Any]],
     recipes: Any,
-    images_of: Callable,
+    begun: Callable,
     drawing: Callable | None = None,
+    moved: Callable[[], str] = str,
 ) -> Path:
-    """Write the images of `images_of([(row of conditions, number)])` as they are made, then the grid; returns its path.
+    """Write the images of `begun` (Request.begun) as they are made, then the grid; returns its path.
 
-    Each has its recipe of `recipes`. With a `drawing` (Request.drawing) conditions.png has each image beside itself
-    with that. Raises NotFinite, once all others are written, if some are not finite; these are not, nor is the grid.
+    `moved` has words for the line of progress. Each image has its recipe of `recipes`. With a `drawing`
+    (Request.drawing) conditions.png has each beside itself with that. Raises NotFinite, once all others are written, if
+    some are not finite; these are not, nor is the grid.
     """
     import torch
-    from rich.progress import track
+    from rich.console import Console
+    from rich.progress import Progress
 
     from ldm.condition_sheet import write_condition_sheet
     from ldm.generate import NotFinite
@@ -92,19 +98,23 @@ def write_images(
 
     out, names = Path(tree["out"]), file_names(conditions)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
-    starts = range(0, len(rows), tree["batch_size"])
-    shown, problem = [], None
-    for start in track(starts, f"sampling {len(rows)} images", disable=len(starts) < 2 or not sys.stderr.isatty()):
-        part = rows[start : start + tree["batch_size"]]
-        try:
-            images, finite = images_of(part).cpu(), [True] * len(part)
-        except NotFinite as error:
-            images, finite = error.images.cpu(), error.finite.tolist()
-            problem = problem or error
-        for at, (place, number) in enumerate(part):
-            if finite[at]:
-                recipes.save(out / f"{names[place]}_{number:04d}.png", images[at], part, at)
-        shown.append(images[: max(MAX_SHOWN - start, 0)])
+    parts = [rows[start : start + tree["batch_size"]] for start in range(0, len(rows), tree["batch_size"])]
+    shown, count, problem = [], 0, None
+    with Progress(disable=len(parts) < 2 or not sys.stderr.isatty(), console=Console(stderr=True)) as bars:
+        bar = bars.add_task(f"sampling {len(rows)} images", total=len(parts))
+        draws = begun(parts, lambda words: bars.update(bar, description=f"sampling with {words}"))
+        for part, draw in zip(parts, draws, strict=True):
+            try:
+                images, finite = draw().cpu(), [True] * len(part)
+            except NotFinite as error:
+                images, finite = error.images.cpu(), error.finite.tolist()
+                problem = problem or error
+            for at, (place, number) in enumerate(part):
+                if finite[at]:
+                    recipes.save(out / f"{names[place]}_{number:04d}.png", images[at], part, at)
+            shown.append(images[: max(MAX_SHOWN - count, 0)])
+            count += len(part)
+            bars.update(bar, advance=1, description=" ".join(filter(None, (f"sampling {len(rows)} images", moved()))))
     if problem:
         raise problem
     sheet, columns = torch.cat(shown), min(tree["num_images"], MAX_SHOWN)

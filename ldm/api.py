@@ -102,9 +102,8 @@ class Pipeline(Codec):
         request, tree = self._request(prompt, options)
         pairs = [(row, number) for row in range(len(request.rows)) for number in range(tree["num_images"])]
         size = tree["batch_size"]
-        return Images(
-            torch.cat([request.images(pairs[start : start + size]).cpu() for start in range(0, len(pairs), size)])
-        )
+        parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        return Images(torch.cat([draw().cpu() for draw in request.begun(parts)]))
 
     def denoise(self, x: Tensor, sigma: float | Tensor, prompt: str | None = None, **options: Any) -> Tensor:
         """The estimate of x0, of the shape of x = x0 + sigma noise, [C, h, w] or [B, C, h, w] of whitened latents.
@@ -135,14 +134,14 @@ class Pipeline(Codec):
 
 def open_model(
     path: str | Path, first_stage: str | Path | None, ema: str | float, device: str, compile: bool,
-    plugins: Sequence[str] | None,
+    plugins: Sequence[str] | None, residency: str | None = None,
 ) -> Any:  # fmt: skip
     """See ldm.load."""
     if plugins is not None:
         use_plugins([plugins] if isinstance(plugins, str) else plugins)
     used = named()
     place, stage = choose(device), None if first_stage is None else str(Path(first_stage).expanduser())
-    found = load(path, stage, str(ema)).to(place)
+    found = load(path, stage, str(ema), residency).to(place)
     if isinstance(found, FirstStage | NoisyClassifier):
         return Codec(found, place) if isinstance(found, FirstStage) else found
     asked = {"model": str(path), "first_stage": stage, "plugins": used}

@@ -15,7 +15,7 @@ RUNS = (
     "models",
 )  # root keys that name one run or several, and that every command reads
 # What may be said beside again=: where something is, and what no picture's recipe is trusted with.
-BESIDE_AGAIN = ("again", "device", "plugins", "alignment", "distance")
+BESIDE_AGAIN = ("again", "device", "plugins", "alignment", "distance", "residency")
 
 
 def check_training(tree: Mapping[str, Any]) -> None:

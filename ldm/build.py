@@ -255,7 +255,7 @@ FACTS = {
     "crop_size": Fact(lambda parts: parts.tree.get("crop_size")),
     "window_size": Fact(lambda parts: window_size(parts.tree)),
     "first_stage": Fact(_first_stage, _has_latents),
-    "company": Fact(lambda parts: lambda manifest: None),  # of an expert; a run that trains is given its own
+    "company": Fact(lambda parts: lambda manifest, residency: None),  # of an expert; a run that trains is given its own
     "samples_before": Fact(lambda parts: 0),  # those that the parents of a run have seen
     "denoiser": Fact(_denoiser, lambda tree: bool(tree.get("network"))),
     "sampling": Fact(_sampling),

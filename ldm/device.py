@@ -41,6 +41,12 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
+def give_memory_back() -> None:
+    """Have the C library give what was freed to the system, which it keeps in pieces between others. glibc only."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def computes_bf16(accelerator: str = "auto") -> bool:
     """Whether the GPU, or else the CPU, multiplies bf16 matrices itself; where it only emulates, fp32 is far faster.
 

@@ -3,7 +3,7 @@
 Sampling, evaluation and reports use a model through it only. A new kind is a class with these methods and a loader.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -14,7 +14,7 @@ from ldm.data.module import ShardData
 from ldm.diffusion.denoiser import Denoise
 from ldm.editing import Edit
 from ldm.errors import UserError
-from ldm.generate import Size
+from ldm.generate import Ask, Size
 from ldm.sampling import Sampling
 
 
@@ -99,6 +99,16 @@ class Drawer(Protocol):
 
         From noise, or as `edit` says from a picture of their size.
         """
+
+    def begun(self, asks: Sequence[Ask], tell: Callable[[str], Any] = lambda words: None) -> list[Callable[[], Tensor]]:
+        """What `generate` makes of each of several batches, in order, once it is called; the same bit for bit.
+
+        Where experts come and go, all batches are brought as far as the last expert first; `tell` hears of it.
+        """
+
+    @property
+    def residency(self) -> dict[str, Any]:
+        """What the coming and going of experts took so far (residency.Residency.facts); {} where nothing moves."""
 
     def decode_in_tiles(self, size: int | None) -> None:
         """Decode larger images in overlapping tiles of this size, px, from now on; None: without tiles."""

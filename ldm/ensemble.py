@@ -24,13 +24,23 @@ from ldm.files import read_json, write_text
 from ldm.first_stage.spec import LatentSpec
 from ldm.model import load_model
 from ldm.places import found, paths_of, relative
+from ldm.residency import residency_of
 
+RESIDENCY, NEWEST = "residency", "newest"
 KIND = "experts"  # of a manifest; one that says none is of these
 WHOLE: list[Interval] = [(0.0, math.inf)]
 
 
-def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
-    """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit."""
+def write_manifest(
+    path: Path, runs: list[Path], residency: str | None = None, follow: str | None = None
+) -> dict[str, Any]:
+    """Write the manifest of `runs` to `path`. Raises ValueError naming a gap, an overlap or a misfit.
+
+    `residency` is what it says of where its members are (residency.py). Members are the weights that they have now, by
+    their hashes, or where they `follow` the ``newest``, the last that their runs have when the ensemble is loaded.
+    """
+    residency_of(residency)
+    _check_follow(follow, f"follow={follow}")
     if not runs:
         raise UserError("members: name at least one run")
     if path.suffix != ".yaml" or path.is_dir():
@@ -53,6 +63,8 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
     manifest = {
         "kind": KIND,
         "first_stage": latents[0]["fingerprint"],
+        **({"follow": follow} if follow else {}),
+        **({RESIDENCY: residency} if residency else {}),
         "members": [
             {
                 "run": relative(member.run, path.parent),
@@ -72,9 +84,14 @@ def write_manifest(path: Path, runs: list[Path]) -> dict[str, Any]:
 
 
 def _sealed_part(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The part that must not be edited: everything but the paths and names of the members."""
+    """The part that must not be edited: everything but the members' paths and names, and where these are held."""
     members = [{key: value for key, value in m.items() if key != "run"} for m in manifest["members"]]
-    return {**manifest, "members": members}
+    return {**{key: value for key, value in manifest.items() if key != RESIDENCY}, "members": members}
+
+
+def _check_follow(follow: Any, said: str) -> None:
+    if follow not in (None, NEWEST):
+        raise UserError(f"{said}: members are the weights of now (leave it out), or follow the {NEWEST}")
 
 
 def share(trained: list[list[Interval]]) -> list[list[Interval]]:
@@ -90,10 +107,12 @@ def share(trained: list[list[Interval]]) -> list[list[Interval]]:
 
 
 class Member(NamedTuple):
-    """A member in a manifest: its weights file, the file's sha256, the noise it serves."""
+    """A member in a manifest: its weights file, the file's sha256, the noise it serves. One that follows its run's
+    newest weights has the run's folder, and no sha256.
+    """
 
     file: Path
-    digest: str
+    digest: str | None
     intervals: list[Interval]
 
 
@@ -102,14 +121,15 @@ def read_members(path: Path) -> list[Member]:
     try:
         manifest = load_plain(path, "an ensemble's manifest")
         sealed_part = _sealed_part(manifest)
-        members = [
-            Member(
-                found(m["run"], path.resolve().parent) / "weights" / Path(m["weights"]).name,
-                m["sha256"],
-                [(float(lo), float(hi)) for lo, hi in m["intervals"]],
+        _check_follow(manifest.get("follow"), f"{path}: follow={manifest.get('follow')}")
+        follows = manifest.get("follow") == NEWEST
+        members = []
+        for m in manifest["members"]:
+            run, file, digest = found(m["run"], path.resolve().parent), Path(m["weights"]).name, str(m["sha256"])
+            intervals = [(float(lo), float(hi)) for lo, hi in m["intervals"]]
+            members.append(
+                Member(run, None, intervals) if follows else Member(run / "weights" / file, digest, intervals)
             )
-            for m in manifest["members"]
-        ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not an ensemble's manifest (scripts/ensemble.py writes one)") from error
     check_seal(sealed_part, path)
@@ -127,7 +147,7 @@ def check_member(member: Member, found: Weights, path: Path) -> None:
     """Raises ValueError if the weights are not those that the manifest at `path` was written for, or not trained for
     the noise it gives them.
     """
-    if found.digest != member.digest:
+    if member.digest is not None and found.digest != member.digest:
         raise UserError(f"{member.file}: not the weights {path} was written for; write the manifest anew")
     trained = found.metadata.get("intervals") or []
     if not all(any(a <= low and high <= b for a, b in trained) for low, high in member.intervals):
@@ -137,19 +157,23 @@ def check_member(member: Member, found: Weights, path: Path) -> None:
         )
 
 
-def load_ensemble(path: Path, first_stage: str | None = None) -> Ensemble:
-    """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for."""
-    models = []
-    members = read_members(path)
+def load_ensemble(path: Path, first_stage: str | None = None, residency: str | None = None) -> Ensemble:
+    """The model a manifest describes. Raises ValueError if a member's weights are not those it was written for.
+
+    `residency` says where its members are (residency.py), None being what the manifest says, or on the device.
+    """
+    models, members = [], read_members(path)
+    own = load_plain(path, "an ensemble's manifest").get(RESIDENCY)
+    holder = residency_of(own, f"{path}: {RESIDENCY}") if residency is None else residency_of(residency)
     for member in members:
         model = load_model(member.file, first_stage)
         check_member(member, model.weights[0], path)
-        models.append(model)
+        models.append(holder.hold(model))
     names = names_of(model.weights[0].run for model in models)
     check_members(names, [model.parts.tree for model in models])
     _check_first_stages(names, [model.first_stage.spec for model in models])
     _check_encoders(names, [model.conditioner for model in models])
-    return Ensemble(path.stem, models, [member.intervals for member in members])
+    return Ensemble(path.stem, models, [member.intervals for member in members], holder)
 
 
 def _check_first_stages(names: Sequence[str], specs: Sequence[LatentSpec]) -> None:

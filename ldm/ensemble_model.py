@@ -1,8 +1,11 @@
 """Experts as one model: each binds its own conditioner and guidance, and each sigma goes to the member for it."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,24 +18,31 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
 from ldm.editing import Edit
 from ldm.errors import UserError
-from ldm.generate import Size, drawable, drawn, finished, latent_shape
+from ldm.generate import Ask, NotFinite, Size, drawable, drawn, finished, latent_shape
 from ldm.model import Model
-from ldm.sampling import Sampling
+from ldm.residency import AllResident, Residency
+from ldm.sampling import Sampling, levels_asked
+from ldm.turns import Turn, Waiting
 
 
 class Ensemble:
     """A Drawer of `members`, each for its intervals of the noise, which together tile [0, inf).
 
     They share a latent space and an image size; conditions, widths, parametrisations and processes are each member's
-    own. Recipe and data are those of the member for the highest noise.
+    own. Recipe and data are those of the member for the highest noise. A `residency` that is not of all members is the
+    one that these are held by (Residency.hold).
     """
 
-    def __init__(self, name: str, members: Sequence[Model], interval_sets: Sequence[Sequence[Interval]]):
+    def __init__(
+        self, name: str, members: Sequence[Model], interval_sets: Sequence[Sequence[Interval]],
+        residency: Residency | None = None,
+    ):  # fmt: skip
         self._owner = owner_of(interval_sets)
         self.name = name
         self.first_stage = members[0].first_stage
         self.members = [replace(member, first_stage=self.first_stage) for member in members]
         self.interval_sets = interval_sets
+        self._residency = residency or AllResident()
 
     def member_for(self, sigma: float) -> Model:
         """The member that serves a level of noise."""
@@ -148,15 +158,14 @@ class Ensemble:
         self.first_stage.tile = size
 
     def to(self, device: torch.device | str) -> "Ensemble":
-        """Move all members."""
-        for member in self.members:
-            member.to(device)
+        """Evaluate there; members that come and go are moved when they are needed."""
+        self.first_stage.to(device)
+        self._residency.to(self.members, device)
         return self
 
     def tuned(self, compile: bool = False) -> "Ensemble":
         """The same with the networks of all members laid out for their device; call it after `to`."""
-        for member in self.members:
-            member.tuned(compile)
+        self._residency.tuned(self.members, compile)
         return self
 
     def guided(
@@ -164,10 +173,22 @@ class Ensemble:
     ) -> Denoise:
         """All members as one denoiser, each bound to its conditions of `batch` and guided; for ldm.sampling.draw."""
         self.left_out(sampling, negative or ())
+        if self._residency.takes_turns:
+            self._residency.plan(self._order(sampling))
         each = [member.guided(own, batch, num_samples, negative) for member, own in self._each(sampling)]
-        return route(each, self.interval_sets)
+        return route([self._entered(number, denoise) for number, denoise in enumerate(each)], self.interval_sets)
 
-    @torch.no_grad()
+    def _order(self, sampling: Sampling) -> list[int]:
+        """The numbers of the members that sampling from noise asks, evaluation after evaluation."""
+        return [self._owner(sigma) for sigma in levels_asked(sampling.sampler, sampling.sigmas)]
+
+    def _entered(self, number: int, denoise: Denoise) -> Denoise:
+        def evaluated(x: Tensor, sigma: Tensor) -> Tensor:
+            self._residency.enter(number)
+            return denoise(x, sigma)
+
+        return evaluated
+
     def generate(
         self,
         sampling: Sampling,
@@ -179,10 +200,15 @@ class Ensemble:
         edit: Edit | None = None,
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see Model.generate."""
-        size = size or self.image_size
-        shape = latent_shape(self.first_stage, size, self._factor, sampling.tiling)
+        return self._generate(Ask(sampling, batch, numbers, seed, size, negative, edit))
+
+    @torch.no_grad()
+    def _generate(self, ask: Ask, heard: Callable[[Denoise], Denoise] = lambda denoise: denoise) -> Tensor:
+        """Images [B, 3, H, W] by what `heard` makes of the denoiser."""
+        sampling, batch, numbers, seed, size, negative, edit = ask
+        shape = latent_shape(self.first_stage, size or self.image_size, self._factor, sampling.tiling)
         batch = {**on_grid(batch, shape), "number": numbers}
-        denoise = self.guided(sampling, batch, len(numbers), negative)
+        denoise = heard(self.guided(sampling, batch, len(numbers), negative))
 
         def kept(images: Tensor) -> Tensor:
             for member, own in self._each(sampling):
@@ -190,3 +216,33 @@ class Ensemble:
             return images
 
         return finished(lambda: drawn(denoise, self.first_stage, sampling, shape, batch, numbers, seed, edit), kept)
+
+    def begun(self, asks: Sequence[Ask], tell: Callable[[str], Any] = lambda words: None) -> list[Callable[[], Tensor]]:
+        """Images of each of `asks`, once they are called for; see Drawer.begun.
+
+        Of members that come and go each comes once for all batches, where the noise only falls: one switch fewer than
+        there are intervals.
+        """
+        if not self._residency.takes_turns or len(asks) < 2:
+            return [partial(self.generate, *ask) for ask in asks]
+        order, turns = self._order(asks[0].sampling), [Turn() for _ in asks]
+        ends: dict[int, Callable[[], Tensor]] = {}
+        for number, after in pairwise(order):
+            for place, (ask, turn) in enumerate(zip(asks, turns, strict=True)) if after != number else ():
+                if place in ends:
+                    continue
+                tell(f"{self.members[number].name}, batch {place + 1} of {len(asks)}")
+                outcome: Future[Tensor] = Future()
+                try:
+                    outcome.set_result(self._generate(ask, partial(turn.stopping, owner=self._owner)))
+                except Waiting:
+                    continue
+                except NotFinite as error:
+                    outcome.set_exception(error)
+                ends[place] = outcome.result
+        return [ends.get(place, partial(self._generate, ask, turns[place].ending)) for place, ask in enumerate(asks)]
+
+    @property
+    def residency(self) -> dict[str, Any]:
+        """What the coming and going of members took so far; see Residency.facts."""
+        return self._residency.facts

@@ -17,23 +17,27 @@ from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.lineage import begun_from, read_lineage
 from ldm.model import Model, load_model
+from ldm.residency import Among, residency_of
 from ldm.sampling import Sampling
 from ldm.training.judged import Company
 
 
-def company_of(name: str, folder: Path, lineage: dict[str, Any], parts: Parts, manifest: str | None) -> Company | None:
+def company_of(
+    name: str, folder: Path, lineage: dict[str, Any], parts: Parts, manifest: str | None, residency: str | None = None
+) -> Company | None:
     """Of the run `name` in `folder`; None for one that is for all of the noise, or no diffusion run.
 
-    `manifest` (callback.quality.ensemble) names others than the parents of `lineage`. Raises UserError if one is given
-    and the run is not an expert.
+    `manifest` (callback.quality.ensemble) names others than the parents of `lineage`, `residency` says where the others
+    are while it draws. Raises UserError if a manifest is given and the run is not an expert.
     """
+    residency_of(residency, "callback.quality.residency")
     expert, noise = parts["expert"], parts["noise"]
     intervals = None if expert is None or noise is None else expert.intervals(noise)
     if intervals is None or intervals == WHOLE:
         if manifest:
             raise UserError(f"callback.quality.ensemble={manifest}: only an expert is drawn with others")
         return None
-    return ExpertCompany(name, folder, lineage, parts, intervals, manifest)
+    return ExpertCompany(name, folder, lineage, parts, intervals, manifest, residency)
 
 
 class ExpertCompany(Company):
@@ -41,8 +45,9 @@ class ExpertCompany(Company):
 
     def __init__(
         self, name: str, folder: Path, lineage: dict[str, Any], parts: Parts, intervals: list[Interval],
-        manifest: str | None,
+        manifest: str | None, residency: str | None = None,
     ):  # fmt: skip
+        self.residency = residency_of(residency)
         self.name = name
         self.folder = folder
         self.lineage = lineage
@@ -55,13 +60,14 @@ class ExpertCompany(Company):
         """What draws without the expert, over all of the noise. Raises ValueError or OSError if it cannot be loaded."""
         path, own = self.parts.tree.get("first_stage"), self.parts["first_stage"]
         if self.manifest:
-            found = load_ensemble(Path(self.manifest).expanduser(), path)
+            found = load_ensemble(Path(self.manifest).expanduser(), path, "all")
             models, shares = found.members, found.interval_sets
         else:
             models, shares = self._parents(path)
         for model in models:
             own.spec.check(model.first_stage.spec)
-        return Ensemble(models[0].name, [replace(model, first_stage=own) for model in models], shares)
+        members = [self.residency.hold(replace(model, first_stage=own)) for model in models]
+        return Ensemble(models[0].name, members, shares, self.residency)
 
     def _parents(self, first_stage: str | None) -> tuple[list[Model], Sequence[Sequence[Interval]]]:
         """The nearest of the lineage that were trained for each noise, with the weights that were branched from."""
@@ -85,12 +91,14 @@ class ExpertCompany(Company):
         parts = self.parts
         own = Model(self.name, parts["first_stage"], parts["conditioner"], parts["denoiser"], parts["schedule"], parts)
         members, shares = [own], [self.intervals]
-        for member, share in zip(self.others.members, self.others.interval_sets, strict=True):
+        numbers: list[int | None] = [None]
+        for number, (member, share) in enumerate(zip(self.others.members, self.others.interval_sets, strict=True)):
             left = _without(share, self.intervals)
             if left:
                 members.append(member)
                 shares.append(left)
-        return Ensemble(self.name, members, shares)
+                numbers.append(number)
+        return Ensemble(self.name, members, shares, Among(self.residency, numbers))
 
     def lacks(self) -> str | None:
         try:
@@ -103,6 +111,14 @@ class ExpertCompany(Company):
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
+        if self.residency.takes_turns:
+            self.residency.to(self.others.members, device)
+            self.residency.tuned(self.others.members, False)
+            try:
+                yield
+            finally:
+                self.residency.to(self.others.members, "cpu")
+            return
         parts = [part for member in self.others.members for part in (member.denoiser, member.conditioner)]
         try:
             for part in parts:

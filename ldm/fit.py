@@ -99,7 +99,9 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     own: dict[str, Any] = {"run_name": run.name, "run_id": run.lineage["wandb_id"], "root_run": root(run.lineage)}
     own |= {"samples_before": samples_before(run.lineage)}
-    own["company"] = lambda manifest: company_of(run.name, run.folder, run.lineage, parts, manifest)
+    own["company"] = lambda manifest, residency: company_of(
+        run.name, run.folder, run.lineage, parts, manifest, residency
+    )
     parts: Parts = Parts(tree, folder=run.folder, **own)
     task, data = parts["task"], parts["data"]
     data.setup()

@@ -6,7 +6,7 @@ An image is a function of the model, its prompt, the seed and its number: not of
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ from ldm.sampling import Sampling, draw
 
 # Of an image, px: its side, or (height, width).
 Size = int | tuple[int, int]
+
+
+class Ask(NamedTuple):
+    """What a Drawer's `generate` is asked for: one batch."""
+
+    sampling: Sampling
+    batch: dict[str, Any]
+    numbers: Tensor
+    seed: int
+    size: Size | None = None
+    negative: dict[str, Any] | None = None
+    edit: Edit | None = None
 
 
 class NotFinite(UserError):

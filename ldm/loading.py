@@ -26,27 +26,31 @@ RUNS: dict[str, Callable[..., Any]] = {
 MANIFESTS = {KIND: load_ensemble}
 
 
-def load(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Any:
+def load(path: str | Path, first_stage: str | None = None, ema: str = "ema", residency: str | None = None) -> Any:
     """What a run's folder, one of its weights files, or a manifest (.yaml) yields.
 
     A Drawer of a diffusion run or an ensemble (ldm.drawer), a FirstStage, a NoisyClassifier. `first_stage` says where
     the first stage of a model lies now, if it moved. `ema` chooses among a run's averages of its weights: ``ema``,
-    ``raw``, or a relative length such as ``0.05``. Raises ValueError naming what is wrong with it.
+    ``raw``, or a relative length such as ``0.05``. `residency` says where an ensemble's members are while it samples:
+    ``all``, ``one`` or ``disk`` (residency.py); None is what its manifest says. Raises ValueError naming what is wrong
+    with it.
     """
     path = there(path)
     if path.suffix == ".yaml":
-        return _load_manifest(path, first_stage, ema)
+        return _load_manifest(path, first_stage, ema, residency)
     kind = _kind(path)
     if kind not in RUNS:
         raise UserError(f"{path}: a {kind}, which nothing here loads; there are {', '.join(RUNS)}")
     return RUNS[kind](path, first_stage, ema)
 
 
-def load_drawer(path: str | Path, first_stage: str | None = None, ema: str = "ema") -> Drawer:
+def load_drawer(
+    path: str | Path, first_stage: str | None = None, ema: str = "ema", residency: str | None = None
+) -> Drawer:
     """What draws images at a path: see `load`. Raises ValueError for a run that yields something else."""
     path = there(path)
     if path.suffix == ".yaml":
-        return _load_manifest(path, first_stage, ema)
+        return _load_manifest(path, first_stage, ema, residency)
     return load_model(path, first_stage, ema)
 
 
@@ -89,10 +93,10 @@ def _latents_of(path: Path, first_stage: str | None) -> nn.Module:
     return load_first_stage(Path(first_stage or own_first_stage(run, path)))
 
 
-def _load_manifest(path: Path, first_stage: str | None, ema: str) -> Drawer:
+def _load_manifest(path: Path, first_stage: str | None, ema: str, residency: str | None) -> Drawer:
     if ema != "ema":
         raise UserError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
-    return MANIFESTS[_manifest_kind(path)](path, first_stage)
+    return MANIFESTS[_manifest_kind(path)](path, first_stage, residency)
 
 
 def _manifest_kind(path: Path) -> str:

@@ -5,8 +5,10 @@ Sample n has condition n and noise n whatever the batch and the rank it is made 
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ Batch = dict[str, Any]
 Row = dict[str, float]
 # Images [B, 3, H, W] in [-1, 1] for a batch and the int64 numbers [B] of what is drawn; those that are not finite: NaN.
 Draw = Callable[[Batch, Tensor], Tensor]
+# The same of several batches, whose images are made in turn.
+Begun = Callable[[Sequence[tuple[Batch, Tensor]]], Sequence[Callable[[], Tensor]]]
 # Columns [B, ...] of what else is asked of images, in NaN where they are, under the batch that they were drawn for.
 Beside = Callable[[Tensor, Batch, Features], dict[str, Tensor]]
 FEATURES, ALIGNMENT = "features", "alignment"  # columns of their own
@@ -71,6 +75,8 @@ def make(
     beside: Beside | None = None,
     keep: Callable[[Tensor], None] = lambda images: None,
     folder: Path | None = None,
+    begun: Begun | None = None,
+    turns: int = 1,
 ) -> Made:
     """Draw for the first `num_samples` conditions of `data` and look at what comes.
 
@@ -78,42 +84,51 @@ def make(
     `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
     `beside` finds what else is asked of each image; `keep` is given all images of this rank, [B, 3, H, W] at a time.
     Features are written to `folder` (None: the system's for temporary files), in a file that has no name.
+    `begun` draws in the place of `draw` where several batches, `turns` of them, are to wait for each other.
     """
     with together():
         features = Spool(Path(tempfile.gettempdir()) if folder is None else folder)
     rows: dict[str, list[Tensor]] = {}
     places, broken, seconds = [], [], 0.0  # of all images of this rank, and of those that are not finite
     batches = conditions(data, num_samples, batch_size, ranks.rank, ranks.world_size, cached)
-    for (batch, numbers), own in in_rounds(batches, ranks):
+    begun = begun or (lambda asked: [partial(draw, *each) for each in asked])
+    for group, own in in_rounds(_in_turns(batches, turns), ranks):
         with together():
-            batch = _on(ranks.device, batch)
             began = time.monotonic()
-            images = draw(batch, numbers.to(ranks.device)).float()
-            finite = images.isfinite().flatten(1).all(1).cpu()
-            seconds += time.monotonic() - began
-            found = _looked_at(images, batch, backbone, alignment)
-            found |= beside(images, batch, backbone) if beside else {}
-            if own:
-                keep(images)
-                features.add(found.pop(FEATURES))
-        if own:
-            for name, values in found.items():
-                rows.setdefault(name, []).append(values.cpu()[finite])
-            places.append(numbers)
-            broken += numbers[~finite].tolist()
-            ranks.advance(len(numbers))
-    numbers = torch.cat(places)
-    left = numbers[_kept(numbers, broken)]
+            asked = [(_on(ranks.device, batch), numbers.to(ranks.device)) for batch, numbers in group]
+            for (batch, _), (_, numbers), drawn in zip(asked, group, begun(asked), strict=True):
+                images = drawn().float()
+                finite = images.isfinite().flatten(1).all(1).cpu()
+                seconds += time.monotonic() - began
+                found = _looked_at(images, batch, backbone, alignment)
+                found |= beside(images, batch, backbone) if beside else {}
+                if own:
+                    keep(images)
+                    features.add(found.pop(FEATURES))
+                    for name, values in found.items():
+                        rows.setdefault(name, []).append(values.cpu()[finite])
+                    places.append(numbers)
+                    broken += numbers[~finite].tolist()
+                    ranks.advance(len(numbers))
+                began = time.monotonic()
+    own_numbers = torch.cat(places)
+    left = own_numbers[_kept(own_numbers, broken)]
     every = {name: in_order(torch.cat(parts), left) for name, parts in rows.items()}
     lost = sorted(number for own in collect(broken) for number in own) or broken
     seen = merged(features).whole()
-    kept = _kept(torch.arange(num_samples) if ranks.rank == 0 else numbers, lost)
+    kept = _kept(torch.arange(num_samples) if ranks.rank == 0 else own_numbers, lost)
     return Made(seen if kept.all() else seen[kept], every.pop(ALIGNMENT, None), every, lost, seconds)
 
 
 def _kept(numbers: Tensor, lost: list[int]) -> Tensor:
     """Which of `numbers` are not among those that are lost."""
     return torch.isin(numbers, torch.tensor(lost, dtype=numbers.dtype), invert=True)
+
+
+def _in_turns(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    """`count` of them at a time, the last time what is left."""
+    while group := list(islice(batches, count)):
+        yield group
 
 
 def _on(device: torch.device, value: Any) -> Any:

@@ -4,8 +4,9 @@ A run's files are untrusted: its tree is checked against the registry of ldm.con
 hash, before it is built.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.spec import LatentSpec
-from ldm.generate import Size, bind, bound_to, check_guidance, drawable, generate, guided
+from ldm.generate import Ask, Size, bind, bound_to, check_guidance, drawable, generate, guided
 from ldm.networks.layers import tuned
 from ldm.places import first_stage_of, paths_of
 from ldm.sampling import Sampling
@@ -177,6 +178,15 @@ class Model:
         return generate(
             self.denoiser, self.conditioner, self.first_stage, sampling, batch, numbers, seed, size, negative, edit
         )
+
+    def begun(self, asks: Sequence[Ask], tell: Callable[[str], Any] = lambda words: None) -> list[Callable[[], Tensor]]:
+        """Images of each of `asks`, once they are called for; see Drawer.begun."""
+        return [partial(self.generate, *ask) for ask in asks]
+
+    @property
+    def residency(self) -> dict[str, Any]:
+        """Nothing: all of it stays where it is."""
+        return {}
 
 
 def recipe(tree: Mapping[str, Any], run: Mapping[str, Any], guidable: bool) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from ldm.config.registry import root
 from ldm.config.validation import check_root_key, nearest
 from ldm.errors import UserError
 
-OF_LOAD = ("model", "ema", "first_stage", "device", "compile", "plugins")  # keys of sample.py that ldm.load takes
+# Keys of sample.py that ldm.load takes.
+OF_LOAD = ("model", "ema", "first_stage", "device", "compile", "plugins", "residency")
 OF_FILES = ("out", "enlarge", "again")  # and those that say how it writes its files
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # of PIL images that PNG keeps
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ldm.diffusion.interpolation import Frames
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.frames import Frame
-from ldm.generate import finished
+from ldm.generate import Ask, finished
 from ldm.given import check_given, class_number, collate, negatives
 from ldm.given_files import asked_frame, files_of, read_given
 from ldm.phrases import check_paint, drawing_of, read_paint
@@ -79,11 +80,20 @@ class Request:
 
     def images(self, part: Sequence[tuple[int, int]]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] for pairs of (row, number); see Drawer.generate."""
+        return self.begun([part])[0]()
+
+    def begun(
+        self, parts: Sequence[Sequence[tuple[int, int]]], tell: Callable[[str], Any] = lambda words: None
+    ) -> list[Callable[[], Tensor]]:
+        """What makes the `images` of each of `parts`, to be called in their order; see Drawer.begun."""
+        draws = self._drawer.begun([self._ask(part) for part in parts], tell)
+        return [partial(finished, draw, self._frame.cut) for draw in draws]
+
+    def _ask(self, part: Sequence[tuple[int, int]]) -> Ask:
         numbers = torch.tensor([number for _, number in part], device=self._device)
         same = torch.zeros_like(numbers) if self._between_seeds else numbers  # what is made of an image by its number
         batch, negative = self.batch([place for place, _ in part], same)
-        asked = (self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit)
-        return finished(lambda: self._drawer.generate(*asked), self._frame.cut)
+        return Ask(self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit)
 
 
 def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:

@@ -52,6 +52,19 @@ class Sampling:
         return replace(self, guidance=self.guidance.with_scale(scale))
 
 
+def levels_asked(sampler: Callable[..., Tensor], sigmas: Tensor) -> list[float]:
+    """The levels of noise at which a sampler asks the denoiser, in order, between those of `sigmas` too."""
+    found: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        found.append(sigma.flatten()[0].item())
+        return x
+
+    x = torch.zeros(1, 1, 1, 1)
+    sampler(denoise, x, sigmas.cpu(), noise=lambda step: x)
+    return found
+
+
 @dataclass(frozen=True)
 class Start:
     """Where to begin in place of pure noise: at latents x0 [B, ...] under noise `sigma` (SDEdit, arXiv:2108.01073)."""

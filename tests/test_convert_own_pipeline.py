@@ -1,6 +1,8 @@
 """Every denoiser as a folder that DiffusionPipeline opens: our latents from the same noise, and what is refused."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from test_convert_pipelines import NUMBERS, STEPS, Spied, _no_cache_of_modules, 
 from torch import Tensor, nn
 from toys import TINY_PARTS, clip_folder, clip_image_folder, t5_folder, text_folder, tiny, train
 
-from ldm.build import Parts, load_first_stage
+from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label
@@ -22,6 +24,7 @@ from ldm.convert import export_model, own_conditions
 from ldm.convert.encoders import Encoder
 from ldm.convert.own_conditions import Condition
 from ldm.diffusion.counter_random import normal
+from ldm.ensemble import write_manifest
 from ldm.run import Run, load
 
 SIZE = 32
@@ -57,7 +60,7 @@ def randomise(module: nn.Module) -> None:
         parameter.data = value / value[0].numel() ** 0.5 if value.ndim > 1 else plain
 
 
-def made(stage: Path, folder: Path, *words: str) -> Run:
+def made(stage: Path, folder: Path, *words: str, name: str = "run") -> Run:
     """A run of the quickstart's model, changed by `words`, with random weights."""
     command = tiny("quickstart/diffusion", folder, f"first_stage={stage}", *words)
     of_dit = {f"network.{word}" for word in TINY_PARTS["ldm.networks.dit.DiT"]} if "network=unet" in words else set()
@@ -67,12 +70,11 @@ def made(stage: Path, folder: Path, *words: str) -> Run:
     parts = Parts(tree)
     model = nn.ModuleDict({name: parts[name] for name in ("network", "conditioner")})
     randomise(model)
-    run = Run(folder / "run", {**tree, "run": "run", "runs_dir": str(folder)})
-    run.lineage = {"run": "run", "parent": None, "code_version": ""}
+    run = Run(folder / name, {**tree, "run": name, "runs_dir": str(folder)})
+    run.lineage = {"run": name, "parent": None, "code_version": ""}
     run.begin()
-    about = {"step": 1, "samples_seen": 0, "intervals": [[0.0, float("inf")]]}
-    if tree["first_stage"]:
-        about["latent"] = load_first_stage(stage).spec.to_dict()
+    about = {"step": 1, "samples_seen": 0, "intervals": parts["expert"].intervals(parts["noise"])}
+    about["latent"] = parts["first_stage"].spec.to_dict()
     weights.save(run.folder / "weights", 1, {"raw": model.state_dict()}, about)
     return run
 
@@ -87,11 +89,12 @@ def opened(folder: Path) -> DiffusionPipeline:
 
 
 def drawn(
-    run: Run, batch: dict[str, Any], scale: float, negative: dict[str, Any] | None = None, sampler: str = ""
-) -> list[Tensor]:
-    """First noise, last latents and images of this package, by the run's sampler or another."""
-    model = load(run.folder)
-    guidance = {**model.parts.tree["guidance"], "scale": scale}
+    run: Run, batch: dict[str, Any], scale: float, negative: dict[str, Any] | None = None, sampler: str = "",
+    manifest: Path | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """First noise, last latents and images of this package, of the run or a manifest, by its sampler or another."""
+    model = load(manifest or run.folder)
+    guidance = {**load_tree(run.folder / "config.yaml")["guidance"], "scale": scale}
     other = {"_target_": sampler, "_partial_": True} if sampler else None
     sampling = model.sampling({"sampler": other, "sigmas": None, "guidance": guidance, "num_steps": STEPS})
     decode = model.first_stage.decode = Spied(model.first_stage.decode)
@@ -261,3 +264,56 @@ def test_any_model_exports_to_safetensors(stages, tmp_path):
         path = export_model(run.folder, "safetensors", tmp_path / str(number) / "out")[0]
         names, own = load_file(path).keys(), weights.load(run.folder).state.keys()
         assert own <= names or any(name.startswith("model.diffusion_model.") for name in names), number
+
+
+# Two experts: the first stage, words for both, words of the lower noise, those of the higher, what they are given.
+EXPERTS = {
+    "edm": ("kl_f4", [], ["expert.node=[1,0]"], ["expert.node=[1,1]"], {"prompt": CAPTIONS}),
+    "flow": ("vq_f4", [*FLOW, "sigmas.shift=3"], ["expert.interval={flow_t:[0,0.7]}"],
+             ["expert.interval={flow_t:[0.7,1]}"], {"prompt": CAPTIONS}),
+    "chain": ("pixels", [*UNET, *CHAIN, "precond=eps", *LABEL], ["expert.interval={t:[0,500]}"],
+              ["expert.interval={t:[500,null]}", "network.channels=8"], {"class_labels": LABELS}),
+    "a base and a middle": ("kl_f4", EULER, [], ["expert.interval={sigma:[0.5,5]}"], {"prompt": CAPTIONS}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_are_one_pipeline_that_goes_over_at_their_cut(name, stages, tmp_path, monkeypatch):
+    stage, words, low, high, given = EXPERTS[name]
+    runs = [made(stages[stage], tmp_path, *words, *own, name=at) for at, own in (("low", low), ("high", high))]
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        state = weights.load(runs[1].folder).state  # another network than the first
+        moved = {key: t + 0.02 * torch.randn_like(t) if t.is_floating_point() else t for key, t in state.items()}
+        metadata = {key: v for key, v in weights.load(runs[1].folder).metadata.items() if key not in ("sha256", "seal")}
+        weights.save(runs[1].folder / "weights", 1, {"raw": moved}, metadata)
+    write_manifest(tmp_path / "e.yaml", [run.folder for run in runs])
+    export_model(tmp_path / "e.yaml", "diffusers", tmp_path / "out")
+    assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {
+        ".json",
+        ".safetensors",
+        ".py",
+        ".txt",
+    }
+    monkeypatch.syspath_prepend(tmp_path / "out")
+    monkeypatch.delitem(sys.modules, "latent_experts", raising=False)
+    pipeline = importlib.import_module("latent_experts").LatentExperts.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    batch = {FIELDS.get(field, field): value for field, value in given.items()}
+    noise, z, images = drawn(runs[1], batch, 3.0, manifest=tmp_path / "e.yaml")
+    assert_same(pipeline, noise, z, images, **given, guidance_scale=3.0)
+    alone = pipeline.experts[0](
+        **given, guidance_scale=3.0, latents=noise, num_inference_steps=STEPS, output_type="latent"
+    )
+    assert (alone.images - z).abs().max() > 1e-3 * z.abs().max(), "both experts have drawn"
+
+
+def test_an_ensemble_is_no_other_format_and_has_one_scheduler(stages, tmp_path):
+    low = made(stages["kl_f4"], tmp_path, "expert.node=[1,0]", name="low")
+    high = made(stages["kl_f4"], tmp_path, "expert.node=[1,1]", "precond.sigma_data=0.5", name="high")
+    write_manifest(tmp_path / "e.yaml", [low.folder, high.folder])
+    with pytest.raises(ValueError, match="format=safetensors: an ensemble is exported as format=diffusers"):
+        export_model(tmp_path / "e.yaml", "safetensors", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"its scheduler has sigma_data=0\.5, and that of .* 1\.0; one pipeline"):
+        export_model(tmp_path / "e.yaml", "diffusers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from untrained import untrained_run
 
 from ldm.config import compose
 from ldm.evaluation.costs import TABLE_18, costs
+from ldm.evaluation.expert_cost import expert_cost
 from ldm.files import read_json
 from ldm.run import Run
 
@@ -48,3 +49,35 @@ def test_no_model_is_measured_before_the_data_of_all_are_there(tmp_path: Path, m
     good, bad = untrained_run(tmp_path / "good"), untrained_run(tmp_path / "bad", "data.train=nowhere.tar")
     with pytest.raises((ValueError, OSError), match=r"nowhere\.tar"):
         costs(compose("cost_table", [f"models=[{good},{bad}]", f"out={tmp_path}/out", "device=cpu"]))
+
+
+def test_experts_cost_parameters_and_no_time_and_a_deeper_network_both(tmp_path: Path):
+    run = untrained_run(tmp_path / "run", "network.channels=32", "network.norm_groups=8", "network.head_channels=16")
+    words = [f"model={run}", "experts=[2,8]", "passes=9", "batch_size=2", "device=cpu", f"out={tmp_path}/out"]
+    rows, folder = expert_cost(compose("expert_cost", words))
+    assert [(row["system"], row["experts"]) for row in rows] == [
+        (system, count) for system in ("experts", "one network, deeper") for count in (1, 2, 8)
+    ]
+    experts, deeper = rows[:3], rows[3:]
+    for row, other in zip(experts, deeper, strict=True):
+        assert row["parameters_m"] == pytest.approx(row["experts"] * rows[0]["parameters_m"], rel=0.01)
+        assert other["parameters_m"] == pytest.approx(row["parameters_m"], rel=0.3), "as near as whole blocks come"
+        assert row["num_blocks"] == 1 and other["num_blocks"] >= row["experts"] // 2
+    assert experts[0]["ratio"] == 1 and all(0.5 < row["ratio"] < 2 for row in experts)
+    assert deeper[2]["ratio"] > 2 * experts[2]["ratio"]
+    assert {path.name for path in folder.iterdir()} >= {"expert_cost.csv", "expert_cost.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["experts=[0]"], r"experts=\[0\]: a list of how many"),
+        (["passes=0"], "passes=0: must be at least 1"),
+        (["deepen=height"], "deepen=height: the network of run has no such number"),
+    ],
+)
+def test_a_cost_of_experts_that_cannot_be_measured_is_refused(words: list[str], problem: str, tmp_path: Path):
+    run = untrained_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=problem):
+        expert_cost(compose("expert_cost", [f"model={run}", "device=cpu", *words, f"out={tmp_path}/out"]))
+    assert not (tmp_path / "out").exists()

@@ -189,6 +189,27 @@ def test_weights_that_changed_since_are_refused(runs, tmp_path):
         load_ensemble(tmp_path / "e.yaml")
 
 
+def test_members_may_follow_the_newest_weights_of_their_runs(runs, tmp_path):
+    own = untrained_run(tmp_path / "own", "expert.node=[1,1]")
+    for name, follow in (("pinned", None), ("newest", "newest")):
+        write_manifest(tmp_path / f"{name}.yaml", [runs["low"], own], follow=follow)
+    first = load_ensemble(tmp_path / "newest.yaml")
+    description = weights.load(own).metadata
+    state = {name: tensor + 1 for name, tensor in weights.load(own).state.items()}
+    facts = {key: description[key] for key in ("intervals", "latent", "samples_seen")}
+    weights.save(own / "weights", 2, {"ema": state, "raw": state}, facts)
+    newest, pinned = load_ensemble(tmp_path / "newest.yaml"), load_ensemble(tmp_path / "pinned.yaml")
+    assert newest.weights[1].path.name == "step_00000002.ema.safetensors"
+    assert not torch.equal(answer(newest, 20.0), answer(first, 20.0))
+    assert torch.equal(answer(pinned, 20.0), answer(first, 20.0)), "the weights of then, while they are there"
+    assert trained_on(tmp_path / "newest.yaml") is not None
+    weights.save(own / "weights", 3, {"ema": state}, {**facts, "intervals": LOW})
+    with pytest.raises(ValueError, match=r"gives own the noise .* but it was trained for"):
+        load_ensemble(tmp_path / "newest.yaml")
+    with pytest.raises(ValueError, match="follow=last: members are the weights of now"):
+        write_manifest(tmp_path / "e.yaml", [own], follow="last")
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_members_have_trained_conditioners_of_their_own(runs, tmp_path, scale):
     """Other embeddings, of another width, heard in another slot."""

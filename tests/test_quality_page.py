@@ -168,6 +168,7 @@ def test_an_expert_trains_as_if_it_had_not_been_measured_with_others_that_are_na
     write_manifest(tmp_path / "all.yaml", [tree[0].folder, root.folder])
     more = [f"first_stage={root.tree['first_stage']}", f"branch={root.folder}", "expert.node=[1,0]"]
     named = [f"callback.quality.ensemble={tmp_path / 'all.yaml'}", "callback.quality.scales=[1]"]
+    named += ["callback.quality.residency=one"]  # and that come and go while it draws
     measured = train("quickstart/expert", tmp_path, *SMALL, *more, *named, run="measured")
     plain = train("quickstart/expert", tmp_path, *more, "callback.quality.every_steps=null", run="plain")
     whole = {name: value for name, value in row(root, 4).items() if name.endswith("_1")}

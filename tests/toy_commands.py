@@ -42,6 +42,7 @@ TOYS = {
     "scripts/stand_in_clip": ["device=cpu", "max_steps=2", "batch_size=8", *DATA],
     "scripts/sampler_table": ["device=cpu", *METRIC, "steps=[2]", "samplers=[heun,dpmpp_2m]"],
     "scripts/cost_table": ["device=cpu", "batch_size=2"],
+    "scripts/expert_cost": ["device=cpu", "batch_size=2", "passes=2", "experts=[1,2]"],
     "scripts/sweep_report": ["device=cpu", *METRIC],
     "scripts/encode": ["device=cpu", *DATA],
     "scripts/make_canvases": ["samples=20", "validation_samples=8"],

@@ -15,6 +15,7 @@ from ldm.convert import (
     diffusers_pipeline,
     diffusion,
     diffusion_export,
+    expert_export,
     first_stage,
     foreign,
     foreign_file,
@@ -85,10 +86,12 @@ def export_model(path: Path, form: str, out: Path) -> list[Path]:
     ``published``: model.ckpt; ``safetensors``: model.safetensors under the published names, or where these have no
     place for the model under ours with its config.yaml, the latent statistics in its header; ``diffusers``: a folder
     for from_pretrained, with the averaged weights and the measured statistics; of these an adapter is a part. ``lora``:
-    the adapter alone, as diffusers loads it.
+    the adapter alone, as diffusers loads it. Of an ensemble's manifest see expert_export.export.
     """
     if form not in FORMATS:
         raise UserError(f"format={form}: there are {', '.join(FORMATS)}")
+    if path.suffix == ".yaml":
+        return expert_export.export(path, form, out)
     found = weights.load(path)
     tree = load_tree(found.run / "config.yaml")
     tree["first_stage"] = first_stage_of(found.run)

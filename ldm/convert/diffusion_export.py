@@ -24,20 +24,16 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
     """See convert.export_model; `found` are averages of the weights `raw`, or the same weights."""
     if kind_of(tree) != "diffusion" and form != "safetensors":
         raise UserError(f"format={form}: a {kind_of(tree)} has no such form; export format=safetensors")
+    if form == "diffusers":
+        return as_pipeline(tree, found, out)
     if not tree.get("first_stage"):
-        if form == "diffusers":
-            return pipelines.export(tree, found, None, out)
         if form == "safetensors":
             return own_layout.export(tree, found, out)
         raise UserError(
             f"format={form}: a model in pixel space has no published layout, from which such exports are made; its "
             f"weights are safetensors already, {found.path}"
         )
-    parts, stage = load_autoencoder(Path(tree["first_stage"]))
-    described = {**tree, **{name: parts.tree[name] for name in ("autoencoder", "regularizer")}}
-    first_stage, latent = first_stages.in_order(parts.tree, stage.state), stage.metadata["latent"]
-    if form == "diffusers":
-        return pipelines.export(described, found, _codec(first_stage, latent, tree["first_stage"]), out)
+    described, first_stage, latent = _described(tree)
     if form == "safetensors" and not _has_place(described, first_stage, latent):
         return own_layout.export(tree, found, out)
     tree = described
@@ -73,6 +69,21 @@ def export(tree: dict[str, Any], found: weights.Weights, raw: weights.Weights, f
         return [out / "model.safetensors"]
     exports.write_published(out / "model.ckpt", state, {}, found.metadata["step"])
     return [out / "model.ckpt"]
+
+
+def as_pipeline(tree: dict[str, Any], found: weights.Weights, out: Path, is_expert: bool = False) -> list[Path]:
+    """The folder of a pipeline; see pipelines.export."""
+    if not tree.get("first_stage"):
+        return pipelines.export(tree, found, None, out, is_expert)
+    described, first_stage, latent = _described(tree)
+    return pipelines.export(described, found, _codec(first_stage, latent, tree["first_stage"]), out, is_expert)
+
+
+def _described(tree: dict[str, Any]) -> tuple[dict[str, Any], foreign.State, dict[str, Any]]:
+    """A tree that describes its first stage too, the first stage under the published names, what its latents are."""
+    parts, stage = load_autoencoder(Path(tree["first_stage"]))
+    described = {**tree, **{name: parts.tree[name] for name in ("autoencoder", "regularizer")}}
+    return described, first_stages.in_order(parts.tree, stage.state), stage.metadata["latent"]
 
 
 def _codec(first_stage: foreign.State, latent: Mapping[str, Any], source: str) -> Codec:

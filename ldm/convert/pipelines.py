@@ -40,15 +40,18 @@ class Codec(NamedTuple):
     std: float | list[float] = 1.0
 
 
-def export(tree: Mapping[str, Any], found: weights.Weights, codec: Codec | None, out: Path) -> list[Path]:
+def export(
+    tree: Mapping[str, Any], found: weights.Weights, codec: Codec | None, out: Path, is_expert: bool = False
+) -> list[Path]:
     """Write the model into the folder `out`; returns the files made.
 
-    `tree` describes the first stage too; without a `codec` the model is one of pixels. Raises ValueError naming what
-    diffusers cannot hold, before anything is in `out`.
+    `tree` describes the first stage too; without a `codec` the model is one of pixels. One that `is_expert` may be for
+    a part of the noise, and always is a pipeline of ours. Raises ValueError naming what diffusers cannot hold, before
+    anything is in `out`.
     """
     check_known(tree["network"])
     intervals = found.metadata.get("intervals")
-    if intervals and [tuple(pair) for pair in intervals] != [(0.0, math.inf)]:
+    if not is_expert and intervals and [tuple(pair) for pair in intervals] != [(0.0, math.inf)]:
         raise UserError(f"expert: one expert of several is no model for all of the noise; {INSTEAD}")
     parts = Parts({**tree, "first_stage": None})  # described by the tree
     scheduler, conditioner = schedulers.scheduler(tree, parts), parts["conditioner"]
@@ -56,13 +59,14 @@ def export(tree: Mapping[str, Any], found: weights.Weights, codec: Codec | None,
     network = exported(tree["network"], _split(parts, found), latent.channels, widths)
     targets = {name: part["_target_"] for name, part in (tree["conditioner"] or {}).items()}
     is_theirs = (
-        codec is not None
+        not is_expert
+        and codec is not None
         and codec.std == 1.0
         and schedulers.is_chain(tree, parts)
         and is_of_diffusers(tree["network"], widths)
         and conditions.has_form(conditioner.parts, targets, latent)
     )
-    with _into(out) as folder:
+    with into(out) as folder:
         written = conditions.write(conditioner.parts, targets, latent, folder) if is_theirs else Written()
         files = _parts(tree, codec, network, scheduler.config, written, latent, folder)
         index: dict[str, Any] = {
@@ -111,7 +115,7 @@ def _parts(
 
 
 @contextmanager
-def _into(out: Path) -> Iterator[Path]:
+def into(out: Path) -> Iterator[Path]:
     """A folder beside `out` whose files are moved into it at the end, and only if there was no error."""
     folder = out.with_name(f"{TEMPORARY}{os.getpid()}-{out.name}")
     try:

@@ -135,7 +135,7 @@ def _ensemble(path: Path) -> Iterator[Verdict]:
     except ValueError:
         return
     for member in members:
-        yield _tried(member.file, lambda own=member: check_member(own, weights.read(own.file), path))  # type: ignore[misc]  # a lambda with a default
+        yield _tried(member.file, lambda own=member: check_member(own, weights.load(own.file), path))  # type: ignore[misc]  # a lambda with a default
 
 
 def _cache(folder: Path) -> Iterator[Verdict]:

@@ -5,6 +5,7 @@ Curves are resumable point by point, over any number of processes, and written a
 
 import logging
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
 from ldm.loading import load_drawer
 from ldm.measuring import FEWEST, alignment_key
+from ldm.residency import words_of
 from ldm.sampling import Sampling
 from ldm.training.distributed import broadcast, process_group, together
 
@@ -56,9 +58,9 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
         if config.exists() and is_first_stage(load_tree(config)):
             return _first_stage(tree, protocol)
-    for key in ("seed", "resamples"):
-        if tree[key] < 0:
-            raise UserError(f"{key}={tree[key]}: must be at least 0")
+    for key, least in (("seed", 0), ("resamples", 0), ("turns", 1)):
+        if tree[key] < least:
+            raise UserError(f"{key}={tree[key]}: must be at least {least}")
     if tree["npz"] and Path(tree["npz"]).suffix != ".npz":
         raise UserError(f"npz={tree['npz']}: samples are written as FILE.npz")
     asked = _asked_scales(tree["guidance"].get("scale"))
@@ -135,7 +137,8 @@ def _drawers(tree: dict[str, Any], asked: list[Cell], device: Any, rank: int) ->
     """What the cells draw with, by path and average; says where the average that is asked for does not exist."""
     models: dict[tuple[str, str], Drawer] = {}
     for path, ema in dict.fromkeys((cell.tree["model"], cell.tree["ema"]) for cell in asked):
-        model = load_drawer(path, tree["first_stage"], ema).to(device).tuned(tree["compile"])
+        model = load_drawer(path, tree["first_stage"], ema, tree["residency"])
+        model = model.to(device).tuned(tree["compile"])
         plain = [str(weights.path) for weights in model.weights if weights.path.name.endswith(".raw.safetensors")]
         if plain and ema == "ema" and str(path) not in plain and rank == 0:
             log.warning("%s keeps no average of its weights: ema=ema measures the raw ones, as ema=raw does", path)
@@ -264,6 +267,11 @@ def _measure(
     with Progress(*columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=rank != 0) as bars:
         total = sum(len(curve.missing) for curve in curves) * tree["num_samples"]
         bar = bars.add_task(f"sampling {curves[0].model.name}", total=total)
+
+        def advance(count: int, model: Drawer) -> None:
+            words = " ".join(filter(None, (f"sampling {model.name}", words_of(model.residency))))
+            bars.update(bar, advance=count * world_size, description=words)
+
         for curve in curves:
             path = curve.tree["model"]
             data, images = sets[path]
@@ -271,9 +279,10 @@ def _measure(
                 point = measure(
                     curve.model, curve.sampling.with_scale(scale), data, against[path], tree["num_samples"],
                     by.backbone, by.alignment, tree["seed"], tree["batch_size"], by.device,
-                    lambda count: bars.advance(bar, count * world_size), rank, world_size, paired=paired,
+                    partial(advance, model=curve.model), rank, world_size, paired=paired,
                     resamples=tree["resamples"], keep=samples.add if samples else lambda images: None,
                     folder=curve.folder,
+                    turns=tree["turns"] if curve.model.residency else 1,
                 )  # fmt: skip
                 if samples:
                     samples.write()

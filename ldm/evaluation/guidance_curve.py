@@ -5,7 +5,7 @@ backbone's name.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval, set_intervals
 from ldm.evaluation.paired import Paired
 from ldm.evaluation.reference import Reference
-from ldm.generate import NotFinite
+from ldm.generate import Ask, NotFinite
 from ldm.measuring import FEWEST, Made, Ranks, alignment_key, make, row_of
 from ldm.metrics.features import Features
 from ldm.sampling import Sampling
@@ -49,6 +49,7 @@ def measure(
     resamples: int = 0,
     keep: Callable[[Tensor], None] = lambda images: None,
     folder: Path | None = None,
+    turns: int = 1,
 ) -> Point:
     """Metrics of samples for the first batches of `data`, of the alignment where these have captions.
 
@@ -57,22 +58,30 @@ def measure(
     of the bootstrap behind the 95 % intervals, columns METRIC_low and METRIC_high. Samples that are not finite are
     counted in the column `nan_images` and not measured: all else is that of the others. Raises ValueError naming them
     where fewer than `FEWEST` are left. `keep` is given all images of this rank, [B, 3, H, W] at a time;
-    features lie on disk, in `folder`.
+    features lie on disk, in `folder`. Of experts that come and go each takes `turns` batches on before the next one
+    comes.
     """
     said: list[str] = []
 
-    def drawn(batch: dict[str, Any], numbers: Tensor) -> Tensor:
+    def images_of(draw: Callable[[], Tensor]) -> Tensor:
         try:
-            return model.generate(sampling, batch, numbers, seed)
+            return draw()
         except NotFinite as error:
             said.append(str(error))
             return error.images
 
+    def drawn(batch: dict[str, Any], numbers: Tensor) -> Tensor:
+        return images_of(partial(model.generate, sampling, batch, numbers, seed))
+
+    def begun(asked: Sequence[tuple[dict[str, Any], Tensor]]) -> list[Callable[[], Tensor]]:
+        return [partial(images_of, draw) for draw in model.begun([Ask(sampling, *each, seed) for each in asked])]
+
     ranks = Ranks(device, rank, world_size, advance)
     beside = partial(paired, first_stage=model.first_stage) if paired else None
     made = make(
-        drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep, folder=folder
-    )
+        drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep, folder=folder,
+        begun=begun if turns > 1 else None, turns=turns,
+    )  # fmt: skip
     _check_left(num_samples, len(made.broken), said)
     return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)
 

@@ -17,6 +17,7 @@ from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.table import write_csv
 from ldm.holding import held
 from ldm.report.plots import loss_curves
+from ldm.sampling import levels_asked
 
 Row = dict[str, Any]
 
@@ -66,12 +67,4 @@ def _row(tree: dict[str, Any], folder: Path, name: str, num_steps: int) -> Row:
 
 def evaluations(sampler: Callable[..., Tensor], num_steps: int) -> int:
     """How often a sampler asks the denoiser on a sigma schedule of `num_steps` that ends in 0."""
-    asked = 0
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal asked
-        asked += 1
-        return x
-
-    sampler(denoise, torch.zeros(1, 1), torch.linspace(1, 0, num_steps + 1), noise=lambda step: torch.zeros(1, 1))
-    return asked
+    return len(levels_asked(sampler, torch.linspace(1, 0, num_steps + 1)))

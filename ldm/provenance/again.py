@@ -38,7 +38,8 @@ def again(command: Mapping[str, Any], words: Sequence[str]) -> str:
     recipe, own = read_recipe(picture, content), _pixels(content, picture)
     tree, weights = tree_from(recipe, command, picture)
     device, tree["device"] = _device(recipe, words, command["device"])
-    drawer = load_drawer(weights, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
+    drawer = load_drawer(weights, tree["first_stage"], tree["ema"], tree["residency"])
+    drawer = drawer.to(device).tuned(tree["compile"])
     _check_model(drawer, recipe, tree["model"], picture)
     words = ["guidance", "tiling"]  # as the recipe says, and nothing added to it
     request = Request(drawer, tree, words, device)

@@ -33,7 +33,7 @@ FORMAT = 1
 KEY = "recipe"  # of the PNG's text
 RUNS = ("first_stage", "weak_model", "classifier")  # keys that name one, beside `model`
 # Keys that say where something lies, or how many images are made at once: no image depends on them.
-BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", *RUNS)
+BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", "residency", *RUNS)
 OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
 ASKED_BY = {**dict.fromkeys(OF_LOSS_GUIDANCE, "loss_guidance"), "painting": "paint"}  # groups without which none counts
 
@@ -50,7 +50,7 @@ class Recipes:
         self, drawer: Drawer, rows: Sequence[Mapping[str, Any]], sampling: Sampling, tree: Mapping[str, Any],
         device: torch.device, folder: Path,
     ):  # fmt: skip
-        self._rows, self._enlarge = rows, tree["enlarge"]
+        self._rows, self._enlarge, self._drawer = rows, tree["enlarge"], drawer
         self._words = {"seed": tree["seed"], "model": drawer.name}
         self._common = {
             "model": {**model_facts(drawer), "path": relative(Path(tree["model"]), folder)},
@@ -103,6 +103,7 @@ class Recipes:
                 "condition": self._rows[made[more["at"]][0]] if "at" in more else None,
                 "seed": self._words["seed"],
                 **self._common,
+                **({"residency": moved} if (moved := self._drawer.residency) else {}),
                 "options": options,
                 "drawn": {"rows": rows, "places": places, **more},
                 "pixels": pixels_digest(picture_of(image, self._enlarge)),

@@ -41,14 +41,15 @@ class LatentPipeline(DiffusionPipeline):
     def __call__(
         self, prompt=None, negative_prompt=None, class_labels=None, batch_size=1, num_inference_steps=None,
         guidance_scale=None, height=None, width=None, generator=None, latents=None, output_type="pil",
-        return_dict=True, **fields,
+        return_dict=True, experts=None, boundaries=(0.0,), **fields,
     ):  # fmt: skip
         """Images for prompts (a text or several) and class_labels (numbers), or `batch_size` of an unconditional model.
 
         Other conditions come as `fields`: low_resolution [B, 3, h, w], image [B, 3, H, W] with mask [B, 1, H, W] (1
         where the hole is) and style [B, 3, H, W], all in [-1, 1], segmentation [B, H, W] (numbers), embeddings
         [B, N, D], layout [B, N]. `latents`: standard normal noise [B, channels, h, w]. None is the model's own.
-        output_type: pil, np, pt (in [0, 1]) or latent.
+        output_type: pil, np, pt (in [0, 1]) or latent. `experts` are pipelines that predict in its place, the k-th at
+        noise of `boundaries[k]`, which decrease, and above, as `_level` gives it.
         """
         prompt = [prompt] if isinstance(prompt, str) else prompt
         class_labels = [class_labels] if isinstance(class_labels, int) else class_labels
@@ -59,8 +60,7 @@ class LatentPipeline(DiffusionPipeline):
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         sides = [(side or self.config.image_size) // self.config.downsampling for side in (height, width)]
 
-        given = self._conditions(fields, num, sides)
-        free = None if scale == 1 else self._conditions(fields, num, sides, True, negative)
+        predict = [own._bound(fields, num, sides, scale, negative) for own in experts or [self]]
         self._set_steps(num_inference_steps or self.config.num_inference_steps)
         shape = (num, self.config.channels, *sides)
         noise = randn_tensor(shape, generator, self._execution_device) if latents is None else latents
@@ -68,13 +68,27 @@ class LatentPipeline(DiffusionPipeline):
         for number, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             inputs = x if self.config.process == "flow" else self.scheduler.scale_model_input(x, t)
             told = self.scheduler.sigmas[number].log() if self.config.process == "sigma" else t
-            output = self._predict(inputs, told * self.config.noise_scale, *given)
-            if free is not None:
-                output = torch.lerp(self._predict(inputs, told * self.config.noise_scale, *free), output, scale)
-            x = self.scheduler.step(output, t, x).prev_sample
+            place = next(k for k, boundary in enumerate(boundaries) if self._level(number, t) >= boundary)
+            x = self.scheduler.step(predict[place](inputs, told), t, x).prev_sample
         images = x if output_type == "latent" else self._finished(self._decoded(x), fields, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _bound(self, fields, num, sides, scale, negative):
+        """The network under its conditions and guidance, (x, what the noise is told by) -> its output."""
+        given = self._conditions(fields, num, sides)
+        free = None if scale == 1 else self._conditions(fields, num, sides, True, negative)
+
+        def predict(x, told):
+            told = told * self.config.noise_scale
+            output = self._predict(x, told, *given)
+            return output if free is None else torch.lerp(self._predict(x, told, *free), output, scale)
+
+        return predict
+
+    def _level(self, number, t):
+        """The noise at a step: the timestep of a chain, else sigma or the time of flow."""
+        return t if self.config.process == "chain" else self.scheduler.sigmas[number]
 
     def _predict(self, x, told, keywords, concat):
         network = self.unet or self.transformer

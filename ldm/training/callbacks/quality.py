@@ -38,8 +38,8 @@ class Quality(pl.Callback):
     Where all measurements together would take more than `max_share` of the run's time, points are skipped: after each
     it is settled which one is the next. One that a signal stops is made when the run goes on. `keep_networks` lets the
     metrics' networks wait in the CPU's memory between two points; else they are loaded anew. `ensemble` is the manifest
-    of others that an expert draws with, in the place of its parents. The training goes on bit
-    for bit as if nothing had been measured.
+    of others that an expert draws with, in the place of its parents; `residency` says where these are meanwhile: all on
+    the device (null), ``one`` or ``disk``. The training goes on bit for bit as if nothing had been measured.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Quality(pl.Callback):
         data: ShardData,
         seed: int,
         metric_networks: MetricNetworks,
-        company: Callable[[str | None], Company | None],
+        company: Callable[[str | None, str | None], Company | None],
         samples_before: int,
         every_steps: int | None = 5000,
         num_samples: int = 256,
@@ -57,6 +57,7 @@ class Quality(pl.Callback):
         max_share: float = 0.1,
         keep_networks: bool = True,
         ensemble: str | None = None,
+        residency: str | None = None,
     ):
         given = {"every_steps": (every_steps, 1), "batch_size": (batch_size, 1)}
         given |= {"num_samples": (num_samples, FEWEST), "num_reference": (num_reference, FEWEST)}
@@ -76,7 +77,7 @@ class Quality(pl.Callback):
             data, metric_networks, seed, num_samples, num_reference, batch_size,
             None if scales is None else tuple(scales), keep_networks,
         )  # fmt: skip
-        self.company, self.ensemble = company, ensemble
+        self.company, self.ensemble, self.residency = company, ensemble, residency
         self.samples_before = samples_before
         self.skip_until = 0  # points of earlier steps are skipped
         self.best: dict[str, float] = {}  # of each metric so far
@@ -88,7 +89,7 @@ class Quality(pl.Callback):
         """Raises UserError for what cannot be measured though it was asked for; says what is left out."""
         if self.every_steps is None or self.every_steps > task.max_steps:
             return
-        self._judged = task.judged(replace(self.asked, company=self.company(self.ensemble)))
+        self._judged = task.judged(replace(self.asked, company=self.company(self.ensemble, self.residency)))
         lacks = None if self._judged is None else self._judged.lacks()
         if lacks:
             self._judged = None
