@@ -1,7 +1,8 @@
-"""Make images with a trained model or an ensemble of experts.
+"""Make images with a trained model, an ensemble of experts, or a cascade.
 
     python sample.py model=runs/quickstart-diffusion prompt="red heart" num_images=4 seed=0 guidance.scale=3
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 out=samples/
+    python sample.py model=runs/cascade.yaml prompt="red heart" num_steps=25 keep_stages=true
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
     python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
@@ -23,8 +24,9 @@ Each file has its recipe inside, and beside it as JSON; again=FILE makes it anew
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ldm.asked import check_there, is_again
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> int:
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
     request = Request(model, tree, arguments, device)
     recipes = Recipes(model, request.rows, request.sampling, tree, device, Path(tree["out"]))
-    sheet = write_images(tree, conditions, recipes, request.images, request.drawing)
+    sheet = write_images(tree, conditions, recipes, request.images, request.drawing, request.stages)
     count = len(conditions) * tree["num_images"]
     shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
     print(f"{count} images in {tree['out']}/, {shown} together in {sheet}")
@@ -72,18 +74,21 @@ def write_images(
     recipes: Any,
     images_of: Callable,
     drawing: Callable | None = None,
+    stages: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write the images of `images_of([(row of conditions, number)])` as they are made, then the grid; returns its path.
 
     Each has its recipe of `recipes`. With a `drawing` (Request.drawing) conditions.png has each image beside itself
-    with that. Raises NotFinite, once all others are written, if some are not finite; these are not, nor is the grid.
+    with that. `stages` has what earlier stages drew of the images made last, {name: [B, 3, h, w]}, for files of their
+    own without a recipe. Raises NotFinite, once all others are written, if some are not finite; these are not, nor is
+    the grid.
     """
     import torch
     from rich.progress import track
 
     from ldm.condition_sheet import write_condition_sheet
     from ldm.generate import NotFinite
-    from ldm.images import grid
+    from ldm.images import grid, save_image
 
     out, names = Path(tree["out"]), file_names(conditions)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
@@ -98,7 +103,10 @@ def write_images(
             problem = problem or error
         for at, (place, number) in enumerate(part):
             if finite[at]:
-                recipes.save(out / f"{names[place]}_{number:04d}.png", images[at], part, at)
+                name = f"{names[place]}_{number:04d}.png"
+                recipes.save(out / name, images[at], part, at)
+                for stage, drawn in stages.items():
+                    save_image(out / "stages" / stage / name, drawn[at].cpu(), factor=tree["enlarge"])
         shown.append(images[: max(MAX_SHOWN - start, 0)])
     if problem:
         raise problem

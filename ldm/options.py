@@ -13,7 +13,7 @@ from ldm.config.validation import check_root_key, nearest
 from ldm.errors import UserError
 
 OF_LOAD = ("model", "ema", "first_stage", "device", "compile", "plugins")  # keys of sample.py that ldm.load takes
-OF_FILES = ("out", "enlarge", "again")  # and those that say how it writes its files
+OF_FILES = ("out", "enlarge", "again", "keep_stages")  # and those that say how it writes its files
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # of PIL images that PNG keeps
 
 

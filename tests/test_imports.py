@@ -53,6 +53,8 @@ LAYERS = {
     "ldm.drawer": 4,
     "ldm.model": 4,
     "ldm.ensemble_model": 4,
+    "ldm.cascade": 4,
+    "ldm.cascade.words": 5,
     "ldm.ensemble": 4,
     "ldm.expert_company": 4,
     "ldm.loading": 4,

@@ -47,6 +47,7 @@ PATHS = frozenset(
         "held_out",
         "members",
         "models",
+        "stages",
         "suite",
         "study",
         "answers",
@@ -66,10 +67,10 @@ LATER_PATHS = frozenset(
 )
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
-NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
+NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members", "stages"}
 # A list of paths is one of these.
 SHARDS = frozenset(("data.train", "data.validation", "validation", "reference", "shards", "held_out"))
-LISTS = SHARDS | {"members", "models", "answers", "plugins"}  # where [a,b] are several
+LISTS = SHARDS | {"members", "models", "stages", "answers", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16")
@@ -94,6 +95,8 @@ ROOT_TYPES = {
     "to_seed": int,
     "tile": int,
     "members": list[str],
+    "stages": list[str],
+    "resident": Literal["all", "one"],
     "models": str | list[str],
     "answers": str | list[str],
     "prompt_suite.prompts": str,

@@ -24,7 +24,8 @@ from ldm.given_files import FILES
 TEXT, CLASS, FILE, BOXES, PICTURE_AND_HOLE = "text", "class", "file", "boxes", "picture and hole"
 # Settings with inputs of their own, and keys that a page decides for all of its visitors.
 SETTINGS = ("num_images", "seed", "num_steps", "sampler", "sigmas", "guidance.scale", "height", "width")
-OF_PAGE = ("model", "ema", "compile", "device", "plugins", "prompts", "given", "batch_size", "alignment", "distance")
+OF_PAGE = ("model", "ema", "compile", "device", "plugins", "prompts", "given", "batch_size", "alignment", "distance",
+           "keep_stages")  # fmt: skip
 
 
 class Input(NamedTuple):

@@ -32,7 +32,7 @@ FORMAT = 1
 KEY = "recipe"  # of the PNG's text
 RUNS = ("first_stage", "weak_model", "classifier")  # keys that name one, beside `model`
 # Keys that say where something lies, or how many images are made at once: no image depends on them.
-BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", *RUNS)
+BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", "keep_stages", *RUNS)
 OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
 
 
@@ -127,6 +127,7 @@ def model_facts(drawer: Drawer) -> dict[str, Any]:
         "name": drawer.name,
         "weights": [{"file": w.path.name, "sha256": w.digest, "config": sha256(w.run / "config.yaml")} for w in used],
         "first_stage": ((used[0].metadata.get("latent") or {}) if used else {}).get("fingerprint"),
+        **({"settings": drawer.settings} if drawer.settings else {}),
     }
 
 
