@@ -96,7 +96,7 @@ ROOT_TYPES = {
     "tile": int,
     "members": list[str],
     "stages": list[str],
-    "resident": Literal["all", "one"],
+    "cascade.resident": Literal["all", "one"],
     "models": str | list[str],
     "answers": str | list[str],
     "prompt_suite.prompts": str,
