@@ -1,7 +1,8 @@
-"""Make images with a trained model or an ensemble of experts.
+"""Make images with a trained model, an ensemble of experts, or a cascade.
 
     python sample.py model=runs/quickstart-diffusion prompt="red heart" num_images=4 seed=0 guidance.scale=3
     python sample.py model=runs/ensemble.yaml prompt="red heart" sampler=heun sigmas=karras num_steps=12 residency=one
+    python sample.py model=runs/cascade.yaml prompt="red heart" num_steps=25 keep_stages=true
     python sample.py model=runs/quickstart-diffusion prompts=prompts.txt enlarge=4 ema=raw
     python sample.py model=runs/quickstart-diffusion prompt="red heart" height=128 width=256 tiling=blended tile=64
     python sample.py model=runs/ldm-inpainting image=photo.png mask=hole.png
@@ -26,8 +27,9 @@ Each file has its recipe inside, and beside it as JSON; again=FILE makes it anew
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ldm.asked import check_there, is_again
@@ -66,7 +68,9 @@ def main(arguments: list[str]) -> int:
     model = model.to(device).tuned(tree["compile"])
     request = Request(model, tree, arguments, device)
     recipes = Recipes(model, request.rows, request.sampling, tree, device, Path(tree["out"]))
-    sheet = write_images(tree, conditions, recipes, request.begun, request.drawing, lambda: words_of(model.residency))
+    sheet = write_images(
+        tree, conditions, recipes, request.begun, request.drawing, lambda: words_of(model.residency), request.stages
+    )
     count = len(conditions) * tree["num_images"]
     shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
     moved = words_of(model.residency)
@@ -81,12 +85,14 @@ def write_images(
     begun: Callable,
     drawing: Callable | None = None,
     moved: Callable[[], str] = str,
+    stages: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write the images of `begun` (Request.begun) as they are made, then the grid; returns its path.
 
     `moved` has words for the line of progress. Each image has its recipe of `recipes`. With a `drawing`
-    (Request.drawing) conditions.png has each beside itself with that. Raises NotFinite, once all others are written, if
-    some are not finite; these are not, nor is the grid.
+    (Request.drawing) conditions.png has each beside itself with that. `stages` has what earlier stages drew of the
+    images made last, {name: [B, 3, h, w]}, for files of their own without a recipe. Raises NotFinite, once all others
+    are written, if some are not finite; these are not, nor is the grid.
     """
     import torch
     from rich.console import Console
@@ -94,7 +100,7 @@ def write_images(
 
     from ldm.condition_sheet import write_condition_sheet
     from ldm.generate import NotFinite
-    from ldm.images import grid
+    from ldm.images import grid, save_image
 
     out, names = Path(tree["out"]), file_names(conditions)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
@@ -111,7 +117,10 @@ def write_images(
                 problem = problem or error
             for at, (place, number) in enumerate(part):
                 if finite[at]:
-                    recipes.save(out / f"{names[place]}_{number:04d}.png", images[at], part, at)
+                    name = f"{names[place]}_{number:04d}.png"
+                    recipes.save(out / name, images[at], part, at)
+                    for stage, drawn in stages.items():
+                        save_image(out / "stages" / stage / name, drawn[at].cpu(), factor=tree["enlarge"])
             shown.append(images[: max(MAX_SHOWN - count, 0)])
             count += len(part)
             bars.update(bar, advance=1, description=" ".join(filter(None, (f"sampling {len(rows)} images", moved()))))

@@ -36,6 +36,12 @@ def format_name(content: bytes) -> str | None:
     return next((name for offset, mark, name in SIGNATURES if content.startswith(mark, offset)), None)
 
 
+def is_lossy(content: bytes) -> bool:
+    """Whether it is a JPEG, or a WebP that is compressed as one is: not the pixels that were written."""
+    kind = format_name(content)
+    return kind == "JPEG" or (kind == "WebP" and b"VP8 " in content[12:100])
+
+
 def check_parts(content: bytes) -> None:
     """Raises BadSample if the file has more parts than any encoder writes, or is of a kind that costs too much."""
     name = format_name(content)

@@ -164,6 +164,15 @@ class ShardData(pl.LightningDataModule):
         other.cache = None
         return other
 
+    def whole(self) -> "ShardData":
+        """A copy whose batches show the largest window of each picture at `image_size`, whatever the crops of the
+        training are, and no cache.
+        """
+        other = self._copied()
+        other.framing = framing(self.image_size, None)
+        other.cache = None
+        return other
+
     def _copied(self) -> "ShardData":
         other = copy(self)
         for name in ("_train_samples", "_validation_samples", "_train_skips", "_validation_skips"):

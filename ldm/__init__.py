@@ -15,15 +15,15 @@ def load(
     path: str | Path, first_stage: str | Path | None = None, ema: str | float = "ema", device: str = "auto",
     compile: bool = False, plugins: Sequence[str] | None = None, residency: str | None = None,
 ) -> Any:  # fmt: skip
-    """A trained model to use, of a run's folder, one of its weights files, or an ensemble's manifest (.yaml).
+    """A trained model to use, of a run's folder, one of its weights files, or a manifest (.yaml) of several.
 
-    Of a diffusion run or an ensemble what samples, encodes, decodes and denoises (ldm.api.Pipeline); of a first stage
-    what encodes and decodes (ldm.api.Codec); of a classifier its network. `first_stage` says where the first stage lies
-    now, if it moved. `ema` chooses the average of the weights: ``ema``, ``raw``, or a relative length such as 0.05 of a
-    run with ema=power. `device` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `compile` compiles the network. `plugins`
-    names the packages of a user's own that it needs, None being those that were named before. `residency` says where an
-    ensemble's members are while it samples: ``all`` on the device, ``one`` with the next read ahead, or ``disk``; None
-    is what its manifest says. Raises ValueError naming what is wrong with it.
+    Of a diffusion run, an ensemble or a cascade what samples, encodes, decodes and denoises (ldm.api.Pipeline); of a
+    first stage what encodes and decodes (ldm.api.Codec); of a classifier its network. `first_stage` says where the
+    first stage lies now, if it moved. `ema` chooses the average of the weights: ``ema``, ``raw``, or a relative length
+    such as 0.05 of a run with ema=power. `device` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `compile` compiles the
+    network. `plugins` names the packages of a user's own that it needs, None being those that were named before.
+    `residency` says where an ensemble's members are while it samples: ``all`` on the device, ``one`` with the next read
+    ahead, or ``disk``; None is what its manifest says. Raises ValueError naming what is wrong with it.
     """
     from ldm.api import open_model  # torch and all else, which `import ldm` does without
 

@@ -13,6 +13,7 @@ RUNS = (
     "runs",
     "members",
     "models",
+    "stages",
 )  # root keys that name one run or several, and that every command reads
 # What may be said beside again=: where something is, and what no picture's recipe is trusted with.
 BESIDE_AGAIN = ("again", "device", "plugins", "alignment", "distance", "residency")

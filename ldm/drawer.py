@@ -1,4 +1,4 @@
-"""The interface of whatever draws images: a model, an ensemble of experts, later a cascade or a token model.
+"""The interface of whatever draws images: a model, an ensemble of experts, a cascade, later a token model.
 
 Sampling, evaluation and reports use a model through it only. A new kind is a class with these methods and a loader.
 """
@@ -30,6 +30,16 @@ class Drawer(Protocol):
     @property
     def weights(self) -> list[Weights]:
         """All weights that it draws with: cached results are valid for their digests only."""
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that denoise."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a manifest of its says of how to sample, in plain values; {} where all of that is in its runs. Cached
+        results are valid for these only.
+        """
 
     @property
     def fields(self) -> set[str]:
@@ -115,6 +125,9 @@ class Drawer(Protocol):
 
     def to(self, device: torch.device | str) -> Self:
         """Itself, with all parts moved."""
+
+    def hollow(self) -> Self:
+        """Itself without its networks' weights, from now on: it says what it would do, and draws no more."""
 
     def tuned(self, compile: bool = False) -> Self:
         """Itself, with its networks laid out for its device (layers.tuned); call it after `to`."""

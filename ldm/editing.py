@@ -6,7 +6,7 @@ time are sampler=repaint). None of it is a condition: those that a model was tra
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,14 @@ class Edit:
     def size(self) -> tuple[int, int]:
         """Height and width, px."""
         return self.picture.shape[-2], self.picture.shape[-1]
+
+    def resized(self, size: tuple[int, int]) -> "Edit":
+        """The same of a picture of `size`, (height, width) px; a pixel of it is hole if any that it is made of is."""
+        if size == self.size:
+            return self
+        picture = F.interpolate(self.picture, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        hole = None if self.hole is None else F.adaptive_max_pool2d(self.hole.float(), size) > 0
+        return replace(self, picture=picture, hole=hole)
 
     def begin(self, first_stage: nn.Module, sigmas: Tensor, device: torch.device) -> tuple[Start | None, Known | None]:
         """The start of `draw` on `sigmas` [num_steps + 1], and the latents it holds fixed, on `device`.

@@ -63,6 +63,11 @@ class Ensemble:
         return [network for member in self.members for network in member.networks]
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """None: its recipe is that of a member."""
+        return {}
+
+    @property
     def image_size(self) -> int:
         """Height and width of the training images, px."""
         return self._lead.image_size
@@ -161,6 +166,12 @@ class Ensemble:
         """Evaluate there; members that come and go are moved when they are needed."""
         self.first_stage.to(device)
         self._residency.to(self.members, device)
+        return self
+
+    def hollow(self) -> "Ensemble":
+        """Without the weights of its networks, from now on."""
+        for member in self.members:
+            member.hollow()
         return self
 
     def tuned(self, compile: bool = False) -> "Ensemble":

@@ -3,6 +3,7 @@
 No kind of condition is known here. What there is to ask for is checked in ldm/given.py.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ldm.data.classes import class_names
 from ldm.data.decoding import decode_image, read_picture
 from ldm.data.errors import BadSample
 from ldm.data.fields import Derived, Field
+from ldm.data.image_bytes import is_lossy
 from ldm.data.making.files import refuse_special
 from ldm.data.module import ShardData
 from ldm.data.transforms import View, to_tensor
@@ -27,6 +29,8 @@ from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.frames import Frame, check_bounded, size_by, tell_changes
 from ldm.sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 # Short keys of sample.py and the field of a batch that each fills: by a file, or by the value itself.
 FILES = {
@@ -202,6 +206,12 @@ def read_given(tree: Mapping[str, Any], model: Drawer, frame: Frame) -> Given:
     image = drawing = None
     for name, (key, path) in _image_first({**files, **again}).items():
         reader, content = reader_of(model.data, name, key), content_of(key, path)
+        clean = derived.get(name)
+        if clean is not None and clean.reduces and not clean.degrades and is_lossy(content):
+            log.warning(
+                "%s=%s: is compressed as a JPEG is, and %s was trained on clean small pictures alone; a model trained "
+                "with derived=[degraded] or [bsrgan_light] knows such files", key, path, model.name,
+            )  # fmt: skip
         with naming(key, path):
             image = read_picture(content, side) if name == "image" else image
             if name in on_frame and reader.reduces is not None:

@@ -1,17 +1,22 @@
 """Loads what a path holds: a run by its task's kind, a manifest by the kind it declares."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ldm.asked import there
 from ldm.build import Parts, kind_of, load_first_stage
+from ldm.cascade.data import data_of
+from ldm.cascade.manifest import KIND as CASCADE
+from ldm.cascade.manifest import load_cascade, read_manifest
 from ldm.config import load_plain, load_tree
 from ldm.data.module import ShardData
 from ldm.drawer import Drawer
-from ldm.ensemble import KIND, lead_of, load_ensemble, read_members
+from ldm.ensemble import KIND as EXPERTS
+from ldm.ensemble import lead_of, load_ensemble, read_members
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import Identity
 from ldm.model import load_classifier, load_model, own_first_stage
@@ -22,18 +27,16 @@ RUNS: dict[str, Callable[..., Any]] = {
     "diffusion": load_model,
     "classifier": lambda path, first_stage, ema: load_classifier(path, _latents_of(path, first_stage), ema),
 }
-# The values of a manifest's `kind`.
-MANIFESTS = {KIND: load_ensemble}
 
 
 def load(path: str | Path, first_stage: str | None = None, ema: str = "ema", residency: str | None = None) -> Any:
     """What a run's folder, one of its weights files, or a manifest (.yaml) yields.
 
-    A Drawer of a diffusion run or an ensemble (ldm.drawer), a FirstStage, a NoisyClassifier. `first_stage` says where
-    the first stage of a model lies now, if it moved. `ema` chooses among a run's averages of its weights: ``ema``,
-    ``raw``, or a relative length such as ``0.05``. `residency` says where an ensemble's members are while it samples:
-    ``all``, ``one`` or ``disk`` (residency.py); None is what its manifest says. Raises ValueError naming what is wrong
-    with it.
+    A Drawer of a diffusion run, an ensemble or a cascade (ldm.drawer), a FirstStage, a NoisyClassifier. `first_stage`
+    says where the first stage of a model lies now, if it moved. `ema` chooses among a run's averages of its weights:
+    ``ema``, ``raw``, or a relative length such as ``0.05``. `residency` says where an ensemble's members are while it
+    samples, those of a cascade's stages too: ``all``, ``one`` or ``disk`` (residency.py); None is what its manifest
+    says. Raises ValueError naming what is wrong with it.
     """
     path = there(path)
     if path.suffix == ".yaml":
@@ -58,19 +61,21 @@ def check_draws(path: str | Path) -> None:
     """Raises UserError for a path whose tree says that `load_drawer` would refuse it; no weights are read."""
     path = there(path)
     if path.suffix == ".yaml":
-        _manifest_kind(path)
+        manifest_kind(path)
     elif _kind(path) != "diffusion":
         raise UserError(f"{path}: a {_kind(path).replace('_', ' ')}, which draws no images")
 
 
 def trained_on(path: str | Path) -> ShardData | None:
-    """The data of a run, or of an ensemble's member for the highest noise, as its saved tree says; no weights are read.
+    """The data of a run, of an ensemble's member for the highest noise, or of a cascade, as saved trees say; no weights
+    are read.
 
     None for a run without a tree, which its loader refuses. Raises ValueError for what is no manifest.
     """
     path = there(path)
-    file = lead_of(read_members(path)).file if path.suffix == ".yaml" else path
-    config = _run_of(file) / "config.yaml"
+    if path.suffix == ".yaml":
+        return MANIFESTS[manifest_kind(path)].trained_on(path)
+    config = _run_of(path) / "config.yaml"
     return Parts(load_tree(config))["data"] if config.exists() else None
 
 
@@ -96,11 +101,49 @@ def _latents_of(path: Path, first_stage: str | None) -> nn.Module:
 def _load_manifest(path: Path, first_stage: str | None, ema: str, residency: str | None) -> Drawer:
     if ema != "ema":
         raise UserError(f"ema={ema}: {path} names its members' weights; ema= chooses among those of a run")
-    return MANIFESTS[_manifest_kind(path)](path, first_stage, residency)
+    return MANIFESTS[manifest_kind(path)].load(path, first_stage, residency)
 
 
-def _manifest_kind(path: Path) -> str:
-    kind = load_plain(path, "an ensemble's manifest").get("kind", KIND)
+def manifest_kind(path: Path) -> str:
+    """The kind that a manifest says it is of. Raises ValueError for one that is not known here."""
+    kind = load_plain(path, "a manifest").get("kind", EXPERTS)
     if kind not in MANIFESTS:
         raise UserError(f"{path}: kind {kind!r} is not known here; there are {', '.join(MANIFESTS)}")
     return kind
+
+
+def load_stage(path: Path, first_stage: str | None = None, residency: str | None = None) -> Drawer:
+    """A stage of a cascade: a model, or an ensemble. Raises ValueError for another cascade."""
+    if path.suffix == ".yaml" and manifest_kind(path) == CASCADE:
+        raise UserError(f"stages: {path} is a cascade itself; name its stages")
+    return load_drawer(path, first_stage, residency=residency)
+
+
+def _cascade(path: Path, first_stage: str | None, residency: str | None) -> Drawer:
+    if first_stage is not None:
+        raise UserError(
+            f"first_stage={first_stage}: the stages of {path} have their own; write it anew with NAME.first_stage= for "
+            "the stage called NAME"
+        )
+    return load_cascade(path, partial(load_stage, residency=residency))
+
+
+def _cascade_data(path: Path) -> ShardData | None:
+    entries, _ = read_manifest(path)
+    datas = [trained_on(entry.path) for entry in entries if entry.path.exists()]
+    there = [data for data in datas if data is not None]
+    return data_of(there, [entry.factor for entry in entries]) if len(there) == len(entries) else None
+
+
+class Manifest(NamedTuple):
+    """How manifests of one kind are loaded: (path, first stage, residency) -> what draws; and what that was trained on."""
+
+    load: Callable[[Path, str | None, str | None], Drawer]
+    trained_on: Callable[[Path], ShardData | None]
+
+
+# The values of a manifest's `kind`.
+MANIFESTS = {
+    EXPERTS: Manifest(load_ensemble, lambda path: trained_on(lead_of(read_members(path)).file)),
+    CASCADE: Manifest(_cascade, _cascade_data),
+}

@@ -65,6 +65,11 @@ class Model:
         return [self.denoiser.network]
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """None: all of its recipe is in its run."""
+        return {}
+
+    @property
     def fields(self) -> set[str]:
         """The batch fields that its conditioner reads."""
         return self.conditioner.fields
@@ -154,6 +159,13 @@ class Model:
         """Move all parts."""
         for part in (self.first_stage, self.conditioner, self.denoiser):
             part.to(device)
+        return self
+
+    def hollow(self) -> "Model":
+        """Without the weights of its network, from now on."""
+        for network in self.networks:
+            network.to("meta")
+        self.weights = [own.without_values() for own in self.weights]
         return self
 
     def tuned(self, compile: bool = False) -> "Model":

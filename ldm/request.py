@@ -38,6 +38,11 @@ class Request:
         on_canvas = read_canvas(tree)
         tree = tree if on_canvas is None else tiled_for(on_canvas.size, tree, words, drawer)
         self.sampling = drawer.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
+        self.stages: dict[str, Tensor] = {}  # with keep_stages, what each but the last drew of the images made last
+        if tree["keep_stages"]:
+            if not self.sampling.later:
+                raise UserError(f"keep_stages: {drawer.name} draws in one stage")
+            self.sampling = replace(self.sampling, seen=self.stages.__setitem__)
         self._between_seeds = tree["to_seed"] is not None
         if self._between_seeds:
             self.sampling = replace(self.sampling, normal=Frames(tree["to_seed"], tree["num_images"]))

@@ -16,6 +16,10 @@ from ldm.diffusion.tiles import Tiling
 from ldm.errors import UserError
 
 
+def unseen(name: str, images: Tensor) -> None:
+    """`seen` of a Sampling where nobody looks."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """A `sampler`, its `sigmas` [num_steps + 1], `guidance`, and the noise `schedule` that scales the first x.
@@ -23,7 +27,9 @@ class Sampling:
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
     windows, None the whole latent at once; `painting` lets regions look at phrases. Conditions are those of
     `use_conditions`, None being all; see Conditioners.used. All noise is drawn by `normal`, as by that of
-    counter_random. `chosen` has the parts of a tree that all this was built of.
+    counter_random. `chosen` has the parts of a tree that all this was built of. `later` are the samplings of the stages
+    that go on from what this one draws, and `seen(name, images [B, 3, h, w])` is told of what each stage but the last
+    has drawn.
     """
 
     sampler: Callable[..., Tensor]
@@ -36,6 +42,8 @@ class Sampling:
     use_conditions: tuple[str, ...] | None = None
     normal: Normal = normal
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    later: tuple["Sampling", ...] = ()
+    seen: Callable[[str, Tensor], Any] = unseen
 
     @property
     def fields(self) -> set[str]:

@@ -58,6 +58,8 @@ LAYERS = {
     "ldm.residency": 4,
     "ldm.stored_model": 4,
     "ldm.ensemble_model": 4,
+    "ldm.cascade": 4,
+    "ldm.cascade.words": 5,
     "ldm.ensemble": 4,
     "ldm.expert_company": 4,
     "ldm.merging": 4,

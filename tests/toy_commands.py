@@ -15,6 +15,7 @@ from PIL import Image
 from toys import EXPERIMENTS, TINY_RUN, shrunk, train
 
 from ldm.build import Parts, kind_of, load_first_stage
+from ldm.cascade.words import split
 from ldm.config import CONF, compose, expand_sweep, overriding, run_name, use_plugins
 from ldm.launching.choice import take_launcher
 
@@ -194,7 +195,7 @@ def check(command: Command) -> None:
     else:
         root = script.removeprefix("scripts/")
         assert (CONF / f"{root}.yaml").exists(), f"{command}: no such script"
-        compose(root, words, complete=False)
+        compose(root, split(words)[0] if root == "cascade" else words, complete=False)
 
 
 def _renamed(word: str) -> str:

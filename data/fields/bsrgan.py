@@ -36,6 +36,7 @@ class Bsrgan(Derived):
     """
 
     yields = "float32 [B, 3, h, w]"
+    degrades = True
 
     def __init__(
         self,

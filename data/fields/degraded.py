@@ -22,6 +22,7 @@ class Degraded(Derived):
     """
 
     yields = "float32 [B, 3, h, w]"
+    degrades = True
 
     def __init__(self, seed: int, factor: int = 4, max_blur: float = 2.0, max_noise: float = 0.1):
         if max_blur < 0 or max_noise < 0:

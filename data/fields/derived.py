@@ -21,6 +21,7 @@ class Derived(ABC):
     yields: str
     given: Field | None = None
     for_training = False
+    degrades = False  # whether it spoils pictures, so that who is trained on them knows those that are found
     reduces: int | None = None  # sides of the window over those of a picture made of it, where that ratio is fixed
 
     @abstractmethod

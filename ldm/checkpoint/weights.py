@@ -6,6 +6,7 @@ The JSON carries the sha256 of each file, the run it is of, a seal over itself a
 statistics, so that weights never travel without the numbers needed to use them.
 """
 
+import dataclasses
 import logging
 import math
 import re
@@ -43,6 +44,10 @@ class Weights:
     state: dict[str, torch.Tensor]
     digest: str
     metadata: dict[str, Any]
+
+    def without_values(self) -> "Weights":
+        """The same with shapes and types in the place of its tensors."""
+        return dataclasses.replace(self, state={name: tensor.to("meta") for name, tensor in self.state.items()})
 
 
 def save(folder: Path, step: int, states: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:

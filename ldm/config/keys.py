@@ -55,6 +55,7 @@ PATHS = frozenset(
         "held_out",
         "members",
         "models",
+        "stages",
         "suite",
         "study",
         "answers",
@@ -74,10 +75,10 @@ LATER_PATHS = frozenset(
 )
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
-NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members"}
+NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members", "stages"}
 # A list of paths is one of these.
 SHARDS = frozenset(("data.train", "data.validation", "validation", "reference", "shards", "held_out"))
-LISTS = SHARDS | {"members", "models", "answers", "styles", "plugins"}  # where [a,b] are several
+LISTS = SHARDS | {"members", "models", "stages", "answers", "styles", "plugins"}  # where [a,b] are several
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16")
@@ -104,6 +105,8 @@ ROOT_TYPES = {
     "to_seed": int,
     "tile": int,
     "members": list[str],
+    "stages": list[str],
+    "cascade.resident": Literal["all", "one"],
     "models": str | list[str],
     "styles": str | list[str],
     "style_sheet.num_styles": int,

@@ -56,16 +56,23 @@ def pictures(
 
 
 def with_steps(sampling: Sampling, tell: Callable[[float], Any]) -> Sampling:
-    """The same sampling, which tells at each evaluation what share of its sigma schedule is behind it."""
+    """The same sampling, which tells at each evaluation what share of its sigma schedules is behind it."""
 
-    def sampler(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, **more: Any) -> Tensor:
-        def told(x: Tensor, sigma: Tensor) -> Tensor:
-            tell((sigmas > sigma.flatten()[0].item()).sum().item() / max(len(sigmas) - 1, 1))
-            return denoise(x, sigma)
+    every = (sampling, *sampling.later)
 
-        return sampling.sampler(told, x, sigmas, **more)
+    def told_of(place: int) -> Callable[..., Tensor]:
+        def sampler(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, **more: Any) -> Tensor:
+            def told(x: Tensor, sigma: Tensor) -> Tensor:
+                behind = (sigmas > sigma.flatten()[0].item()).sum().item() / max(len(sigmas) - 1, 1)
+                tell((place + behind) / len(every))
+                return denoise(x, sigma)
 
-    return replace(sampling, sampler=sampler)
+            return every[place].sampler(told, x, sigmas, **more)
+
+        return sampler
+
+    later = tuple(replace(own, sampler=told_of(place)) for place, own in enumerate(sampling.later, 1))
+    return replace(sampling, sampler=told_of(0), later=later)
 
 
 def packed(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Reads all of a run, a latent cache, an ensemble or a set of shards again and verifies it against recorded hashes.
+"""Reads all of a run, a cache, an ensemble, a cascade or shards again and verifies it against recorded hashes.
 
 Starting and sampling look at ids, names and small files only; here all bytes are hashed, which takes a while.
 """
@@ -8,16 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldm.cascade.manifest import KIND as CASCADE
+from ldm.cascade.manifest import Entry
+from ldm.cascade.manifest import read_manifest as read_manifest_of_cascade
 from ldm.checkpoint import identity, resume, weights
 from ldm.config import load_tree
 from ldm.data.cache import MANIFEST, CacheFile, read_manifest
 from ldm.data.cache_labels import check_digest
 from ldm.data.paths import expand
 from ldm.data.seals import SEAL
+from ldm.ensemble import KIND as EXPERTS
 from ldm.ensemble import check_member, read_members
 from ldm.errors import UserError
 from ldm.files import read_json, sha256
 from ldm.lineage import begun_from, read_lineage
+from ldm.loading import manifest_kind
 from ldm.redaction import redacted
 
 
@@ -32,11 +37,12 @@ class Verdict(NamedTuple):
 def verify(place: str) -> Iterator[Verdict]:
     """Yield a verdict for each file of `place` as it is verified. Raises ValueError if it is of no known kind.
 
-    The folder of a run or of a cache, an ensemble's .yaml, or shards as data.train names them (or their folder).
+    The folder of a run or of a cache, the .yaml of an ensemble or a cascade, or shards as data.train names them (or
+    their folder).
     """
     path = Path(place).expanduser()
     if path.suffix == ".yaml":
-        yield from _ensemble(path)
+        yield from MANIFESTS[manifest_kind(path)](path)
     elif (path / MANIFEST).exists():
         yield from _cache(path)
     elif any((path / name).exists() for name in ("config.yaml", "lineage.json", "checkpoints", "weights")):
@@ -136,6 +142,28 @@ def _ensemble(path: Path) -> Iterator[Verdict]:
         return
     for member in members:
         yield _tried(member.file, lambda own=member: check_member(own, weights.load(own.file), path))  # type: ignore[misc]  # a lambda with a default
+
+
+def _cascade(path: Path) -> Iterator[Verdict]:
+    yield _tried(path, lambda: read_manifest_of_cascade(path) and None)
+    try:
+        entries, _ = read_manifest_of_cascade(path)
+    except ValueError:
+        return
+    for entry in entries:
+        if entry.path.suffix == ".yaml":
+            yield from _ensemble(entry.path)
+        else:
+            yield _tried(entry.path, partial(_stage_of_cascade, entry, path))
+
+
+def _stage_of_cascade(entry: Entry, path: Path) -> None:
+    if [weights.read(entry.path).digest] != entry.digests:
+        raise UserError(f"not the weights that {path} was written for")
+
+
+# Manifests by the kind that they say they are of.
+MANIFESTS = {EXPERTS: _ensemble, CASCADE: _cascade}
 
 
 def _cache(folder: Path) -> Iterator[Verdict]:

@@ -218,7 +218,8 @@ def _sets(curves: list[Curve], protocol: Protocol | None) -> Sets:
     for curve in curves:
         tree, own = curve.tree, curve.model.data
         if tree["model"] not in found:
-            data = with_fields_of(tree, own if tree["data"] is None else own.over(tree["data"]), curve.model)
+            shards = own if tree["data"] is None else own.over(tree["data"])
+            data = with_fields_of(tree, shards, curve.model, curve.sampling)
             images = _against(own, tree["reference"])
             _check_images(data, images, tree)
             found[tree["model"]] = data, images

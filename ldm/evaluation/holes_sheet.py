@@ -20,6 +20,7 @@ from ldm.images import grid, save_image
 from ldm.loading import load_drawer
 from ldm.measuring import conditions
 from ldm.request import asked_guidance
+from ldm.sampling import Sampling
 
 Row = dict[str, Any]
 GREY = 0.0  # of a hole on the sheet
@@ -42,7 +43,7 @@ def holes_sheet(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[Row, P
     model.left_out(sampling)
     if not {"image", "mask"} <= set().union(*model.conditions(sampling).values()):
         raise UserError(f"model={tree['model']}: fills no holes; it is not conditioned on image and mask")
-    data = _pictures(model, tree)
+    data = _pictures(model, tree, sampling)
     check_conditions(model, data.batch_spec, sampling)
     measure = METRICS[LPIPS](device) if model.image_size >= SMALLEST[LPIPS] else None
     rows, columns = [], []
@@ -62,13 +63,13 @@ def holes_sheet(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[Row, P
     return row, folder
 
 
-def _pictures(model: Drawer, tree: dict[str, Any]) -> ShardData:
+def _pictures(model: Drawer, tree: dict[str, Any], sampling: Sampling) -> ShardData:
     """Held-out images with their holes, as `tree` says, checked."""
     own = model.data
     shards = own.validation if tree["data"] is None else meant("reference", tree["data"])
     if shards is None:
         raise UserError(f"model={tree['model']}: it has no held-out images; name shards with data=")
-    data = with_fields_of(tree, own.over(shards), model)
+    data = with_fields_of(tree, own.over(shards), model, sampling)
     data.setup()
     if data.num_train < tree["num_samples"]:
         raise UserError(f"num_samples={tree['num_samples']}: there are {data.num_train} pictures")

@@ -32,6 +32,8 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
     """What the points depend on besides the scale; points of another identity are measured again."""
     keys = ("num_samples", "num_steps", "seed", "sampler", "sigmas", "metric", "alignment")
     facts = {"weights": [weights.digest for weights in model.weights], **{key: tree[key] for key in keys}}
+    if model.settings:
+        facts["settings"] = model.settings
     guidance = {key: value for key, value in tree["guidance"].items() if key != "scale"}
     if guidance:
         facts["guidance"] = guidance

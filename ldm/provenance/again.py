@@ -1,5 +1,6 @@
 """``sample.py again=picture.png``: the picture made anew from its recipe, and whether it is the same bit for bit."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,3 +132,5 @@ def _others(
     configs = [facts.get("config") for facts in recipe["model"]["weights"]]
     if configs != [facts["config"] for facts in model_facts(drawer)["weights"]]:
         yield "the model's config.yaml is another"
+    if json.loads(json.dumps(model_facts(drawer).get("settings"))) != recipe["model"].get("settings"):
+        yield "its manifest says to sample in another way"

@@ -33,7 +33,9 @@ FORMAT = 1
 KEY = "recipe"  # of the PNG's text
 RUNS = ("first_stage", "weak_model", "classifier")  # keys that name one, beside `model`
 # Keys that say where something lies, or how many images are made at once: no image depends on them.
-BESIDE = ("model", "again", "out", "device", "plugins", "given", "batch_size", "residency", *RUNS)
+BESIDE = (
+    "model", "again", "out", "device", "plugins", "given", "batch_size", "residency", "keep_stages", *RUNS
+)  # fmt: skip
 OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
 ASKED_BY = {**dict.fromkeys(OF_LOSS_GUIDANCE, "loss_guidance"), "painting": "paint"}  # groups without which none counts
 
@@ -131,6 +133,7 @@ def model_facts(drawer: Drawer) -> dict[str, Any]:
         "name": drawer.name,
         "weights": [{"file": w.path.name, "sha256": w.digest, "config": sha256(w.run / "config.yaml")} for w in used],
         "first_stage": ((used[0].metadata.get("latent") or {}) if used else {}).get("fingerprint"),
+        **({"settings": drawer.settings} if drawer.settings else {}),
     }
 
 

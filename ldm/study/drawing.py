@@ -54,7 +54,8 @@ def identity_of(model: Drawer, tree: Mapping[str, Any], prompts: Sequence[Prompt
     """What the pictures depend on; those of another identity are drawn again."""
     keys = ("sampler", "sigmas", "guidance", "num_steps", "use_conditions", "num_images", "seed")
     facts = {"weights": [weights.digest for weights in model.weights], "prompts": [p.prompt for p in prompts]}
-    return digest({**facts, **{key: tree[key] for key in keys}})
+    settings = {"settings": model.settings} if model.settings else {}
+    return digest({**facts, **settings, **{key: tree[key] for key in keys}})
 
 
 def begin(suite: Path, name: str, identity: str) -> Path:
