@@ -15,7 +15,7 @@
     python sample.py again=samples/red-heart_0000.png
 
 Of mask= white is the hole, and all else of image= is kept. Files have any size; map= and low= set that of the images,
-image= is resized.
+image= is resized, and with paste=true what fills its hole is put back into the file as it is.
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.
 Each file has its recipe inside, and beside it as JSON; again=FILE makes it anew and says whether it is the same.
 """

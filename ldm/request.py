@@ -17,6 +17,7 @@ from ldm.frames import Frame
 from ldm.generate import finished
 from ldm.given import check_given, class_number, collate, negatives
 from ldm.given_files import asked_frame, files_of, read_given
+from ldm.pasting import read_original
 from ldm.prompts import read_conditions
 from ldm.starting import check_canvas, read_canvas, read_start, tiled_for
 
@@ -44,6 +45,7 @@ class Request:
         else:
             self._frame = Frame(on_canvas.size, on_canvas.size)
         self._given = read_given(tree, drawer, self._frame)
+        self._original = read_original(tree, drawer, self._frame)
         self._edit = on_canvas or read_start(tree, self._frame)
         self.rows = [_numbered(row, drawer) for row in rows]
         self._drawer, self._seed, self._negatives, self._device = drawer, tree["seed"], negatives(tree), device
@@ -70,7 +72,12 @@ class Request:
         same = torch.zeros_like(numbers) if self._between_seeds else numbers  # what is made of an image by its number
         batch, negative = self.batch([place for place, _ in part], same)
         asked = (self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit)
-        return finished(lambda: self._drawer.generate(*asked), self._frame.cut)
+        return finished(lambda: self._drawer.generate(*asked), self._finish)
+
+    def _finish(self, images: Tensor) -> Tensor:
+        """Drawn images in the size that was asked for, or in that of the picture that they are put back into."""
+        images = self._frame.cut(images)
+        return images if self._original is None else self._original.put(images)
 
 
 def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:
