@@ -6,16 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
 from ldm.data.making.cutouts import SPLITS, cutout, emoji
-from ldm.tasks.finding import Box
+from ldm.tasks.finding import things
 
 SIDE = 32  # px of a thing on white
 MARGIN = 0.06  # of its longer side
-SPECK = 0.002  # share of the picture: what is smaller is no thing
-WITHIN = 0.5  # of a part's box that lies in another's: both are of one thing, such as the eyes of a face
 
 
 def on_white(image: Tensor, inside: Tensor) -> Tensor:
@@ -52,44 +49,12 @@ def known_things(shares: tuple[float, float], size: int) -> tuple[Tensor, Tensor
     return torch.stack(pictures), torch.tensor(labels)
 
 
-def things(inside: Tensor) -> list[Tensor]:
-    """Of the pixels that are no ground, bool [H, W], those of each thing, bool [H, W]."""
-    labels, _ = ndimage.label(inside.numpy())
-    found: list[np.ndarray] = []
-    for place, box in enumerate(ndimage.find_objects(labels), start=1):
-        if (labels[box] == place).sum() >= SPECK * labels.size:
-            found.append(labels == place)
-    found.sort(key=lambda part: -part.sum())
-    whole: list[np.ndarray] = []
-    for part in found:  # the larger ones first
-        near = next((place for place, other in enumerate(whole) if _lies_in(part, other)), None)
-        if near is None:
-            whole.append(part)
-        else:
-            whole[near] = whole[near] | part
-    return [torch.from_numpy(part) for part in whole]
-
-
-def _lies_in(part: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the box of a part lies in that of another, or most of it."""
-    left, top, right, bottom = _box(part)
-    x0, y0, x1, y1 = _box(other)
-    inner = max(0.0, min(right, x1) - max(left, x0)) * max(0.0, min(bottom, y1) - max(top, y0))
-    return inner >= WITHIN * (right - left) * (bottom - top)
-
-
-def _box(part: np.ndarray) -> Box:
-    """Left, top, right, bottom in px."""
-    rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-
-
 def named(images: Tensor, inside: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
     """Maps [N, H, W] of images [N, 3, H, W]: 0 is the ground, the class of `classify` and one what is `inside`.
 
     classify(things on white [M, 3, SIDE, SIDE]) is their classes [M].
     """
-    own = [(place, part) for place, mask in enumerate(inside) for part in things(mask)]
+    own = [(place, part) for place, mask in enumerate(inside) for part in map(torch.from_numpy, things(mask))]
     found = torch.zeros(inside.shape, dtype=torch.long)
     if own:
         classes = classify(torch.stack([on_white(images[place], part) for place, part in own]))
