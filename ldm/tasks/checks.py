@@ -17,7 +17,7 @@ Tree = dict[str, Any]
 SMALLER = ("superres_x2", "superres_x4", "superres_x4_bsr")
 # Fields that a task's judge makes of held-out images, and pretrained networks that it measures with beside metric=.
 MADE = {"inpainting": "mask", **dict.fromkeys(SMALLER, "low_resolution")}
-NETWORKS = {"text": ("minilm", "efficientnet_lite0"), **dict.fromkeys(MADE, ("lpips_alex",))}
+NETWORKS = {"text": ("minilm", "efficientnet_lite0"), **dict.fromkeys((*MADE, "image_to_image"), ("lpips_alex",))}
 
 
 def check_judging(tree: Tree, asked: Sequence[Part]) -> None:
