@@ -34,7 +34,13 @@ from ldm.tasks.results import Results
 from ldm.tasks.segmenter import Segmenter, confusion, miou
 from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, needed, parts
 
-MODELS = ("text", "layout", "superres_x4", "inpainting")  # whose judges are run here, and those of others for which
+MODELS = (
+    "text",
+    "layout",
+    "semantic_map",
+    "superres_x4",
+    "inpainting",
+)  # whose judges are run here, and those of others for which
 MODEL_OF = {
     "unconditional": "text",
     "superres_x4_bsr": "superres_x4",
@@ -101,9 +107,15 @@ def test_things_are_cut_out_on_white_and_named_where_they_lie():
     assert named(image[None], torch.zeros_like(inside)[None], lambda x: x).eq(0).all()
 
 
-def test_a_judge_of_maps_knows_every_emoji_as_it_lies_on_canvases(monkeypatch: pytest.MonkeyPatch):
-    few = {split: {label: own[:2] for label, own in emoji(split).items()} for split in ("train", "validation")}
-    monkeypatch.setattr("ldm.tasks.naming.emoji", lambda split: few[split])
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge of maps knows two emoji of each group and split."""
+    own = {split: {label: every[:2] for label, every in emoji(split).items()} for split in ("train", "validation")}
+    monkeypatch.setattr("ldm.tasks.naming.emoji", lambda split: own[split])
+
+
+@pytest.mark.usefixtures("few")
+def test_a_judge_of_maps_knows_every_emoji_as_it_lies_on_canvases():
     pictures, labels = known_things((0.3, 0.5), 64)
     assert pictures.shape == (len(labels), 3, SIDE, SIDE) and set(labels.tolist()) == set(range(9))
     assert pictures.abs().max() <= 1 and (pictures[:, :, 0, 0] > 0.5).double().mean() > 0.9
@@ -153,6 +165,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 @pytest.mark.parametrize(
     ("task", "said"),
@@ -160,6 +173,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "unconditional": "kid/efficientnet_lite0@32, samples",
         "text": "obeyed: mean rank without less with the text, share of held-out captions",
         "layout": "obeyed: IoU less with boxes shuffled",
+        "semantic_map": "obeyed: mIoU less with maps shuffled",
         "superres_x4_bsr": "LPIPS of the model of clean pictures less that of samples",
         "superres_x2": "PSNR of guided less that of samples",
         "inpainting": "largest difference outside the hole, of 255",
