@@ -17,7 +17,7 @@
     python sample.py again=samples/red-heart_0000.png
 
 Of mask= white is the hole, and all else of image= is kept. Files have any size; map= and low= set that of the images,
-image= is resized.
+image= is resized, and with paste=true what fills its hole is put back into the file as it is.
 Each phrase of the prompt that is painted has a colour of paint=, exactly. phrases= is in single quotes, as the shell
 takes double ones and braces for its own, or FILE.json; "key": {"colour": "red", "strength": -1, "blur": 4} says more.
 Text after prompt= is literal. Image n of a prompt depends on model, prompt, settings, seed and n, and on nothing else.

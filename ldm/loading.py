@@ -136,7 +136,7 @@ def _cascade_data(path: Path) -> ShardData | None:
 
 
 class Manifest(NamedTuple):
-    """How manifests of one kind are loaded: (path, first stage, residency) -> what draws; and what that was trained on."""
+    """How a kind of manifest is loaded: (path, first stage, residency) -> what draws; and what that was trained on."""
 
     load: Callable[[Path, str | None, str | None], Drawer]
     trained_on: Callable[[Path], ShardData | None]

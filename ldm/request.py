@@ -20,6 +20,7 @@ from ldm.frames import Frame
 from ldm.generate import Ask, finished
 from ldm.given import check_given, class_number, collate, negatives
 from ldm.given_files import asked_frame, files_of, read_given
+from ldm.pasting import read_original
 from ldm.phrases import check_paint, drawing_of, read_paint
 from ldm.prompts import read_conditions
 from ldm.starting import check_canvas, read_canvas, read_start, tiled_for
@@ -54,6 +55,7 @@ class Request:
         else:
             self._frame = Frame(on_canvas.size, on_canvas.size)
         self._given = read_given(tree, drawer, self._frame)
+        self._original = read_original(tree, drawer, self._frame)
         self._edit = on_canvas or read_start(tree, self._frame)
         paint = read_paint(tree, drawer, self._frame)
         self._paint = {} if paint is None else {FIELD: paint}
@@ -92,13 +94,18 @@ class Request:
     ) -> list[Callable[[], Tensor]]:
         """What makes the `images` of each of `parts`, to be called in their order; see Drawer.begun."""
         draws = self._drawer.begun([self._ask(part) for part in parts], tell)
-        return [partial(finished, draw, self._frame.cut) for draw in draws]
+        return [partial(finished, draw, self._finish) for draw in draws]
 
     def _ask(self, part: Sequence[tuple[int, int]]) -> Ask:
         numbers = torch.tensor([number for _, number in part], device=self._device)
         same = torch.zeros_like(numbers) if self._between_seeds else numbers  # what is made of an image by its number
         batch, negative = self.batch([place for place, _ in part], same)
         return Ask(self.sampling, batch, numbers, self._seed, self._frame.drawn, negative, self._edit)
+
+    def _finish(self, images: Tensor) -> Tensor:
+        """Drawn images in the size that was asked for, or in that of the picture that they are put back into."""
+        images = self._frame.cut(images)
+        return images if self._original is None else self._original.put(images)
 
 
 def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:

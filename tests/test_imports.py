@@ -85,6 +85,7 @@ LAYERS = {
     "ldm.phrases": 5,
     "ldm.request": 5,
     "ldm.starting": 5,
+    "ldm.pasting": 5,
     "ldm.provenance": 5,
     "ldm.api": 5,
     "ldm.demo": 6,

@@ -501,6 +501,25 @@ def test_what_is_not_in_a_hole_is_kept_to_a_grey_level(tmp_path, pictures, side)
         assert 0 < hole.sum() < side * width and apart[~hole].max() <= 1 and apart[hole].mean() > 20
 
 
+def test_a_filled_hole_is_put_back_into_the_file_as_it_is(tmp_path, pictures):
+    model = untrained_run(tmp_path / "holes", "conditioner=[masked_image]", "derived=[holes]")
+    words = [f"image={pictures['picture']}", f"mask={pictures['mask']}", "image_size=8"]
+    small = first_image(model, tmp_path / "small", *words)
+    image = first_image(model, tmp_path / "whole", *words, "paste=true")
+    own, hole = np.asarray(Image.open(pictures["picture"])), np.asarray(Image.open(pictures["mask"])) > 0
+    assert small.shape == (8, 11, 3) and image.shape == own.shape
+    assert np.array_equal(image[~hole], own[~hole])
+    enlarged = np.asarray(Image.fromarray(small.astype(np.uint8)).resize((16, 12), Image.Resampling.BICUBIC))
+    assert np.abs(image[hole] - enlarged[hole].astype(float)).max() <= 2
+    for more, problem in {
+        "height=8 width=8": "the model is shown 12 x 12; leave out height= or width=", "mask=null": "needs 'mask'",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=problem):
+            first_image(model, tmp_path / "no", *words[:2], "paste=true", *more.split())
+    with pytest.raises(ValueError, match="paste=true: puts what fills a hole back into its picture; give image="):
+        first_image(untrained_run(tmp_path / "plain"), tmp_path / "no", "label=1", "paste=true")
+
+
 def test_a_map_of_classes_is_drawn(tmp_path, pictures):
     words = [
         "data=segmented_shards",

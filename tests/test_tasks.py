@@ -13,19 +13,21 @@ import toys
 
 from ldm.config import compose, overriding
 from ldm.data.making.canvases import CanvasSettings, canvas
+from ldm.data.making.cutouts import emoji
 from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
 from ldm.launching.chain import Chain, Step
 from ldm.networks.downloads import locate
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
-from ldm.tasks.finding import best_overlaps, found_boxes, overlap, things_iou
-from ldm.tasks.judges import JUDGES, painting
+from ldm.tasks.finding import best_overlaps, found_boxes, overlap, things, things_iou
+from ldm.tasks.judges import JUDGES, image_to_image, painting
 from ldm.tasks.judges.inpainting import mean_filled, within
 from ldm.tasks.judges.layout import with_boxes
 from ldm.tasks.judges.painting import chosen, pair_of
 from ldm.tasks.judges.semantic_map import _things, coloured
 from ldm.tasks.judging import judge
+from ldm.tasks.naming import SIDE, known_things, named, on_white
 from ldm.tasks.page import write_page
 from ldm.tasks.probe import Probe
 from ldm.tasks.report import Chain as UsedChain
@@ -35,8 +37,8 @@ from ldm.tasks.segmenter import Segmenter, confusion, miou
 from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, needed, parts
 
 # Whose judges are run here, and those of others for which one of these does as well.
-MODELS = ("text", "layout", "canvas_text", "superres_x4", "inpainting")
-MODEL_OF = {"unconditional": "text", "superres_x4_bsr": "superres_x4"}
+MODELS = ("text", "layout", "semantic_map", "canvas_text", "superres_x4", "inpainting")
+MODEL_OF = {"unconditional": "text", "superres_x4_bsr": "superres_x4", "superres_x2": "superres_x4"}
 
 
 def tree(folder: Path, *more: str) -> dict:
@@ -91,6 +93,44 @@ def test_miou_is_of_all_pixels_and_of_classes_that_occur():
     assert miou(swapped) < 0.5 and miou(_things(swapped)) == 1.0
 
 
+def test_parts_of_a_thing_are_one_and_specks_are_none():
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[2:12, 2:12] = True
+    inside[4:8, 4:8] = False
+    inside[5:7, 5:7] = True  # an eye
+    inside[20:30, 14:30] = True
+    inside[0, 31] = True
+    found = things(inside)
+    assert [part.sum() for part in found] == [160, 88] and found[1][5, 5] and not found[1][4, 4]
+    assert things(torch.zeros(8, 8, dtype=torch.bool)) == []
+
+
+def test_things_are_cut_out_on_white_and_named_where_they_lie():
+    image = torch.full((3, 32, 32), -0.5)
+    image[0, 8:16, 4:20] = 0.9
+    inside = image[0] > 0
+    own = on_white(image, inside)
+    assert own.shape == (3, SIDE, SIDE) and own[:, 0, 0].eq(1).all()
+    torch.testing.assert_close(own[:, SIDE // 2, SIDE // 2], torch.tensor([0.9, -0.5, -0.5]))
+    maps_of = named(image[None], inside[None], lambda x: torch.full((len(x),), 6))
+    assert torch.equal(maps_of[0], 7 * inside.long())
+    assert named(image[None], torch.zeros_like(inside)[None], lambda x: x).eq(0).all()
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge of maps knows two emoji of each group and split."""
+    own = {split: {label: every[:2] for label, every in emoji(split).items()} for split in ("train", "validation")}
+    monkeypatch.setattr("ldm.tasks.naming.emoji", lambda split: own[split])
+
+
+@pytest.mark.usefixtures("few")
+def test_a_judge_of_maps_knows_every_emoji_as_it_lies_on_canvases():
+    pictures, labels = known_things((0.3, 0.5), 64)
+    assert pictures.shape == (len(labels), 3, SIDE, SIDE) and set(labels.tolist()) == set(range(9))
+    assert pictures.abs().max() <= 1 and (pictures[:, :, 0, 0] > 0.5).double().mean() > 0.9
+
+
 def test_a_segmenter_takes_any_size_that_8_divides():
     assert Segmenter(4)(torch.zeros(1, 3, 16, 32)).shape == (1, 4, 16, 32)
 
@@ -130,10 +170,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stage = folder / toys.train("tasks/emoji_autoencoder", folder, run="stage").folder.name
     for name in MODELS:
         more = canvases if TRAININGS[name].images == CANVASES else ("data.validation_samples=12",)
-        toys.train(f"tasks/{name}", folder, f"first_stage={stage}", "max_steps=1", *more, run=f"tasks-{name}-seed0")
+        short = (f"first_stage={stage}", "max_steps=1", "num_steps=4")
+        toys.train(f"tasks/{name}", folder, *short, *more, run=f"tasks-{name}-seed0")
     return folder
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 @pytest.mark.parametrize(
     ("task", "said"),
@@ -142,8 +184,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "text": "obeyed: mean rank without less with the text, share of held-out captions",
         "layout": "obeyed: IoU less with boxes shuffled",
         "painting": "the same as a multiple of w' = 0",
+        "semantic_map": "obeyed: mIoU less with maps shuffled",
         "superres_x4_bsr": "LPIPS of the model of clean pictures less that of samples",
+        "superres_x2": "PSNR of guided less that of samples",
         "inpainting": "largest difference outside the hole, of 255",
+        "image_to_image": "obeyed: PSNR to the grey picture with less without guidance",
     }.items(),
 )
 def test_a_judge_has_numbers_within_their_intervals_and_a_sheet(
@@ -152,6 +197,8 @@ def test_a_judge_has_numbers_within_their_intervals_and_a_sheet(
     monkeypatch.setattr(Bench, "run", lambda bench, name: runs / f"tasks-{MODEL_OF.get(name, name)}-seed0")
     for name, few in {"SCALES": (0.0, 1.0), "DRAWS": 1, "VARIANTS": ("std",)}.items():
         monkeypatch.setattr(painting, name, few)
+    monkeypatch.setattr(image_to_image, "MOST", 4)
+    monkeypatch.setattr(image_to_image, "SMALL_STEPS", {**image_to_image.SMALL_STEPS, "num_steps": 2})
     found = JUDGES[task](Bench(tree(tmp_path), Part(task, 0), tmp_path))
     rows = {row["quantity"]: row for row in found.rows}
     assert len(rows) == len(found.rows) and said in rows and found.caption
@@ -159,6 +206,10 @@ def test_a_judge_has_numbers_within_their_intervals_and_a_sheet(
     assert found.sheet.ndim == 3 and len(found.sheet) == 3 and found.sheet.abs().max() <= 1
     if task == "inpainting":  # of all pictures
         assert rows[said]["low"] <= rows[said]["value"] == rows[said]["high"] <= 1
+    if task == "image_to_image":  # whatever the model is worth
+        exact = [row["value"] for name, row in rows.items() if name.startswith("largest difference")]
+        assert len(exact) == 6 and exact == pytest.approx([0.0] * 6, abs=0.51)
+        assert rows["LPIPS to the picture, strength 0"]["value"] == pytest.approx(0.0, abs=1e-4)
 
 
 # What is done when
@@ -214,7 +265,7 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("tasks=[]",): "tasks=", ("tasks=[paint]",): "different ones of unconditional", ("seeds=[]",): "seeds=",
         ("tasks=[class_fashion]",): "fashion=FOLDER", ("num_samples=2",): "num_samples=2: must be at least 10",
         ("tasks=[class_fashion]", f"fashion={tmp_path}"): "has no train-", ("results=here",): "ends in .csv",
-        ("overrides_of.paint=x",): "overrides_of.paint", ("train=false",): "none of the 9 tasks",
+        ("overrides_of.paint=x",): "overrides_of.paint", ("train=false",): "none of the 10 tasks",
         ("overrides='max_step=3'",): "max_step", ("launcher=submitit",): "launcher.wait",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):

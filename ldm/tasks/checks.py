@@ -18,7 +18,7 @@ SMALLER = ("superres_x2", "superres_x4", "superres_x4_bsr")
 # Fields that a task's judge makes of held-out images, and pretrained networks that it measures with beside metric=.
 MADE = {"inpainting": "mask", **dict.fromkeys(SMALLER, "low_resolution")}
 NETWORKS: dict[str, tuple[str, ...]] = {name: ("minilm", "efficientnet_lite0") for name in ("text", "painting")}
-NETWORKS |= dict.fromkeys(MADE, ("lpips_alex",))
+NETWORKS |= dict.fromkeys((*MADE, "image_to_image"), ("lpips_alex",))
 
 
 def check_judging(tree: Tree, asked: Sequence[Part]) -> None:

@@ -51,6 +51,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "superres_x4": ("superres_x4", "superres_x4_regression", "superres_x4_pixel"),
     "superres_x4_bsr": ("superres_x4_bsr", "superres_x4"),
     "inpainting": ("inpainting",),
+    "image_to_image": ("unconditional", "text"),  # which were trained for none of it
 }
 
 

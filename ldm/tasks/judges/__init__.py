@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.judges.classes import judge_classes
+from ldm.tasks.judges.image_to_image import judge_image_to_image
 from ldm.tasks.judges.inpainting import judge_inpainting
 from ldm.tasks.judges.layout import judge_layout
 from ldm.tasks.judges.painting import judge_painting
@@ -24,4 +25,5 @@ JUDGES: Mapping[str, Callable[[Bench], Judgement]] = {
     "superres_x4": judge_superres,
     "superres_x4_bsr": judge_degraded,
     "inpainting": judge_inpainting,
+    "image_to_image": judge_image_to_image,
 }

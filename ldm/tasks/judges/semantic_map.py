@@ -1,4 +1,4 @@
-"""Images of maps of classes: whether a segmenter of real pictures finds the map again."""
+"""Images of maps of classes: whether what a segmenter finds, and a classifier of real pictures names, is the map."""
 
 import colorsys
 
@@ -12,10 +12,13 @@ from ldm.data.module import ShardData
 from ldm.images import grid
 from ldm.tasks.bench import FILES, Bench, Judgement, in_batches
 from ldm.tasks.canvases import held_out_canvases, maps, member_files, pixels
+from ldm.tasks.naming import known_things, named
+from ldm.tasks.probe import Probe
 from ldm.tasks.segmenter import confusion, miou, trained_segmenter
 
 TRAINING = 4000  # real canvases that the segmenter is trained on, at most
-STEPS = 1200
+STEPS = 600
+SIDES = (0.27, 0.5)  # of the emoji that the classifier is trained on, as shares of a canvas: as of those there
 LARGER = (2, 4)  # times the height and the width of the training
 SHOWN = 10
 
@@ -26,11 +29,14 @@ def judge_semantic_map(bench: Bench) -> Judgement:
     data = model.drawer.data
     train = bench.training(data, TRAINING)
     num_classes = len(class_names()) + 1  # the ground is one
-    steps = min(STEPS, 6 * bench.tree["num_samples"])
-    segmenter = trained_segmenter(train["image"], train["segmentation"], num_classes, steps, bench.device)
+    steps = min(STEPS, 3 * bench.tree["num_samples"])
+    segmenter = trained_segmenter(train["image"], (train["segmentation"] > 0).long(), 2, steps, bench.device)
+    known, labels = known_things(SIDES, data.image_size)
+    probe = Probe(bench.features(known), labels, len(class_names()))
 
     def counts(images: Tensor, truth: Tensor) -> Tensor:
-        return confusion(in_batches(lambda x: segmenter(x).argmax(1), images, bench).long(), truth, num_classes)
+        inside = in_batches(lambda x: segmenter(x).argmax(1), images, bench).bool()
+        return confusion(named(images, inside, lambda x: probe(bench.features(x))), truth, num_classes)
 
     real = held_out_canvases(data, bench.count(most=FILES))
     truth, asked = pixels(real), maps(real)
@@ -40,7 +46,7 @@ def judge_semantic_map(bench: Bench) -> Judgement:
     found = {"samples": images, "real held-out": truth, "first stage's held-out": bench.reconstructed(model, truth)}
     found["maps shuffled"] = others
     table = {name: counts(own, asked) for name, own in found.items()}
-    for name, own in table.items():  # first, for the segmenter tells ground from things better than groups of emoji
+    for name, own in table.items():
         bench.add_statistic(f"IoU of ground and things, {name}", _things(own), miou)
     for name, own in table.items():
         bench.add_statistic(f"mIoU, {name}", own, miou)
