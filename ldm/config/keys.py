@@ -7,6 +7,7 @@ from typing import Any, Literal
 TEXTS = frozenset(
     {
         "prompt",
+        "to_prompt",
         "negative_prompt",
         "prompts",
         "run",
@@ -90,6 +91,15 @@ ROOT_TYPES = {
     "evaluate.num_steps": int | list[int],
     "paired": list[str],
     "strength": float,
+    "attention_shares.at": list[float],
+    "attention_shares.num_levels": int,
+    "composed_suite.size": int,
+    "composed_suite.categories": list[str],
+    "prompt_switch.switch": list[float],
+    "condition_curves.use_conditions": list[list[str]],
+    "condition_curves.scales": list[float],
+    "condition_curves.words": list[int],
+    "condition_curves.sheet_scale": float,
     "canvas": int | list[int],
     "to_seed": int,
     "tile": int,
