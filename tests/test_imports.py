@@ -89,6 +89,7 @@ LAYERS = {
     "ldm.provenance": 5,
     "ldm.api": 5,
     "ldm.demo": 6,
+    "ldm.diagnostics": 6,
     "ldm.quickstart": 6,
     "ldm.sweep": 6,
     "ldm.tasks": 6,

@@ -154,6 +154,9 @@ def test_what_is_no_part_is_said_by_python(tmp_path, monkeypatch, text):
 REFUSED = {
     "train.py": ["experiment=quickstart/diffusion", "network.width=abc"],
     "sample.py": ["model=x", "sampler=heun", "sampler.foo=3"],
+    "scripts/attention_shares.py": ["model=nowhere"],
+    "scripts/composed_suite.py": ["models=[nowhere]"],
+    "scripts/condition_curves.py": ["model=nowhere"],
     "scripts/convert.py": ["layout", "experiment=ldm/first_stage/kl_f8", "autoencoder.foo=3"],
     "scripts/cost_table.py": ["models=[nowhere]"],
     "scripts/doctor.py": ["experiment=quickstart/autoencoder", "trainer.precisionn=32"],
@@ -168,6 +171,7 @@ REFUSED = {
     "scripts/merge_experts.py": ["model=nowhere", "out=x"],
     "scripts/nearest.py": ["model=nowhere"],
     "scripts/prompt_suite.py": ["models=[nowhere]"],
+    "scripts/prompt_switch.py": ["model=nowhere"],
     "scripts/quickstart.py": ["logger.foo=3"],
     "scripts/reference.py": ["out=x.safetensors"],
     "scripts/sampler_table.py": ["model=x", "metric.foo=3"],

@@ -6,7 +6,7 @@ their names). Canvas number n of a split is the same whatever the others are; em
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,12 +75,25 @@ class Canvas(NamedTuple):
 
 def canvas(settings: CanvasSettings, number: int) -> Canvas:
     """The canvas of that number, from 0 on."""
+    return _composed(settings, number, _choose)
+
+
+def canvas_of(settings: CanvasSettings, number: int, chosen: Sequence[Emoji]) -> Canvas:
+    """The canvas of that number with these emoji, in this order, all of which `cutout` cuts out."""
+    cutouts = [(one, pixels) for one in chosen if (pixels := cutout(one)) is not None]
+    assert len(cutouts) == len(chosen)
+    return _composed(settings, number, lambda *_: cutouts)
+
+
+def _composed(
+    settings: CanvasSettings, number: int, choose: Callable[..., Sequence[tuple[Emoji, np.ndarray]]]
+) -> Canvas:
     draw = _Draws(settings.seed, settings.split, number)
     height, width = settings.size
     textured = draw(1)[0] < settings.textured
     texture = backgrounds.TEXTURES[int(draw(1)[0] * len(backgrounds.TEXTURES))]
     image = np.array((texture if textured else backgrounds.plain)(draw, height, width))
-    chosen, cutouts = zip(*_choose(settings, draw), strict=True)
+    chosen, cutouts = zip(*choose(settings, draw), strict=True)
     lo, hi = settings.sides
     shares = lo + (hi - lo) * draw(len(chosen))
     layers = _place(cutouts, shares * min(height, width), (height, width), draw)
@@ -188,7 +201,7 @@ def describe(names: Sequence[str], boxes: Sequence[Sequence[float]]) -> tuple[st
     text, spans = "", []
     for place, (name, box) in enumerate(zip(names, boxes, strict=True)):
         if place:
-            text += f" {_relation(boxes[place - 1], box)} " if place % 2 else ", "
+            text += f" {relation(boxes[place - 1], box)} " if place % 2 else ", "
         text += _article(name)
         spans.append([len(text), len(text) + len(name)])
         text += name
@@ -201,8 +214,8 @@ def _article(name: str) -> str:
     return "an " if name[0] in "aeiou" else "a "
 
 
-def _relation(one: Sequence[float], other: Sequence[float]) -> str:
-    """Where the one lies, seen from the other, by their middles."""
+def relation(one: Sequence[float], other: Sequence[float]) -> str:
+    """Where the one box lies, seen from the other, by their middles: above, below, left of or right of."""
     across, down = (one[i] + one[i + 2] - other[i] - other[i + 2] for i in (0, 1))
     if abs(down) >= abs(across):
         return "above" if down < 0 else "below"

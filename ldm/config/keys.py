@@ -7,6 +7,7 @@ from typing import Any, Literal
 TEXTS = frozenset(
     {
         "prompt",
+        "to_prompt",
         "negative_prompt",
         "prompts",
         "phrases",
@@ -101,6 +102,15 @@ ROOT_TYPES = {
     "paired": list[str],
     "low_noise": float,
     "strength": float,
+    "attention_shares.at": list[float],
+    "attention_shares.num_levels": int,
+    "composed_suite.size": int,
+    "composed_suite.categories": list[str],
+    "prompt_switch.switch": list[float],
+    "condition_curves.use_conditions": list[list[str]],
+    "condition_curves.scales": list[float],
+    "condition_curves.words": list[int],
+    "condition_curves.sheet_scale": float,
     "canvas": int | list[int],
     "to_seed": int,
     "tile": int,

@@ -133,7 +133,7 @@ def scores(
     for part, mine in in_rounds(batches, Ranks(device, rank, world_size)):
         with together():
             if mine:
-                images = to_tensor([_pixels(folder / file_name(*job)) for job in part]).to(device)
+                images = to_tensor([pixels_of(folder / file_name(*job)) for job in part]).to(device)
                 values = alignment(images, [prompts[place].prompt for place, _ in part]).tolist()
                 own |= dict(zip(part, values, strict=True))
     with together():
@@ -148,7 +148,8 @@ def scores(
     return table
 
 
-def _pixels(file: Path) -> np.ndarray:
+def pixels_of(file: Path) -> np.ndarray:
+    """A picture that was drawn, uint8 [H, W, 3]. Raises UserError naming a file that is none."""
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
