@@ -192,6 +192,7 @@ def test_the_verdict_waits_for_all_cells():
     rows = [{"regularizer": "kl" if f > 1 else "", "f": f, "seed": s, "k": f + s} for f in (1, 4, 16) for s in (0, 1)]
     asked = cells({"f": [1, 4, 16], "seeds": [0, 1], "regularizer": "kl"})
     assert "the best f is 1" in verdict(rows, "k", "kl", asked)
+    assert "the hypothesis is not judged" in verdict([row for row in rows if not row["seed"]], "k", "kl")
     assert "these cells are missing: kl-f16-seed1" in verdict(rows[:-1], "k", "kl", asked)
 
 

@@ -133,13 +133,15 @@ def verdict(rows: list[Row], kid: str, regularizer: str, asked: Sequence[Cell] =
     if len(values) < 3:
         return None
     found = ends_are_worse(values)
+    best = f"{regularizer.upper()}: the best f is {found.best}"
+    means = ", ".join(f"f = {f}: {_text(interval(own)[0])}" for f, own in values.items())
+    if min(map(len, values.values())) < 2:
+        return f"{best}; one seed has no interval, so the hypothesis is not judged. Mean {kid}: {means}."
     words = {True: "worse, with disjoint intervals", False: "not worse with disjoint intervals"}
     ends = ", ".join(f"f = {f} is {words[worse]}" for f, worse in found.worse.items())
-    means = ", ".join(f"f = {f}: {_text(interval(own)[0])}" for f, own in values.items())
-    counted = "; one seed has no interval" if min(map(len, values.values())) < 2 else ""
     return (
-        f"{regularizer.upper()}: the best f is {found.best}; {ends}{counted}. The hypothesis that both ends are worse "
-        f"{'holds' if found.holds else 'does not hold'} here. Mean {kid}: {means}."
+        f"{best}; {ends}. The hypothesis that both ends are worse {'holds' if found.holds else 'does not hold'} here. "
+        f"Mean {kid}: {means}."
     )
 
 
