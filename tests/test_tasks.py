@@ -13,7 +13,6 @@ import toys
 
 from ldm.config import compose, overriding
 from ldm.data.making.canvases import CanvasSettings, canvas
-from ldm.data.making.cutouts import emoji
 from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
 from ldm.launching.chain import Chain, Step
@@ -27,9 +26,9 @@ from ldm.tasks.judges.layout import with_boxes
 from ldm.tasks.judges.painting import chosen, pair_of
 from ldm.tasks.judges.semantic_map import _things, coloured
 from ldm.tasks.judging import judge
-from ldm.tasks.naming import SIDE, known_things, named, on_white
+from ldm.tasks.naming import SIDE, classes_of, named, on_white
 from ldm.tasks.page import write_page
-from ldm.tasks.probe import Probe
+from ldm.tasks.probe import Nearest, Probe
 from ldm.tasks.report import Chain as UsedChain
 from ldm.tasks.report import _keep, settings_of, tasks_report
 from ldm.tasks.results import Results
@@ -117,18 +116,10 @@ def test_things_are_cut_out_on_white_and_named_where_they_lie():
     assert named(image[None], torch.zeros_like(inside)[None], lambda x: x).eq(0).all()
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge of maps knows two emoji of each group and split."""
-    own = {split: {label: every[:2] for label, every in emoji(split).items()} for split in ("train", "validation")}
-    monkeypatch.setattr("ldm.tasks.naming.emoji", lambda split: own[split])
-
-
-@pytest.mark.usefixtures("few")
-def test_a_judge_of_maps_knows_every_emoji_as_it_lies_on_canvases():
-    pictures, labels = known_things((0.3, 0.5), 64)
-    assert pictures.shape == (len(labels), 3, SIDE, SIDE) and set(labels.tolist()) == set(range(9))
-    assert pictures.abs().max() <= 1 and (pictures[:, :, 0, 0] > 0.5).double().mean() > 0.9
+def test_a_thing_has_the_class_that_most_of_it_has():
+    maps_of = torch.zeros(1, 8, 8, dtype=torch.long)
+    maps_of[0, :, 2:5], maps_of[0, :, 5] = 4, 7
+    assert classes_of([(0, maps_of[0] > 0), (0, maps_of[0] == 7), (0, maps_of[0] == 0)], maps_of).tolist() == [3, 6, -1]
 
 
 def test_a_segmenter_takes_any_size_that_8_divides():
@@ -148,6 +139,8 @@ def test_a_probe_tells_classes_apart_that_it_was_trained_on():
     features = 3 * torch.eye(3, 8)[labels] + 0.3 * torch.randn(120, 8, generator=generator)
     probe = Probe(features[:90], labels[:90], 3)
     assert (probe(features[90:]) == labels[90:]).all()
+    known = Nearest(features, labels.roll(1))  # a class that nothing but the picture itself tells
+    assert torch.equal(known(features + 1e-3), labels.roll(1))
 
 
 def test_a_hole_is_filled_and_nothing_else_changed():
@@ -175,7 +168,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("few")
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 @pytest.mark.parametrize(
     ("task", "said"),

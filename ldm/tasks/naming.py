@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from ldm.data.making.cutouts import SPLITS, cutout, emoji
 from ldm.tasks.finding import things
 
 SIDE = 32  # px of a thing on white
 MARGIN = 0.06  # of its longer side
+Part = tuple[int, Tensor]  # the place of an image, and which of its pixels are of one thing, bool [H, W]
 
 
 def on_white(image: Tensor, inside: Tensor) -> Tensor:
@@ -28,25 +26,19 @@ def on_white(image: Tensor, inside: Tensor) -> Tensor:
     return F.interpolate(square[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0].clamp(-1, 1)
 
 
-def known_things(shares: tuple[float, float], size: int) -> tuple[Tensor, Tensor]:
-    """All built-in emoji, held-out ones too, [N, 3, SIDE, SIDE] as `on_white` lays them, and their groups [N].
+def cut_out(images: Tensor, inside: Tensor) -> tuple[Tensor, list[Part]]:
+    """The things [M, 3, SIDE, SIDE] of images [N, 3, H, W], on white, where they are `inside` (bool [N, H, W])."""
+    parts = [(place, part) for place, mask in enumerate(inside) for part in map(torch.from_numpy, things(mask))]
+    found = [on_white(images[place], part) for place, part in parts]
+    return torch.stack(found) if found else torch.ones(0, 3, SIDE, SIDE), parts
 
-    Each is first as small as on a canvas of `size` px, its longer side drawn from these `shares` of it.
+
+def classes_of(parts: list[Part], maps: Tensor) -> Tensor:
+    """The class [M] that most pixels of each thing have on maps [N, H, W], where 0 is the ground and 1 class 0.
+
+    It is -1 for what is mostly ground.
     """
-    draw = np.random.default_rng(0)
-    pictures, labels = [], []
-    for one in (one for split in SPLITS for own in emoji(split).values() for one in own):
-        pixels, longer = cutout(one), draw.uniform(*shares) * size
-        if pixels is not None:
-            scale = longer / max(pixels.shape[:2])
-            width, height = (max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0]))
-            small = np.asarray(Image.fromarray(pixels, "RGBA").resize((width, height), Image.Resampling.LANCZOS))
-            alpha = small[..., 3:].astype(np.float32) / 255
-            mixed = torch.from_numpy(alpha * small[..., :3] + (1 - alpha) * draw.uniform(0, 255, 3).astype(np.float32))
-            inside = torch.from_numpy(small[..., 3] >= min(128, small[..., 3].max()))
-            pictures.append(on_white(mixed.permute(2, 0, 1) / 127.5 - 1, inside))
-            labels.append(one.label)
-    return torch.stack(pictures), torch.tensor(labels)
+    return torch.tensor([int(maps[place][part].mode().values) - 1 for place, part in parts])
 
 
 def named(images: Tensor, inside: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
@@ -54,10 +46,8 @@ def named(images: Tensor, inside: Tensor, classify: Callable[[Tensor], Tensor]) 
 
     classify(things on white [M, 3, SIDE, SIDE]) is their classes [M].
     """
-    own = [(place, part) for place, mask in enumerate(inside) for part in map(torch.from_numpy, things(mask))]
+    cut, parts = cut_out(images, inside)
     found = torch.zeros(inside.shape, dtype=torch.long)
-    if own:
-        classes = classify(torch.stack([on_white(images[place], part) for place, part in own]))
-        for (place, part), name in zip(own, classes, strict=True):
-            found[place][part] = int(name) + 1
+    for (place, part), name in zip(parts, classify(cut) if parts else (), strict=True):
+        found[place][part] = int(name) + 1
     return found

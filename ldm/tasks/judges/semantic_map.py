@@ -1,6 +1,7 @@
 """Images of maps of classes: whether what a segmenter finds, and a classifier of real pictures names, is the map."""
 
 import colorsys
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +11,16 @@ from ldm.data.making.canvases import Canvas
 from ldm.data.making.cutouts import class_names
 from ldm.data.module import ShardData
 from ldm.images import grid
-from ldm.tasks.bench import FILES, Bench, Judgement, in_batches
+from ldm.tasks.bench import FILES, Batch, Bench, Judgement, in_batches
 from ldm.tasks.canvases import held_out_canvases, maps, member_files, pixels
-from ldm.tasks.naming import known_things, named
-from ldm.tasks.probe import Probe
+from ldm.tasks.naming import classes_of, cut_out, named
+from ldm.tasks.probe import Nearest
 from ldm.tasks.segmenter import confusion, miou, trained_segmenter
 
 TRAINING = 4000  # real canvases that the segmenter is trained on, at most
 STEPS = 600
-SIDES = (0.27, 0.5)  # of the emoji that the classifier is trained on, as shares of a canvas: as of those there
+KNOWN = 2500, 1000  # canvases whose things the classifier is trained on: of the training's emoji, of held-out ones
+OTHER = 1_000_003  # seed of those of held-out emoji, which are none of those that are judged
 LARGER = (2, 4)  # times the height and the width of the training
 SHOWN = 10
 
@@ -31,12 +33,15 @@ def judge_semantic_map(bench: Bench) -> Judgement:
     num_classes = len(class_names()) + 1  # the ground is one
     steps = min(STEPS, 3 * bench.tree["num_samples"])
     segmenter = trained_segmenter(train["image"], (train["segmentation"] > 0).long(), 2, steps, bench.device)
-    known, labels = known_things(SIDES, data.image_size)
-    probe = Probe(bench.features(known), labels, len(class_names()))
+
+    def things_of(images: Tensor) -> Tensor:
+        return in_batches(lambda x: segmenter(x).argmax(1), images, bench).bool()
+
+    known = _known(bench, data, train, things_of)
 
     def counts(images: Tensor, truth: Tensor) -> Tensor:
-        inside = in_batches(lambda x: segmenter(x).argmax(1), images, bench).bool()
-        return confusion(named(images, inside, lambda x: probe(bench.features(x))), truth, num_classes)
+        found = named(images, things_of(images), lambda x: known(bench.features(x)))
+        return confusion(found, truth, num_classes)
 
     real = held_out_canvases(data, bench.count(most=FILES))
     truth, asked = pixels(real), maps(real)
@@ -65,6 +70,25 @@ def judge_semantic_map(bench: Bench) -> Judgement:
     sheet = _below(grid(rows, columns=SHOWN), coloured(maps(large)[:1], num_classes), wide[:1])
     caption = "Held-out maps, samples for them, samples given the next map; a map and its sample 2 x 4 times as large."
     return Judgement(bench.rows, sheet, caption)
+
+
+def _known(bench: Bench, data: ShardData, train: Batch, things_of: Callable[[Tensor], Tensor]) -> Nearest:
+    """A classifier of all emoji, as the segmenter cuts them out of canvases that are not judged; held-out ones as they
+    are, too.
+    """
+    count = min(KNOWN[0], 12 * bench.tree["num_samples"]), min(KNOWN[1], 5 * bench.tree["num_samples"])
+    held_out = held_out_canvases(data, count[1], seed=OTHER)
+    others, asked = pixels(held_out), maps(held_out)
+    images, own = train["image"][: count[0]], train["segmentation"][: count[0]]
+    features, labels = [], []
+    for real, inside, truth in ((images, things_of(images), own), (others, things_of(others), asked),
+                                (others, asked > 0, asked)):  # fmt: skip
+        cut, parts = cut_out(real, inside)
+        classes = classes_of(parts, truth)
+        if (classes >= 0).any():
+            features.append(bench.features(cut[classes >= 0]))
+            labels.append(classes[classes >= 0])
+    return Nearest(torch.cat(features), torch.cat(labels))
 
 
 def _things(counts: Tensor) -> Tensor:
