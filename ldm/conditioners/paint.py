@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,17 @@ from ldm.conditioners.frozen import Batch
 from ldm.conditioners.spans import Spans, occurrences
 from ldm.errors import UserError
 
-if TYPE_CHECKING:
-    from ldm.conditioners.base import Conditioner
-
 FIELD = "paint"  # of a batch, one Paint for all of its samples
+
+
+class Reader(Protocol):
+    """A conditioner, as far as it matters here: it reads `key` of a batch and gives `num_tokens` tokens."""
+
+    key: str | None
+    num_tokens: int
+
+    def spans(self, text: str) -> Spans | None:
+        """Which characters of a text each of its tokens stands for; None where they stand for no words."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,12 @@ def without_paint(batch: Batch) -> dict[str, Any]:
     return {key: value for key, value in batch.items() if key != FIELD}
 
 
-def of_words(parts: Mapping[str, "Conditioner"], batch: Batch) -> dict[str, "Conditioner"]:
+def of_words(parts: Mapping[str, Reader], batch: Batch) -> dict[str, Reader]:
     """Those of `parts` whose tokens stand for words of a text that the batch has."""
     return {name: part for name, part in parts.items() if part.key in batch and part.spans("") is not None}
 
 
-def painted_tokens(parts: Mapping[str, "Conditioner"], batch: Batch) -> dict[str, Tensor]:
+def painted_tokens(parts: Mapping[str, Reader], batch: Batch) -> dict[str, Tensor]:
     """How much each place looks at each token, {name: [B, N, h, w]}: the sum over the phrases that a token is of, at
     every occurrence; nothing if nothing is painted.
     """
@@ -76,7 +83,7 @@ def _regions(paint: Paint, spans: Spans, text: str) -> Tensor:
     return found
 
 
-def _spans(part: "Conditioner", text: str) -> Spans:
+def _spans(part: Reader, text: str) -> Spans:
     spans = part.spans(text)
     assert spans is not None
     return spans
@@ -87,7 +94,7 @@ def takes_paint(network: nn.Module) -> bool:
     return "tokens_bias" in inspect.signature(network.forward).parameters
 
 
-def check_painted(parts: Mapping[str, "Conditioner"], batch: Batch) -> bool:
+def check_painted(parts: Mapping[str, Reader], batch: Batch) -> bool:
     """Whether any of `parts` has tokens of a text to paint by.
 
     Raises UserError for a phrase that is not in a text, or only where one of them does not read it.

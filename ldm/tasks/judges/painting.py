@@ -59,8 +59,8 @@ def judge_painting(bench: Bench) -> Judgement:
         for scale, own in ious.items():
             bench.add_mean(f"IoU, w' = {scale:g}, {name} phrases", own)
         bench.add_mean(f"IoU of real canvases of {name} phrases", things_iou(pixels(real), union))
-        means = {scale: own.mean().item() for scale, own in ious.items()}
-        best = best or max(SCALES[1:], key=means.__getitem__)
+        means = {ious[scale].mean().item(): scale for scale in SCALES[1:]}
+        best = best or means[max(means)]
         for said, own in {"": images[best][0], ", w' = 0": images[0.0][0], ", real": pixels(real)}.items():
             share = told_apart(alignment, own, pairs, bench)
             bench.add_mean(f"regions that show their own phrase, not the other, {name} phrases{said}", share)
