@@ -219,8 +219,9 @@ def test_a_draw_that_waits_goes_on_with_the_answers_it_was_given():
 
 @pytest.mark.slow
 def test_the_memory_of_a_process_is_that_of_one_expert(tmp_path: Path):
-    """By the system's word, of four: below 1.1 of one beside what the process has anyway. Files that are mapped count in
-    the whole, not in the anonymous memory.
+    """By the system's word, of four: below 1.1 of one, beside what the process has anyway.
+
+    Mapped files count in the whole, not in the anonymous memory.
     """
     wide = ["network.channels=256", "network.num_blocks=2", "network.norm_groups=8", "network.head_channels=32"]
     runs = [untrained_run(tmp_path / f"e{n}", f"expert.node=[2,{n}]", *wide, seed=n) for n in range(4)]
