@@ -11,7 +11,7 @@ from ldm.device import give_memory_back
 from ldm.errors import UserError
 from ldm.model import Model
 
-BLOCK = 1 << 24  # bytes that are read ahead at a time
+BLOCK = 1 << 20  # bytes that are read ahead at a time
 Loaded = dict[str, Tensor]
 
 

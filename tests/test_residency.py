@@ -166,7 +166,7 @@ def test_sample_says_the_switches_and_the_recipe_has_them(manifest: Path, tmp_pa
     for mode in ("all", "one"):
         assert sample.main([*words, f"residency={mode}", f"out={tmp_path / mode}"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "switch" not in said[0] and "; 2 switches of experts in 0." in said[-1]
+    assert "; " not in said[0] and "; 2 switches of experts in 0." in said[-1]
     names = sorted(path.name for path in (tmp_path / "all").glob("*.png"))
     assert len(names) == 7
     recipes = [json.loads((tmp_path / mode / "0_0000.json").read_text()) for mode in ("all", "one")]
@@ -183,7 +183,8 @@ def test_batches_of_an_evaluation_wait_for_each_other_as_many_as_are_asked_for(m
         sampling = asks(model)[0].sampling
 
         def begun(asked: Sequence, model: Ensemble = model, sampling: Sampling = sampling) -> list:
-            return model.begun([Ask(sampling, *each, seed=0) for each in asked])
+            given = [({"label": batch["label"] % 5}, numbers) for batch, numbers in asked]
+            return model.begun([Ask(sampling, *each, seed=0) for each in given])
 
         model.data.setup()
         made = make(
@@ -218,8 +219,11 @@ def test_a_draw_that_waits_goes_on_with_the_answers_it_was_given():
 
 @pytest.mark.slow
 def test_the_memory_of_a_process_is_that_of_one_expert(tmp_path: Path):
-    """By the system's word: anonymous memory, and all of it, above that of a process with an ensemble of one."""
-    wide = ["network.channels=192", "network.num_blocks=2", "network.norm_groups=8", "network.head_channels=32"]
+    """By the system's word, of four: below 1.1 of one, beside what the process has anyway.
+
+    Mapped files count in the whole, not in the anonymous memory.
+    """
+    wide = ["network.channels=256", "network.num_blocks=2", "network.norm_groups=8", "network.head_channels=32"]
     runs = [untrained_run(tmp_path / f"e{n}", f"expert.node=[2,{n}]", *wide, seed=n) for n in range(4)]
     write_manifest(tmp_path / "e.yaml", runs)
     size = (runs[0] / "weights" / "step_00000001.ema.safetensors").stat().st_size
