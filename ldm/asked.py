@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm.config import meant
 from ldm.config.keys import bare, is_path
+from ldm.config.registry import root
 from ldm.errors import UserError
 
 RUNS = (
@@ -65,6 +66,13 @@ def check_there(tree: Mapping[str, Any]) -> None:
         for path in value if isinstance(value, list) else [value]:
             if not Path(path).expanduser().exists():
                 raise UserError(f"{key}={path}: no weights found, there is no such run")
+
+
+def split(config_name: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words whose keys ``conf/<config_name>.yaml`` has, and the others."""
+    keys = root(config_name)[0]
+    own = [word for word in words if bare(word).partition(".")[0] in keys]
+    return own, [word for word in words if word not in own]
 
 
 def named_models(model: str) -> str | list[str]:

@@ -1,17 +1,17 @@
 """Write the manifest that makes a base and super-resolution models one model.
 
-    python scripts/cascade.py out=runs/cascade.yaml stages=[runs/base,runs/sr16,runs/sr32]
-    python scripts/cascade.py out=runs/cascade.yaml stages=[runs/base,runs/sr256.yaml] \
-        base.num_steps=25 sr256.sampler=heun sr256.num_steps=10 sr256.guidance.scale=1.5 sr256.batch_size=1
+    python scripts/cascade.py out=runs/cascade.yaml stages=[runs/base,runs/sr16,runs/sr256.yaml]
     python scripts/cascade.py out=runs/enlarge.yaml stages=[runs/sr16,runs/sr32] resident=one
 
 A stage is a run or an ensemble's manifest, and called by its name. NAME.KEY= says how it is sampled: sampler, sigmas,
 num_steps, guidance, tiling, use_conditions, and how many images at once, batch_size; the rest is as its run says.
+
+    base.num_steps=25 sr16.num_steps=10 sr16.sampler=heun sr16.guidance.scale=1.5 sr256.batch_size=1
 """
 
 from pathlib import Path
 
-from ldm.asked import check_there
+from ldm.asked import check_there, split
 from ldm.config import compose, guarded, helped
 
 
@@ -19,12 +19,11 @@ def main(arguments: list[str]) -> int:
     """Write the manifest and print it as a table."""
     if helped("cascade", __doc__, arguments):
         return 0
-    from ldm.cascade.words import asked_of, split
-
-    own, others = split(arguments)
+    own, others = split("cascade", arguments)
     tree = compose("cascade", own)
     check_there(tree)
     from ldm.cascade.manifest import names_of, write_manifest
+    from ldm.cascade.words import asked_of
     from ldm.loading import load_stage
 
     models = [Path(model).expanduser() for model in tree["stages"]]

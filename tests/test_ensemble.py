@@ -132,8 +132,8 @@ def test_a_manifest_without_a_kind_is_of_experts_and_another_kind_is_refused_by_
     del manifest["seal"]
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(manifest))
     assert isinstance(load(tmp_path / "old.yaml"), Ensemble)
-    (tmp_path / "new.yaml").write_text(yaml.safe_dump({**manifest, "kind": "cascade"}))
-    with pytest.raises(ValueError, match=r"new\.yaml: kind 'cascade' is not known here; there are experts"):
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump({**manifest, "kind": "tokens"}))
+    with pytest.raises(ValueError, match=r"new\.yaml: kind 'tokens' is not known here; there are experts, cascade"):
         load(tmp_path / "new.yaml")
 
 

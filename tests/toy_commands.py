@@ -14,8 +14,8 @@ from documents import ROOT, Block, Command, blocks, commands
 from PIL import Image
 from toys import EXPERIMENTS, TINY_RUN, shrunk, train
 
+from ldm.asked import split
 from ldm.build import Parts, kind_of, load_first_stage
-from ldm.cascade.words import split
 from ldm.config import CONF, compose, expand_sweep, overriding, run_name, use_plugins
 from ldm.launching.choice import take_launcher
 
@@ -198,7 +198,7 @@ def check(command: Command) -> None:
     else:
         root = script.removeprefix("scripts/")
         assert (CONF / f"{root}.yaml").exists(), f"{command}: no such script"
-        compose(root, split(words)[0] if root == "cascade" else words, complete=False)
+        compose(root, split(root, words)[0] if root == "cascade" else words, complete=False)
 
 
 def _renamed(word: str) -> str:

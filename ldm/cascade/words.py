@@ -13,13 +13,6 @@ from ldm.request import asked_guidance
 OF_STAGE = (*KEYS, "num_steps", "first_stage")
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of conf/cascade.yaml, and the others."""
-    keys = (*root("cascade")[0], "hydra")
-    own = [word for word in words if bare(word).partition(".")[0] in keys]
-    return own, [word for word in words if word not in own]
-
-
 def asked_of(names: Sequence[str], words: Sequence[str]) -> dict[str, dict[str, Any]]:
     """{name of a stage: what its words ask for, by the keys of conf/sample.yaml}.
 
