@@ -15,7 +15,7 @@ from ldm.run import Run
 from sample import main
 
 # Concatenated channels, M parameters of the network under tokens of width 1024 and CLIP's image as a vector of 768.
-MODELS = {"base64": (0, 709.92), "sr256": (3, 450.08), "sr1024": (3, 196.76)}
+MODELS = {"base64": (0, 710.71), "sr256": (3, 450.47), "sr1024": (3, 197.16)}
 # Image, crop, steps of the training and of a sample, rho, evaluations of a sample (a step into 0 is one).
 RECIPES = {
     "base64": (64, None, 1_900_000, 25, 6, 3 * 24 + 1), "sr256": (256, None, 2_000_000, 10, 3, 3 * 9 + 1),
@@ -36,7 +36,7 @@ def test_every_experiment_is_counted():
 def test_the_networks_have_their_parameters(name):
     concat, millions = MODELS[name]
     with torch.device("meta"):
-        network = Parts(tree(name), tokens_width=1024, vector_width=768, concat_channels=concat)["network"]
+        network = Parts(tree(name), tokens_width=1024, vector_width=1536, concat_channels=concat)["network"]
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == millions
 
 
