@@ -99,7 +99,7 @@ def test_a_cache_of_all_embeddings_trains_a_pixel_model_bit_for_bit(tmp_path: Pa
     ]  # fmt: skip
     data = [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     out = f"out={tmp_path}/cache"
-    encode(compose("encode", ["data=quickstart", *data, *conditions, out, "image_size=32", "device=cpu",
+    encode(compose("encode", ["data=quickstart", *data, *conditions, out, "image_size=32", "device=cpu", "batch_size=4",
                               "precision=fp32"]))  # fmt: skip
     [file] = (tmp_path / "cache").glob("*.safetensors")
     names = [name for name in load_file(file) if "." in name]
