@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import QUICKSTART, assert_equal_runs, clip_folder, clip_image_folder, t5_folder, train
+from toys import annotated_shard, assert_equal_runs, clip_folder, clip_image_folder, t5_folder, train
 from untrained import randomise
 
 from ldm.conditioners.base import Conditioners
@@ -39,7 +39,7 @@ def test_tokens_and_vector_are_those_of_transformers():
     assert torch.equal(found["tokens"], expected.last_hidden_state) and found["tokens"].shape == (3, 77, 8)
     assert torch.equal(make(slots=["vector"])(BATCH, KEEP)["vector"], found["vector"])
     assert torch.equal(make(slots=["tokens"])(BATCH, KEEP)["tokens"], found["tokens"]), "of a whole CLIP too"
-    assert torch.equal(make(memo_captions=9)(BATCH, KEEP)["vector"], found["vector"])
+    torch.testing.assert_close(make(memo_captions=9)(BATCH, KEEP)["vector"], found["vector"])  # encoded one by one
 
 
 @pytest.mark.parametrize("zero_null", [True, False])
@@ -80,7 +80,7 @@ def test_ediffi_s_conditions_are_one_sequence_of_192_tokens_and_one_vector():
     null = conditioners(batch, drop=conditioners.drop_all(3))
     assert not null["vector"].any() and not null["tokens"][:, :191].any() and null["tokens"][:, 191].any()
     assert null["tokens_mask"].all()
-    network = DiT(3, 3, 8, patch_size=4, width=8, depth=1, num_heads=2, tokens_width=width, vector_width=12)
+    network = DiT(3, 3, patch_size=4, width=8, depth=1, num_heads=2, tokens_width=width, vector_width=12)
     randomise(network, 0.2, seed=0)
     network(torch.rand(3, 3, 8, 8), torch.zeros(3), **cond).square().sum().backward()
     for name in ("clip_text.project.weight", "t5.project.weight", "clip_image.project.weight", "null_token.tokens"):
@@ -97,14 +97,14 @@ def test_a_cache_of_all_embeddings_trains_a_pixel_model_bit_for_bit(tmp_path: Pa
         "conditioner.clip_image.width=8", "conditioner.clip_image.drop_prob=0.4", "derived=[style]",
         "derived.style.size=16",
     ]  # fmt: skip
-    data = [f"data.train={QUICKSTART}/validation-00000.tar", f"data.validation={QUICKSTART}/validation-00000.tar",
-            "data.max_samples=16", "data.validation_samples=4"]  # fmt: skip
+    data = [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]
     out = f"out={tmp_path}/cache"
-    encode(compose("encode", ["data=quickstart", *data, *conditions, out, "image_size=32", "device=cpu",
+    encode(compose("encode", ["data=quickstart", *data, *conditions, out, "image_size=32", "device=cpu", "batch_size=4",
                               "precision=fp32"]))  # fmt: skip
-    [file] = [path for path in (tmp_path / "cache").glob("*.safetensors") if path.stat().st_size > 1000][:1]
-    parts = sorted(name.rpartition(".")[2] for name in load_file(file) if "." in name)
-    assert parts == ["embedding", "mask", "mask", "pooled", "tokens", "tokens"]
+    [file] = (tmp_path / "cache").glob("*.safetensors")
+    names = [name for name in load_file(file) if "." in name]
+    assert {"embedding", "mask", "pooled", "tokens"} <= {name.rpartition(".")[2] for name in names}
+    assert not any(name.startswith("moments") for name in names)
     own = ("data=quickstart", *data, *conditions, "task.keep_latents=false", "max_steps=4")
     images = train("quickstart/diffusion", tmp_path, "~conditioner.text", *own, run="images")
     cached = train("quickstart/diffusion", tmp_path, "~conditioner.text", *own, f"data.cache={tmp_path}/cache", run="c")
