@@ -91,7 +91,8 @@ def test_a_cache_of_all_embeddings_trains_a_pixel_model_bit_for_bit(tmp_path: Pa
     """Without a first stage: T5's tokens, CLIP's text with its vector, and the embedding of the picture."""
     conditions = [
         "conditioner=[t5,clip_text,clip_image]", f"conditioner.t5.path={t5_folder()}", "conditioner.t5.max_tokens=8",
-        "conditioner.t5.memo_captions=99", f"conditioner.clip_text.path={clip_image_folder()}",
+        "conditioner.t5.dtype=fp32", "conditioner.t5.memo_captions=99",
+        f"conditioner.clip_text.path={clip_image_folder()}",
         "conditioner.clip_text.slots=[tokens,vector]", "conditioner.clip_text.memo_captions=99",
         f"conditioner.clip_image.path={clip_image_folder()}", "conditioner.clip_image.slots=[vector,tokens]",
         "conditioner.clip_image.width=8", "conditioner.clip_image.drop_prob=0.4", "derived=[style]",

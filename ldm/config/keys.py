@@ -20,6 +20,7 @@ TEXTS = frozenset(
         "first_stage_overrides",
     }
 )
+TEXTS_OF = frozenset({"overrides_of", "words"})  # mappings whose every value is such a text
 # Files, folders and runs, whose text is literal too. `~` is the home in all of them; those of the second kind are
 # saved as they were written and expanded by the code that reads them.
 PATHS = frozenset(
@@ -222,7 +223,8 @@ def is_path(key: str) -> bool:
 
 def is_literal(key: str) -> bool:
     """Whether what follows ``key=`` is text, character by character."""
-    return key in TEXTS or is_path(key)
+    first, dot, _ = key.partition(".")
+    return key in TEXTS or bool(dot and first in TEXTS_OF) or is_path(key)
 
 
 def bare(word: str) -> str:

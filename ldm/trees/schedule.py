@@ -130,7 +130,7 @@ def _row(given: Any, place: str) -> Row:
     own = {"origin" if key == "from" else key: value for key, value in given.items()}
     known = inspect.signature(Row).parameters
     for key in own:
-        if key not in known or "origin" in given:
+        if key not in known or (key == "origin" and "origin" in given):
             names = ", ".join("from" if name == "origin" else name for name in known)
             raise UserError(f"{place}: {key}: no such key; a row has {names}")
     for key, kind in {"name": str, "steps": int}.items():

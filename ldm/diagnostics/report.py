@@ -1,0 +1,91 @@
+"""The report on eDiff-I's figures: what is missing is done, each step a process of its own, and all shown on a page."""
+
+from pathlib import Path
+from typing import Any
+
+from ldm.config import instantiate
+from ldm.device import choose
+from ldm.diagnostics.report_steps import PARTS, Work, chosen
+from ldm.errors import UserError
+from ldm.files import read_json, write_json
+from ldm.holding import held
+from ldm.launching import Job
+from ldm.launching.chain import Chain, Step
+from ldm.launching.local import passing_on
+from ldm.report.page import Cell, Code, Figure, ImageGrid, Item, Section, Text, write_report
+
+Tree = dict[str, Any]
+WIDE = 900  # px of a sheet on the page
+# What the figures depend on; the rest says how they are made.
+DECIDES = ("seed", "seeds", "words")
+
+
+def ediffi_report(tree: Tree) -> Path | None:
+    """Do the steps of `tree` (conf/ediffi_report.yaml) that are not done. Returns the page, None if one was stopped.
+
+    Raises UserError, before anything is begun, for a word that a step does not take and for a folder of other settings,
+    and at the end for what failed.
+    """
+    _check(tree)
+    launch = instantiate(tree["launcher"], {}, "launcher")
+    folder = Path(tree["runs_dir"]) / "ediffi"
+    works = chosen(tree, folder)
+    for work in works:
+        work.check()
+    _check_same(tree, folder)
+    left = [work for work in works if not work.is_done()]
+    with held(folder, "reporting on eDiff-I into"):
+        write_json(folder / "report.json", {key: tree[key] for key in DECIDES})
+        print(f"{len(works)} steps, {len(works) - len(left)} of them done", flush=True)
+        names = {work.name for work in left}
+        steps = [Step(Job(w.name, w.words, script=w.script), tuple(names.intersection(w.needs))) for w in left]
+        chain = Chain(steps, launch, tree["jobs"])
+        with passing_on():
+            stopped = chain.run()
+        sections = [_section(work) for work in works if work.title]
+        page = write_report(folder, "eDiff-I on the built-in data", _count(works), sections)
+        if chain.failed and not stopped:
+            raise UserError(f"these failed, their messages are above: {', '.join(chain.failed)}")
+    return None if stopped else page
+
+
+def _check(tree: Tree) -> None:
+    choose(tree["device"])
+    for key in ("logger", "launcher"):
+        if tree.get(key) is None:
+            raise UserError(f"{key}=null: the report needs one; leave it out for that of conf/ediffi_report.yaml")
+    if tree["launcher"].get("wait") is False:
+        raise UserError("launcher.wait=false: what follows needs what is trained; set it to true")
+    if tree["jobs"] < 1:
+        raise UserError(f"jobs={tree['jobs']}: must be at least 1")
+    unknown = [name for name in tree["parts"] if name not in PARTS]
+    if unknown or not tree["parts"]:
+        raise UserError(f"parts={tree['parts']}: some of {', '.join(PARTS)}")
+
+
+def _check_same(tree: Tree, folder: Path) -> None:
+    """Raises UserError for a folder whose figures are of other settings."""
+    kept = folder / "report.json"
+    if not kept.exists():
+        return
+    for key, value in read_json(kept).items():
+        if tree.get(key) != value:
+            raise UserError(f"{key}: {folder} has figures of {key}={value}; give another runs_dir=, or remove {folder}")
+
+
+def _count(works: list[Work]) -> str:
+    done = sum(work.is_done() for work in works)
+    return f"{done} of {len(works)} steps are done."
+
+
+def _section(work: Work) -> Section:
+    """What a step has to show: its plots at their size, its sheets scaled to the page, and its command."""
+    items: list[Item] = []
+    for path in work.pictures():
+        if path.with_suffix(f".dark{path.suffix}").exists():
+            items.append(Figure(path, path.stem.replace("_", " "), f"{work.title}: {path.stem.replace('_', ' ')}"))
+        else:
+            items.append(ImageGrid([[Cell((path,), path.stem.replace("_", " "))]], size=WIDE))
+    items = items or [Text("Not done yet.")]
+    command = f"python scripts/{work.script}.py {' '.join(work.words)}"
+    return Section(work.title, work.intro, [*items, Code(command)])
