@@ -88,14 +88,17 @@ def test_ediffi_s_conditions_are_one_sequence_of_192_tokens_and_one_vector():
 
 
 def test_a_cache_of_all_embeddings_trains_a_pixel_model_bit_for_bit(tmp_path: Path):
-    """Without a first stage: T5's tokens, CLIP's text with its vector, and the embedding of the picture."""
+    """Without a first stage: T5's tokens, CLIP's text with its vector, and the embedding of the picture.
+
+    None of the pictures is dropped: the others would be encoded in smaller batches, which round in another way.
+    """
     conditions = [
         "conditioner=[t5,clip_text,clip_image]", f"conditioner.t5.path={t5_folder()}", "conditioner.t5.max_tokens=8",
         "conditioner.t5.dtype=fp32", "conditioner.t5.memo_captions=99",
         f"conditioner.clip_text.path={clip_image_folder()}",
         "conditioner.clip_text.slots=[tokens,vector]", "conditioner.clip_text.memo_captions=99",
         f"conditioner.clip_image.path={clip_image_folder()}", "conditioner.clip_image.slots=[vector,tokens]",
-        "conditioner.clip_image.width=8", "conditioner.clip_image.drop_prob=0.4", "derived=[style]",
+        "conditioner.clip_image.width=8", "conditioner.clip_image.drop_prob=0.0", "derived=[style]",
         "derived.style.size=16",
     ]  # fmt: skip
     data = [f"data.train={annotated_shard()}", f"data.validation={annotated_shard()}"]

@@ -118,6 +118,7 @@ ROOT_TYPES = {
     "members": list[str],
     "stages": list[str],
     "cascade.resident": Literal["all", "one"],
+    "merge_experts.weights": list[float],
     "models": str | list[str],
     "styles": str | list[str],
     "style_sheet.num_styles": int,
