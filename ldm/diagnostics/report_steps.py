@@ -65,7 +65,11 @@ def _all(tree: Tree, folder: Path) -> list[Work]:
     clip, cache, model = folder / "stand_in_clip", folder / "cache", runs / f"ediffi-conditions-seed{seed}"
     logger = f"logger.mode={tree['logger']['mode']}"
     device = f"device={tree['device']}"
-    text = [f"conditioner.clip_text.path={clip}", "conditioner.clip_text.slots=[tokens,vector]"]
+    text = [
+        f"conditioner.clip_text.path={clip}",
+        "conditioner.clip_text.slots=[tokens,vector]",
+        "conditioner.clip_text.width=384",
+    ]
     encoded = [
         "data=quickstart_small", "image_size=32", f"out={cache}", 'data.fields.caption.suffixes=[""]',
         "conditioner=[text,clip_text,image_features]", *text, "derived=[style]", "derived.style.size=64", device,
@@ -87,7 +91,7 @@ def _all(tree: Tree, folder: Path) -> list[Work]:
     return [
         Work("stand_in_clip", "stand_in_clip", _with(tree, "stand_in_clip", [f"out={clip}", device]), clip),
         Work("cache", "encode", _with(tree, "cache", encoded), cache, ("stand_in_clip",)),
-        Work("model", "train", _with(tree, "model", overriding(trained)), None, ("cache",)),
+        Work("model", "train", _with(tree, "model", trained), None, ("cache",)),
         looked("attention", title="What attention looks at (figure 3)", intro=STAND_INS),
         looked("switch", title="When the prompt decides (figure 4)", intro=STAND_INS),
         looked(
@@ -125,5 +129,5 @@ LAST = {name: "expert_cost.png" if name == "cost" else "sheet.png" for name in S
 
 
 def _with(tree: Tree, name: str, words: list[str]) -> tuple[str, ...]:
-    """The words of a step with those that `tree` adds to it."""
-    return (*words, *(tree["words"].get(name) or "").split())
+    """The words of a step under those that `tree` has for it."""
+    return tuple(overriding([*words, *(tree["words"].get(name) or "").split()]))
