@@ -21,7 +21,7 @@ from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.errors import UserError
 from ldm.files import write_json
-from ldm.holding import held
+from ldm.holding import NAME, held
 from ldm.measuring import conditions
 from ldm.metrics.features import efficientnet_features
 from ldm.networks.huggingface import load_tokenizer
@@ -38,7 +38,7 @@ def make_stand_in_clip(tree: dict[str, Any]) -> dict[str, Any]:
 
     _check(tree)
     out, device = Path(tree["out"]).expanduser(), choose(tree["device"])
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != NAME for path in out.iterdir()):  # of one that was killed
         raise UserError(f"out={out}: is there already; name another folder, or delete it")
     width = {"hidden_size": tree["width"], "intermediate_size": 4 * tree["width"], "projection_dim": tree["width"]}
     shape = {"num_hidden_layers": tree["depth"], "num_attention_heads": HEADS}
