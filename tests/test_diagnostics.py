@@ -398,3 +398,9 @@ def test_composed_prompts_that_cannot_be_drawn_are_refused_before_anything(runs,
     with pytest.raises(ValueError, match=problem):
         composed_suite(*asked("composed_suite", *given, f"out={tmp_path}/out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("category", ["colour", "spelling"])
+def test_a_split_without_names_for_a_category_says_so(category: str):
+    with pytest.raises(ValueError, match=f"split=validation have too few names for {category}"):
+        ComposedSet(CanvasSettings("validation", (48, 48)), [category], 2)

@@ -38,8 +38,9 @@ def test_steps_come_after_what_they_need_and_only_those_that_are_left(tmp_path: 
     assert begun.index("stand_in_clip") < begun.index("cache") < begun.index("model") < begun.index("attention")
     assert set(PARTS) < set(begun) and len(begun) == len(set(begun))
     assert page.read_text().count("Not done yet.") == 2, "of what goes on by itself nothing is there"
-    again, _ = done(monkeypatch, tmp_path)
-    assert again == ["model", "painting", "experts"], "these know themselves what is left"
+    again, page = done(monkeypatch, tmp_path)
+    assert again == ["cache", "model", "painting", "experts"], "these know themselves what is left"
+    assert "10 of 10 steps are done." in page.read_text()
 
 
 def test_a_step_that_fails_or_stops_keeps_what_needs_it_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import clip_folder, t5_folder, text_folder
+from toys import clip_folder, clip_image_folder, t5_folder, text_folder
 from untrained import untrained_run
 
 import sample
@@ -121,6 +121,8 @@ def test_a_phrase_that_an_encoder_does_not_read_is_named_with_it():
     with pytest.raises(ValueError, match="'key' is not in the prompt, 'a monkey'"):
         check_painted(parts, {"caption": [PROMPT, "a monkey"], "paint": paint})
     assert not check_painted({"label": Label(3, width=8, slot="tokens")}, {"label": torch.tensor([0]), "paint": paint})
+    vector = ClipText(str(clip_image_folder()), slots=["vector"])
+    assert not check_painted({"clip_text": vector}, {"caption": [PROMPT], "paint": paint}), "no token is looked at"
 
 
 # The command

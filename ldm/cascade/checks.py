@@ -98,11 +98,14 @@ def _check_fields(stages: Sequence[Stage]) -> None:
 
 
 def doubts(stages: Sequence[Stage]) -> list[str]:
-    """One line for each stage after the first that was trained on clean small pictures alone."""
+    """One line for each stage after the first that was trained on clean small pictures alone, without noise that it is
+    told of (conditioner.low_resolution.max_noise_level).
+    """
     found = []
     for before, stage in pairwise(stages):
         made = stage.drawer.data.keys.derived.get(LOW)
-        if made is not None and not made.degrades:
+        reads = stage.drawer.conditions(stage.drawer.sampling(stage.recipe.later({}))).values()
+        if made is not None and not made.degrades and "low_noise" not in set().union(*reads):
             found.append(
                 f"{stage.name} was trained on clean small pictures, and what {before.name} draws is not as clean; "
                 "derived=[degraded] or [bsrgan_light] trains it for that"

@@ -96,7 +96,7 @@ class ClipText(Conditioner):
             self.frozen.check(batch)
 
     def spans(self, text: str) -> Spans | None:
-        return None if self.frozen is None else self.frozen.spans(text)
+        return self.frozen.spans(text) if self.frozen is not None and "tokens" in self.widths else None
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         given = self.frozen(batch, drop)

@@ -107,11 +107,14 @@ Choose = Callable[[Vocabulary, np.random.Generator, int], list[str]]
 
 @dataclass(frozen=True)
 class Category:
-    """What a category asks for: the names of the place-th prompt, what they are told from, and the rule."""
+    """What a category asks for: the names of the place-th prompt, what they are told from, the rule, and whether there
+    are `enough` names to choose of.
+    """
 
     choose: Choose
     among: Callable[[Vocabulary], Collection[str]]
     rule: Callable[[Item, Sequence[Thing]], bool]
+    enough: Callable[[Vocabulary], bool]
 
 
 def _of_two_colours(words: Vocabulary, draw: np.random.Generator, place: int) -> list[str]:
@@ -128,18 +131,35 @@ def _some(words: Vocabulary, draw: np.random.Generator, count: int) -> list[str]
     return [str(name) for name in draw.choice(words.ordinary, count, replace=False)]
 
 
+def _ordinary(words: Vocabulary) -> bool:
+    return len(words.ordinary) >= MOST
+
+
 CATEGORIES = {
-    "colour": Category(_of_two_colours, lambda words: {n for own in words.coloured.values() for n in own}, all_there),
-    "counting": Category(
-        lambda words, draw, place: _some(words, draw, 1 + place % MOST), lambda words: words.ordinary, counted
+    "colour": Category(
+        _of_two_colours,
+        lambda words: {name for own in words.coloured.values() for name in own},
+        all_there,
+        lambda words: len(words.coloured) >= 2,
     ),
-    "relation": Category(lambda words, draw, place: _some(words, draw, 2), lambda words: words.ordinary, related),
+    "counting": Category(
+        lambda words, draw, place: _some(words, draw, 1 + place % MOST),
+        lambda words: words.ordinary,
+        counted,
+        _ordinary,
+    ),
+    "relation": Category(
+        lambda words, draw, place: _some(words, draw, 2), lambda words: words.ordinary, related, _ordinary
+    ),
     "spelling": Category(
         lambda words, draw, place: [str(name) for name in draw.choice(words.written, 1 + place % 2, replace=False)],
         lambda words: words.written,
         all_there,
+        lambda words: len(words.written) >= 2,
     ),
-    "long": Category(lambda words, draw, place: _some(words, draw, MOST), lambda words: words.ordinary, all_there),
+    "long": Category(
+        lambda words, draw, place: _some(words, draw, MOST), lambda words: words.ordinary, all_there, _ordinary
+    ),
 }
 
 
@@ -147,7 +167,7 @@ class ComposedSet:
     """`count` different prompts of each of `categories` on canvases of `settings`, which says the split of the emoji.
 
     A prompt whose own canvas the rule would not pass is left out: what is asked for can then be told. Raises UserError
-    where there are too few.
+    where there are too few, or too few names for a category.
     """
 
     def __init__(self, settings: CanvasSettings, categories: Sequence[str], count: int):
@@ -158,6 +178,12 @@ class ComposedSet:
             raise UserError(f"num_prompts={count}: must be at least 1")
         self.settings = replace(settings, textured=0.0)  # things are found on a plain ground
         self.words = Vocabulary(settings.split)
+        lacking = [name for name in categories if not CATEGORIES[name].enough(self.words)]
+        if lacking:
+            raise UserError(
+                f"categories: emoji of split={settings.split} have too few names for {', '.join(lacking)}; leave that "
+                "out, or take another split"
+            )
         self.among = {name: set(CATEGORIES[name].among(self.words)) for name in categories}
         names = sorted(set().union(*self.among.values()))
         self.judge = Judge([one for name in names for one in self.words.pictures(name)])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.making.cutouts import Emoji, cutout
-from ldm.tasks.finding import Box, found_boxes
+from ldm.tasks.finding import Box, found_boxes, ground_of
 
 SIDE = 12  # px of the square that things are compared in
 
@@ -45,12 +45,6 @@ class Judge:
             nearest = int(apart.argmin())
             found.append(Thing(box, self.names[places[nearest]], apart[nearest].item()))
         return sorted(found, key=lambda thing: thing.distance)
-
-
-def ground_of(image: Tensor) -> Tensor:
-    """The colour [3] of the ground of an image [3, H, W]: the median along its border."""
-    border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)
-    return border.median(dim=1).values
 
 
 def _cut(image: Tensor, box: Box, ground: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ def ediffi_report(tree: Tree) -> Path | None:
         with passing_on():
             stopped = chain.run()
         sections = [_section(work) for work in works if work.title]
-        page = write_report(folder, "eDiff-I on the built-in data", _count(works), sections)
+        undone = {step.name for step in chain.waiting} | set(chain.failed)
+        said = f"{len(works) - len(undone)} of {len(works)} steps are done."
+        page = write_report(folder, "eDiff-I on the built-in data", said, sections)
         if chain.failed and not stopped:
             raise UserError(f"these failed, their messages are above: {', '.join(chain.failed)}")
     return None if stopped else page
@@ -71,11 +73,6 @@ def _check_same(tree: Tree, folder: Path) -> None:
     for key, value in read_json(kept).items():
         if tree.get(key) != value:
             raise UserError(f"{key}: {folder} has figures of {key}={value}; give another runs_dir=, or remove {folder}")
-
-
-def _count(works: list[Work]) -> str:
-    done = sum(work.is_done() for work in works)
-    return f"{done} of {len(works)} steps are done."
 
 
 def _section(work: Work) -> Section:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import compose, overriding
+from ldm.evaluation.stand_ins import NOTE
 
 Tree = dict[str, Any]
 EXPERIMENT = "ediffi/conditions_tiny"
@@ -89,8 +90,8 @@ def _all(tree: Tree, folder: Path) -> list[Work]:
     sets = "use_conditions=[[text],[clip_text],[text,clip_text]]"
     tasks, experts = runs / "tasks", runs / "experts"
     return [
-        Work("stand_in_clip", "stand_in_clip", _with(tree, "stand_in_clip", [f"out={clip}", device]), clip),
-        Work("cache", "encode", _with(tree, "cache", encoded), cache, ("stand_in_clip",)),
+        Work("stand_in_clip", "stand_in_clip", _with(tree, "stand_in_clip", [f"out={clip}", device]), clip / NOTE),
+        Work("cache", "encode", _with(tree, "cache", encoded), None, ("stand_in_clip",)),
         Work("model", "train", _with(tree, "model", trained), None, ("cache",)),
         looked("attention", title="What attention looks at (figure 3)", intro=STAND_INS),
         looked("switch", title="When the prompt decides (figure 4)", intro=STAND_INS),
@@ -125,7 +126,14 @@ SCRIPTS = {
     "style": "style_sheet",
     "cost": "expert_cost",
 }
-LAST = {name: "expert_cost.png" if name == "cost" else "sheet.png" for name in SCRIPTS} | {"attention": "attention.png"}
+# The file that each writes last, but for its notes elsewhere.
+LAST = {
+    "attention": "self_and_cross.png",
+    "switch": "ranks.png",
+    "conditions": "sheet.png",
+    "style": "sheet.png",
+    "cost": "expert_cost.png",
+}
 
 
 def _with(tree: Tree, name: str, words: list[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ features of the pictures, as LiT does (arXiv 2111.07991). What it draws a figure
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.errors import UserError
 from ldm.files import write_json
-from ldm.holding import held
+from ldm.holding import NAME, held
 from ldm.measuring import conditions
 from ldm.metrics.features import efficientnet_features
 from ldm.networks.huggingface import load_tokenizer
@@ -35,27 +36,39 @@ def make_stand_in_clip(tree: dict[str, Any]) -> dict[str, Any]:
     """Fit the tower of `tree` (conf/stand_in_clip.yaml) and write its folder; what is known of it, as stand_in.json."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+    _check(tree)
     out, device = Path(tree["out"]).expanduser(), choose(tree["device"])
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != NAME for path in out.iterdir()):  # of one that was killed
         raise UserError(f"out={out}: is there already; name another folder, or delete it")
     width = {"hidden_size": tree["width"], "intermediate_size": 4 * tree["width"], "projection_dim": tree["width"]}
     shape = {"num_hidden_layers": tree["depth"], "num_attention_heads": HEADS}
     config = {**CONFIG, "architectures": ["CLIPTextModelWithProjection"], **width, **shape}
-    with held(out, "writing into"), torch.random.fork_rng(devices=[]):
+    with held(out, "writing into"), TemporaryDirectory() as unfitted, torch.random.fork_rng(devices=[]):
         torch.manual_seed(tree["seed"])
         model = CLIPTextModelWithProjection(CLIPTextConfig(**config)).to(device)
-        write_encoder(out, config, model.state_dict())  # with the tokenizer
+        write_encoder(Path(unfitted), config, model.state_dict())  # with the tokenizer
         facts: dict[str, Any] = {"stand_in_for": "CLIP", "steps": tree["max_steps"], "seed": tree["seed"]}
-        facts |= _fit(model, load_tokenizer(out, "out"), tree, device)
+        facts |= _fit(model, load_tokenizer(Path(unfitted), "out"), tree, device)
         write_encoder(out, config, model.state_dict())
         write_json(out / "stand_in.json", facts)
     return facts
+
+
+def _check(tree: dict[str, Any]) -> None:
+    """Raises UserError for numbers of which no tower can be made or fitted."""
+    for key in ("depth", "max_steps", "batch_size"):
+        if tree[key] < 1:
+            raise UserError(f"{key}={tree[key]}: must be at least 1")
+    if tree["width"] < HEADS or tree["width"] % HEADS:
+        raise UserError(f"width={tree['width']}: must be a multiple of {HEADS}, the heads of its attention")
 
 
 def _fit(model: nn.Module, tokenizer: Any, tree: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Train the tower in place; the data's facts, with the share of held-out pictures whose caption is found first."""
     data: ShardData = Parts({**tree, "image_size": FEATURES_PX})["data"]
     data.setup()
+    if not {"caption", "image"} <= data.batch_spec.keys() or data.validation is None:
+        raise UserError("data: a text tower is fitted to captions and their pictures, some of them held out")
     features = efficientnet_features(FEATURES_PX).to(device)
     batches = [batch for batch, _ in conditions(data, data.num_train, tree["batch_size"])]
     captions = [caption for batch in batches for caption in batch["caption"]]

@@ -13,10 +13,15 @@ SPECK, SMALLEST = 3, 16  # px: a part that is smaller is none, and neither is a 
 WITHIN = 0.5  # of a part's box that lies in that of another: both are of one thing, as the eyes of a face
 
 
-def off_ground(image: Tensor) -> Tensor:
-    """Where an image [3, H, W] in [-1, 1] is not ground, bool [H, W]; the ground's colour is the border's median."""
+def ground_of(image: Tensor) -> Tensor:
+    """The colour [3] of the ground of an image [3, H, W]: the median along its border."""
     border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)
-    return (image - border.median(dim=1).values[:, None, None]).abs().amax(0) > FAR
+    return border.median(dim=1).values
+
+
+def off_ground(image: Tensor) -> Tensor:
+    """Where an image [3, H, W] in [-1, 1] is not ground, bool [H, W]."""
+    return (image - ground_of(image)[:, None, None]).abs().amax(0) > FAR
 
 
 def things_iou(images: Tensor, asked: Tensor) -> Tensor:
