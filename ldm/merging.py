@@ -24,7 +24,7 @@ from ldm.ensemble import WHOLE, check_member, lead_of, read_members
 from ldm.errors import UserError
 from ldm.holding import held
 from ldm.overwriting import FIRST, LAST
-from ldm.places import first_stage_of, paths_of
+from ldm.places import first_stage_of, paths_of, relative
 from ldm.run import Run, code_version
 
 WHOLE_NOISE = {"node": [0, 0], "exclude": [], "within": None, "interval": None}
@@ -53,7 +53,7 @@ def merge(manifest: Path, out: Path, given: Sequence[float] | None = None) -> tu
     run = _write(out, found[lead], trees[lead], state)
     told = dict(zip(names, shares, strict=True))
     rows = [
-        {"run": name, "sha256": own.digest, "share": share}
+        {"run": name, "weights": relative(own.path, out), "sha256": own.digest, "share": share}
         for (name, share), own in zip(told.items(), found, strict=True)
     ]
     run.record(merged=rows, finished_step=run.tree["max_steps"])

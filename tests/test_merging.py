@@ -11,6 +11,7 @@ from ldm.config import load_tree
 from ldm.ensemble import WHOLE, write_manifest
 from ldm.files import read_json
 from ldm.lineage import branch_point
+from ldm.lineage_tree import lineage_of, total
 from ldm.loading import load_drawer
 from ldm.merging import average, merge
 from ldm.model import load_model
@@ -48,6 +49,7 @@ def test_it_is_a_run_that_samples_and_can_be_branched_from(manifest: Path, tmp_p
     lineage = read_json(run.folder / "lineage.json")
     assert [(row["run"], row["share"]) for row in lineage["merged"]] == [("base", 0.75), ("top", 0.25)]
     assert lineage["merged"][1]["sha256"] == load_model(manifest.parent / "top").weights[0].digest
+    assert total(lineage_of([run.folder])) == total(lineage_of([manifest]))
     assert load_tree(run.folder / "config.yaml")["expert"]["node"] == [0, 0]
     assert branch_point(str(run.folder)).parent.name == "checkpoints"
 
