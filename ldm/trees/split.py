@@ -38,7 +38,8 @@ def propose_split(tree: Tree) -> Path | None:
     """
     model = Path(tree["model"]).expanduser()
     _check_keys(tree)
-    folder = Path(tree["out"]) if tree["out"] else model / "split"
+    own = model.parent.parent if model.suffix == ".safetensors" else branched_run(str(model))
+    folder = Path(tree["out"]) if tree["out"] else own / "split"
     parent = load(model)
     _check_whole("model", model, parent)
     noise, sigmas = parent.parts["noise"], parent.sampling(tree).sigmas
