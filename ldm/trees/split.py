@@ -46,6 +46,8 @@ def propose_split(tree: Tree) -> Path | None:
     found = shares(noise, sigmas, spines(tree["levels"]))
     print(f"{model.name}: {len(sigmas) - 1} steps from sigma {sigmas[0]:.4g}", flush=True)
     if tree["continued"] or tree["steps"]:
+        if not parent.data.num_validation:
+            raise UserError(f"model={model}: its data have no held-out images, by which gains are measured")
         child_run = _continued(tree, model)
         if child_run is None:
             return None
