@@ -123,7 +123,8 @@ class Pipeline(Codec):
             raise UserError(f"prompts: {len(request.rows)} for {len(latents)} latents; give one, or one for each")
         numbers = torch.arange(len(latents), device=self._device)
         batch, negative = request.batch([place % len(request.rows) for place in range(len(latents))], numbers)
-        guided = self.drawer.guided(request.sampling, on_grid(batch, latents.shape), len(latents), negative)
+        batch = {**on_grid(batch, latents.shape), "number": numbers}
+        guided = self.drawer.guided(request.sampling, batch, len(latents), negative)
         return guided(latents, levels.expand(len(latents))).reshape(x.shape)
 
     def _request(self, prompt: str | None, options: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:

@@ -14,6 +14,7 @@ from ldm.ensemble import read_members
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.lineage import begun_from, read_lineage, samples_before
+from ldm.places import found as place_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ def _add(found: dict[str, Ancestor], path: Path) -> None:
     folder: Path | None = run.resolve()
     while folder is not None:
         lineage = read_lineage(folder, "none")
+        if "merged" in lineage:
+            _add_merged(found, folder, lineage["merged"])
+            return
         parent = lineage["parent"]
         before = _before(parent, folder) if parent else None
         _note(found, Ancestor(str(folder), folder.name, steps, samples, before["key"] if before else None))
@@ -62,6 +66,17 @@ def _add(found: dict[str, Ancestor], path: Path) -> None:
         folder, steps, samples = before["folder"], before["steps"], before["samples"]
         if folder is None:  # only its child knows of it
             _note(found, Ancestor(before["key"], before["name"], steps, samples, None))
+
+
+def _add_merged(found: dict[str, Ancestor], folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Add a run that is the average of others' weights (merging.py), and these: no step of training is its own."""
+    names = ", ".join(row["run"] for row in rows)
+    _note(found, Ancestor(str(folder), f"{folder.name} (the average of {names})", 0, 0, None))
+    for row in rows:
+        file = place_of(row["weights"], folder)
+        if not file.exists():
+            raise UserError(f"{folder}: is the average of {names}; the weights of {row['run']} are not there, {file}")
+        _add(found, file)
 
 
 def _before(parent: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ldm.ensemble import lead_of, load_ensemble, read_members
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import Identity
 from ldm.model import load_classifier, load_model, own_first_stage
+from ldm.residency import residency_of
 
 # Task.kind -> its loader: (path, first_stage or None, ema) -> what the run yields.
 RUNS: dict[str, Callable[..., Any]] = {
@@ -39,6 +40,7 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema", res
     says. Raises ValueError naming what is wrong with it.
     """
     path = there(path)
+    residency_of(residency)
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema, residency)
     kind = _kind(path)
@@ -52,6 +54,7 @@ def load_drawer(
 ) -> Drawer:
     """What draws images at a path: see `load`. Raises ValueError for a run that yields something else."""
     path = there(path)
+    residency_of(residency)
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema, residency)
     return load_model(path, first_stage, ema)

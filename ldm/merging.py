@@ -17,6 +17,7 @@ from ldm.checkpoint import weights
 from ldm.checkpoint.weights import Weights
 from ldm.compatibility import MEANING, differences, names_of
 from ldm.config import load_tree
+from ldm.convert import lora
 from ldm.convert.first_stage import save_branch_point
 from ldm.diffusion.experts import Interval
 from ldm.diffusion.noise import NoiseDistribution
@@ -24,7 +25,7 @@ from ldm.ensemble import WHOLE, check_member, lead_of, read_members
 from ldm.errors import UserError
 from ldm.holding import held
 from ldm.overwriting import FIRST, LAST
-from ldm.places import first_stage_of, paths_of
+from ldm.places import first_stage_of, paths_of, relative
 from ldm.run import Run, code_version
 
 WHOLE_NOISE = {"node": [0, 0], "exclude": [], "within": None, "interval": None}
@@ -42,7 +43,10 @@ def merge(manifest: Path, out: Path, given: Sequence[float] | None = None) -> tu
     found = [weights.load(member.file) for member in members]
     for member, own in zip(members, found, strict=True):
         check_member(member, own, manifest)
-    names, trees = names_of(own.run for own in found), [load_tree(own.run / "config.yaml") for own in found]
+    names = names_of(own.run for own in found)
+    # An adapter is a product of two factors, whose average is not that of the factors: it is put into the weights.
+    whole = [lora.merged(load_tree(own.run / "config.yaml"), own) for own in found]
+    trees, found = [tree for tree, _ in whole], [own for _, [own] in whole]
     _check_same(names, trees)
     for own in found[1:]:
         weights.check_fit(found[0].state, own.state, f"members: {own.path}")
@@ -53,7 +57,7 @@ def merge(manifest: Path, out: Path, given: Sequence[float] | None = None) -> tu
     run = _write(out, found[lead], trees[lead], state)
     told = dict(zip(names, shares, strict=True))
     rows = [
-        {"run": name, "sha256": own.digest, "share": share}
+        {"run": name, "weights": relative(own.path, out), "sha256": own.digest, "share": share}
         for (name, share), own in zip(told.items(), found, strict=True)
     ]
     run.record(merged=rows, finished_step=run.tree["max_steps"])
@@ -82,7 +86,7 @@ def average(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dic
 
 def _check_same(names: Sequence[str], trees: Sequence[dict[str, Any]]) -> None:
     for (one, first), (other, second) in combinations(zip(names, trees, strict=True), 2):
-        for key, (here, there) in differences(first, second, (*MEANING, "noise", "adapter")).items():
+        for key, (here, there) in differences(first, second, (*MEANING, "noise")).items():
             raise UserError(
                 f"members: {key} is {here!r} in {one} and {there!r} in {other}; only weights of one network that mean "
                 "the same can be averaged"

@@ -93,8 +93,14 @@ class Request:
         self, parts: Sequence[Sequence[tuple[int, int]]], tell: Callable[[str], Any] = lambda words: None
     ) -> list[Callable[[], Tensor]]:
         """What makes the `images` of each of `parts`, to be called in their order; see Drawer.begun."""
-        draws = self._drawer.begun([self._ask(part) for part in parts], tell)
+        if self._drawer.residency:
+            draws = self._drawer.begun([self._ask(part) for part in parts], tell)
+        else:  # no batch waits for another, nor in memory
+            draws = [partial(self._drawn, part) for part in parts]
         return [partial(finished, draw, self._finish) for draw in draws]
+
+    def _drawn(self, part: Sequence[tuple[int, int]]) -> Tensor:
+        return self._drawer.begun([self._ask(part)])[0]()
 
     def _ask(self, part: Sequence[tuple[int, int]]) -> Ask:
         numbers = torch.tensor([number for _, number in part], device=self._device)

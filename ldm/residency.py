@@ -116,14 +116,15 @@ class OneResident:
             return
         began = time.perf_counter()
         stored, state = self._stored[number], self._read(number)
-        if self._inside is not None:
-            self._stored[self._inside].leave(self._device)
+        before, self._inside = self._inside, None  # nobody, should the next one not come
+        if before is not None:
+            self._stored[before].leave(self._device)
         stored.come(self._device, state)
         if self._tuned:
             tuned(stored.network, self._device)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        if self._inside is not None:
+        if before is not None:
             self._switches += 1
             self._seconds += time.perf_counter() - began
         self._inside = number

@@ -36,6 +36,8 @@ STAGES = {
     "sr16": ["image_size=16", "conditioner=[label,low_resolution]", *LABEL[1:], "derived=[degraded]", *SMALL],
     "sr32": ["image_size=32", "conditioner=[low_resolution]", "derived=[degraded]", *SMALL, "sampler=ddpm"],
     "clean16": ["image_size=16", "conditioner=[low_resolution]", "derived=[low_resolution]", *SMALL],
+    "noisy16": ["image_size=16", "conditioner=[low_resolution]", "derived=[low_resolution]", *SMALL,
+                "conditioner.low_resolution.max_noise_level=0.5"],
     "text16": ["image_size=16", "conditioner=[label,low_resolution]", *LABEL[1:], "conditioner.label.drop_prob=0",
                "derived=[degraded]", *SMALL],
     "plain": ["conditioner=[]"],
@@ -137,6 +139,20 @@ def test_what_is_no_cascade_is_refused_in_a_line_before_anything_is_written(runs
     with pytest.raises((ValueError, OSError), match=problem) as refused:
         cascade.main([f"out={tmp_path / 'c.yaml'}", f"stages=[{named}]", *words])
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_makes_its_pictures_noisy_takes_low_noise_and_is_no_doubt(runs, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        cascade.main([f"out={tmp_path / 'c.yaml'}", f"stages=[{runs / 'base'},{runs / 'noisy16'}]"])
+    assert "clean small pictures" not in caplog.text
+    model = load_drawer(tmp_path / "c.yaml")
+    sampling = model.sampling({})
+    assert model.conditions(sampling) == {"label": {"label"}, "low_resolution": {"low_noise"}}
+    drawn = [
+        model.generate(sampling, {**LABELS, **level}, NUMBERS, seed=0)
+        for level in ({}, {"low_noise": torch.full((3,), 0.1)}, {"low_noise": torch.full((3,), 0.5)})
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 def test_a_stage_that_saw_clean_pictures_only_is_told(runs, tmp_path, caplog):

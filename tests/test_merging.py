@@ -11,9 +11,11 @@ from ldm.config import load_tree
 from ldm.ensemble import WHOLE, write_manifest
 from ldm.files import read_json
 from ldm.lineage import branch_point
+from ldm.lineage_tree import lineage_of, total
 from ldm.loading import load_drawer
 from ldm.merging import average, merge
 from ldm.model import load_model
+from ldm.networks import lora
 from scripts import merge_experts
 
 
@@ -48,6 +50,7 @@ def test_it_is_a_run_that_samples_and_can_be_branched_from(manifest: Path, tmp_p
     lineage = read_json(run.folder / "lineage.json")
     assert [(row["run"], row["share"]) for row in lineage["merged"]] == [("base", 0.75), ("top", 0.25)]
     assert lineage["merged"][1]["sha256"] == load_model(manifest.parent / "top").weights[0].digest
+    assert total(lineage_of([run.folder])) == total(lineage_of([manifest]))
     assert load_tree(run.folder / "config.yaml")["expert"]["node"] == [0, 0]
     assert branch_point(str(run.folder)).parent.name == "checkpoints"
 
@@ -85,6 +88,19 @@ def test_members_of_other_networks_are_refused_in_one_line(tmp_path: Path, word:
     with pytest.raises(ValueError, match=f"members: {problem}"):
         merge(tmp_path / "e.yaml", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_adapters_are_averaged_as_the_weights_that_they_make(tmp_path: Path):
+    words = ("adapter=lora", "adapter.rank=2", "adapter.targets=['*']")
+    low = untrained_run(tmp_path / "low", "expert.interval={sigma:[0,1]}", *words)
+    high = untrained_run(tmp_path / "high", "expert.interval={sigma:[1,null]}", *words, seed=1)
+    write_manifest(tmp_path / "e.yaml", [low, high])
+    run, _ = merge(tmp_path / "e.yaml", tmp_path / "merged", [1, 1])
+    one, other = (lora.merged(weights.load(expert).state, scale=1.0) for expert in (low, high))
+    average_of_both = load_model(run.folder).weights[0].state
+    assert average_of_both.keys() == one.keys()
+    for name, tensor in average_of_both.items():
+        torch.testing.assert_close(tensor, (one[name] + other[name]) / 2)
 
 
 def test_whole_numbers_stay_as_they_are():

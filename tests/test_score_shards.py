@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,9 @@ def test_it_goes_on_and_never_mixes_scores(folder: Path, scored: Path):
     before = {path.name: path.stat().st_mtime_ns for path in scored.glob("*.tar")}
     score_shards(compose("score_shards", words(folder, "out")))
     assert before == {path.name: path.stat().st_mtime_ns for path in scored.glob("*.tar")}
+    others = shutil.copytree(folder / "in", folder / "others")
+    with pytest.raises(ValueError, match=r"train-0\.tar there is .*in/train-0\.tar with scores"):
+        score_shards(compose("score_shards", [w.replace(f"{folder}/in", str(others)) for w in words(folder, "out")]))
     with pytest.raises(ValueError, match="holds scores made with"):
         score_shards(compose("score_shards", words(folder, "out", "~aesthetic")[:8]))
     with pytest.raises(ValueError, match="the shards lie there themselves"):

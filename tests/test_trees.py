@@ -73,6 +73,11 @@ BROKEN = {
     "rows: [{name: a, steps: 2}]\nensemble: {}": "ensemble: no such key",
     "rows: [{name: a, steps: 2}]\ncontrol: b": "control is 'b'",
     "rows: [{name: a, steps: 2}]\nquoted: {e: {}}": "quoted.e is of no ensemble",
+    "rows: [{name: a, steps: 2}]\nquoted: {e: 1}\nensembles: {e: [a]}": "quoted.e is 1; expected a mapping",
+    "rows: [{name: a, steps: 2}]\nensembles: {2: [a]}": "ensembles has 2 for a name",
+    "rows: [{name: a, steps: 2}]\nexperiment: 3": "experiment is 3; expected text",
+    "rows: 5": "rows is 5; expected a list",
+    "rows_of: 5": "rows_of is 5; expected text",
     "- 1": "not a tree's schedule",
 }
 

@@ -104,8 +104,8 @@ def doubts(stages: Sequence[Stage]) -> list[str]:
     found = []
     for before, stage in pairwise(stages):
         made = stage.drawer.data.keys.derived.get(LOW)
-        reads = stage.drawer.conditions(stage.drawer.sampling(stage.recipe.later({}))).values()
-        if made is not None and not made.degrades and "low_noise" not in set().union(*reads):
+        read = stage.drawer.conditions(stage.drawer.sampling(stage.recipe.later({}))).values()
+        if made is not None and not made.degrades and not any("low_noise" in fields for fields in read):
             found.append(
                 f"{stage.name} was trained on clean small pictures, and what {before.name} draws is not as clean; "
                 "derived=[degraded] or [bsrgan_light] trains it for that"

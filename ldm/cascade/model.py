@@ -155,8 +155,9 @@ class Cascade:
         found: dict[str, set[str]] = {}
         for place, (stage, own) in enumerate(self._each(sampling)):
             for name, fields in stage.drawer.conditions(own).items():
-                if place == 0 or fields != {LOW}:
-                    found[name] = found.get(name, set()) | fields
+                given = fields - {LOW} if place else fields
+                if given or not fields:
+                    found[name] = found.get(name, set()) | given
         return found
 
     def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:

@@ -60,13 +60,13 @@ def score_shards(tree: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
             mine = shards[rank::world_size]
             with Progress(disable=rank != 0) as bars:
                 for path in bars.track(mine, description="scoring"):
-                    if not (out / f"{path.name}{PARTS}").exists():
+                    if not _is_done(out, path):
                         row = write_shard(out / path.name, _scored(read_index(path), scores, tree, Ranks(device)))
-                        write_json(out / f"{path.name}{PARTS}", row)
+                        write_json(out / f"{path.name}{PARTS}", {"of": str(path.resolve()), "row": row})
         gather_objects(None)  # rank zero holds the folder until all have written
         if rank:
             return out, {}
-        rows = [read_json(out / f"{path.name}{PARTS}") for path in shards]
+        rows = [read_json(out / f"{path.name}{PARTS}")["row"] for path in shards]
         manifest = {
             "samples": sum(row["samples"] for row in rows),
             "class_names": class_names([str(path) for path in shards]),
@@ -75,6 +75,17 @@ def score_shards(tree: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         }
         write_manifest(out, manifest)
         return out, manifest
+
+
+def _is_done(out: Path, path: Path) -> bool:
+    """Whether a shard has its scores in the folder. Raises UserError for another shard of its name that has."""
+    part = out / f"{path.name}{PARTS}"
+    if not part.exists():
+        return False
+    scored = read_json(part)["of"]
+    if scored != str(path.resolve()):
+        raise UserError(f"out={out}: {path.name} there is {scored} with scores, and not {path}; name another folder")
+    return True
 
 
 def _scores(tree: dict[str, Any], device: torch.device) -> tuple[dict[str, Score], dict[str, str]]:

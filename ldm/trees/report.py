@@ -17,12 +17,12 @@ from ldm.launching.chain import Chain, Step
 from ldm.launching.local import passing_on
 from ldm.training.loggers import log_summary
 from ldm.trees.findings import difference, sampled
-from ldm.trees.growing import check_keys, is_finished, steps, tell
+from ldm.trees.growing import check_keys, steps, tell
 from ldm.trees.judge import ENSEMBLE, JUDGED, check_systems, judge
 from ldm.trees.report_page import FIGURES, write_page
 from ldm.trees.results import Results
 from ldm.trees.schedule import Schedule, read_schedule
-from ldm.trees.trainings import Growth
+from ldm.trees.trainings import Growth, is_done
 
 Tree = dict[str, Any]
 SAMPLED = ("sampling_seeds", "scales", "num_samples", "num_reference", "num_held_out")
@@ -140,12 +140,12 @@ def _steps(tree: Tree, schedule: Schedule, seed: int, results: Results, folder: 
     done = growth.check()
     stage = first_stage_run(tree, schedule, seed)
     found = []
-    if not is_finished(stage):
-        words = [f"experiment={schedule.first_stage}", f"run={stage.name}", f"runs_dir={stage.parent}", f"seed={seed}"]
-        words += ["trainer.precision=auto", f"logger.mode={tree['logger']['mode']}", f"logger.group={growth.name}"]
-        words += [*_data(tree, schedule.first_stage), *tree["first_stage_overrides"].split()]
-        compose("config", overriding(words))
-        found.append(Step(Job(stage.name, tuple(overriding(words)))))
+    words = [f"experiment={schedule.first_stage}", f"run={stage.name}", f"runs_dir={stage.parent}", f"seed={seed}"]
+    words += ["trainer.precision=auto", f"logger.mode={tree['logger']['mode']}", f"logger.group={growth.name}"]
+    words += [*_data(tree, schedule.first_stage), *tree["first_stage_overrides"].split()]
+    words = overriding(words)
+    if not is_done(stage, compose("config", words), schedule.first_stage):
+        found.append(Step(Job(stage.name, tuple(words))))
     for step in steps(growth, done):
         anew = not step.needs and found and found[0].name == stage.name and not _branches(step)
         found.append(replace(step, needs=(stage.name,)) if anew else step)

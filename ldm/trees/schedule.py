@@ -108,6 +108,15 @@ def read_schedule(given: str) -> Schedule:
     for key, kind in {"ensembles": dict, "quoted": dict, "overrides": str, "branch_overrides": str}.items():
         if key in content and not isinstance(content[key], kind):
             raise UserError(f"{path}: {key} is {content[key]!r}; expected {_word(kind)}")
+    names = ("experiment", "branch_experiment", "first_stage", "control", "hypothesis")
+    texts = {key: content.get(key) for key in names} | {"rows_of": like}
+    for key, own in texts.items():
+        if own is not None and not isinstance(own, str):
+            raise UserError(f"{path}: {key} is {own!r}; expected {_word(str)}")
+    if rows is not None and not isinstance(rows, list):
+        raise UserError(f"{path}: rows is {rows!r}; expected {_word(list)}")
+    if like is not None and _path(like).resolve() == path.resolve():
+        raise UserError(f"{path}: rows_of: names itself")
     parsed = read_schedule(like).rows if like else [_row(row, f"{path}: rows[{n}]") for n, row in enumerate(rows or [])]
     schedule = Schedule(path.stem, parsed, **content)
     _check(schedule, path)
@@ -169,6 +178,8 @@ def _check(schedule: Schedule, path: Path) -> None:
                 raise UserError(f"{path}: rows come from each other: {' from '.join([*line, origin])}")
             line.append(origin)
     for ensemble, members in schedule.ensembles.items():
+        if not isinstance(ensemble, str):
+            raise UserError(f"{path}: ensembles has {ensemble!r} for a name; write it in quotes")
         if not isinstance(members, list) or not members:
             raise UserError(f"{path}: ensembles.{ensemble} is {members!r}; expected a list of rows")
         for member in members:
@@ -179,6 +190,8 @@ def _check(schedule: Schedule, path: Path) -> None:
     for name in schedule.quoted:
         if name not in schedule.ensembles:
             raise UserError(f"{path}: quoted.{name} is of no ensemble of it")
+        if not isinstance(schedule.quoted[name], dict):
+            raise UserError(f"{path}: quoted.{name} is {schedule.quoted[name]!r}; expected {_word(dict)}")
 
 
 def _needed(schedule: Schedule) -> Schedule:

@@ -38,13 +38,16 @@ def propose_split(tree: Tree) -> Path | None:
     """
     model = Path(tree["model"]).expanduser()
     _check_keys(tree)
-    folder = Path(tree["out"]) if tree["out"] else model / "split"
+    own = model.parent.parent if model.suffix == ".safetensors" else branched_run(str(model))
+    folder = Path(tree["out"]) if tree["out"] else own / "split"
     parent = load(model)
     _check_whole("model", model, parent)
     noise, sigmas = parent.parts["noise"], parent.sampling(tree).sigmas
     found = shares(noise, sigmas, spines(tree["levels"]))
     print(f"{model.name}: {len(sigmas) - 1} steps from sigma {sigmas[0]:.4g}", flush=True)
     if tree["continued"] or tree["steps"]:
+        if not parent.data.num_validation:
+            raise UserError(f"model={model}: its data have no held-out images, by which gains are measured")
         child_run = _continued(tree, model)
         if child_run is None:
             return None

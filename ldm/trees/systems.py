@@ -1,5 +1,6 @@
 """The systems of a tree side by side: what each is made of, and what papers report of it (eDiff-I, Table 1)."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,4 @@ def parameters(file: Path) -> int:
     """How many numbers a safetensors file holds, from its header."""
     with safe_open(file, "pt") as opened:
         shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118  # no mapping
-    return sum(_product(shape) for shape in shapes)
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+    return sum(math.prod(shape) for shape in shapes)

@@ -104,7 +104,7 @@ class Growth:
                 check_cover(share([intervals[member] for member in members]))
             except ValueError as error:
                 raise UserError(f"ensembles.{ensemble} of {members}: {error}") from error
-        return [row.name for row in self.rows if self._is_done(row, trees[row.name])]
+        return [row.name for row in self.rows if is_done(self.run(row.name), trees[row.name], f"row {row.name!r}")]
 
     def _composed(self, row: Row) -> Tree:
         try:
@@ -136,18 +136,18 @@ class Growth:
             where = ", ".join(f"[{lo:.6g}, {hi:.6g})" for lo, hi in left)
             print(f"row {row.name!r}: {row.origin!r}, which it comes from, was not trained on sigma {where}")
 
-    def _is_done(self, row: Row, tree: Tree) -> bool:
-        """Whether a row has finished. Raises UserError for a run of other keys, or of more steps, in its place."""
-        run = self.run(row.name)
-        if not (run / "config.yaml").exists():
-            return False
-        found = open_run(with_begun_fields(settle_precision(inherit(tree, run.name), run.name), run.name), run.name)
-        steps = found.lineage.get("finished_step", 0)
-        if steps > row.steps:
-            raise UserError(
-                f"{run}: has {steps} steps, and row {row.name!r} asks for {row.steps}; choose another name="
-            )
-        return found.finished
+
+def is_done(run: Path, tree: Tree, asked: str) -> bool:
+    """Whether the training of a `tree` into `run` has finished. Raises UserError for a run of other keys, or of more
+    steps than are `asked` for by what it names, in its place.
+    """
+    if not (run / "config.yaml").exists():
+        return False
+    found = open_run(with_begun_fields(settle_precision(inherit(tree, run.name), run.name), run.name), run.name)
+    steps = found.lineage.get("finished_step", 0)
+    if steps > tree["max_steps"]:
+        raise UserError(f"{run}: has {steps} steps, and {asked} asks for {tree['max_steps']}; choose another name=")
+    return found.finished
 
 
 def _cuts(row: Row) -> list[str]:
