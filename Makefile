@@ -1,8 +1,10 @@
 # make quickstart   the whole chain on the built-in data, from nothing to a report; SIZE=full adds experts
+# make experts      eDiff-I's figures on the built-in data: an hour and more, to go on with
 # make test         lint, formats, types and all tests but the slow ones
 # make test-slow    whole processes, kills, browsers
 
-# ARGS="key=value ..." goes to scripts/quickstart.py; TORCH_INDEX=URL is where pip gets torch and torchvision.
+# ARGS="key=value ..." goes to scripts/quickstart.py, or scripts/ediffi_report.py; TORCH_INDEX=URL is where pip gets torch
+# and torchvision.
 
 PYTHON ?= python3.11
 SIZE ?= small
@@ -16,12 +18,16 @@ SHELL := /bin/bash
 # Where this is set, every process compiles all it imports anew: 16 s in place of 8.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart experts test test-slow lint clean
 
 quickstart: .venv/.installed
 	$(BIN)/python scripts/fetch_pretrained.py
 	$(BIN)/python scripts/quickstart.py $(ARGS)
 	$(if $(filter full,$(SIZE)),$(BIN)/python scripts/quickstart.py $(EXPERTS) $(ARGS))
+
+experts: .venv/.installed
+	$(BIN)/python scripts/fetch_pretrained.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/ediffi_report.py $(ARGS)
 
 test: .venv/.installed-test lint
 	$(BIN)/python scripts/fetch_pretrained.py
