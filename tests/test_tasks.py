@@ -353,7 +353,7 @@ def test_the_report_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypat
     page = tasks_report(asked)
     with kept.open() as file:
         found = {(row["task"], row["quantity"]): float(row["value"]) for row in csv.DictReader(file)}
-    assert found["class_emoji", "accuracy, real held-out"] > 0.2
+    assert found["class_emoji", "accuracy, real held-out, which it knows"] > 0.2
     assert kept.with_name("tasks_class_emoji-seed0.png").exists() and "A row for each of" in page.read_text()
     shutil.rmtree(tmp_path / "runs")  # another checkout, which has the rows alone
     monkeypatch.setattr(UsedChain, "_do", None)  # nothing is run

@@ -103,15 +103,17 @@ def _all(tree: Tree, folder: Path) -> list[Work]:
         looked("cost", title="What experts cost (figure 13)", intro="Of the network of that model."),
         Work(
             "painting", "tasks_report",
-            _with(tree, "painting", ["tasks=[painting]", f"seeds=[{seed}]", f"runs_dir={runs}", device, logger]), None,
+            _with(tree, "painting", [
+                "tasks=[painting]", f"seeds=[{seed}]", f"runs_dir={runs}", "jobs=1", device, logger,
+            ]), None,
             title="Phrases painted (figure 17)", intro="A model of captions of canvases, from nothing.",
             shown=lambda: [tasks / f"tasks_painting-seed{seed}.png"],
         ),
         Work(
             "experts", "experts_report",
             _with(tree, "experts", [
-                f"schedules=[{SCHEDULE}]", f"seeds={tree['seeds']}".replace(" ", ""), f"runs_dir={runs}", device,
-                logger,
+                f"schedules=[{SCHEDULE}]", f"seeds={tree['seeds']}".replace(" ", ""), f"runs_dir={runs}", "jobs=1",
+                device, logger,
             ]), None, title="Experts against training on (figure 7)",
             intro=f"All numbers, and what was expected: {experts / 'index.html'}.",
             shown=lambda: sorted((experts / SCHEDULE).glob("*.png")),

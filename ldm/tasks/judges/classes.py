@@ -34,7 +34,7 @@ def judge_classes(bench: Bench) -> Judgement:
 
     without = Probe(known, real["label"], num_classes)(against) == held_out["label"]
     bench.add_mean("accuracy, real held-out, by a classifier that has not seen them", without.double())
-    bench.add_mean("accuracy, real held-out", (probe(against) == held_out["label"]).double())
+    bench.add_mean("accuracy, real held-out, which it knows", (probe(against) == held_out["label"]).double())
     back = bench.reconstructed(model, held_out["image"])
     bench.add_mean("accuracy, first stage's held-out", right(back, held_out["label"]))
     each = max(SHOWN, bench.count() // num_classes)
