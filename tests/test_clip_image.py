@@ -12,11 +12,12 @@ from untrained import untrained_run
 
 from ldm.build import Parts
 from ldm.conditioners.clip_image import ImageEncoder, clip_image, preprocess
-from ldm.conditioners.image_features import image_features
+from ldm.conditioners.image_features import _load, image_features
 from ldm.config import compose, load_tree, overriding
 from ldm.data.writing import write_shard
 from ldm.latent_cache import encode
 from ldm.measuring import conditions
+from ldm.networks.bounded import check_described
 from sample import main
 
 IMAGE = torch.rand(3, 3, 20, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -145,3 +146,9 @@ def test_it_is_sampled_with_a_style_or_without(tmp_path: Path):
     labelled = untrained_run(tmp_path / "labelled")
     with pytest.raises(ValueError, match="image: this model reads no image; it is conditioned on label"):
         main([f"model={labelled}", "label=1", f"image={tmp_path}/other.png", f"out={tmp_path}/6"])
+
+
+def test_the_network_of_features_is_whole_while_a_model_is_counted():
+    _load.cache_clear()
+    check_described(lambda: image_features(size=32), {}, "config.yaml")
+    assert next(image_features(size=32).frozen.model.module.parameters()).device.type == "cpu"

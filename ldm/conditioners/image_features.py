@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.conditioners.base import field
 from ldm.conditioners.clip_image import ClipImage, PictureEncoder
 from ldm.conditioners.frozen import Batch
+from ldm.networks.bounded import uncounted
 from ldm.networks.efficientnet import EfficientNetLite0, pretrained_efficientnet
 from ldm.networks.fingerprint import fingerprint
 from ldm.networks.layers import Frozen
@@ -63,4 +64,5 @@ def image_features(
 @cache
 def _load(path: Path | None, size: int) -> FeatureEncoder:
     """One frozen encoder per process, however many models use it."""
-    return FeatureEncoder(pretrained_efficientnet(path), size)
+    with uncounted(), torch.device("cpu"):  # also while a model is counted on the meta device
+        return FeatureEncoder(pretrained_efficientnet(path), size)
