@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from markupsafe import escape
 from PIL import Image
@@ -193,6 +194,10 @@ def jpeg(width: int, height: int) -> bytes:
     return bytes(content)
 
 
+# Before Pillow 13 libwebp itself refuses a canvas that its picture does not fill, before it takes memory for it.
+WEBP_REFUSED = "too many pixels" if int(PIL.__version__.partition(".")[0]) >= 13 else "broken image"
+
+
 @pytest.mark.parametrize("decoder", ["pil", "fast"])
 @pytest.mark.parametrize(
     ("content", "kinds"),
@@ -201,7 +206,7 @@ def jpeg(width: int, height: int) -> bytes:
         (png(2**31 - 1, 1), ["too many pixels"]),
         (png(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 24)))), ["broken image"]),
         (png(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1 << 24)))), ["broken image"]),
-        (webp(16384, 16384), ["too many pixels"]),
+        (webp(16384, 16384), [WEBP_REFUSED]),
         (jpeg(65500, 65500), ["too many pixels"]),
         (jpeg(8000, 8000), []),  # it ends as it should: libjpeg makes grey of what is not there
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch $CANARY) run\n", ["broken image"]),
