@@ -210,7 +210,12 @@ def test_a_condition_made_of_the_image_still_gets_it(first_stage: Run, shards: P
 
 def t5_and_clip_image() -> list[str]:
     """Of toys, on the command line."""
-    words = ["conditioner=[t5,clip_image]", "conditioner.t5.max_tokens=8", f"conditioner.t5.{MEMO}"]
+    words = [
+        "conditioner=[t5,clip_image]",
+        "conditioner.t5.max_tokens=8",
+        "conditioner.t5.dtype=fp32",
+        f"conditioner.t5.{MEMO}",
+    ]
     folders = [f"conditioner.t5.path={t5_folder()}", f"conditioner.clip_image.path={clip_image_folder()}"]
     return [*words, *folders, "conditioner.clip_image.drop_prob=0.3", "derived=[style]", "derived.style.size=16"]
 

@@ -51,7 +51,7 @@ def test_points_are_kept_for_the_same_guidance_whatever_its_scales(tmp_path: Pat
 def test_points_whose_samples_or_columns_have_changed_are_of_another_identity():
     def identity(fields: set[str], f: int, *words: str) -> str:
         first_stage = SimpleNamespace(spec=SimpleNamespace(f=f))
-        model = SimpleNamespace(weights=[], fields=fields, first_stage=first_stage)
+        model = SimpleNamespace(weights=[], settings={}, fields=fields, first_stage=first_stage)
         return identity_of(model, compose("evaluate", ["model=x", *words]))
 
     plain = identity({"label"}, 8)

@@ -281,7 +281,7 @@ def test_what_only_a_judge_would_miss_is_refused_before_anything_trains(
     refused(r"^data.validation=x.tar, of overrides= .*layout is judged on canvases", "overrides=data.validation=x.tar")
     refused(r"overrides_of.layout=: 'sise=3' is none", "overrides=data.validation=canvases://validation/sise=3")
     for task, option in {"inpainting": "masks", "superres_x2": "holes"}.items():
-        refused(rf"overrides_of.{task}=: .* comes from", f"tasks=[{task}]", f'overrides_of.{task}="derived=[{option}]"')
+        refused(rf"overrides_of.{task}=: .* comes from", f"tasks=[{task}]", f"overrides_of.{task}=derived=[{option}]")
     kept = tmp_path / "cache"
     kept.mkdir()
     shutil.copy(locate("efficientnet_lite0"), kept)
