@@ -388,7 +388,7 @@ def test_every_argument_of_a_constructor_can_be_set():
     tree = compose("config", [*words, f"data.fields.depth{given}", f"derived.depth{given}"])
     assert tree["data"]["fields"]["depth"] == tree["derived"]["depth"] == depth
     for word, said in {
-        "data.fields.depth.extension=txt": "there is no data.fields.depth; a new one must be given whole, data.fields.d",
+        "data.fields.depth.extension=txt": "there is no data.fields.depth; a new one must be given whole, data.",
         "network=own": "network=own: no such option; one of a package of your own needs plugins=[package]",
         "derived.depth={_target_:own.Depth}": "in conf/ can be built; one of a package of your own needs plugins=",
         "data.fields.caption.extention=txt": "did you mean 'data.fields.caption.extension'",

@@ -41,7 +41,8 @@ def explain(error: Exception, config_name: str, parsed: list[Override]) -> str:
             if not override.is_add() and key not in known_groups and key not in names and not left_out:
                 absent, annotation = missing_at(tree, key.split("."))
                 if is_part(annotation):
-                    return f"{key}: there is no {absent}; a new one must be given whole, {absent}={{_target_:module.Class,...}}"
+                    said = f"{key}: there is no {absent}; a new one must be given whole"
+                    return f"{said}, {absent}={{_target_:module.Class,...}}"
                 return f"{key}: no such key{nearest(key, [*names, *_siblings(tree, key), *known_groups])}"
     if str(error).startswith("Error merging override "):
         return f"{first_line(error)[len('Error merging override ') :]}: cannot take the place of what is there"
