@@ -250,7 +250,10 @@ def test_a_visitor_in_a_browser_gets_the_pictures_of_sample_py(tmp_path):
         line = browser.evaluate(f"[...document.querySelectorAll('.command textarea')]{VISIBLE}[0].value")
         assert "'prompt=a red heart'" in line and str(runs[1]) in line
         press("button.label-wrap", "Paint phrases")
+        until(f"[...document.querySelectorAll('.paint-red')]{VISIBLE}.length")
+        time.sleep(3)  # what has just been opened hears of what is typed a moment later
         fill(".paint-red", "red heart")
+        time.sleep(1)
         press("button.draw")
         until(f"{STATE}.startsWith(\"error: phrases: 'red heart' is {BRUSHES['red']}, and paint=\")")
         fill(".num-steps", "many")
