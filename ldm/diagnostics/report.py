@@ -10,7 +10,7 @@ from ldm.errors import UserError
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import Job
-from ldm.launching.chain import Chain, Step
+from ldm.launching.chain import Chain, Step, check_chain
 from ldm.launching.local import passing_on
 from ldm.report.page import Cell, Code, Figure, ImageGrid, Item, Section, Text, write_report
 
@@ -53,13 +53,7 @@ def ediffi_report(tree: Tree) -> Path | None:
 
 def _check(tree: Tree) -> None:
     choose(tree["device"])
-    for key in ("logger", "launcher"):
-        if tree.get(key) is None:
-            raise UserError(f"{key}=null: the report needs one; leave it out for that of conf/ediffi_report.yaml")
-    if tree["launcher"].get("wait") is False:
-        raise UserError("launcher.wait=false: what follows needs what is trained; set it to true")
-    if tree["jobs"] < 1:
-        raise UserError(f"jobs={tree['jobs']}: must be at least 1")
+    check_chain(tree, "ediffi_report", "the report")
     unknown = [name for name in tree["parts"] if name not in PARTS]
     if unknown or not tree["parts"]:
         raise UserError(f"parts={tree['parts']}: some of {', '.join(PARTS)}")

@@ -1,8 +1,9 @@
 """Steps of a long job that need each other: each a process of its own, as many at once as there is room for."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ldm.errors import UserError
 from ldm.launching import FINISHED, Job, Launcher
@@ -24,6 +25,17 @@ class Step:
     @property
     def name(self) -> str:
         return self.job.name
+
+
+def check_chain(tree: Mapping[str, Any], root: str, who: str) -> None:
+    """Raises UserError for keys of conf/`root`.yaml that no chain could be launched with; `who` is what needs it."""
+    for key in ("logger", "launcher"):
+        if tree.get(key) is None:
+            raise UserError(f"{key}=null: {who} needs one; leave it out for that of conf/{root}.yaml")
+    if tree["launcher"].get("wait") is False:
+        raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
+    if tree["jobs"] < 1:
+        raise UserError(f"jobs={tree['jobs']}: must be at least 1")
 
 
 class Chain:

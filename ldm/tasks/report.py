@@ -12,7 +12,7 @@ from ldm.errors import UserError
 from ldm.files import read_json, write_json
 from ldm.holding import held
 from ldm.launching import Job
-from ldm.launching.chain import Chain, Step
+from ldm.launching.chain import Chain, Step, check_chain
 from ldm.launching.local import passing_on
 from ldm.tasks.checks import check_judging
 from ldm.tasks.judging import JUDGED, SHEET
@@ -63,14 +63,12 @@ def settings_of(tree: Tree, part: Part) -> str:
 
 def _check_keys(tree: Tree, asked: list[Part]) -> None:
     choose(tree["device"])
-    for key in ("metric", "logger", "launcher"):
-        if tree.get(key) is None:
-            raise UserError(f"{key}=null: the report needs one; leave it out for that of conf/tasks_report.yaml")
-    for key, least in {"jobs": 1, "num_samples": 10, "batch_size": 1, "resamples": 1}.items():
+    if tree.get("metric") is None:
+        raise UserError("metric=null: the report needs one; leave it out for that of conf/tasks_report.yaml")
+    check_chain(tree, "tasks_report", "the report")
+    for key, least in {"num_samples": 10, "batch_size": 1, "resamples": 1}.items():
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")
-    if tree["launcher"].get("wait") is False:
-        raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
     trained = needed([part.task for part in asked])
     if any(TRAININGS[name].images == FASHION for name in trained):
         if tree["fashion"] is None:

@@ -11,7 +11,7 @@ from ldm.evaluation.table import write_csv
 from ldm.files import read_json, write_json, write_text
 from ldm.holding import held
 from ldm.launching import Job
-from ldm.launching.chain import Chain, Step
+from ldm.launching.chain import Chain, Step, check_chain
 from ldm.launching.local import passing_on
 from ldm.lineage_tree import lineage_of, lines
 from ldm.trees.schedule import read_schedule
@@ -46,13 +46,7 @@ def check_keys(tree: Tree) -> None:
     """Raises UserError for a key that no tree could be grown with."""
     if not tree["schedule"]:
         raise UserError("schedule: has to be given, a name of conf/tree such as fig7, or a file")
-    if tree["jobs"] < 1:
-        raise UserError(f"jobs={tree['jobs']}: must be at least 1")
-    for key in ("logger", "launcher"):
-        if tree.get(key) is None:
-            raise UserError(f"{key}=null: a tree needs one; leave it out for that of conf/grow_tree.yaml")
-    if tree["launcher"].get("wait") is False:
-        raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
+    check_chain(tree, "grow_tree", "a tree")
 
 
 def steps(growth: Growth, done: list[str]) -> list[Step]:
