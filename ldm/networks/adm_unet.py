@@ -5,10 +5,8 @@ feed-forward.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
-from ldm.networks.attention import AttentionBlock, CrossAttentionBlock
-from ldm.networks.unet_blocks import AtFactors, Attentions, Blocks, in_turn
+from ldm.networks.unet_blocks import Blocks, self_then_cross
 from ldm.networks.unet_body import UNetBody
 
 
@@ -39,11 +37,7 @@ class ADMUNet(UNetBody):
         norm_groups: int = 32,
         checkpoint_activations: bool = False,
     ):
-        own = partial(AttentionBlock, legacy_order=False, norm_groups=norm_groups)
-        attentions: Attentions = AtFactors(own, attention_factors, None, head_channels)
-        if tokens_width:
-            cross = partial(CrossAttentionBlock, tokens_width=tokens_width, norm_groups=norm_groups)
-            attentions = in_turn(attentions, AtFactors(cross, attention_factors, None, head_channels))
+        attentions = self_then_cross(attention_factors, attention_factors, head_channels, tokens_width, norm_groups)
         blocks = Blocks(
             channels, multipliers, num_blocks, attentions, dropout, scale_shift_norm, resblock_updown, norm_groups
         )

@@ -8,18 +8,17 @@ linear in pixels, so that it is trained on crops and applied to whole images.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.networks.attention import AttentionBlock, Cond, CrossAttentionBlock
+from ldm.networks.attention import Cond
 from ldm.networks.context import Context
 from ldm.networks.inputs import check_inputs
 from ldm.networks.layers import conv3x3, sinusoid, through, zeroed
-from ldm.networks.unet_blocks import AtFactors, Attentions, Blocks, apply, in_turn
+from ldm.networks.unet_blocks import Blocks, apply, self_then_cross
 
 
 class Reduce(nn.Module):
@@ -92,11 +91,9 @@ class EfficientUNet(nn.Module):
                 f"network.cross_attention_factors={list(cross_attention_factors)}: no level of this network has such a "
                 f"factor, so that nothing would read the tokens; its levels have {factors}"
             )
-        to_itself = partial(AttentionBlock, legacy_order=False, norm_groups=norm_groups)
-        attentions: Attentions = AtFactors(to_itself, self_attention_factors, None, head_channels)
-        if tokens_width:
-            to_tokens = partial(CrossAttentionBlock, tokens_width=tokens_width, norm_groups=norm_groups)
-            attentions = in_turn(attentions, AtFactors(to_tokens, cross_attention_factors, None, head_channels))
+        attentions = self_then_cross(
+            self_attention_factors, cross_attention_factors, head_channels, tokens_width, norm_groups
+        )
         blocks = Blocks(
             channels, multipliers, num_blocks, attentions, dropout, scale_shift_norm, norm_groups=norm_groups
         )

@@ -5,6 +5,7 @@ Which attentions stand where is given to `Blocks` as a function, so that a U-Net
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.networks.attention import Cond
+from ldm.networks.attention import AttentionBlock, Cond, CrossAttentionBlock
 from ldm.networks.layers import conv3x3, zeroed
 from ldm.networks.norm_silu import norm_silu
 
@@ -131,6 +132,18 @@ class AtFactors:
 def in_turn(*several: Attentions) -> Attentions:
     """`Attentions` with the modules of each of `several`, one after the other."""
     return lambda width, factor: [module for attentions in several for module in attentions(width, factor)]
+
+
+def self_then_cross(
+    self_factors: Sequence[int], cross_factors: Sequence[int], head_channels: int, tokens_width: int, norm_groups: int
+) -> Attentions:
+    """Self-attention at some factors, and where there are tokens a block of cross-attention at others, behind it."""
+    to_itself = partial(AttentionBlock, legacy_order=False, norm_groups=norm_groups)
+    found: Attentions = AtFactors(to_itself, self_factors, None, head_channels)
+    if not tokens_width:
+        return found
+    to_tokens = partial(CrossAttentionBlock, tokens_width=tokens_width, norm_groups=norm_groups)
+    return in_turn(found, AtFactors(to_tokens, cross_factors, None, head_channels))
 
 
 @dataclass(frozen=True)
