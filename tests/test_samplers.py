@@ -277,6 +277,20 @@ def test_ddpm_equals_diffusers():
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_thousand_steps_of_ddpm_in_fp32_stay_with_the_posterior_in_float64():
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    left = torch.cumprod(1 - betas, 0)  # alpha bar
+    before = torch.cat([left.new_ones(1), left[:-1]])
+    noises = torch.randn(1000, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x = first_noise().double()
+    for k, t in enumerate(reversed(range(1000))):  # arXiv:2006.11239, equations 7 and 15
+        x0 = (x - (1 - left[t]).sqrt() * network(x, x.new_full((SHAPE[0],), t))) / left[t].sqrt()
+        mean = before[t].sqrt() * betas[t] * x0 + (1 - betas[t]).sqrt() * (1 - before[t]) * x
+        x = mean / (1 - left[t]) + (betas[t] * (1 - before[t]) / (1 - left[t])).sqrt() * noises[k]
+    result = ours(ddpm, trailing(1000, SCHEDULE), first_noise(), noise=lambda step: noises[step].float())
+    assert (result - x).norm() < 4e-6 * x.norm()
+
+
 def test_euler_equals_diffusers():
     from diffusers import EulerDiscreteScheduler
 
