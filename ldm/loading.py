@@ -1,9 +1,9 @@
 """Loads what a path holds: a run by its task's kind, a manifest by the kind it declares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -22,6 +22,7 @@ from ldm.first_stage.first_stage import Identity
 from ldm.model import load_classifier, load_model, own_first_stage
 from ldm.residency import residency_of
 
+P = TypeVar("P", str, Path)
 # Task.kind -> its loader: (path, first_stage or None, ema) -> what the run yields.
 RUNS: dict[str, Callable[..., Any]] = {
     "first_stage": lambda path, first_stage, ema: load_first_stage(path, ema),
@@ -37,10 +38,10 @@ def load(path: str | Path, first_stage: str | None = None, ema: str = "ema", res
     says where the first stage of a model lies now, if it moved. `ema` chooses among a run's averages of its weights:
     ``ema``, ``raw``, or a relative length such as ``0.05``. `residency` says where an ensemble's members are while it
     samples, those of a cascade's stages too: ``all``, ``one`` or ``disk`` (residency.py); None is what its manifest
-    says. Raises ValueError naming what is wrong with it.
+    says. Raises ValueError naming what is wrong with it, and for ``one`` or ``disk`` of what has no members.
     """
     path = there(path)
-    residency_of(residency)
+    residency = residencies([path], residency)[path]
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema, residency)
     kind = _kind(path)
@@ -54,10 +55,31 @@ def load_drawer(
 ) -> Drawer:
     """What draws images at a path: see `load`. Raises ValueError for a run that yields something else."""
     path = there(path)
-    residency_of(residency)
+    residency = residencies([path], residency)[path]
     if path.suffix == ".yaml":
         return _load_manifest(path, first_stage, ema, residency)
     return load_model(path, first_stage, ema)
+
+
+def residencies(paths: Sequence[P], residency: str | None) -> dict[P, str | None]:
+    """The `residency` of each of several models: None, its manifest's word, for one that has no members which could
+    come and go.
+
+    Raises UserError for one that there is not, and for ``one`` or ``disk`` where no model has any.
+    """
+    residency_of(residency)
+    having = {path: _has_members(there(path)) for path in paths}
+    if residency not in (None, "all") and not any(having.values()):
+        names = ", ".join(map(str, paths))
+        raise UserError(
+            f"residency={residency}: is of an ensemble's members, which come and go; {names} has none: leave it out"
+        )
+    return {path: residency if own else None for path, own in having.items()}
+
+
+def _has_members(path: Path) -> bool:
+    """Whether a path holds an ensemble, or a cascade with one as a stage."""
+    return path.suffix == ".yaml" and MANIFESTS[manifest_kind(path)].has_members(path)
 
 
 def check_draws(path: str | Path) -> None:
@@ -119,7 +141,7 @@ def load_stage(path: Path, first_stage: str | None = None, residency: str | None
     """A stage of a cascade: a model, or an ensemble. Raises ValueError for another cascade."""
     if path.suffix == ".yaml" and manifest_kind(path) == CASCADE:
         raise UserError(f"stages: {path} is a cascade itself; name its stages")
-    return load_drawer(path, first_stage, residency=residency)
+    return load_drawer(path, first_stage, residency=residency if path.suffix == ".yaml" else None)
 
 
 def _cascade(path: Path, first_stage: str | None, residency: str | None) -> Drawer:
@@ -138,15 +160,23 @@ def _cascade_data(path: Path) -> ShardData | None:
     return data_of(there, [entry.factor for entry in entries]) if len(there) == len(entries) else None
 
 
+def _has_experts(path: Path) -> bool:
+    """Whether a stage of a cascade is an ensemble."""
+    return any(_has_members(entry.path) for entry in read_manifest(path)[0])
+
+
 class Manifest(NamedTuple):
-    """How a kind of manifest is loaded: (path, first stage, residency) -> what draws; and what that was trained on."""
+    """How a kind of manifest is loaded: (path, first stage, residency) -> what draws; what that was trained on; whether
+    members of it can come and go.
+    """
 
     load: Callable[[Path, str | None, str | None], Drawer]
     trained_on: Callable[[Path], ShardData | None]
+    has_members: Callable[[Path], bool]
 
 
 # The values of a manifest's `kind`.
 MANIFESTS = {
-    EXPERTS: Manifest(load_ensemble, lambda path: trained_on(lead_of(read_members(path)).file)),
-    CASCADE: Manifest(_cascade, _cascade_data),
+    EXPERTS: Manifest(load_ensemble, lambda path: trained_on(lead_of(read_members(path)).file), lambda path: True),
+    CASCADE: Manifest(_cascade, _cascade_data, _has_experts),
 }

@@ -31,15 +31,16 @@ def main(arguments: list[str]) -> int:
         raise UserError("model=[]: names no model")
     from ldm.demo.page import Shown, page, serve
     from ldm.device import choose
-    from ldm.loading import check_draws, load_drawer
+    from ldm.loading import check_draws, load_drawer, residencies
 
     device = choose(tree["device"])
     for path in paths:
         check_draws(path)
+    own = residencies(paths, tree["residency"])
     models: list[Shown] = []
     for path in paths:
         ema = "ema" if Path(path).suffix == ".yaml" else tree["ema"]
-        drawer = load_drawer(path, None, ema).to(device).tuned(tree["compile"])
+        drawer = load_drawer(path, None, ema, own[path]).to(device).tuned(tree["compile"])
         taken = any(shown.name == drawer.name for shown in models)
         models.append(Shown(path, path if taken else drawer.name, ema, drawer))
     serve(page(models, tree, device), tree)

@@ -14,12 +14,18 @@ import yaml
 from toys import ROOT
 from untrained import untrained_run
 
+import ldm
 import sample
+import scripts.demo
+from ldm.cascade.manifest import write_manifest as write_cascade
 from ldm.config import CONF, compose
 from ldm.drawer import Drawer
 from ldm.ensemble import load_ensemble, write_manifest
 from ldm.ensemble_model import Ensemble
+from ldm.errors import UserError
+from ldm.evaluation.evaluate import evaluate
 from ldm.generate import Ask, NotFinite
+from ldm.loading import load_drawer, load_stage, residencies
 from ldm.measuring import Ranks, make
 from ldm.sampling import Sampling, levels_asked
 from ldm.turns import Turn, Waiting
@@ -174,6 +180,35 @@ def test_sample_says_the_switches_and_the_recipe_has_them(manifest: Path, tmp_pa
     assert recipes[1]["residency"]["switches"] == 2 and "residency" not in recipes[1]["options"]
     assert sample.main([f"again={tmp_path / 'one' / '3_0001.png'}", f"out={tmp_path}", "residency=disk"]) == 0
     assert "bit for bit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_without_members_refuses_a_residency_that_would_do_nothing(manifest: Path, tmp_path: Path, mode: str):
+    run = manifest.parent / "low"
+    problem = rf"^residency={mode}: is of an ensemble's members, .*; {run} has none: leave it out$"
+    words = [f"model={run}", f"residency={mode}", "device=cpu", f"out={tmp_path / 'out'}"]
+    for refused in (
+        lambda: sample.main([*words, "label=0"]),
+        lambda: evaluate(compose("evaluate", [*words, "num_samples=4"])),
+        lambda: ldm.load(run, device="cpu", residency=mode),
+        lambda: scripts.demo.main(words),
+    ):
+        with pytest.raises(UserError, match=problem):
+            refused()
+    assert not (tmp_path / "out").exists()
+    ldm.load(run, device="cpu", residency="all")
+    assert residencies([run, manifest], mode) == {run: None, manifest: mode}, "of several models it is theirs that can"
+
+
+def test_a_cascade_refuses_it_where_no_stage_is_an_ensemble(manifest: Path, tmp_path: Path):
+    for name, stage, has in (("plain", manifest.parent / "low", False), ("experts", manifest, True)):
+        cascade = tmp_path / f"{name}.yaml"
+        write_cascade(cascade, [stage], {}, load_stage)
+        if has:
+            load_drawer(cascade, residency="one")
+        else:
+            with pytest.raises(UserError, match=r"^residency=one: .*plain\.yaml has none"):
+                load_drawer(cascade, residency="one")
 
 
 def test_batches_of_an_evaluation_wait_for_each_other_as_many_as_are_asked_for(manifest: Path):

@@ -30,7 +30,7 @@ from ldm.evaluation.samples_file import SamplesFile, samples_file
 from ldm.evaluation.stored_reference import UNKNOWN, StoredReference, is_stored, stored
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
-from ldm.loading import load_drawer
+from ldm.loading import load_drawer, residencies
 from ldm.measuring import FEWEST, alignment_key
 from ldm.residency import words_of
 from ldm.sampling import Sampling
@@ -136,8 +136,9 @@ def _folder(tree: dict[str, Any], paths: list[Path]) -> Path | None:
 def _drawers(tree: dict[str, Any], asked: list[Cell], device: Any, rank: int) -> dict[tuple[str, str], Drawer]:
     """What the cells draw with, by path and average; says where the average that is asked for does not exist."""
     models: dict[tuple[str, str], Drawer] = {}
+    own = residencies(list(dict.fromkeys(cell.tree["model"] for cell in asked)), tree["residency"])
     for path, ema in dict.fromkeys((cell.tree["model"], cell.tree["ema"]) for cell in asked):
-        model = load_drawer(path, tree["first_stage"], ema, tree["residency"])
+        model = load_drawer(path, tree["first_stage"], ema, own[path])
         model = model.to(device).tuned(tree["compile"])
         plain = [str(weights.path) for weights in model.weights if weights.path.name.endswith(".raw.safetensors")]
         if plain and ema == "ema" and str(path) not in plain and rank == 0:
