@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from toys import TINY_RUN
+from toys import TINY_RUN, annotated_shard
 
 from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.files import write_json
 from ldm.launching.torchrun import Torchrun
-from ldm.sweep.cells import Cell, Places, cells, check, settings_of
+from ldm.sweep.cells import Cell, Places, cells, check, settings_of, training_of
 from ldm.sweep.intervals import ends_are_worse, interval
 from ldm.sweep.page import verdict
 from ldm.sweep.results import Results
@@ -165,6 +165,23 @@ def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
         sweep = Sweep(asked, places, None, Results(tmp_path / "rows.csv"))
         sweep._trials = {cell.model: threading.Lock()}
         assert len(list(sweep._chain(cell))) == jobs
+
+
+def test_a_row_of_other_shards_is_refused_and_one_of_before_they_were_told_is_not(tmp_path: Path):
+    for name, skip in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation"):
+            shutil.copyfile(annotated_shard(skip), tmp_path / name / f"{split}-00000.tar")
+    cell, results = Cell(1, "", 0), Results(tmp_path / "rows.csv")
+    one, other = (settings_of(tree(tmp_path, f"shards={tmp_path / name}"), cell) for name in "ab")
+    assert training_of(one) == training_of(other) == training_of(settings_of(tree(tmp_path), cell)) is not None
+    for told, fits in ((one, True), (other, False), (settings_of(tree(tmp_path), cell), True)):
+        results.add(cell, {"settings": told, "steps": 2}, [])
+        if fits:
+            results.check(cell, one)
+        else:
+            with pytest.raises(UserError, match=r"its row \S+ was measured with"):
+                results.check(cell, one)
 
 
 def test_the_steps_of_a_budget_are_those_of_the_same_training(tmp_path: Path):

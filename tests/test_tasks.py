@@ -17,6 +17,8 @@ from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
 from ldm.launching.chain import Chain, Step
 from ldm.networks.downloads import locate
+from ldm.sweep.measured_under import SHARDS, same_settings
+from ldm.tasks import judged_by
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
 from ldm.tasks.finding import best_overlaps, found_boxes, overlap, things, things_iou
@@ -318,6 +320,60 @@ def test_rows_are_kept_as_they_were_and_shown(tmp_path: Path):
     (tmp_path / "rows.csv").write_text("task,seed,quantity,value,settings\nlayout,0,IoU,1,{}\n")
     with pytest.raises(UserError, match="low is None, and not a number"):
         Results(tmp_path / "rows.csv")
+
+
+def test_rows_of_a_judge_that_decides_by_something_else_are_not_those_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked, part = tree(tmp_path), Part("semantic_map", 0)
+    source = judged_by._source
+    changes = {
+        "its own steps": ("ldm.tasks.judges.semantic_map", "STEPS = 600", "STEPS = 900"),
+        "the segmenter it trains": ("ldm.tasks.segmenter", "WIDTH = 32", "WIDTH = 64"),
+        "a number within a function": ("ldm.tasks.segmenter", "weight_decay=0.05", "weight_decay=0.5"),
+        "a default": ("ldm.tasks.probe", "penalty: float = 1e-2", "penalty: float = 1e-3"),
+        "its version": ("ldm.tasks.judges.semantic_map", "SHOWN = 10", "SHOWN = 10\nVERSION = 2"),
+    }
+
+    def under(*change: str) -> str:
+        monkeypatch.setattr(judged_by, "_source", lambda name: source(name).replace(*(change[1:] or ("", ""))) if
+                            name == (change or ("",))[0] else source(name))  # fmt: skip
+        judged_by.digest_of.cache_clear()
+        return settings_of(asked, part)
+
+    assert under() == under("ldm.tasks.segmenter", "# channels at full resolution", "# so many")
+    first = judged_by.digest_of("ldm.tasks.judges.semantic_map")
+    monkeypatch.setitem(judged_by.FIRST, "semantic_map", first)
+    before = under()
+    assert "judge" not in json.loads(before), "rows of before judges were told are as valid as their judge is the same"
+    results = Results(tmp_path / "rows.csv")
+    results.add(part, [{"quantity": "mIoU", "value": 0.5, "low": 0.4, "high": 0.6, "num": 12}], before)
+    results.check(part, under())
+    told = {name: under(*change) for name, change in changes.items()}
+    assert len({before, *told.values()}) == 1 + len(changes), told
+    for changed in told.values():
+        with pytest.raises(UserError, match="its rows semantic_map-seed0 were measured with"):
+            results.check(part, changed)
+    assert under("ldm.tasks.probe", "STEPS = 60", "STEPS = 6") != before, "of what it is made of"
+    judged_by.digest_of.cache_clear()
+
+
+def test_rows_of_other_shards_are_not_those_of_the_report(tmp_path: Path):
+    for name, skip in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation"):
+            shutil.copyfile(toys.annotated_shard(skip), tmp_path / name / f"{split}-00000.tar")
+    part = Part("class_fashion", 0)
+    one, other = (settings_of(tree(tmp_path, f"fashion={tmp_path / name}"), part) for name in "ab")
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    assert settings_of(tree(tmp_path, f"fashion={tmp_path / 'moved'}"), part) == one != other
+    assert same_settings(one, one) and not same_settings(one, other)
+    without = json.dumps({key: value for key, value in json.loads(one).items() if key != SHARDS}, sort_keys=True)
+    assert same_settings(one, without) and same_settings(without, other), "rows of before it was kept"
+    assert not same_settings(one, without.replace('"num_samples": ', '"num_samples": 1')) and same_settings(None, None)
+    assert settings_of(tree(tmp_path, f"fashion={tmp_path / 'a'}"), Part("layout", 0)) == settings_of(
+        tree(tmp_path), Part("layout", 0)
+    ), "of a task that is not trained on them"
 
 
 def test_a_judgement_becomes_rows_and_one_that_cannot_be_kept_stops_only_what_needs_it(

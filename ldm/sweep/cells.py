@@ -13,9 +13,10 @@ from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.generate import check_size
 from ldm.model import recipe
+from ldm.sweep.measured_under import SHARDS, shards_of
 
 FACTORS = (1, 2, 4, 8, 16, 32)
-MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale")
+MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale", SHARDS)
 Tree = dict[str, Any]
 
 
@@ -165,7 +166,7 @@ def settings_of(tree: Tree, cell: Cell) -> str:
     }
     facts = {**facts, "of_f": _of_f(tree, cell.f), "latent": _latent(tree, cell) if cell.f > 1 else []}
     facts = {**facts, "device_seconds": float(tree["device_seconds"]) if tree["budget"] == "device_seconds" else None}
-    return json.dumps(facts, sort_keys=True)
+    return json.dumps({**facts, **shards_of(tree["shards"])}, sort_keys=True)
 
 
 def training_of(settings: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm.errors import UserError
 from ldm.sweep.cells import Cell, training_of
+from ldm.sweep.measured_under import same_settings
 from ldm.sweep.rows_file import read, turn, write
 
 Row = dict[str, Any]
@@ -39,7 +40,7 @@ class Results:
     def check(self, cell: Cell, settings: str) -> None:
         """Raises UserError if a cell's row was measured under other settings."""
         row = self.find(cell)
-        if row is not None and row.get("settings") != settings:
+        if row is not None and not same_settings(row.get("settings"), settings):
             raise UserError(
                 f"results={self.path}: its row {cell.name} was measured with {row.get('settings')}, and this sweep has "
                 f"{settings}; choose another results="

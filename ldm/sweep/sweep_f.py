@@ -36,6 +36,7 @@ from ldm.sweep.cells import (
     settings_of,
     training_of,
 )
+from ldm.sweep.measured_under import same_settings
 from ldm.sweep.page import write_page
 from ldm.sweep.results import Results
 from ldm.sweep.stage import MEASURED, logged
@@ -151,7 +152,7 @@ class Sweep:
     def _measured(self, cell: Cell) -> bool:
         """Whether the cell has been measured, and as this sweep would measure it."""
         path = self.places.measured(cell) / MEASURED
-        return path.exists() and read_json(path).get("settings") == settings_of(self.tree, cell)
+        return path.exists() and same_settings(read_json(path).get("settings"), settings_of(self.tree, cell))
 
     def _done(self, job: Job, cell: Cell) -> bool:
         """Run a job; whether it finished."""

@@ -14,7 +14,10 @@ from ldm.holding import held
 from ldm.launching import Job
 from ldm.launching.chain import Chain, Step, check_chain
 from ldm.launching.local import passing_on
+from ldm.sweep.measured_under import shards_of
 from ldm.tasks.checks import check_judging
+from ldm.tasks.judged_by import judged_by
+from ldm.tasks.judges import JUDGES
 from ldm.tasks.judging import JUDGED, SHEET
 from ldm.tasks.page import write_page
 from ldm.tasks.results import Results
@@ -53,12 +56,17 @@ def tasks_report(tree: Tree) -> Path | None:
 
 
 def settings_of(tree: Tree, part: Part) -> str:
-    """What a part's numbers depend on, as text: rows of other settings are not this report's."""
+    """What a part's numbers depend on, as text: rows of other settings are not this report's.
+
+    With what fashion= holds, where a model of the part is trained on it, and what its judge decides by, of one that is
+    another than it was when rows did not say that (judged_by.py): rows of before are valid as long as it is the same.
+    """
     keys = ("num_samples", "resamples", "overrides")
     steps = {name: steps_of(tree, name) for name in needed([part.task])}
     own = {name: tree["overrides_of"].get(name) for name in steps if tree["overrides_of"].get(name)}
     facts = {key: tree[key] for key in keys} | {"metric": tree["metric"], "steps": steps, "overrides_of": own}
-    return json.dumps(facts, sort_keys=True)
+    facts |= shards_of(tree["fashion"]) if any(TRAININGS[name].images == FASHION for name in steps) else {}
+    return json.dumps(facts | judged_by(JUDGES[part.task]), sort_keys=True)
 
 
 def _check_keys(tree: Tree, asked: list[Part]) -> None:

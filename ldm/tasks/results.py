@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.sweep.measured_under import same_settings
 from ldm.sweep.rows_file import read, turn, write
 from ldm.tasks.trainings import Part
 
@@ -30,7 +31,7 @@ class Results:
     def check(self, part: Part, settings: str) -> None:
         """Raises UserError if a part's rows were measured under other settings."""
         for row in self.find(part):
-            if row["settings"] != settings:
+            if not same_settings(row["settings"], settings):
                 raise UserError(
                     f"results={self.path}: its rows {part.name} were measured with {row['settings']}, and this report "
                     f"has {settings}; choose another results="

@@ -15,6 +15,7 @@ from ldm.holding import held
 from ldm.launching import Job
 from ldm.launching.chain import Chain, Step
 from ldm.launching.local import passing_on
+from ldm.sweep.measured_under import shards_of
 from ldm.training.loggers import log_summary
 from ldm.trees.findings import difference, sampled
 from ldm.trees.growing import check_keys, steps, tell
@@ -92,10 +93,13 @@ def first_stage_run(tree: Tree, schedule: Schedule, seed: int) -> Path:
 
 
 def settings_of(tree: Tree, schedule: Schedule) -> str:
-    """What a tree's numbers depend on, as text: rows of other settings are not this report's."""
+    """What a tree's numbers depend on, as text: rows of other settings are not this report's; with what shards= holds,
+    where a schedule is trained on them.
+    """
     facts = {key: tree[key] for key in (*SAMPLED, "overrides", "first_stage_overrides")} | {"metric": tree["metric"]}
     facts["rows"] = {row.name: row.steps for row in schedule.rows}
-    return json.dumps(facts, sort_keys=True)
+    own = shards_of(tree["shards"]) if schedule.experiment and _unnamed(schedule.experiment) else {}
+    return json.dumps({**facts, **own}, sort_keys=True)
 
 
 def _check(tree: Tree) -> None:
@@ -122,8 +126,7 @@ def _overrides(tree: Tree, schedule: Schedule) -> str:
 def _data(tree: Tree, experiment: str | None) -> list[str]:
     if experiment is None:
         raise UserError("schedules: a schedule of the report names its experiment")
-    unnamed = compose("config", [f"experiment={experiment}"], complete=False)["data"]["train"] == "???"
-    if not unnamed:
+    if not _unnamed(experiment):
         return []
     if tree["shards"] is None:
         raise UserError(f"shards: experiment={experiment} names no data; give a folder with train-*.tar")
@@ -132,6 +135,11 @@ def _data(tree: Tree, experiment: str | None) -> list[str]:
         if not list(folder.glob(f"{split}-*.tar")):
             raise UserError(f"shards={folder}: has no {split}-*.tar")
     return [f"data.{split}={folder / split}-*.tar" for split in ("train", "validation")]
+
+
+def _unnamed(experiment: str) -> bool:
+    """Whether an experiment leaves it to shards= what it is trained on."""
+    return compose("config", [f"experiment={experiment}"], complete=False)["data"]["train"] == "???"
 
 
 def _steps(tree: Tree, schedule: Schedule, seed: int, results: Results, folder: Path) -> list[Step]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.sweep.measured_under import same_settings
 from ldm.sweep.rows_file import read, turn, write
 
 Row = dict[str, Any]
@@ -32,7 +33,7 @@ class Results:
     def check(self, schedule: str, seed: int, settings: str) -> None:
         """Raises UserError if a tree's rows were measured under other settings."""
         for row in self.find(schedule, seed):
-            if row["settings"] != settings:
+            if not same_settings(row["settings"], settings):
                 raise UserError(
                     f"results={self.path}: its rows {schedule}, seed {seed} were measured with {row['settings']}, and "
                     f"this report has {settings}; choose another results="
