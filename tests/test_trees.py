@@ -2,25 +2,33 @@
 
 import csv
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import toys
 from toys import Process, tiny
+from untrained import untrained_run
 
 from ldm.config import compose, load_plain, overriding
-from ldm.diffusion.noise import DiscreteNoise, LogNormal
+from ldm.diffusion.noise import DiscreteNoise, LogNormal, Restricted
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.sigmas import ddim_sigmas, karras
+from ldm.ensemble import write_manifest
 from ldm.errors import UserError
+from ldm.evaluation.interval_loss import held_out, interval_loss
 from ldm.fit import fit
+from ldm.generate import NotFinite
 from ldm.lineage_tree import lineage_of, lines, total
+from ldm.sampling import Sampling
 from ldm.trees import report
 from ldm.trees.findings import difference, verdict
 from ldm.trees.growing import grow, steps, tell
+from ldm.trees.judge import LEVELS, Bench
 from ldm.trees.results import Results
 from ldm.trees.schedule import FOLDER, read_schedule
 from ldm.trees.shares import propose, rows_of, shares, spines, with_gain
@@ -316,6 +324,25 @@ def test_rows_of_trees_are_kept_as_they_were(tmp_path: Path):
         Results(tmp_path / "rows.csv")
 
 
+def test_settings_of_a_tree_say_which_shards_it_is_of(tmp_path: Path):
+    for name, skip in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation"):
+            shutil.copyfile(toys.annotated_shard(skip), tmp_path / name / f"{split}-00000.tar")
+    found = {}
+    for schedule in ("fig7_fashion", "fig7_emoji"):
+        asked = [compose("experts_report", [f"shards={tmp_path / name}"]) for name in "ab"]
+        found[schedule] = [report.settings_of(tree, read_schedule(schedule)) for tree in asked]
+    assert found["fig7_fashion"][0] != found["fig7_fashion"][1], "that is trained on them"
+    assert found["fig7_emoji"][0] == found["fig7_emoji"][1]
+    results = Results(tmp_path / "rows.csv")
+    results.add("fig7_fashion", 0, [{"system": "four", "quantity": "loss", "value": 1.0}], found["fig7_fashion"][0])
+    with pytest.raises(UserError, match="its rows fig7_fashion, seed 0 were measured with"):
+        results.check("fig7_fashion", 0, found["fig7_fashion"][1])
+    without = report.settings_of(compose("experts_report", []), read_schedule("fig7_fashion"))
+    results.check("fig7_fashion", 0, without)  # a page of rows alone
+
+
 def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -331,6 +358,62 @@ def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(
         with pytest.raises(UserError, match=said):
             report.experts_report(compose("experts_report", [f"runs_dir={tmp_path / 'runs'}", *own, *words]))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A judge of untrained experts: the noise below, and all that is left of it, in two parts."""
+    (tmp_path / "own.yaml").write_text(
+        "rows:\n- {name: base, steps: 2}\n- {name: middle, from: base, node: [2, 1], steps: 1}\n"
+        "- {name: rest, from: base, exclude: [[2, 1]], steps: 1}\n- {name: control, from: base, steps: 2}\n"
+        "ensembles: {base: [base], control: [control], four: [middle, rest]}\n"
+    )
+    parts = {"base": [], "control": [], "middle": ["expert.node=[2,1]"], "rest": ["expert.exclude=[[2,1]]"]}
+    runs = tmp_path / "runs"
+    for seed, (name, part) in enumerate(parts.items()):
+        untrained_run(
+            runs / f"tree-{name}", "~data.fields.caption", "conditioner.label.num_classes=9", *part, seed=seed
+        )
+    schedule = read_schedule(str(tmp_path / "own.yaml"))
+    growth = Growth(compose("grow_tree", [f"schedule={tmp_path}/own.yaml", f"runs_dir={runs}", "name=tree"]), schedule)
+    manifests = {name: growth.manifest(name) for name in schedule.ensembles}
+    for name, members in schedule.ensembles.items():
+        write_manifest(manifests[name], [growth.run(member) for member in members])
+    words = ["num_samples=10", "num_reference=12", "num_held_out=4", "seeds=[0]", "device=cpu", "metric.size=32"]
+    return Bench(compose("experts_report", words), growth, manifests, tmp_path, "{}")
+
+
+def test_a_picture_that_is_not_finite_is_left_out_and_said(bench: Bench, caplog: pytest.LogCaptureFixture):
+    whole = bench._measured(bench.systems["four"], 1.0, 0)
+    drawer, lost, seen = bench.systems["four"], {0, 7}, {}
+
+    class Spoiled:
+        name, sampling = drawer.name, drawer.sampling
+
+        def generate(self, sampling: Sampling, batch: dict, numbers: torch.Tensor, seed: int) -> torch.Tensor:
+            images = drawer.generate(sampling, batch, numbers, seed)
+            finite = torch.tensor([number not in lost for number in numbers.tolist()])
+            if finite.all():
+                return images
+            raise NotFinite("samples 0, 7 are not finite", images.where(finite[:, None, None, None], torch.nan), finite)
+
+    bench.probe = lambda features: seen.setdefault("classes", bench.labels[:10][[1, 2, 3, 4, 5, 6, 8, 9]])
+    row = bench._measured(Spoiled(), 1.0, 0)
+    assert "2 of 10 samples are not in the metrics; samples 0, 7" in caplog.text
+    assert row["accuracy"] == 1.0, "each is held against its own class"
+    assert row.keys() == whole.keys() and all(math.isfinite(value) for value in row.values())
+    lost.update(range(8))
+    with pytest.raises(UserError, match=r"^four, guidance 1: samples 0, 7 are not finite"):
+        bench._measured(Spoiled(), 1.0, 0)
+
+
+def test_losses_are_of_an_expert_for_two_parts_of_the_noise_too(bench: Bench):
+    rows = {(row["system"], row["quantity"]): row["value"] for row in bench.losses()}
+    noise = bench.base.parts["noise"]
+    below, above = bench._origin("rest").parts["expert"].intervals(noise)
+    seen = held_out(bench.base, bench.data, 0, 4)
+    own = interval_loss(bench._origin("rest"), seen, Restricted(noise, [below, above]), 0, LEVELS)
+    assert rows["child", "loss inside rest"] == pytest.approx(own.double().mean().item())
 
 
 # Whole processes

@@ -4,6 +4,7 @@ A process of its own that keeps each point once it is measured, and goes on from
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,12 +20,14 @@ from ldm.device import choose
 from ldm.diffusion.boundaries import Interval
 from ldm.diffusion.noise import Restricted
 from ldm.drawer import Drawer
+from ldm.ensemble import WHOLE
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.evaluation.interval_loss import gain, held_out, interval_loss
 from ldm.files import read_json, write_json
+from ldm.generate import NotFinite
 from ldm.loading import load, load_drawer
-from ldm.measuring import Ranks, alignment_key, conditions, look_at, make
+from ldm.measuring import FEWEST, Ranks, alignment_key, conditions, look_at, make
 from ldm.metrics.alignment_score import alignment_score
 from ldm.metrics.kid import kernel_distance
 from ldm.model import Model
@@ -38,6 +41,7 @@ Row = dict[str, Any]
 JUDGED, POINTS = "judged.json", "points.json"
 ENSEMBLE = "four"  # the system that is held against the control, and whose experts are replaced
 NEEDED = ("base", "control", ENSEMBLE)
+log = logging.getLogger(__name__)
 LEVELS = 8  # of noise at which a held-out image is measured in an interval
 BINS = 16  # of equally likely noise, that losses are shown over
 
@@ -119,16 +123,26 @@ class Bench:
 
     def _measured(self, drawer: Drawer, scale: float, seed: int) -> Row:
         count, batch_size = self.tree["num_samples"], self.tree["batch_size"]
-        sampling = drawer.sampling({}).with_scale(scale)
+        sampling, said = drawer.sampling({}).with_scale(scale), ""
 
         def drawn(batch: dict[str, Any], numbers: Tensor) -> Tensor:
-            return drawer.generate(sampling, batch, numbers, seed)
+            nonlocal said
+            try:
+                return drawer.generate(sampling, batch, numbers, seed)
+            except NotFinite as error:
+                said = said or str(error)
+                return error.images
 
         made = make(drawn, self.data, count, batch_size, self.backbone, self.alignment, Ranks(self.device, 0, 1))
+        if len(made.features) < FEWEST:
+            raise UserError(f"{drawer.name}, guidance {scale:g}: {said}")
+        if made.broken:
+            log.warning("%d of %d samples are not in the metrics; %s", len(made.broken), count, said)
         generator = torch.Generator().manual_seed(seed)
         row: Row = {f"kid/{self.backbone.name}": kernel_distance(self.real, made.features, generator)[0]}
         if self.probe is not None:
-            row["accuracy"] = (self.probe(made.features) == self.labels[: len(made.features)]).double().mean().item()
+            finite = torch.isin(torch.arange(count), torch.tensor(made.broken, dtype=torch.int64), invert=True)
+            row["accuracy"] = (self.probe(made.features) == self.labels[:count][finite]).double().mean().item()
         if self.alignment is not None:
             row[alignment_key(self.alignment)] = made.alignments.mean().item()
         return row
@@ -173,13 +187,13 @@ class Bench:
         self.base.to(self.device)
         noise, rows = self.base.parts["noise"], []
 
-        def loss(drawer: Drawer, interval: Interval) -> Tensor:
-            inside = noise if interval == (0.0, math.inf) else Restricted(noise, [interval])
+        def loss(drawer: Drawer, intervals: Sequence[Interval]) -> Tensor:
+            inside = noise if intervals == WHOLE else Restricted(noise, intervals)
             return interval_loss(drawer, seen, inside, 0, LEVELS)
 
-        def add(quantity: str, interval: Interval, of: Mapping[str, Drawer], against: Sequence[str]) -> None:
+        def add(quantity: str, intervals: Sequence[Interval], of: Mapping[str, Drawer], against: Sequence[str]) -> None:
             """Mean losses of all, and of the first its differences to those `against`, with intervals over images."""
-            found = {name: loss(drawer, interval) for name, drawer in of.items()}
+            found = {name: loss(drawer, intervals) for name, drawer in of.items()}
             for name, values in found.items():
                 rows.append({"system": name, "quantity": quantity, "value": values.double().mean().item()})
             first = next(iter(found))
@@ -189,22 +203,21 @@ class Bench:
                 place = {"system": f"{first} - {other}", "quantity": f"{quantity}, difference"}
                 rows.append({**place, "value": value, "low": value - half, "high": value + half})
 
-        whole: Interval = (0.0, math.inf)
         ordered = {ENSEMBLE: self.systems[ENSEMBLE], **self.systems}
         others = [name for name in ordered if name != ENSEMBLE]
-        add("loss", whole, ordered, others)
+        add("loss", WHOLE, ordered, others)
         if {"two", "scratch"} <= set(self.systems):
             pair = {"two": self.systems["two"], "scratch": self.systems["scratch"]}
-            add("loss, branched or from nothing", whole, pair, ["scratch"])
+            add("loss, branched or from nothing", WHOLE, pair, ["scratch"])
         for name in self.growth.schedule.ensembles[ENSEMBLE]:
-            row, [interval] = self.growth.schedule.row(name), self._origin(name).parts["expert"].intervals(noise)
+            row, intervals = self.growth.schedule.row(name), self._origin(name).parts["expert"].intervals(noise)
             parent = self._origin(row.origin) if row.origin else self.base
             of = {"child": self._origin(name), "parent": parent, "control": self.systems["control"]}
-            add(f"loss inside {name}", interval, of, ["parent", "control"])
+            add(f"loss inside {name}", intervals, of, ["parent", "control"])
         for place, interval in enumerate(bins(noise)):
             shown = {name: self.systems[name] for name in NEEDED}
             for name, drawer in shown.items():
-                value = loss(drawer, interval).double().mean().item()
+                value = loss(drawer, [interval]).double().mean().item()
                 rows.append({"system": name, "quantity": f"loss in bin {place}", "value": value})
         return rows
 
