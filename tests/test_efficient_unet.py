@@ -6,6 +6,7 @@ from test_unet import shake
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.errors import UserError
 from ldm.networks.attention import AttentionBlock, CrossAttentionBlock
 from ldm.networks.efficient_unet import EfficientUNet
 from ldm.networks.unet_blocks import ResBlock
@@ -108,5 +109,9 @@ def test_it_takes_crops_and_whole_images_of_any_size():
 def test_a_number_of_blocks_for_each_level_and_a_level_for_the_tokens():
     with pytest.raises(ValueError, match=r"network\.block_multipliers: has 3 levels, and network\.multipliers has 2"):
         EfficientUNet(**{**TINY, "block_multipliers": [1, 2, 4]})
-    with pytest.raises(ValueError, match=r"cross_attention_factors=\[8\]: no level .* the tokens; .* \[1, 2\]"):
-        EfficientUNet(**{**TINY, "cross_attention_factors": [8]})
+    with pytest.raises(ValueError, match=r"cross_attention_factors=\[\]: nothing would read the tokens"):
+        EfficientUNet(**{**TINY, "cross_attention_factors": []})
+    for key in ("self_attention_factors", "cross_attention_factors"):
+        for tokens_width in (0, 5):
+            with pytest.raises(UserError, match=rf"^network\.{key}=\[2, 8\]: no level .* factor 8; .* \[1, 2\]$"):
+                EfficientUNet(**{**TINY, key: [2, 8], "tokens_width": tokens_width})

@@ -70,8 +70,8 @@ TINY_PARTS = {
         "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",
     ],
     "ldm.networks.efficient_unet.EfficientUNet": [
-        "channels=8", "multipliers=[1,2]", "num_blocks=1", "block_multipliers=[1,2]", "cross_attention_factors=[2]",
-        "head_channels=8", "norm_groups=4",
+        "channels=8", "multipliers=[1,2]", "num_blocks=1", "block_multipliers=[1,2]", "self_attention_factors=[2]",
+        "cross_attention_factors=[2]", "head_channels=8", "norm_groups=4",
     ],
     "ldm.networks.dit.DiT": ["patch_size=1", "width=8", "depth=2", "num_heads=2", "cross_attention_every=1"],
     "ldm.conditioners.transformer.CaptionTransformer": ["width=8", "depth=1"],

@@ -54,7 +54,8 @@ class EfficientUNet(nn.Module):
 
     Level l is `channels * multipliers[l]` wide and has `num_blocks * block_multipliers[l]` residual blocks on the way
     down and as many on the way up. `self_attention_factors` and `cross_attention_factors` are the downsampling factors
-    at which it attends to itself and, given tokens, to these, with heads of `head_channels`. The vector is brought to
+    at which it attends to itself and, given tokens, to these, with heads of `head_channels`; a UserError names one that
+    no level has. The vector is brought to
     the width of the noise embedding, 4 channels; `concat_channels` are appended to the input.
     `checkpoint_activations`: the backward pass computes each level again from its input. The argument list is the
     paper's table.
@@ -86,11 +87,14 @@ class EfficientUNet(nn.Module):
                 f"{len(multipliers)}; give one for each level"
             )
         factors = [2**level for level in range(len(multipliers))]
-        if tokens_width and not set(cross_attention_factors) & set(factors):
-            raise UserError(
-                f"network.cross_attention_factors={list(cross_attention_factors)}: no level of this network has such a "
-                f"factor, so that nothing would read the tokens; its levels have {factors}"
-            )
+        for key, given in {"self": self_attention_factors, "cross": cross_attention_factors}.items():
+            if unknown := [factor for factor in given if factor not in factors]:
+                raise UserError(
+                    f"network.{key}_attention_factors={list(given)}: no level of this network has the factor "
+                    f"{unknown[0]}; its levels have {factors}"
+                )
+        if tokens_width and not cross_attention_factors:
+            raise UserError("network.cross_attention_factors=[]: nothing would read the tokens; name levels that do")
         attentions = self_then_cross(
             self_attention_factors, cross_attention_factors, head_channels, tokens_width, norm_groups
         )
