@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.cascade.manifest import KIND as CASCADE
+from ldm.cascade.manifest import read_manifest
 from ldm.checkpoint import weights
 from ldm.ensemble import read_members
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.lineage import begun_from, read_lineage, samples_before
+from ldm.loading import manifest_kind
 from ldm.places import found as place_of
 
 
@@ -29,16 +32,25 @@ class Ancestor:
 
 
 def lineage_of(models: Iterable[str | Path]) -> dict[str, Ancestor]:
-    """The runs that these runs, weights files and manifests came from, themselves among them, by key.
+    """The runs that these runs, weights files and manifests came from, themselves among them, by key; of a cascade
+    those of all stages.
 
     Raises UserError for a path that is none of these.
     """
     found: dict[str, Ancestor] = {}
     for path in map(Path, models):
-        files = [m.file for m in read_members(path)] if path.suffix == ".yaml" else [path]
-        for file in files:
+        for file in _files_of(path):
             _add(found, file)
     return found
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The weights of the members of an ensemble, and of all stages of a cascade; else the path itself."""
+    if path.suffix != ".yaml":
+        return [path]
+    if manifest_kind(path) == CASCADE:
+        return [file for stage in read_manifest(path)[0] for file in _files_of(stage.path)]
+    return [member.file for member in read_members(path)]
 
 
 def _add(found: dict[str, Ancestor], path: Path) -> None:
