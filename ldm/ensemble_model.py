@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.weights import Weights
-from ldm.conditioners.paint import on_grid
 from ldm.data.module import ShardData
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import Interval, owner_of, route
 from ldm.editing import Edit
 from ldm.errors import UserError
-from ldm.generate import Ask, NotFinite, Size, drawable, drawn, finished, latent_shape
+from ldm.generate import Ask, NotFinite, Size, addressed, drawable, drawn, finished, latent_shape
 from ldm.model import Model
 from ldm.residency import AllResident, Residency
 from ldm.sampling import Sampling, levels_asked
@@ -218,7 +217,7 @@ class Ensemble:
         """Images [B, 3, H, W] by what `heard` makes of the denoiser."""
         sampling, batch, numbers, seed, size, negative, edit = ask
         shape = latent_shape(self.first_stage, size or self.image_size, self._factor, sampling.tiling)
-        batch = {**on_grid(batch, shape), "number": numbers}
+        batch = addressed(batch, shape, sampling, numbers, seed)
         denoise = heard(self.guided(sampling, batch, len(numbers), negative))
 
         def kept(images: Tensor) -> Tensor:

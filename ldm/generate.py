@@ -5,7 +5,7 @@ An image is a function of the model, its prompt, the seed and its number: not of
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -65,13 +65,22 @@ def generate(
     for images that are not, ValueError for guidance that would need a null which no training saw.
     """
     shape = latent_shape(first_stage, size, denoiser.factor, sampling.tiling)
-    batch = {**on_grid(batch, shape), "number": numbers}
+    batch = addressed(batch, shape, sampling, numbers, seed)
     bound = bound_to(denoiser, conditioner, first_stage, sampling, batch, len(numbers), negative)
     denoise = guided(bound, sampling.guidances)
     return finished(
         lambda: drawn(denoise, first_stage, sampling, shape, batch, numbers, seed, edit),
         lambda images: conditioner.kept(images, batch, sampling.use_conditions),
     )
+
+
+def addressed(
+    batch: Mapping[str, Any], shape: tuple[int, ...], sampling: Sampling, numbers: Tensor, seed: int
+) -> dict[str, Any]:
+    """A batch for latents of `shape`, with what conditions draw by: the `numbers` [B] of the samples, and the normals
+    of the sample's seed in the place of the training's.
+    """
+    return {**on_grid(batch, shape), "number": numbers, "normal": partial(sampling.normal, seed)}
 
 
 def finished(draw: Callable[[], Tensor], finish: Callable[[Tensor], Tensor]) -> Tensor:

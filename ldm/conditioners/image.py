@@ -5,6 +5,7 @@ arXiv 2112.10752, sections 4.3.2, 4.4 and 4.5.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ class LowResolution(Conditioner):
     `max_noise_level` above 0 is Imagen's noise conditioning augmentation (arXiv 2205.11487, section 2.3; eDiff-I has
     none): the small picture becomes cos(pi l / 2) of itself and sin(pi l / 2) of noise, and l is told to the network as
     a vector. In training l is uniform in [0, max_noise_level]; otherwise it is `noise_level`, or batch["low_noise"] [B]
-    where that is there. All is drawn by `seed` and sample number.
+    where that is there. All is drawn by sample number: in training by `seed`, of a sample by its own,
+    batch["normal"](purpose, numbers, shape) where that is there.
     """
 
     key = "low_resolution"
@@ -77,7 +79,7 @@ class LowResolution(Conditioner):
         given = {}
         if self.max_noise_level:
             level = self._levels(batch, len(low)).to(low)
-            low = self._noised(low, level, batch["number"])
+            low = self._noised(low, level, batch["number"], batch.get("normal"))
             given["vector"] = sinusoid(1000 * level, LEVEL_WIDTH).masked_fill(drop[:, None], 0.0)
         if self.factor > self.reduces:
             low = F.interpolate(low, scale_factor=self.factor // self.reduces, mode="bicubic")
@@ -92,8 +94,9 @@ class LowResolution(Conditioner):
         self.check(batch)
         return batch["low_noise"] if "low_noise" in batch else torch.full((count,), self.noise_level)
 
-    def _noised(self, low: Tensor, level: Tensor, numbers: Tensor) -> Tensor:
-        noise = normal(self.seed, "low resolution noise", numbers.to(low.device), low.shape[1:])
+    def _noised(self, low: Tensor, level: Tensor, numbers: Tensor, draw: Callable[..., Tensor] | None = None) -> Tensor:
+        draw = draw or partial(normal, self.seed)
+        noise = draw("low resolution noise", numbers.to(low.device), low.shape[1:])
         angle = (level * math.pi / 2).view(-1, 1, 1, 1)
         return angle.cos() * low + angle.sin() * noise
 

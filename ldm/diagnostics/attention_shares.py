@@ -18,6 +18,7 @@ from ldm.drawer import Drawer, check_conditions
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval
 from ldm.evaluation.table import ends, write_csv
+from ldm.generate import addressed
 from ldm.holding import held
 from ldm.measuring import conditions
 from ldm.model import Model
@@ -83,9 +84,9 @@ def _look(
     levels: Sequence[float], seed: int, seen: Seen,
 ) -> None:  # fmt: skip
     """Add to `seen` what networks look at for one batch."""
-    batch = {**batch, "number": numbers}
     latent = model.first_stage.encode(batch["image"])
     shape = tuple(latent.shape[1:])
+    batch = addressed(batch, shape, sampling, numbers, seed)
     given = model.guided(sampling.with_scale(1.0), batch, len(numbers))
     with recorded(members) as record:
         for place, sigma in enumerate(levels):
