@@ -23,11 +23,13 @@ from ldm import load
 from ldm.config import compose
 from ldm.demo.drawing import pictures
 from ldm.demo.inputs import inputs_of, tree_of
+from ldm.diffusion.counter_random import normal
 from ldm.doctor.verify import report
 from ldm.ensemble import write_manifest as write_ensemble
+from ldm.errors import UserError
 from ldm.evaluation.replaced_fields import with_fields_of
 from ldm.loading import load_drawer, trained_on
-from scripts import cascade, evaluate
+from scripts import cascade, evaluate, lineage
 
 LABEL = ["conditioner=[label]", "conditioner.label.num_classes=64", "conditioner.label.width=4"]
 SMALL = ["conditioner.low_resolution.factor=2", "derived.low_resolution.factor=2"]
@@ -153,6 +155,62 @@ def test_a_stage_that_makes_its_pictures_noisy_takes_low_noise_and_is_no_doubt(r
         for level in ({}, {"low_noise": torch.full((3,), 0.1)}, {"low_noise": torch.full((3,), 0.5)})
     ]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_stage_has_a_level_of_noise_of_its_own(runs, tmp_path):
+    stages = f"stages=[{runs / 'base'},{runs / 'noisy16'}]"
+    for name, level in (("own", "0.5"), ("usual", "null")):
+        assert cascade.main([f"out={tmp_path / name}.yaml", stages, f"noisy16.low_noise={level}"]) == 0
+    own, usual = (load_drawer(tmp_path / f"{name}.yaml") for name in ("own", "usual"))
+    asked = {**LABELS, "low_noise": torch.full((3,), 0.5)}
+    assert torch.equal(draw(own), draw(usual, batch=asked)) and not torch.equal(draw(own), draw(usual))
+    asked = {**LABELS, "low_noise": torch.full((3,), 0.1)}
+    assert torch.equal(draw(own, batch=asked), draw(usual, batch=asked)), "a command line's is for all stages"
+    assert own.settings["noisy16"]["low_noise"] == 0.5 and "low_noise" not in usual.settings["noisy16"]
+    manifest = yaml.safe_load((tmp_path / "own.yaml").read_text())
+    for level, problem in {
+        0.6: r"noisy16\.low_noise=0\.6: must lie in \[0, 0\.5\]", 2: r"noisy16: low_noise=2: expected a number",
+        "much": "noisy16: low_noise=much", True: "noisy16: low_noise=True",
+    }.items():  # fmt: skip
+        manifest["stages"][1]["low_noise"] = level
+        (tmp_path / "edited.yaml").write_text(yaml.safe_dump(manifest))
+        with pytest.raises(UserError, match=problem):
+            load_drawer(tmp_path / "edited.yaml")
+    with pytest.raises(UserError, match=r"^sr16\.low_noise=0\.2: sr16 was trained without noise"):
+        cascade.main([f"out={tmp_path / 'c.yaml'}", f"stages=[{runs / 'base'},{runs / 'sr16'}]", "sr16.low_noise=0.2"])
+    assert not (tmp_path / "c.yaml").exists()
+
+
+def test_noise_on_small_pictures_follows_the_seed_of_the_sample_and_not_of_the_training(tmp_path):
+    own = [load_drawer(untrained_run(tmp_path / str(seed), *STAGES["noisy16"], f"seed={seed}")) for seed in (0, 7)]
+    assert [model.parts.tree["seed"] for model in own] == [0, 7]
+    low, numbers = {"low_resolution": torch.zeros(2, 3, 8, 8), "low_noise": torch.full((2,), 0.5)}, torch.tensor([0, 1])
+
+    def drawn(model, seed, places=slice(None)):
+        """From one noise, so that only that on the small pictures may differ."""
+
+        def fixed(seed, purpose, *more, **stream):
+            return normal(seed if purpose == "low resolution noise" else 0, purpose, *more, **stream)
+
+        sampling = replace(model.sampling({}), normal=fixed)
+        return model.generate(sampling, {name: value[places] for name, value in low.items()}, numbers[places], seed)
+
+    assert torch.equal(drawn(own[0], 3), drawn(own[1], 3)), "of one seed, whatever that of the training was"
+    assert not torch.equal(drawn(own[0], 3), drawn(own[0], 4))
+    torch.testing.assert_close(drawn(own[0], 3)[1:], drawn(own[0], 3, slice(1, 2)))
+
+
+def test_the_lineage_of_a_cascade_has_every_stage_and_its_members(runs, tmp_path, capsys):
+    folder = tmp_path / "own"
+    for name in ("base", "half0", "half1"):
+        shutil.copytree(runs / name, folder / name)
+    shutil.copy(runs / "halves.yaml", folder)
+    write(folder, "c.yaml", ["base", "halves.yaml"])
+    capsys.readouterr()
+    assert lineage.main([f"models={folder / 'c.yaml'}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["base", "half0", "half1", "3"]
+    assert said[-1].split() == ["3", "runs", "3", "steps", "192", "samples"]
 
 
 def test_a_stage_that_saw_clean_pictures_only_is_told(runs, tmp_path, caplog):

@@ -4,10 +4,13 @@ import logging
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ldm.cascade.stage import LOW, Stage
+import torch
+
+from ldm.cascade.stage import LOW, LOW_NOISE, Stage
 from ldm.data.classes import class_names
 from ldm.drawer import Drawer
 from ldm.errors import UserError
+from ldm.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +76,27 @@ def _check_recipe(stage: Stage) -> None:
             f"{stage.name}.use_conditions: no condition {', '.join(unknown)}; the conditions of {stage.name}: "
             f"{', '.join(known) or 'none'}"
         )
+    _check_low_noise(stage, stage.under(sampling, None))
     try:
         stage.drawer.left_out(stage.under(sampling, None))
     except ValueError as error:
         raise UserError(f"{stage.name}: {error}") from error
+
+
+def _check_low_noise(stage: Stage, sampling: Sampling) -> None:
+    """Raises ValueError for a level of noise on small pictures that the stage was not trained with."""
+    level = stage.recipe.low_noise
+    if level is None:
+        return
+    if LOW_NOISE not in set().union(*stage.drawer.conditions(sampling).values()):
+        raise UserError(
+            f"{stage.name}.low_noise={level:g}: {stage.name} was trained without noise on its small pictures "
+            "(conditioner.low_resolution.max_noise_level)"
+        )
+    try:
+        stage.drawer.check({LOW: None, LOW_NOISE: torch.tensor([level])}, sampling, {})
+    except ValueError as error:
+        raise UserError(f"{stage.name}.{error}") from error
 
 
 def _check_fields(stages: Sequence[Stage]) -> None:
@@ -105,7 +125,7 @@ def doubts(stages: Sequence[Stage]) -> list[str]:
     for before, stage in pairwise(stages):
         made = stage.drawer.data.keys.derived.get(LOW)
         read = stage.drawer.conditions(stage.drawer.sampling(stage.recipe.later({}))).values()
-        if made is not None and not made.degrades and not any("low_noise" in fields for fields in read):
+        if made is not None and not made.degrades and not any(LOW_NOISE in fields for fields in read):
             found.append(
                 f"{stage.name} was trained on clean small pictures, and what {before.name} draws is not as clean; "
                 "derived=[degraded] or [bsrgan_light] trains it for that"

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from ldm.cascade.checks import check_stages, factor_of, tell_doubts
 from ldm.cascade.model import Cascade
-from ldm.cascade.recipe import KEYS, StageRecipe, check_counts, read_recipe
+from ldm.cascade.recipe import KEYS, StageRecipe, check_values, read_recipe
 from ldm.cascade.stage import Stage
 from ldm.checkpoint import weights
 from ldm.config import dump, load_plain
@@ -99,14 +99,14 @@ def _pinned(model: Path) -> Path:
 
 def _recipe(name: str, drawer: Drawer, tree: Mapping[str, Any]) -> StageRecipe:
     """The whole of how a stage is sampled, with what its run says where `tree` asks for nothing."""
-    check_counts(tree.get("use_conditions"), tree.get("batch_size"), name)
+    check_values(tree.get("use_conditions"), tree.get("batch_size"), tree.get("low_noise"), name)
     try:
         chosen = drawer.sampling(tree).chosen
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     parts = {group: chosen[group] for group in ("sampler", "sigmas", "guidance", "tiling")}
     use = tree.get("use_conditions")
-    return StageRecipe(parts, None if use is None else tuple(use), tree.get("batch_size"))
+    return StageRecipe(parts, None if use is None else tuple(use), tree.get("batch_size"), tree.get("low_noise"))
 
 
 def _sealed_part(manifest: Mapping[str, Any]) -> dict[str, Any]:

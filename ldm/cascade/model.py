@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.cascade.data import data_of
-from ldm.cascade.stage import LOW, Stage
+from ldm.cascade.stage import LOW, LOW_NOISE, Stage
 from ldm.checkpoint.weights import Weights
 from ldm.data.module import ShardData
 from ldm.diffusion.counter_random import Normal
@@ -59,7 +59,11 @@ class Cascade:
     def settings(self) -> Mapping[str, Any]:
         """The recipe of each stage, by its name."""
         return {
-            stage.name: {key: value for key, value in stage.recipe.plain.items() if key != "batch_size"}
+            stage.name: {
+                key: value
+                for key, value in stage.recipe.plain.items()
+                if key != "batch_size" and (key != LOW_NOISE or value is not None)  # as before manifests had it
+            }
             for stage in self.stages
         }
 

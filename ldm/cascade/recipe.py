@@ -10,7 +10,7 @@ from ldm.errors import UserError
 from ldm.model import CLASSIFIER_FREE, changed
 
 GROUPS = ("sampler", "sigmas", "guidance", "tiling")
-KEYS = (*GROUPS, "use_conditions", "batch_size")
+KEYS = (*GROUPS, "use_conditions", "batch_size", "low_noise")
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,13 @@ class StageRecipe:
     """The parts of `tree` {group: part} by which a stage is sampled, None being as its run says.
 
     `use_conditions`: those that it is given, None being all; `batch_size`: how many images it draws at once, None being
-    all that are asked for.
+    all that are asked for; `low_noise`: how noisy its small pictures are made, None being as its run says.
     """
 
     tree: Mapping[str, Any]
     use_conditions: tuple[str, ...] | None = None
     batch_size: int | None = None
+    low_noise: float | None = None
 
     def asked(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """`tree`, with the keys of conf/sample.yaml, with this in the place of what it does not ask for."""
@@ -51,7 +52,7 @@ class StageRecipe:
         """This as a manifest has it: each group as {option: keys}, without the names of code."""
         parts = {group: part and plain_part(group, part) for group, part in self.tree.items()}
         return {**parts, "use_conditions": self.use_conditions and list(self.use_conditions),
-                "batch_size": self.batch_size}  # fmt: skip
+                "batch_size": self.batch_size, "low_noise": self.low_noise}  # fmt: skip
 
 
 def read_recipe(plain: Mapping[str, Any], where: str) -> StageRecipe:
@@ -62,21 +63,23 @@ def read_recipe(plain: Mapping[str, Any], where: str) -> StageRecipe:
         group: None if own[group] is None else part_from(group, own[group], None, f"{where}: {group}")
         for group in GROUPS
     }
-    use, count = own["use_conditions"], own["batch_size"]
+    use, count, level = own["use_conditions"], own["batch_size"], own["low_noise"]
     try:
         validate(parts)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    check_counts(use, count, where)
-    return StageRecipe(parts, None if use is None else tuple(use), count)
+    check_values(use, count, level, where)
+    return StageRecipe(parts, None if use is None else tuple(use), count, level)
 
 
-def check_counts(use: Any, count: Any, where: str) -> None:
-    """Raises UserError, which `where` begins, for conditions that are no names, and a batch of no size."""
+def check_values(use: Any, count: Any, level: Any, where: str) -> None:
+    """Raises UserError, which `where` begins, for conditions that are no names, a batch of no size, noise of no level."""
     if use is not None and not (isinstance(use, list) and all(isinstance(name, str) for name in use)):
         raise UserError(f"{where}: use_conditions={str(use)[:80]}: expected a list of names, or null for all")
     if count is not None and (type(count) is not int or count < 1):
         raise UserError(f"{where}: batch_size={str(count)[:80]}: expected a number above 0, or null for all at once")
+    if level is not None and not (type(level) in (int, float) and 0 <= level <= 1):
+        raise UserError(f"{where}: low_noise={str(level)[:80]}: expected a number in [0, 1], or null for its run's")
 
 
 def within(

@@ -15,6 +15,7 @@ from ldm.generate import NotFinite
 from ldm.sampling import Sampling
 
 LOW = "low_resolution"  # the field that a stage reads of what the one before it drew
+LOW_NOISE = "low_noise"  # that of how noisy this is made
 
 
 @dataclass
@@ -89,10 +90,12 @@ class Stage:
         edit: Edit | None,
     ) -> tuple[Tensor, Tensor, str | None]:
         """Images [B, 3, H, W] in [-1, 1], in batches of its own; which of them are finite, bool [B], the others being
-        NaN; and what is said of these.
+        NaN; and what is said of these. A batch without LOW_NOISE has that of its recipe.
         """
         count, found, finite, said = len(numbers), [], [], None
         step = self.recipe.batch_size or count
+        if self.recipe.low_noise is not None:
+            batch = {LOW_NOISE: torch.full((count,), self.recipe.low_noise, device=numbers.device), **batch}
         with self.ready() as drawer:
             for start in range(0, count, step):
                 span = slice(start, start + step)
