@@ -4,6 +4,7 @@ Sampling, evaluation and reports use a model through it only. A new kind is a cl
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
@@ -14,7 +15,7 @@ from ldm.data.module import ShardData
 from ldm.diffusion.denoiser import Denoise
 from ldm.editing import Edit
 from ldm.errors import UserError
-from ldm.generate import Ask, Size
+from ldm.generate import Ask, NotFinite, Size
 from ldm.sampling import Sampling
 
 
@@ -131,6 +132,34 @@ class Drawer(Protocol):
 
     def tuned(self, compile: bool = False) -> Self:
         """Itself, with its networks laid out for its device (layers.tuned); call it after `to`."""
+
+
+TURNS = 8  # batches that wait for each other where experts come and go, if nothing else is asked for
+
+
+def turns_of(model: Drawer, asked: int = TURNS) -> int:
+    """How many batches of a model are begun together: one where nothing comes and goes, as none waits then."""
+    return asked if model.residency else 1
+
+
+def begun_of(
+    model: Drawer, sampling: Sampling, seed: int, said: list[str]
+) -> Callable[[Sequence[tuple[dict[str, Any], Tensor]]], list[Callable[[], Tensor]]]:
+    """What measuring.make draws by: the images of batches and numbers, begun together. Those that are not finite are
+    NaN, and `said` has the words for them.
+    """
+
+    def images_of(draw: Callable[[], Tensor]) -> Tensor:
+        try:
+            return draw()
+        except NotFinite as error:
+            said.append(str(error))
+            return error.images
+
+    def begun(asked: Sequence[tuple[dict[str, Any], Tensor]]) -> list[Callable[[], Tensor]]:
+        return [partial(images_of, draw) for draw in model.begun([Ask(sampling, *each, seed) for each in asked])]
+
+    return begun
 
 
 def check_conditions(model: Drawer, batch_spec: Mapping[str, Any], sampling: Sampling) -> None:

@@ -77,6 +77,18 @@ def residencies(paths: Sequence[P], residency: str | None) -> dict[P, str | None
     return {path: residency if own else None for path, own in having.items()}
 
 
+def averages(paths: Sequence[P], ema: str) -> dict[P, str]:
+    """The average of the weights, `ema`, of each of several models: the runs among them, as manifests name weights.
+
+    Raises UserError for one that is asked for where no model is a run.
+    """
+    runs = {path: there(path).suffix != ".yaml" for path in paths}
+    if ema != "ema" and not any(runs.values()):
+        names = ", ".join(map(str, paths))
+        raise UserError(f"ema={ema}: chooses among the weights of a run, and {names} names its members'")
+    return {path: ema if own else "ema" for path, own in runs.items()}
+
+
 def _has_members(path: Path) -> bool:
     """Whether a path holds an ensemble, or a cascade with one as a stage."""
     return path.suffix == ".yaml" and MANIFESTS[manifest_kind(path)].has_members(path)

@@ -64,7 +64,7 @@ class Made:
 
 
 def make(
-    draw: Draw,
+    draw: Draw | None,
     data: ShardData,
     num_samples: int,
     batch_size: int,
@@ -84,14 +84,17 @@ def make(
     `num_samples` is at least the number of ranks. `cached`: conditions come from data.cache, where it is read.
     `beside` finds what else is asked of each image; `keep` is given all images of this rank, [B, 3, H, W] at a time.
     Features are written to `folder` (None: the system's for temporary files), in a file that has no name.
-    `begun` draws in the place of `draw` where several batches, `turns` of them, are to wait for each other.
+    `begun` draws in the place of `draw`; `turns` batches at a time are begun together, and may wait for each other.
     """
     with together():
         features = Spool(Path(tempfile.gettempdir()) if folder is None else folder)
     rows: dict[str, list[Tensor]] = {}
     places, broken, seconds = [], [], 0.0  # of all images of this rank, and of those that are not finite
     batches = conditions(data, num_samples, batch_size, ranks.rank, ranks.world_size, cached)
-    begun = begun or (lambda asked: [partial(draw, *each) for each in asked])
+    if begun is None:
+        assert draw is not None
+        one = draw
+        begun = lambda asked: [partial(one, *each) for each in asked]  # noqa: E731
     for group, own in in_rounds(_in_turns(batches, turns), ranks):
         with together():
             began = time.monotonic()

@@ -8,7 +8,6 @@ Needs gradio, an extra: pip install 'ldm-trainer[demo]', or pip install '.[demo]
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from ldm.asked import check_there, named_models
 from ldm.config import compose, guarded, helped
@@ -31,18 +30,17 @@ def main(arguments: list[str]) -> int:
         raise UserError("model=[]: names no model")
     from ldm.demo.page import Shown, page, serve
     from ldm.device import choose
-    from ldm.loading import check_draws, load_drawer, residencies
+    from ldm.loading import averages, check_draws, load_drawer, residencies
 
     device = choose(tree["device"])
     for path in paths:
         check_draws(path)
-    own = residencies(paths, tree["residency"])
+    residency, averaged = residencies(paths, tree["residency"]), averages(paths, tree["ema"])
     models: list[Shown] = []
     for path in paths:
-        ema = "ema" if Path(path).suffix == ".yaml" else tree["ema"]
-        drawer = load_drawer(path, None, ema, own[path]).to(device).tuned(tree["compile"])
+        drawer = load_drawer(path, None, averaged[path], residency[path]).to(device).tuned(tree["compile"])
         taken = any(shown.name == drawer.name for shown in models)
-        models.append(Shown(path, path if taken else drawer.name, ema, drawer))
+        models.append(Shown(path, path if taken else drawer.name, averaged[path], drawer))
     serve(page(models, tree, device), tree)
     return 0
 

@@ -23,6 +23,7 @@ from ldm.diagnostics.prompt_pairs import Pairs
 from ldm.diagnostics.prompt_switch import bound, decided, prompt_switch, switched
 from ldm.drawer import Drawer
 from ldm.ensemble import write_manifest
+from ldm.errors import UserError
 from ldm.evaluation.yardsticks import Yardsticks
 from ldm.generate import drawn, latent_shape
 from ldm.loading import load_drawer
@@ -382,9 +383,42 @@ def test_models_are_judged_by_category_beside_chance_and_the_truth(
     assert composed_suite(*given)[0] == rows
 
 
+def test_experts_that_come_and_go_are_told_of_the_same_and_seldom_change(
+    runs: Path, tmp_path: Path, composed: ComposedSet, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ldm.diagnostics.composed_suite._asked", lambda *_: composed)
+    monkeypatch.setattr("ldm.diagnostics.prompt_switch.instantiate", lambda *_: Lengths())
+    opened, yardsticks = [], Yardsticks(Pooled(), Lengths(), torch.device("cpu"))
+    for module in ("pictures", "composed_suite"):
+        monkeypatch.setattr(
+            f"ldm.diagnostics.{module}.load_drawer", lambda *given: opened.append(load_drawer(*given)) or opened[-1]
+        )
+    few, both = ["num_steps=3", "num_samples=4", "batch_size=2"], f"model={runs}/both.yaml"
+    asks = {
+        "attention_shares": (attention_shares, [both, *few, "num_levels=2"]),
+        "prompt_switch": (prompt_switch, [both, *few, "num_switches=2"]),
+        "condition_curves": (
+            lambda *given: condition_curves(*given, yardsticks),
+            [both, *few, "num_samples=16", "scales=[2]", "use_conditions=[[text]]", "words=[]"],
+        ),
+        "composed_suite": (composed_suite, [f"models={runs}/both.yaml", "num_steps=3", "batch_size=5"]),
+    }
+    for name, (job, words) in asks.items():
+        rows = {
+            mode: job(*asked(name, *words, f"residency={mode}", f"out={tmp_path}/{name}-{mode}"))[0]
+            for mode in ("all", "one")
+        }
+        assert rows["all"] == rows["one"], name
+        assert opened[-2].residency == {} and opened[-1].residency["switches"] > 0, name
+    assert opened[-1].residency["switches"] == 1, "of 20 prompts in 4 batches"
+    with pytest.raises(UserError, match=r"residency=one: .*one has none"):
+        attention_shares(*asked("attention_shares", f"model={runs}/one", "residency=one", f"out={tmp_path}/x"))
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
+        (["models={runs}/both.yaml", "ema=raw"], "ema=raw: chooses among the weights of a run, and .*both.yaml names"),
         (["models=[]"], r"models=\[\]: at least one"),
         (["models={runs}/label"], "models: label reads no prompt"),
         (["models={runs}/one", "categories=[color]"], "categories=.*choose of colour, counting"),

@@ -5,7 +5,9 @@ import json
 import math
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,8 @@ from ldm.ensemble import write_manifest
 from ldm.errors import UserError
 from ldm.evaluation.interval_loss import held_out, interval_loss
 from ldm.fit import fit
-from ldm.generate import NotFinite
+from ldm.generate import Ask, NotFinite
 from ldm.lineage_tree import lineage_of, lines, total
-from ldm.sampling import Sampling
 from ldm.trees import report
 from ldm.trees.findings import difference, verdict
 from ldm.trees.growing import grow, steps, tell
@@ -390,9 +391,12 @@ def test_a_picture_that_is_not_finite_is_left_out_and_said(bench: Bench, caplog:
     class Spoiled:
         name, sampling = drawer.name, drawer.sampling
 
-        def generate(self, sampling: Sampling, batch: dict, numbers: torch.Tensor, seed: int) -> torch.Tensor:
-            images = drawer.generate(sampling, batch, numbers, seed)
-            finite = torch.tensor([number not in lost for number in numbers.tolist()])
+        def begun(self, asks: list[Ask]) -> list[Callable[[], torch.Tensor]]:
+            return [partial(self.spoiled, ask) for ask in asks]
+
+        def spoiled(self, ask: Ask) -> torch.Tensor:
+            images = drawer.generate(*ask)
+            finite = torch.tensor([number not in lost for number in ask.numbers.tolist()])
             if finite.all():
                 return images
             raise NotFinite("samples 0, 7 are not finite", images.where(finite[:, None, None, None], torch.nan), finite)

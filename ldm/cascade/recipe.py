@@ -73,7 +73,7 @@ def read_recipe(plain: Mapping[str, Any], where: str) -> StageRecipe:
 
 
 def check_values(use: Any, count: Any, level: Any, where: str) -> None:
-    """Raises UserError, which `where` begins, for conditions that are no names, a batch of no size, noise of no level."""
+    """Raises UserError, which `where` begins, for names, a size of batches and a level of noise that are none."""
     if use is not None and not (isinstance(use, list) and all(isinstance(name, str) for name in use)):
         raise UserError(f"{where}: use_conditions={str(use)[:80]}: expected a list of names, or null for all")
     if count is not None and (type(count) is not int or count < 1):

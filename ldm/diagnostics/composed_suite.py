@@ -25,7 +25,7 @@ from ldm.evaluation.table import write_csv
 from ldm.files import write_text
 from ldm.holding import held
 from ldm.images import save_image
-from ldm.loading import load_drawer
+from ldm.loading import averages, load_drawer, residencies
 from ldm.request import asked_guidance
 from ldm.study import drawing
 from ldm.study.intervals import wilson
@@ -71,8 +71,9 @@ def composed_suite(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[lis
 def _drawers(tree: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Drawer]:
     """The models by their names, checked."""
     found: dict[str, Drawer] = {}
+    residency, averaged = residencies(paths, tree["residency"]), averages(paths, tree["ema"])
     for path in paths:
-        model = load_drawer(path, None, "ema" if Path(path).suffix == ".yaml" else tree["ema"])
+        model = load_drawer(path, None, averaged[path], residency[path])
         if model.name in (*found, REAL, "truth"):
             raise UserError(f"models: {model.name}: two are called that, or the canvases are; rename its folder")
         drawing.sampling_of(model, tree)

@@ -19,14 +19,14 @@ from ldm.diagnostics.caption_lengths import LengthParts, num_words
 from ldm.diagnostics.logged import log
 from ldm.diagnostics.pictures import folder_of, held_out, on, opened
 from ldm.diagnostics.sheet import labelled_sheet
-from ldm.drawer import Drawer, check_conditions
+from ldm.drawer import Drawer, begun_of, check_conditions, turns_of
 from ldm.errors import UserError
 from ldm.evaluation.curves import curve_keys
 from ldm.evaluation.intervals import mean_interval, set_intervals
 from ldm.evaluation.points import keep, points_of
 from ldm.evaluation.table import ends, write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
-from ldm.generate import NotFinite
+from ldm.generate import Ask
 from ldm.holding import held
 from ldm.measuring import FEWEST, Made, Ranks, alignment_key, conditions, make, row_of
 from ldm.report.plots import trade_off
@@ -151,18 +151,12 @@ def _measured(
 def _made(model: Drawer, sampling: Sampling, data: ShardData, tree: Mapping[str, Any], by: Yardsticks) -> Made:
     """Samples as evaluate.py makes them, and how many words the caption of each has."""
 
-    def drawn(batch: dict[str, Any], numbers: Tensor) -> Tensor:
-        try:
-            return model.generate(sampling, batch, numbers, tree["seed"])
-        except NotFinite as error:
-            return error.images
-
     def beside(images: Tensor, batch: Mapping[str, Any], backbone: Any) -> dict[str, Tensor]:
         return {WORDS: torch.tensor([num_words(text) for text in batch["caption"]])}
 
-    ranks = Ranks(by.device)
     return make(
-        drawn, data, tree["num_samples"], tree["batch_size"], by.backbone, by.alignment, ranks, beside=beside
+        None, data, tree["num_samples"], tree["batch_size"], by.backbone, by.alignment, Ranks(by.device), beside=beside,
+        begun=begun_of(model, sampling, tree["seed"], []), turns=turns_of(model),
     )  # fmt: skip
 
 
@@ -222,10 +216,8 @@ def _sheet(
     batch, numbers = next(iter(conditions(data, min(SHOWN, len(truth.captions)), SHOWN)))
     batch = on(device, batch)
     images = [batch["image"].float().cpu()]
-    images += [
-        model.generate(own.with_scale(scale), dict(batch), numbers.to(device), tree["seed"]).cpu()
-        for own in sets.values()
-    ]
+    asks = [Ask(own.with_scale(scale), dict(batch), numbers.to(device), tree["seed"]) for own in sets.values()]
+    images += [draw().cpu() for draw in model.begun(asks)]
     order = sorted(range(len(numbers)), key=lambda place: num_words(batch["caption"][place]))
     shown = torch.stack(images, dim=1)[order]
     names = ["data", *(f"{name}, {scale:g}" for name in sets)]

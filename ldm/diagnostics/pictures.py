@@ -26,7 +26,8 @@ def opened(tree: Mapping[str, Any], words: Sequence[str], device: torch.device) 
     for key in ("seed", "resamples"):
         if tree[key] < 0:
             raise UserError(f"{key}={tree[key]}: must be at least 0")
-    model = load_drawer(Path(tree["model"]).expanduser(), tree["first_stage"], tree["ema"]).to(device).tuned()
+    model = load_drawer(Path(tree["model"]).expanduser(), tree["first_stage"], tree["ema"], tree["residency"])
+    model = model.to(device).tuned()
     sampling = model.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
     model.left_out(sampling)
     return model, sampling

@@ -16,7 +16,7 @@ from ldm.build import Parts, is_first_stage
 from ldm.config import accepts, instantiate, load_tree, meant
 from ldm.data.module import ShardData
 from ldm.device import choose
-from ldm.drawer import Drawer, check_conditions
+from ldm.drawer import Drawer, check_conditions, turns_of
 from ldm.errors import UserError
 from ldm.evaluation.curves import Curve, Row, curve_keys, write
 from ldm.evaluation.first_stage import evaluate_first_stage
@@ -284,7 +284,7 @@ def _measure(
                     partial(advance, model=curve.model), rank, world_size, paired=paired,
                     resamples=tree["resamples"], keep=samples.add if samples else lambda images: None,
                     folder=curve.folder,
-                    turns=tree["turns"] if curve.model.residency else 1,
+                    turns=turns_of(curve.model, tree["turns"]),
                 )  # fmt: skip
                 if samples:
                     samples.write()

@@ -5,21 +5,19 @@ backbone's name.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.data.module import ShardData
-from ldm.drawer import Drawer
+from ldm.drawer import Drawer, begun_of
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval, set_intervals
 from ldm.evaluation.paired import Paired
 from ldm.evaluation.reference import Reference
-from ldm.generate import Ask, NotFinite
 from ldm.measuring import FEWEST, Made, Ranks, alignment_key, make, row_of
 from ldm.metrics.features import Features
 from ldm.sampling import Sampling
@@ -63,24 +61,11 @@ def measure(
     """
     said: list[str] = []
 
-    def images_of(draw: Callable[[], Tensor]) -> Tensor:
-        try:
-            return draw()
-        except NotFinite as error:
-            said.append(str(error))
-            return error.images
-
-    def drawn(batch: dict[str, Any], numbers: Tensor) -> Tensor:
-        return images_of(partial(model.generate, sampling, batch, numbers, seed))
-
-    def begun(asked: Sequence[tuple[dict[str, Any], Tensor]]) -> list[Callable[[], Tensor]]:
-        return [partial(images_of, draw) for draw in model.begun([Ask(sampling, *each, seed) for each in asked])]
-
     ranks = Ranks(device, rank, world_size, advance)
     beside = partial(paired, first_stage=model.first_stage) if paired else None
     made = make(
-        drawn, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep, folder=folder,
-        begun=begun if turns > 1 else None, turns=turns,
+        None, data, num_samples, batch_size, backbone, alignment, ranks, beside=beside, keep=keep, folder=folder,
+        begun=begun_of(model, sampling, seed, said), turns=turns,
     )  # fmt: skip
     _check_left(num_samples, len(made.broken), said)
     return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)

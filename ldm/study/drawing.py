@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from torch import nn
 
 from ldm.config.registry import root
 from ldm.data.transforms import to_tensor
-from ldm.drawer import Drawer
+from ldm.drawer import Drawer, turns_of
 from ldm.errors import UserError
 from ldm.files import discard, read_json, write_json
+from ldm.generate import Ask
 from ldm.measuring import Ranks, in_rounds
 from ldm.provenance.recipe import Recipes
 from ldm.sampling import Sampling
@@ -27,6 +28,7 @@ from ldm.study.names import INDEX, file_name
 from ldm.study.prompt_set import Prompt
 from ldm.training.distributed import broadcast, collect, together
 
+T = TypeVar("T")
 DRAWN = "drawn.json"  # what the pictures of a folder depend on
 SCORES = "scores.json"
 
@@ -90,16 +92,25 @@ def draw(
     Raises NotFinite, which names the prompts, for a batch with some that are not.
     """
     rows = [{"caption": prompt.prompt} for prompt in prompts]
-    recipes = Recipes(model, rows, sampling, _as_sample_py(tree, path, rows), device, folder)
-    for start in range(0, len(jobs), tree["batch_size"]):
-        part = jobs[start : start + tree["batch_size"]]
+    recipes, size = Recipes(model, rows, sampling, _as_sample_py(tree, path, rows), device, folder), tree["batch_size"]
+
+    def ask(part: Sequence[tuple[int, int]]) -> Ask:
         numbers = torch.tensor([place * tree["num_images"] + number for place, number in part], device=device)
-        captions = [prompts[place].prompt for place, _ in part]
-        images = model.generate(sampling, {"caption": captions}, numbers, tree["seed"])
-        drawn = list(zip((place for place, _ in part), numbers.tolist(), strict=True))
-        for at, job in enumerate(part):
-            recipes.save(folder / file_name(*job), images[at].cpu(), drawn, at)
-        yield len(part)
+        return Ask(sampling, {"caption": [prompts[place].prompt for place, _ in part]}, numbers, tree["seed"])
+
+    for several in batched(list(batched(jobs, size)), turns_of(model)):
+        asks = [ask(part) for part in several]
+        for part, own, draw in zip(several, asks, model.begun(asks), strict=True):
+            images = draw().cpu()
+            drawn = list(zip((place for place, _ in part), own.numbers.tolist(), strict=True))
+            for at, job in enumerate(part):
+                recipes.save(folder / file_name(*job), images[at], drawn, at)
+            yield len(part)
+
+
+def batched(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
+    """`count` of them at a time, the last time what is left."""
+    yield from (items[start : start + count] for start in range(0, len(items), count))
 
 
 def _as_sample_py(tree: Mapping[str, Any], path: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ldm.evaluation.table import write_csv
 from ldm.files import write_json
 from ldm.holding import held
 from ldm.images import save_image
-from ldm.loading import load_drawer
+from ldm.loading import averages, load_drawer, residencies
 from ldm.measuring import Ranks, in_rounds
 from ldm.request import asked_guidance
 from ldm.study import drawing
@@ -46,6 +46,7 @@ def prompt_suite(tree: dict[str, Any], words: Sequence[str]) -> tuple[list[Row],
     paths = [tree["models"]] if isinstance(tree["models"], str) else list(tree["models"])
     if not paths:
         raise UserError("models=[]: at least one model")
+    tree["models"] = paths
     source = Path(tree["prompts"]).expanduser() if tree["prompts"] else BUILT_IN
     prompts = read_prompt_set(source)
     device = choose(tree["device"])
@@ -91,7 +92,8 @@ def _checked(tree: Mapping[str, Any], paths: Sequence[str], prompts: Sequence[Pr
 
 
 def _load(tree: Mapping[str, Any], path: str) -> Drawer:
-    return load_drawer(path, None, "ema" if Path(path).suffix == ".yaml" else tree["ema"])
+    residency, averaged = residencies(tree["models"], tree["residency"]), averages(tree["models"], tree["ema"])
+    return load_drawer(path, None, averaged[path], residency[path])
 
 
 def _name(path: str, model: Drawer) -> str:

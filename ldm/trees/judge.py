@@ -19,13 +19,12 @@ from ldm.config import instantiate
 from ldm.device import choose
 from ldm.diffusion.boundaries import Interval
 from ldm.diffusion.noise import Restricted
-from ldm.drawer import Drawer
+from ldm.drawer import Drawer, begun_of
 from ldm.ensemble import WHOLE
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
 from ldm.evaluation.interval_loss import gain, held_out, interval_loss
 from ldm.files import read_json, write_json
-from ldm.generate import NotFinite
 from ldm.loading import load, load_drawer
 from ldm.measuring import FEWEST, Ranks, alignment_key, conditions, look_at, make
 from ldm.metrics.alignment_score import alignment_score
@@ -123,21 +122,15 @@ class Bench:
 
     def _measured(self, drawer: Drawer, scale: float, seed: int) -> Row:
         count, batch_size = self.tree["num_samples"], self.tree["batch_size"]
-        sampling, said = drawer.sampling({}).with_scale(scale), ""
-
-        def drawn(batch: dict[str, Any], numbers: Tensor) -> Tensor:
-            nonlocal said
-            try:
-                return drawer.generate(sampling, batch, numbers, seed)
-            except NotFinite as error:
-                said = said or str(error)
-                return error.images
-
-        made = make(drawn, self.data, count, batch_size, self.backbone, self.alignment, Ranks(self.device, 0, 1))
-        if len(made.features) < FEWEST:
-            raise UserError(f"{drawer.name}, guidance {scale:g}: {said}")
+        said: list[str] = []
+        made = make(
+            None, self.data, count, batch_size, self.backbone, self.alignment, Ranks(self.device, 0, 1),
+            begun=begun_of(drawer, drawer.sampling({}).with_scale(scale), seed, said),
+        )  # fmt: skip
+        if made.broken and len(made.features) < FEWEST:
+            raise UserError(f"{drawer.name}, guidance {scale:g}: {said[0]}")
         if made.broken:
-            log.warning("%d of %d samples are not in the metrics; %s", len(made.broken), count, said)
+            log.warning("%d of %d samples are not in the metrics; %s", len(made.broken), count, said[0])
         generator = torch.Generator().manual_seed(seed)
         row: Row = {f"kid/{self.backbone.name}": kernel_distance(self.real, made.features, generator)[0]}
         if self.probe is not None:
