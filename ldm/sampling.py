@@ -20,6 +20,10 @@ def unseen(name: str, images: Tensor) -> None:
     """`seen` of a Sampling where nobody looks."""
 
 
+def unwatched(sigmas: Tensor, sigma: Tensor) -> None:
+    """`evaluating` of a Sampling where nobody looks."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """A `sampler`, its `sigmas` [num_steps + 1], `guidance`, and the noise `schedule` that scales the first x.
@@ -29,7 +33,7 @@ class Sampling:
     `use_conditions`, None being all; see Conditioners.used. All noise is drawn by `normal`, as by that of
     counter_random. `chosen` has the parts of a tree that all this was built of. `later` are the samplings of the stages
     that go on from what this one draws, and `seen(name, images [B, 3, h, w])` is told of what each stage but the last
-    has drawn.
+    has drawn. `evaluating(sigmas, sigma [B])` is told of each evaluation of the denoiser before it.
     """
 
     sampler: Callable[..., Tensor]
@@ -44,6 +48,7 @@ class Sampling:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     later: tuple["Sampling", ...] = ()
     seen: Callable[[str, Tensor], Any] = unseen
+    evaluating: Callable[[Tensor, Tensor], Any] = unwatched
 
     @property
     def fields(self) -> set[str]:
@@ -125,7 +130,12 @@ def draw(
         x = start.x0 + start.sigma * first
     if known is not None:
         x, denoise = known.put(x, sigmas[0].item() * first), known.hold(denoise)
-    z = sampling.sampler(denoise, x, sigmas, noise=noise)
+
+    def told(x: Tensor, sigma: Tensor) -> Tensor:
+        sampling.evaluating(sigmas, sigma)
+        return denoise(x, sigma)
+
+    z = sampling.sampler(told, x, sigmas, noise=noise)
     z = z * sampling.schedule.scale(sigmas[-1].item())  # a published schedule stops above 0
     return z if known is None else known.put(z)
 

@@ -41,6 +41,7 @@ from ldm.demo.inputs import (
     tree_of,
     words_of,
 )
+from ldm.ensemble import write_manifest
 from ldm.loading import load_drawer
 
 HOLES = ["conditioner=[masked_image]", "derived=[holes]"]
@@ -160,6 +161,17 @@ def test_pictures_come_batch_by_batch_with_their_recipes(tmp_path):
     with zipfile.ZipFile(packed(folder)) as file:
         file.extractall(tmp_path / "elsewhere")
     assert sample.main([f"again={tmp_path}/elsewhere/0001.png", f"model={run}", f"out={tmp_path}/new"]) == 0
+
+
+def test_progress_does_not_jump_where_experts_come_and_go(tmp_path):
+    runs = [untrained_run(tmp_path / name, f"expert.node=[1,{name}]") for name in "01"]
+    write_manifest(tmp_path / "e.yaml", runs)
+    words, shares = ["label=[1,2]", "num_images=1", "num_steps=4"], []
+    tree = tree_of(str(tmp_path / "e.yaml"), "ema", words, 1, "cpu", tmp_path)
+    model = load_drawer(tmp_path / "e.yaml", residency="one")
+    drawn = pictures(model, tree, words, torch.device("cpu"), tmp_path, lambda share, said: shares.append(share))
+    assert len(list(drawn)) == 2 and model.residency["switches"] > 0
+    assert shares == sorted(shares) and len(shares) == 2 * 4, "one for each evaluation of the denoiser"
 
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch):

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,14 @@ def pictures(
 
 def with_steps(sampling: Sampling, tell: Callable[[float], Any]) -> Sampling:
     """The same sampling, which tells at each evaluation what share of its sigma schedules is behind it."""
-
     every = (sampling, *sampling.later)
 
-    def told_of(place: int) -> Callable[..., Tensor]:
-        def sampler(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, **more: Any) -> Tensor:
-            def told(x: Tensor, sigma: Tensor) -> Tensor:
-                behind = (sigmas > sigma.flatten()[0].item()).sum().item() / max(len(sigmas) - 1, 1)
-                tell((place + behind) / len(every))
-                return denoise(x, sigma)
+    def told(place: int, sigmas: Tensor, sigma: Tensor) -> None:
+        behind = (sigmas > sigma.flatten()[0].item()).sum().item() / max(len(sigmas) - 1, 1)
+        tell((place + behind) / len(every))
 
-            return every[place].sampler(told, x, sigmas, **more)
-
-        return sampler
-
-    later = tuple(replace(own, sampler=told_of(place)) for place, own in enumerate(sampling.later, 1))
-    return replace(sampling, sampler=told_of(0), later=later)
+    first, *later = (replace(own, evaluating=partial(told, place)) for place, own in enumerate(every))
+    return replace(first, later=tuple(later))
 
 
 def packed(folder: Path) -> Path:
