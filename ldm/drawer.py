@@ -3,9 +3,9 @@
 Sampling, evaluation and reports use a model through it only. A new kind is a class with these methods and a loader.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -134,12 +134,18 @@ class Drawer(Protocol):
         """Itself, with its networks laid out for its device (layers.tuned); call it after `to`."""
 
 
+T = TypeVar("T")
 TURNS = 8  # batches that wait for each other where experts come and go, if nothing else is asked for
 
 
 def turns_of(model: Drawer, asked: int = TURNS) -> int:
     """How many batches of a model are begun together: one where nothing comes and goes, as none waits then."""
     return asked if model.residency else 1
+
+
+def batched(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
+    """`count` of them at a time, the last time what is left."""
+    yield from (items[start : start + count] for start in range(0, len(items), count))
 
 
 def begun_of(

@@ -16,6 +16,8 @@ from ldm.evaluation.intervals import mean_interval
 from ldm.evaluation.paired import METRICS, SMALLEST, Measure
 from ldm.evaluation.replaced_fields import with_fields_of
 from ldm.evaluation.table import write_csv
+from ldm.generate import Ask
+from ldm.holding import held
 from ldm.images import grid, save_image
 from ldm.loading import load_drawer
 from ldm.measuring import conditions
@@ -38,7 +40,7 @@ def holes_sheet(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[Row, P
     if tree["num_answers"] < 1:
         raise UserError(f"num_answers={tree['num_answers']}: must be at least 1")
     device, path = choose(tree["device"]), Path(tree["model"]).expanduser()
-    model = load_drawer(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
+    model = load_drawer(path, tree["first_stage"], tree["ema"], tree["residency"]).to(device).tuned(tree["compile"])
     sampling = model.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
     model.left_out(sampling)
     if not {"image", "mask"} <= set().union(*model.conditions(sampling).values()):
@@ -46,20 +48,20 @@ def holes_sheet(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[Row, P
     data = _pictures(model, tree, sampling)
     check_conditions(model, data.batch_spec, sampling)
     measure = METRICS[LPIPS](device) if model.image_size >= SMALLEST[LPIPS] else None
-    rows, columns = [], []
-    for batch, numbers in conditions(data, tree["num_samples"], tree["batch_size"]):
-        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        answers = torch.stack([
-            model.generate(sampling, dict(batch), numbers.to(device) + answer * tree["num_samples"], tree["seed"])
-            for answer in range(tree["num_answers"])
-        ], dim=1).float()  # fmt: skip
-        image, hole = batch["image"].float(), batch["mask"] >= 0.5
-        rows.append(torch.cat([image[:, None], image.where(~hole, GREY)[:, None], answers], dim=1).cpu())
-        columns.append(_measured(image, hole, answers, measure))
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"holes-{model.name}"
-    save_image(folder / "sheet.png", grid(torch.cat(rows).flatten(0, 1), columns=2 + tree["num_answers"]))
-    row = _row({name: torch.cat([part[name] for part in columns]) for name in columns[0]}, tree)
-    write_csv(folder / "holes.csv", [row])
+    rows, columns = [], []
+    with held(folder, "evaluating into"):
+        for batch, numbers in conditions(data, tree["num_samples"], tree["batch_size"]):
+            batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            each = [numbers.to(device) + answer * tree["num_samples"] for answer in range(tree["num_answers"])]
+            asks = [Ask(sampling, dict(batch), own, tree["seed"]) for own in each]
+            answers = torch.stack([draw() for draw in model.begun(asks)], dim=1).float()
+            image, hole = batch["image"].float(), batch["mask"] >= 0.5
+            rows.append(torch.cat([image[:, None], image.where(~hole, GREY)[:, None], answers], dim=1).cpu())
+            columns.append(_measured(image, hole, answers, measure))
+        save_image(folder / "sheet.png", grid(torch.cat(rows).flatten(0, 1), columns=2 + tree["num_answers"]))
+        row = _row({name: torch.cat([part[name] for part in columns]) for name in columns[0]}, tree)
+        write_csv(folder / "holes.csv", [row])
     return row, folder
 
 

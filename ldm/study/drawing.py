@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 from ldm.config.registry import root
 from ldm.data.transforms import to_tensor
-from ldm.drawer import Drawer, turns_of
+from ldm.drawer import Drawer, batched, turns_of
 from ldm.errors import UserError
 from ldm.files import discard, read_json, write_json
 from ldm.generate import Ask
@@ -28,7 +28,6 @@ from ldm.study.names import INDEX, file_name
 from ldm.study.prompt_set import Prompt
 from ldm.training.distributed import broadcast, collect, together
 
-T = TypeVar("T")
 DRAWN = "drawn.json"  # what the pictures of a folder depend on
 SCORES = "scores.json"
 
@@ -106,11 +105,6 @@ def draw(
             for at, job in enumerate(part):
                 recipes.save(folder / file_name(*job), images[at], drawn, at)
             yield len(part)
-
-
-def batched(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
-    """`count` of them at a time, the last time what is left."""
-    yield from (items[start : start + count] for start in range(0, len(items), count))
 
 
 def _as_sample_py(tree: Mapping[str, Any], path: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
