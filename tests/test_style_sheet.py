@@ -11,8 +11,10 @@ from toys import clip_image_folder
 from untrained import untrained_run
 
 from ldm.config import compose, overriding
+from ldm.ensemble import write_manifest
 from ldm.evaluation.stand_ins import stand_ins
 from ldm.evaluation.style_sheet import style_sheet
+from ldm.holding import FolderHeld, held
 from ldm.loading import load_drawer
 from ldm.metrics.similarity import style_statistics
 
@@ -53,6 +55,24 @@ def test_both_numbers_and_their_intervals(model: Path, tmp_path: Path):
     assert Image.open(folder / "sheet.png").size[0] > 100 and (folder / "style.csv").exists()
     again, _ = sheet(model, tmp_path / "b", "batch_size=5")
     assert again["similarity"]["gain"] == pytest.approx(rows["similarity"]["gain"], abs=1e-4), "whatever the batch"
+    with held(tmp_path / "a", "evaluating into"), pytest.raises(FolderHeld, match="is evaluating into"):
+        sheet(model, tmp_path / "a")
+
+
+def test_the_sheet_has_a_row_of_styles_and_one_for_each_prompt(model: Path, tmp_path: Path):
+    _, folder = sheet(model, tmp_path / "a")
+    with Image.open(folder / "sheet.png") as image:
+        across, down = 3 * (96 + 6) + 6, 18 + 4 * (18 + 96 + 6) + 6 + 18
+        assert image.size == (across, down)
+        styles = np.asarray(image)[36:132, 108:204]
+    assert len(np.unique(styles.reshape(-1, 3), axis=0)) > 10, "a picture of the data"
+
+
+def test_experts_that_come_and_go_make_the_same_sheet(tmp_path: Path):
+    experts = [untrained_run(tmp_path / f"e{n}", f"expert.node=[1,{n}]", *CONDITIONS, seed=n) for n in range(2)]
+    write_manifest(tmp_path / "e.yaml", experts)
+    found = [sheet(tmp_path / "e.yaml", tmp_path / mode, f"residency={mode}")[0] for mode in ("all", "one")]
+    assert found[0] == found[1]
 
 
 def test_without_guidance_by_anything_a_style_changes_nothing(model: Path, tmp_path: Path):

@@ -18,7 +18,6 @@ from ldm.data.transforms import to_tensor
 from ldm.device import choose
 from ldm.diagnostics.composed_set import ComposedSet, Item, truth
 from ldm.diagnostics.logged import log
-from ldm.diagnostics.sheet import labelled_sheet
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.table import write_csv
@@ -26,6 +25,7 @@ from ldm.files import write_text
 from ldm.holding import held
 from ldm.images import save_image
 from ldm.loading import averages, load_drawer, residencies
+from ldm.report.sheet import labelled_sheet
 from ldm.request import asked_guidance
 from ldm.study import drawing
 from ldm.study.intervals import wilson

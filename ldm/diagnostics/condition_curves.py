@@ -18,7 +18,6 @@ from ldm.device import choose
 from ldm.diagnostics.caption_lengths import LengthParts, num_words
 from ldm.diagnostics.logged import log
 from ldm.diagnostics.pictures import folder_of, held_out, on, opened
-from ldm.diagnostics.sheet import labelled_sheet
 from ldm.drawer import Drawer, begun_of, check_conditions, turns_of
 from ldm.errors import UserError
 from ldm.evaluation.curves import curve_keys
@@ -30,6 +29,7 @@ from ldm.generate import Ask
 from ldm.holding import held
 from ldm.measuring import FEWEST, Made, Ranks, alignment_key, conditions, make, row_of
 from ldm.report.plots import trade_off
+from ldm.report.sheet import labelled_sheet
 from ldm.request import asked_guidance
 from ldm.sampling import Sampling
 from ldm.study.drawing import digest

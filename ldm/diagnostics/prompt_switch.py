@@ -18,7 +18,6 @@ from ldm.device import choose
 from ldm.diagnostics.logged import log
 from ldm.diagnostics.pictures import folder_of, members_of, on, opened
 from ldm.diagnostics.prompt_pairs import Pairs, pairs_of
-from ldm.diagnostics.sheet import labelled_sheet
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.experts import route
 from ldm.drawer import Drawer
@@ -29,6 +28,7 @@ from ldm.evaluation.table import ends, write_csv
 from ldm.generate import drawn, latent_shape
 from ldm.holding import held
 from ldm.report.lines import lines
+from ldm.report.sheet import labelled_sheet
 from ldm.sampling import Sampling
 
 Row = dict[str, Any]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -18,22 +19,25 @@ from ldm.data.decoding import read_picture
 from ldm.data.module import ShardData
 from ldm.data.transforms import View
 from ldm.device import choose
-from ldm.drawer import Drawer
+from ldm.drawer import Drawer, batched, turns_of
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval
 from ldm.evaluation.stand_ins import stand_ins
-from ldm.evaluation.style_figure import draw_sheet
 from ldm.evaluation.table import write_csv
+from ldm.generate import Ask
 from ldm.given_files import content_of, naming, reader_of
+from ldm.holding import held
 from ldm.loading import load_drawer
 from ldm.measuring import alignment_key, conditions
 from ldm.prompts import read_prompts
+from ldm.report.sheet import labelled_sheet
 from ldm.request import asked_guidance
 from ldm.sampling import Sampling
 from ldm.training.loggers import log_summary
 
 Row = dict[str, Any]
 STYLE, CAPTION = "style", "caption"  # the fields of a batch
+MOST = 8  # rows of the sheet, and columns of styles
 
 
 class Made(NamedTuple):
@@ -58,31 +62,41 @@ def style_sheet(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[list[R
     contents = {file: content_of("styles", file) for file in files}
     prompts = read_prompts(tree["prompts"]) if tree["prompts"] else []
     device, path = choose(tree["device"]), Path(tree["model"]).expanduser()
-    model = load_drawer(path, tree["first_stage"], tree["ema"]).to(device).tuned(tree["compile"])
+    model = load_drawer(path, tree["first_stage"], tree["ema"], tree["residency"]).to(device).tuned(tree["compile"])
     sampling = model.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
     reads = _checked(model, sampling, tree["model"])
     prompts, styles = _asked(model, tree, prompts, contents)
     parts = Parts(tree)
     similarity = instantiate(tree["similarity"], parts, "similarity").to(device)
     alignment = instantiate(tree["alignment"], parts, "alignment").to(device)
-    made = _draw(model, sampling, prompts, styles.to(device), tree)
-    columns = _measured(made, prompts, styles.to(device), similarity, alignment)
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"style-{model.name}"
-    rows = [
-        _row(f"similarity/{similarity.name}", columns, "similarity", tree),
-        _row(alignment_key(alignment), columns, "alignment", tree),
-    ]
-    write_csv(folder / "style.csv", rows)
-    write_csv(folder / "pairs.csv", _pairs(columns, prompts))
-    told = f"{model.name}: style by {reads}; similarity by {similarity.name}, alignment by {alignment.name}"
-    replaced = stand_ins(model)
-    told += f"; stand-ins for published encoders: {', '.join(replaced)}" if replaced else ""
-    draw_sheet(folder / "sheet.png", made.plain[:, 0], made.styled[:, :, 0], styles, prompts, told)
-    if tree["logger"]:
-        metrics = {f"{row['metric']}/{name}": row[name] for row in rows for name in ("styled", "plain", "gain")}
-        project, mode = tree["logger"]["project"], tree["logger"]["mode"]
-        log_summary(folder, folder.name, project, mode, metrics, {}, {"style_sheet": folder / "sheet.png"})
+    with held(folder, "evaluating into"):
+        made = _draw(model, sampling, prompts, styles.to(device), tree)
+        columns = _measured(made, prompts, styles.to(device), similarity, alignment)
+        rows = [
+            _row(f"similarity/{similarity.name}", columns, "similarity", tree),
+            _row(alignment_key(alignment), columns, "alignment", tree),
+        ]
+        write_csv(folder / "style.csv", rows)
+        write_csv(folder / "pairs.csv", _pairs(columns, prompts))
+        told = f"{model.name}: style by {reads}; similarity by {similarity.name}, alignment by {alignment.name}"
+        replaced = stand_ins(model)
+        told += f"; stand-ins for published encoders: {', '.join(replaced)}" if replaced else ""
+        _sheet(folder / "sheet.png", made, styles, prompts, told)
+        if tree["logger"]:
+            metrics = {f"{row['metric']}/{name}": row[name] for row in rows for name in ("styled", "plain", "gain")}
+            project, mode = tree["logger"]["project"], tree["logger"]["mode"]
+            log_summary(folder, folder.name, project, mode, metrics, {}, {"style_sheet": folder / "sheet.png"})
     return rows, folder
+
+
+def _sheet(path: Path, made: Made, styles: Tensor, prompts: Sequence[str], told: str) -> None:
+    """The first sample of each prompt, without a style and under each, below the pictures [M, 3, h, w] of these."""
+    shown = torch.cat([made.plain[:MOST, None, 0], made.styled[:MOST, :MOST, 0]], dim=1).cpu()
+    above = F.interpolate(styles[:MOST].cpu().float(), shown.shape[-2:], mode="bicubic", antialias=True).clamp(-1, 1)
+    images = torch.cat([torch.cat([torch.ones_like(above[:1]), above])[None], shown])
+    names = ["without", *(f"style {place}" for place in range(len(above)))]
+    labelled_sheet(path, images, names, ["styles", *prompts[:MOST]], told)
 
 
 def _checked(model: Drawer, sampling: Sampling, named: str) -> str:
@@ -154,16 +168,20 @@ def _draw(
     count, size = tree["num_images"], tree["batch_size"]
     jobs = [(n, m, k) for n in range(len(prompts)) for m in range(-1, len(styles)) for k in range(count)]
     found: dict[tuple[int, int, int], Tensor] = {}
+
+    def ask(part: Sequence[tuple[int, int, int]]) -> Ask:
+        batch: dict[str, Any] = {CAPTION: [prompts[n] for n, _, _ in part]}
+        if part[0][1] >= 0:
+            batch[STYLE] = styles[[m for _, m, _ in part]]
+        numbers = torch.tensor([n * count + k for n, _, k in part], device=styles.device)
+        return Ask(sampling, batch, numbers, tree["seed"])
+
     for styled in (False, True):
-        own = [job for job in jobs if (job[1] >= 0) == styled]
-        for first in track(range(0, len(own), size), "with styles" if styled else "without", transient=True):
-            part = own[first : first + size]
-            batch: dict[str, Any] = {CAPTION: [prompts[n] for n, _, _ in part]}
-            if styled:
-                batch[STYLE] = styles[[m for _, m, _ in part]]
-            numbers = torch.tensor([n * count + k for n, _, k in part], device=styles.device)
-            images = model.generate(sampling, batch, numbers, tree["seed"]).float()
-            found |= dict(zip(part, images, strict=True))
+        own = list(batched([job for job in jobs if (job[1] >= 0) == styled], size))
+        several = list(batched(own, turns_of(model)))
+        for parts in track(several, "with styles" if styled else "without", transient=True):
+            for part, draw in zip(parts, model.begun([ask(part) for part in parts]), strict=True):
+                found |= dict(zip(part, draw().float(), strict=True))
     plain, under = (torch.stack([found[job] for job in jobs if (job[1] >= 0) == styled]) for styled in (False, True))
     shape = (len(prompts), len(styles), count)
     return Made(plain.unflatten(0, (shape[0], count)), under.unflatten(0, shape))

@@ -17,12 +17,14 @@ GAP, LINE = 6, 18  # px between pictures, and of a line of text
 LARGEST, SMALLEST = 13, 7  # px of the font
 
 
-def labelled_sheet(path: Path, images: Tensor, columns: Sequence[str], rows: Sequence[str]) -> Path:
-    """Write images [rows, columns, 3, H, W] in [-1, 1], the names of `columns` at the top and a text above each row."""
+def labelled_sheet(path: Path, images: Tensor, columns: Sequence[str], rows: Sequence[str], told: str = "") -> Path:
+    """Write images [rows, columns, 3, H, W] in [-1, 1], the names of `columns` at the top, a text above each row, and
+    what is `told` of all below them.
+    """
     factor = max(1, -(-SIDE // max(images.shape[-2:])))
     height, width = (side * factor for side in images.shape[-2:])
     across = len(columns) * (width + GAP) + GAP
-    down = LINE + len(rows) * (LINE + height + GAP) + GAP
+    down = LINE + len(rows) * (LINE + height + GAP) + GAP + (LINE if told else 0)
     sheet = Image.new("RGB", (across, down), LIGHT.surface)
     draw = ImageDraw.Draw(sheet)
     for place, name in enumerate(columns):
@@ -33,6 +35,7 @@ def labelled_sheet(path: Path, images: Tensor, columns: Sequence[str], rows: Seq
         draw.text((GAP, top + 2), text, LIGHT.ink, _font(text, across - 2 * GAP))
         for place in range(len(columns)):
             sheet.paste(picture_of(images[line, place], factor), (GAP + place * (width + GAP), top + LINE))
+    draw.text((GAP, down - LINE), told, LIGHT.muted, _font(told, across - 2 * GAP))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return write_bytes(path, buffer.getvalue())
