@@ -202,13 +202,19 @@ class Model:
 
 
 def recipe(tree: Mapping[str, Any], run: Mapping[str, Any], guidable: bool) -> dict[str, Any]:
-    """The groups sampler, sigmas and guidance that `tree` asks for, each as the `run` has it where it asks for none."""
+    """The groups sampler, sigmas and guidance that `tree` asks for, each as the `run` has it where it asks for none.
+
+    Raises UserError for a number of steps where the sigmas are not of any number.
+    """
     chosen = {key: tree.get(key) or run[key] for key in ("sampler", "sigmas", "guidance")}
     sigmas, num_steps = chosen["sigmas"], tree.get("num_steps")
     if tree.get("sigmas"):
         num_steps = sigmas.get("num_steps") or num_steps or run["num_steps"]
     if num_steps and takes(sigmas, "num_steps"):
         chosen["sigmas"] = {**sigmas, "num_steps": num_steps}
+    elif tree.get("num_steps"):
+        name = sigmas["_target_"].rpartition(".")[2]
+        raise UserError(f"num_steps={num_steps}: sigmas={name} has levels of its own; leave out one of the two")
     if not tree.get("guidance"):
         return chosen if guidable else {**chosen, "guidance": None}
     if "_target_" not in tree["guidance"]:

@@ -1,6 +1,6 @@
 """A validated request to a drawer, ready to be sampled: from sample.py's command line or from Python's options."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.conditioners.paint import FIELD
-from ldm.config import with_moved_keys
+from ldm.config import takes, with_moved_keys
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.diffusion.interpolation import Frames
@@ -35,6 +35,7 @@ class Request:
     def __init__(self, drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device):
         rows = read_conditions(tree)
         check_paint(tree, words, rows)
+        check_guides(tree, {bare(word).partition(".")[0] for word in words})
         drawer.decode_in_tiles(tree["tile"])
         on_canvas = read_canvas(tree)
         tree = tree if on_canvas is None else tiled_for(on_canvas.size, tree, words, drawer)
@@ -117,6 +118,13 @@ class Request:
 def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:
     """A row of conditions whose class is a number."""
     return {**row, **({"label": class_number(row["label"], drawer.data)} if "label" in row else {})}
+
+
+def check_guides(tree: Mapping[str, Any], asked: Collection[str]) -> None:
+    """Raises UserError for a key `asked` for that only guidance by a loss takes, where none of `tree` does."""
+    for key, example in {"operator": "image", "distance": "image", "alignment": "alignment"}.items():
+        if key in asked and not any(takes(node, key) for node in (tree.get("loss_guidance") or {}).values()):
+            raise UserError(f"{key}: only guidance by a loss takes it, such as loss_guidance=[{example}]; leave it out")
 
 
 def asked_guidance(words: Sequence[str], guidance: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -123,6 +123,10 @@ def sampled_never(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], ["guidance.scale=[2]", "use_conditions=[]"], r"guidance\.scale=2: this model has no conditions"),
         (["data.fields=null"], ["guidance.scale=[1]"], r"conditioner\.label reads 'label', .*data\.fields"),
         (["data.max_samples=3"], ["guidance.scale=[1]"], r"data\.train: at least 4 training images"),
+        ([], ["validation=a.tar"], r"^validation=a\.tar: is of a first stage's images; .* reference="),
+        ([], ["turns=3"], "^turns=3: is of experts that come and go"),
+        ([], ["operator=blur"], r"^operator: only guidance by a loss takes it, such as loss_guidance=\[image\]"),
+        ([], ["sigmas=given", "num_steps=4"], "^num_steps=4: sigmas=given has levels of its own"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_it_is_sampled(tmp_path: Path, sampled_never, run, words, problem):

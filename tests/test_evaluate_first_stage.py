@@ -10,6 +10,7 @@ from PIL import Image
 from toys import QUICKSTART, Process, train
 
 from ldm.config import compose
+from ldm.errors import UserError
 from ldm.evaluation.evaluate import evaluate
 from ldm.run import Run
 
@@ -34,6 +35,18 @@ def test_images_are_seen_at_the_size_that_is_asked_for(first_stage: Run, tmp_pat
     assert protocol["image_size"] == 64 and "short side to 64 px" in protocol["resize"]
     with pytest.raises(ValueError, match="image_size=63: must be a multiple of the first stage's f"):
         evaluate(compose("evaluate", [*words, "image_size=63"]))
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["num_steps=4", "sampler=heun", "guidance.scale=2", "use_conditions=[label]", "residency=one", "paired=[psnr]",
+     "reference=a.npz", "data=a.tar", "resamples=7", "alignment=open_clip", "compile=true"],
+)  # fmt: skip
+def test_keys_of_models_that_draw_are_refused_and_not_left_unread(first_stage: Run, tmp_path: Path, word: str):
+    key = word.partition("=")[0].partition(".")[0]
+    with pytest.raises(UserError, match=rf"^{key}: is of diffusion models, and .* is a first stage; leave it out$"):
+        evaluate(compose("evaluate", [f"model={first_stage.folder}", f"out={tmp_path / 'out'}", *OPTIONS, word]))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")

@@ -240,6 +240,10 @@ def test_a_weak_model_works_in_the_same_windows(model, tmp_path):
         (["label=1", "sigmas=given", "sigmas.levels=[1,2,0]"], r"sigmas\.levels: .* strictly decreasing"),
         (["label=1", "sampler=ddim", "sampler.eta=2.0"], "eta: must lie in"),
         (["label=1", "device=warp9"], "device=warp9: not a device"),
+        (["label=1", "sigmas=given", "num_steps=4"], "^num_steps=4: sigmas=given has levels of its own"),
+        (["label=1", "operator=blur"], r"^operator: only guidance by a loss takes it, .*=\[image\]"),
+        (["label=1", "distance=l2"], "^distance: only guidance by a loss takes it"),
+        (["label=1", "alignment=minilm"], r"^alignment: only guidance by a loss takes it, .*=\[alignment\]"),
         (["label=1", "first_stage=runs/nowhere"], "runs/nowhere"),
     ],
 )

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ldm.asked import named_models
 from ldm.build import Parts, is_first_stage
-from ldm.config import accepts, instantiate, load_tree, meant
+from ldm.config import accepts, compose, instantiate, load_tree, meant
 from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.drawer import Drawer, check_conditions, turns_of
@@ -32,12 +32,18 @@ from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
 from ldm.loading import load_drawer, residencies
 from ldm.measuring import FEWEST, alignment_key
+from ldm.request import check_guides
 from ldm.residency import words_of
 from ldm.sampling import Sampling
 from ldm.training.distributed import broadcast, process_group, together
 
 __all__ = ["curve_keys", "evaluate"]
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of guidance, where none are asked for and the run has none of its own
+# Keys that a first stage is measured by.
+OF_FIRST_STAGE = (
+    "model", "ema", "validation", "image_size", "num_samples", "seed", "batch_size", "metric", "device", "out",
+    "plugins",
+)  # fmt: skip
 # Of a model's path: whose conditions, and what samples are compared with.
 Sets = dict[str, tuple[ShardData, ShardData | StoredReference]]
 log = logging.getLogger(__name__)
@@ -51,13 +57,13 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     the models before; None loads them.
     """
     protocol: Protocol | None = instantiate(tree["protocol"], Parts(tree), "protocol") if tree["protocol"] else None
-    tree = _settled(tree, protocol)
+    said, tree = _said(tree), _settled(tree, protocol)
     models = named_models(tree["model"])
     paths = [Path(model) for model in (models if isinstance(models, list) else [models])]
     for path in paths:
         config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
         if config.exists() and is_first_stage(load_tree(config)):
-            return _first_stage(tree, protocol)
+            return _first_stage(tree, protocol, said)
     for key, least in (("seed", 0), ("resamples", 0), ("turns", 1)):
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")
@@ -69,6 +75,12 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
             f"image_size={tree['image_size']}: is of a first stage's images; a diffusion model draws at the size it was"
             " trained at"
         )
+    if tree["validation"] is not None:
+        raise UserError(
+            f"validation={tree['validation']}: is of a first stage's images; samples of a diffusion model are compared "
+            "with reference="
+        )
+    check_guides(tree, set(said) - {"alignment"})  # which measures too
     asked_cells = list(cells(tree))
     device = choose(tree["device"])
     with process_group(device) as (rank, world_size), ExitStack() as stack:
@@ -80,6 +92,8 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         with together():
             folder = _folder(tree, paths)
             drawers = _drawers(tree, asked_cells, device, rank)
+            if "turns" in said and not any(model.residency for model in drawers.values()):
+                raise UserError(f"turns={tree['turns']}: is of experts that come and go; residency=one makes them")
             if folder is None:
                 name = next(iter(drawers.values())).name
                 folder = (paths[0] if paths[0].is_dir() else paths[0].parent) / f"evaluation-{name}"
@@ -116,13 +130,22 @@ def _settled(tree: dict[str, Any], protocol: Protocol | None) -> dict[str, Any]:
     return {**tree, **{key: value for key, value in usual.items() if tree[key] is None}}
 
 
-def _first_stage(tree: dict[str, Any], protocol: Protocol | None) -> tuple[list[Row], Path]:
+def _said(tree: dict[str, Any]) -> list[str]:
+    """The keys of `tree` that are not as conf/evaluate.yaml has them."""
+    usual = compose("evaluate", ["model=_"])
+    return [key for key, value in tree.items() if value != usual.get(key)]
+
+
+def _first_stage(tree: dict[str, Any], protocol: Protocol | None, said: list[str]) -> tuple[list[Row], Path]:
     if tree["npz"]:
         raise UserError(f"npz={tree['npz']}: has samples of a diffusion model, and {tree['model']} is a first stage")
     if protocol:
         raise UserError(f"protocol={protocol.name}: is for diffusion models, and {tree['model']} is a first stage")
     if isinstance(named_models(tree["model"]), list):
         raise UserError("model: several are diffusion models to compare; a first stage is measured alone")
+    unread = [key for key in said if key not in OF_FIRST_STAGE]
+    if unread:
+        raise UserError(f"{unread[0]}: is of diffusion models, and {tree['model']} is a first stage; leave it out")
     return evaluate_first_stage(tree)
 
 
