@@ -158,3 +158,13 @@ def test_a_first_stage_that_came_with_a_model_has_its_own_task():
     assert upgrade(first_stage) == {**first_stage, "task": own}
     for whole in ({**first_stage, "network": {"_target_": "y"}}, {**first_stage, "autoencoder": None}):
         assert upgrade(whole) == whole
+
+
+def test_attention_at_levels_that_an_efficient_unet_never_had_is_none():
+    network = {"_target_": "ldm.networks.efficient_unet.EfficientUNet", "multipliers": [1, 2]}
+    old = {"network": {**network, "self_attention_factors": [2, 8], "cross_attention_factors": [4]}}
+    kept = {"network": {**network, "self_attention_factors": [2], "cross_attention_factors": []}}
+    assert upgrade(old) == kept
+    other = {"network": {**old["network"], "_target_": "ldm.networks.unet.UNet"}}
+    for same in (kept, other, {"network": network}, {"network": {**old["network"], "multipliers": None}}):
+        assert upgrade(same) == same

@@ -12,7 +12,7 @@ Tree = dict[str, Any]
 
 def upgrade(tree: Tree) -> Tree:
     """A saved tree as it would be saved now; unknown keys stay as they are, and validation decides on them."""
-    return with_limits(with_slots(with_derived_fields(with_own_task(with_moved_targets(tree)))))
+    return with_levels(with_limits(with_slots(with_derived_fields(with_own_task(with_moved_targets(tree))))))
 
 
 def with_own_task(tree: Tree) -> Tree:
@@ -70,6 +70,21 @@ def with_moved_keys(words: Sequence[str]) -> list[str]:
     """Words of a command line, written for older code, with the keys of today."""
     moved = [(word, LIMIT.fullmatch(bare(word))) for word in words]
     return [word.replace(key[0], f"{key[1]}.limits.{key[2]}", 1) if key else word for word, key in moved]
+
+
+ATTENDING = ("self_attention_factors", "cross_attention_factors")
+
+
+def with_levels(tree: Tree) -> Tree:
+    """An Efficient U-Net left out attention at factors that no level of it has; now they are refused."""
+    part = _mapping(tree.get("network"))
+    multipliers = part.get("multipliers")
+    if part.get("_target_") != "ldm.networks.efficient_unet.EfficientUNet" or not isinstance(multipliers, list):
+        return tree
+    levels = [2**level for level in range(len(multipliers))]
+    given = {key: part[key] for key in ATTENDING if isinstance(part.get(key), list)}
+    kept = {key: [factor for factor in factors if factor in levels] for key, factors in given.items()}
+    return {**tree, "network": {**part, **kept}} if kept != given else tree
 
 
 def with_slots(tree: Tree) -> Tree:
