@@ -1,6 +1,7 @@
 """The benchmark's findings: rows and their goals, and several suites as one table that goes on where it was."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,15 @@ def test_suites_that_were_measured_are_not_again_and_one_that_fails_is_next_time
         together.run(["a"], {**options, "repeats": 2})
 
 
-def test_many_shards_are_a_data_set_that_takes_no_room(benchmarks, tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+def test_many_shards_are_a_data_set_that_takes_no_room(benchmarks):
     from benchmarks.many_shards import data_of, many_shards
 
-    data = data_of(many_shards(tmp_path, 3000), batch_size=100)
-    assert data.num_train == 3000
-    batch = next(iter(data.train_loader()))
+    before = os.environ.get("LDM_CACHE")
+    with many_shards(3000) as shards:
+        data = data_of(shards, batch_size=100)
+        assert data.num_train == 3000
+        batch = next(iter(data.train_loader()))
+        files = [path.stat() for path in Path(shards).parent.glob("*.tar")]
     assert batch["label"].tolist() == [7] * 100 and len(set(batch["index"].tolist())) == 100
-    assert sum(path.stat().st_blocks * 512 / path.stat().st_nlink for path in tmp_path.glob("*.tar")) < 8e6
+    assert len(files) == 4 and sum(file.st_blocks * 512 / file.st_nlink for file in files) < 8e6
+    assert os.environ.get("LDM_CACHE") == before and not Path(shards).parent.exists()

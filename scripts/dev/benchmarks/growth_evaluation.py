@@ -15,8 +15,8 @@ from benchmarks.measure import cpu_seconds, spread
 from benchmarks.one_run import stopped_at
 
 GOAL = 1.1
-SIZES = (64, 192, 448)  # the second doubling costs twice the first
-WORDS = ["device=cpu", "num_steps=4", "sampler=euler", "batch_size=64", "metric.size=64", "resamples=0"]
+SIZES = (48, 144, 336)
+WORDS = ["device=cpu", "num_steps=4", "sampler=euler", "batch_size=48", "metric.size=64", "resamples=0"]
 
 
 def run(options: dict) -> None:

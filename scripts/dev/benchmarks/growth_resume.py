@@ -20,8 +20,7 @@ RUN_STEPS = 300  # of an epoch of the run
 
 def run(options: dict) -> None:
     """Print the suite's table."""
-    with tempfile.TemporaryDirectory() as folder:
-        shards = many_shards(Path(folder), NUM_SAMPLES)
+    with many_shards(NUM_SAMPLES) as shards:
         data_of(shards).setup()  # indices are made once
 
         def begin(share: float) -> None:

@@ -3,11 +3,9 @@
 Each number has a process of its own. Memory is what it has resident beyond its imports, indices that are mapped too.
 """
 
-import tempfile
 import time
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path
 
 from benchmarks.findings import Curve, Row, curves, judged
 from benchmarks.many_shards import SHARD_SAMPLES, data_of, many_shards
@@ -45,9 +43,9 @@ def run(options: dict) -> None:
 
 def _measured(num_samples: int) -> dict[str, float]:
     """MiB and CPU seconds of one data set."""
-    with tempfile.TemporaryDirectory() as folder:
-        next(iter(data_of(many_shards(Path(folder) / "warm", 1000), BATCH_SIZE).train_loader()))  # what comes once
-        shards = many_shards(Path(folder), num_samples)
+    with many_shards(SHARD_SAMPLES) as shards:
+        next(iter(data_of(shards, BATCH_SIZE).train_loader()))  # what comes once
+    with many_shards(num_samples) as shards:
         before = resident("VmRSS"), resident("RssAnon")
         began = time.process_time()
         data_of(shards, BATCH_SIZE).setup()

@@ -3,7 +3,11 @@
 import io
 import os
 import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from ldm.data.fields import Label
 from ldm.data.module import ShardData
@@ -12,13 +16,17 @@ SHARD_SAMPLES = 1000
 MEMBERS = ("cls", "txt", "json")  # of a sample; a member is a header of 512 bytes and a block of 512
 
 
-def many_shards(folder: Path, num_samples: int) -> str:
+@contextmanager
+def many_shards(num_samples: int) -> Iterator[str]:
     """Shards of 1,000 samples of three members each, links to one file; the pattern that names them all.
 
-    Their indices lie in `folder` too, so that nothing is known of them before.
+    As long as they are there, caches are beside them: nothing is known of them before.
     """
-    os.environ["LDM_CACHE"] = str(folder / "cache")
-    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, patch.dict(os.environ, {"LDM_CACHE": f"{name}/cache"}):
+        yield _write(Path(name), num_samples)
+
+
+def _write(folder: Path, num_samples: int) -> str:
     first = folder / "first.tar"
     with tarfile.open(first, "w") as tar:
         for number in range(SHARD_SAMPLES):

@@ -7,11 +7,12 @@ What gloo does on loopback says nothing about the time that NCCL takes on a clus
 import os
 import tempfile
 import time
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from benchmarks.findings import Curve, Row, curves, judged
@@ -21,7 +22,7 @@ from ldm.config import compose, overriding
 from ldm.evaluation.cluster_formulas import bytes_sent
 from ldm.training.sharded import shard
 
-GOAL = 1.05
+GOAL = 5.0  # per cent
 RANKS = (1, 2, 4)
 BATCH_SIZE, NUM_STEPS, WARM_UP = 8, 3, 2
 NETWORK = ["network.width=192", "network.depth=4", "network.num_heads=4"]
@@ -40,17 +41,22 @@ def run(options: dict) -> None:
             if ranks == 1 and strategy == "fsdp":
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                multiprocessing.spawn(_step, (ranks, strategy, folder), ranks)
+                processes = [_begun(rank, ranks, strategy, folder) for rank in range(ranks)]
+                for process in processes:
+                    process.join()
+                assert not any(process.exitcode for process in processes)
                 found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
             sent, cpu, wall = (max(own[name] for own in found) for name in ("sent", "cpu", "wall"))
             seconds.append((ranks, 1e3 * cpu))
             times = f"{1e3 * cpu:8.0f} ms of CPU time, {1e3 * wall:.0f} ms of the wall's"
             print(f"{strategy:<6} {ranks} ranks {sent / 1e6:10.2f} MB a rank and step   {times}", flush=True)
             if ranks > 1:
-                expected = bytes_sent(strategy, ranks, gradients=size, gathered=size)
-                print(
-                    judged(Row(f"bytes of {strategy}, {ranks} ranks, over the formula's", sent / expected, GOAL, True))
-                )
+                reduced = size if strategy == "ddp" else 2 * size  # gloo scatters by reducing all to all; NCCL does not
+                expected = bytes_sent(strategy, ranks, gradients=reduced, gathered=size)
+                print(f"{'':<15} by the formula {expected / 1e6:.2f} MB")
+                apart = 100 * abs(sent / expected - 1)
+                row = Row(f"bytes of {strategy}, {ranks} ranks: apart from the formula", apart, GOAL, True, unit="%")
+                print(judged(row), flush=True)
         lines[strategy] = tuple(zip(*seconds, strict=True))
     curves.append(Curve("ranks on one machine", "ranks", "ms of CPU time a step and rank", lines))
 
@@ -58,6 +64,13 @@ def run(options: dict) -> None:
 def _network() -> nn.Module:
     torch.manual_seed(0)
     return Parts(compose("config", overriding([*COMMON, *NETWORK])))["network"]
+
+
+def _begun(rank: int, ranks: int, strategy: str, folder: str) -> BaseProcess:
+    """The process of a rank. Forked: what all of them import is imported once."""
+    process = get_context("fork").Process(target=_step, args=(rank, ranks, strategy, folder))
+    process.start()
+    return process
 
 
 def _step(rank: int, ranks: int, strategy: str, folder: str) -> None:
