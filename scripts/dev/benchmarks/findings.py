@@ -39,13 +39,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines {name: (x, y)} of one panel, on logarithmic axes; `goal` is a line across, in units of y."""
+    """Lines {name: (x, y)} of one panel."""
 
     title: str
     x_label: str
     y_label: str
     lines: dict[str, tuple[Sequence[float], Sequence[float]]]
-    goal: float | None = None
 
 
 rows: list[Row] = []

@@ -58,7 +58,7 @@ def run(options: dict) -> None:
                 row = Row(f"bytes of {strategy}, {ranks} ranks: apart from the formula", apart, GOAL, True, unit="%")
                 print(judged(row), flush=True)
         lines[strategy] = tuple(zip(*seconds, strict=True))
-    curves.append(Curve("ranks on one machine", "ranks", "ms of CPU time a step and rank", lines))
+    curves.append(Curve("ranks on one machine", "ranks", "CPU ms of a rank's step", lines))
 
 
 def _network() -> nn.Module:

@@ -111,7 +111,8 @@ def _draw(out: Path, rows: list[Row], curves: list[Curve]) -> None:
             for name, (x, y) in curve.lines.items():
                 axes.plot(x, y, marker="o", markersize=3, label=name)
             axes.set_title(curve.title, fontsize=10)
-            axes.set(xlabel=curve.x_label, ylabel=curve.y_label, ylim=(0, None))
+            top = 1.1 * max(max(y) for _, y in curve.lines.values())
+            axes.set(xlabel=curve.x_label, ylabel=curve.y_label, ylim=(0, top))
             if max(max(x) for x, _ in curve.lines.values()) > 1000:
                 axes.set_xscale("log")
             axes.legend(fontsize=7)
