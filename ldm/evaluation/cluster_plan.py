@@ -150,7 +150,8 @@ def _of_files(nodes: dict[str, Any]) -> Conditions | None:
     """
     if not nodes.keys() & FILES.keys():
         return None
-    tokens, vector, projected, encoded, widths, used = 0, 0, 0, 0, [], 0
+    tokens, vector, projected, encoded, used = 0, 0, 0, 0, 0
+    widths: list[int] = []
     for name, node in nodes.items():
         width, count = FILES.get(name, (node.get("width", 0), 1))
         count, slots = node.get("max_tokens", count), node.get("slots", ["tokens"])
@@ -184,7 +185,7 @@ def passes(network: nn.Module, channels: int, side: int, conditions: dict[str, t
     The network is one of fake tensors, which have shapes and no memory. It computes in fp32 with a fused attention;
     half of the bytes that it keeps are those of bf16.
     """
-    mode = next(p.fake_mode for p in network.parameters())
+    mode: FakeTensorMode = next(getattr(p, "fake_mode") for p in network.parameters())  # noqa: B009  # of fake ones
     counter = Counter()
     with mode, counter, _kept(network) as kept:
         x = torch.empty(1, channels, side, side)
