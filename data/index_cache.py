@@ -119,19 +119,23 @@ def _read(path: Location) -> ShardIndex:
     read_at_ns = time.time_ns()
     index = read_index(path)
     outline = index.outline._asdict()
-    head = {"kind": KIND, "place": _file(path).name, "read_at_ns": read_at_ns, **outline}
+    head = {"kind": KIND, "place": _name(path), "read_at_ns": read_at_ns, **outline}
     derived.write(_file(path), head, [index.body])
     return index
 
 
 def _file(path: Location) -> Path:
+    return derived.cache_folder() / "index" / _name(path)
+
+
+def _name(path: Location) -> str:
     name = path.place if isinstance(path, Url) else str(path)
-    return derived.cache_folder() / "index" / hashlib.sha256(name.encode()).hexdigest()[:40]
+    return hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 def _outline(path: Location, head: dict[str, Any]) -> Outline | None:
     """The outline in a head of the cache, None if it is not one of this shard."""
-    if head.get("kind") != KIND or head.get("place") != _file(path).name:
+    if head.get("kind") != KIND or head.get("place") != _name(path):
         return None
     try:
         values = {name: head[name] for name in Outline._fields}

@@ -6,7 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -362,9 +362,8 @@ class ShardData(pl.LightningDataModule):
         out where a cache stands for them.
         """
         count = self.num_validation if num_samples is None else min(num_samples, self.num_validation)
-        indices = np.arange(count)[rank::world_size]
         samples = self._with_cache(self._validation_samples, images)
-        return self._pass(samples, indices, batch_size, world_size, self._validation_skips)
+        return self._pass(samples, range(rank, count, world_size), batch_size, world_size, self._validation_skips)
 
     def validation_batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The validation samples of these indices, as one batch in their order."""
@@ -383,9 +382,9 @@ class ShardData(pl.LightningDataModule):
         `num_samples` are a fair sample). `cached`: beside the images with what a cache has of them.
         """
         count = self.num_train if num_samples is None else min(num_samples, self.num_train)
-        indices = permute(np.arange(count), self.num_train, "statistics")[rank::world_size]
+        places, order = range(rank, count, world_size), partial(permute, num=self.num_train, key="statistics")
         samples = self._with_cache(self._train_samples, images=True) if cached else self._train_samples
-        return self._pass(samples, indices, batch_size, world_size, self._train_skips)
+        return self._pass(samples, places, batch_size, world_size, self._train_skips, order)
 
     def statistics_batch(self, places: Sequence[int]) -> dict[str, Any]:
         """The training samples at these places of the order of `statistics_loader`, as one batch."""
@@ -395,15 +394,16 @@ class ShardData(pl.LightningDataModule):
     def _pass(
         self,
         samples: Samples | CachedSamples,
-        indices: np.ndarray,
+        places: range | np.ndarray,
         batch_size: int | None,
         world_size: int,
         skips: SkipLog,
+        order: Callable[[np.ndarray], np.ndarray] = np.asarray,
     ) -> Batches:
         if batch_size is None:
             batch_size = max(1, self.batch_size // (world_size * self.accumulation))
-        self._check_shared_memory(samples, min(batch_size, len(indices)))
-        return Batches(PassStream(samples, indices, batch_size), self.num_workers, skips, self.timeout_seconds)
+        self._check_shared_memory(samples, min(batch_size, len(places)))
+        return Batches(PassStream(samples, places, batch_size, order), self.num_workers, skips, self.timeout_seconds)
 
     def check_room(self, world_size: int, processes: int) -> None:
         """Raises WorkerError if training batches will not fit into shared memory, which `processes` have together."""

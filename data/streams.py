@@ -3,7 +3,7 @@
 Every stream can be cut among loader workers: batch m is made by worker m mod W, and the loader puts them back in order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -87,16 +87,24 @@ class TrainStream(IterableDataset):
 class PassStream(IterableDataset):
     """One pass over given samples in the given order, unaugmented; bad ones are left out, the last batch may be short.
 
-    A sample's number is its index, so whatever is drawn for it is the same in every pass.
+    `order` makes indices of samples of `places`, a batch at a time: a range of a billion takes no memory. A sample's
+    number is its index, so whatever is drawn for it is the same in every pass.
     """
 
-    def __init__(self, samples: Samples | CachedSamples, indices: np.ndarray, batch_size: int):
+    def __init__(
+        self,
+        samples: Samples | CachedSamples,
+        places: range | np.ndarray,
+        batch_size: int,
+        order: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    ):
         self.samples = samples
-        self.indices = indices
+        self.places = places
         self.batch_size = batch_size
+        self.order = order
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-len(self.places) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         first, step = _worker()
@@ -104,7 +112,8 @@ class PassStream(IterableDataset):
         skipped: list[dict[str, Any]] = []
         for number in range(first, len(self), step):
             found: list[Sample] = []
-            indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+            places = self.places[number * self.batch_size : (number + 1) * self.batch_size]
+            indices = self.order(np.asarray(places, np.int64)).tolist()
             for index, sample in zip(indices, self.samples.get_all(indices), strict=True):
                 if isinstance(sample, BadSample):
                     skipped.append(self.samples.record(index, sample))
@@ -119,7 +128,7 @@ class PassStream(IterableDataset):
         if held is not None:  # held back so that what a wholly bad end skipped is still reported
             yield {**held, "skipped": held["skipped"] + skipped}
         elif skipped:
-            raise too_many(skipped, len(self.indices), max_bad_fraction=0.0)
+            raise too_many(skipped, len(self.places), max_bad_fraction=0.0)
 
 
 class MemberStream(IterableDataset):

@@ -19,6 +19,10 @@ RUNS = (
 # What may be said beside again=: where something is, and what no picture's recipe is trusted with.
 BESIDE_AGAIN = ("again", "device", "plugins", "alignment", "distance", "residency")
 
+# Keys of conf/cluster_plan.yaml that are divided by.
+ABOVE_ZERO = ("samples", "sample_bytes", "tflops", "mfu", "memory_gb", "memory_gb_s", "link_gb_s", "network_gb_s",
+              "gpus_per_node")  # fmt: skip
+
 
 def check_training(tree: Mapping[str, Any]) -> None:
     """Raises UserError if a tree of conf/config.yaml trains nothing, or has keys that do not go together."""
@@ -97,3 +101,24 @@ def there(model: str | Path) -> Path:
     if not path.exists():
         raise UserError(f"model={path}: no such run or manifest")
     return path
+
+
+def check_plan(tree: dict[str, Any]) -> None:
+    """Raises UserError for numbers of a tree of conf/cluster_plan.yaml that cannot be."""
+    for key in ABOVE_ZERO:
+        if not tree[key] > 0:
+            raise UserError(f"{key}={tree[key]}: must be above 0")
+    for key in ("price", "latency_us"):
+        if tree[key] < 0:
+            raise UserError(f"{key}={tree[key]}: must be at least 0")
+    for key in ("mfu", "overlap"):
+        if not 0 <= tree[key] <= 1:
+            raise UserError(f"{key}={tree[key]}: is a share, between 0 and 1")
+    for key in ("per_gpu", "batch_size"):
+        if tree[key] is not None and tree[key] < 1:
+            raise UserError(f"{key}={tree[key]}: must be at least 1, or null")
+    counts = tree["gpus"]
+    if not isinstance(counts, list) or not counts or not all(type(n) is int and n > 0 for n in counts):
+        raise UserError(f"gpus={counts}: a list of how many there are, such as [8,64,256]")
+    if not tree["strategies"] or not set(tree["strategies"]) <= {"ddp", "fsdp"}:
+        raise UserError(f"strategies={tree['strategies']}: a list of ddp, fsdp")

@@ -1,5 +1,6 @@
 """The benchmark's suites run, small, and print their ratios; peers are the same function with the same weights."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,23 @@ def test_a_suite_prints_ratios_against_its_peers(suite):
     ratios = [line for line in found.stdout.splitlines() if "ratio" in line]
     assert ratios and all(line.endswith((": met", ": missed")) for line in ratios)
     assert ("peak memory" in found.stdout) == (suite in ("unet_train", "autoencoder", "inpainting"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["growth_batch", "growth_resume", "growth_evaluation", "first_step", "ranks", "plan"])
+def test_a_suite_of_growth_holds_figures_to_goals(suite):
+    found = benchmark(f"suite={suite}", "repeats=1")
+    assert found.returncode == 0, found.stderr
+    assert any(line.endswith((": met", ": missed")) for line in found.stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_memory_of_a_data_set_is_at_most_64_bytes_a_sample(tmp_path):
+    found = benchmark("suite=growth_samples", f"out={tmp_path}")
+    assert found.returncode == 0, found.stderr
+    [row] = json.loads((tmp_path / "benchmarks.json").read_text())["suites"]["growth_samples"]["rows"]
+    assert row["figure"] <= row["goal"] == 64
+    assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import io
 import json
+import tracemalloc
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,10 @@ from ldm.data.fields import Caption, Label, Mask, Picture
 from ldm.data.fields.holes import Holes
 from ldm.data.fields.low_resolution import LowResolution
 from ldm.data.fields.window import Window
+from ldm.data.framing import framing
 from ldm.data.module import ShardData
+from ldm.data.plan import permute
+from ldm.data.streams import PassStream
 from ldm.data.writing import write_shard
 
 NUM = 45
@@ -223,6 +229,26 @@ def test_statistics_are_one_unaugmented_pass_in_mixed_order(shards: str) -> None
     assert few == indices[:20]
     shared = [batch["index"] for rank in (0, 1) for batch in data.statistics_loader(rank, 2)]
     assert sorted(torch.cat(shared).tolist()) == list(range(NUM))
+
+
+def test_a_pass_over_a_billion_samples_takes_no_memory() -> None:
+    class Every:  # samples of any index
+        framing = framing(8, None)
+
+        def get_all(self, indices: list[int]) -> list[Any]:
+            return [SimpleNamespace(index=index) for index in indices]
+
+        def batch(self, found: Any, views: Any, numbers: list[int], skipped: list) -> dict[str, Any]:
+            return {"number": numbers, "skipped": skipped}
+
+    num, share = 10**9, range(5, 10**9, 1024)
+    tracemalloc.start()
+    stream = PassStream(Every(), share, 64, partial(permute, num=num, key="statistics"))  # type: ignore[arg-type]
+    found = [number for batch in islice(stream, 3) for number in batch["number"]]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 20 and len(stream) == -(-len(share) // 64)
+    assert found == permute(np.array(share[:192]), num, "statistics").tolist()
 
 
 def test_sizes_can_be_limited(shards: str) -> None:

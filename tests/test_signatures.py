@@ -158,6 +158,7 @@ REFUSED = {
     "scripts/composed_suite.py": ["models=[nowhere]"],
     "scripts/condition_curves.py": ["model=nowhere"],
     "scripts/convert.py": ["layout", "experiment=ldm/first_stage/kl_f8", "autoencoder.foo=3"],
+    "scripts/cluster_plan.py": ["mfu=2"],
     "scripts/cost_table.py": ["models=[nowhere]"],
     "scripts/doctor.py": ["experiment=quickstart/autoencoder", "trainer.precisionn=32"],
     "scripts/encode.py": ["out=x", "conditioner=[text]", "conditioner.text.foo=3"],

@@ -45,6 +45,7 @@ TOYS = {
     "scripts/style_sheet": [*SMALL, "num_prompts=2", "num_styles=2"],
     "scripts/stand_in_clip": ["device=cpu", "max_steps=2", "batch_size=8", *DATA],
     "scripts/sampler_table": ["device=cpu", *METRIC, "steps=[2]", "samplers=[heun,dpmpp_2m]"],
+    "scripts/cluster_plan": ["experiments=[ldm/ffhq]", "gpus=[1,8]"],
     "scripts/cost_table": ["device=cpu", "batch_size=2"],
     "scripts/expert_cost": ["device=cpu", "batch_size=2", "passes=2", "experts=[1,2]"],
     "scripts/sweep_report": ["device=cpu", *METRIC],

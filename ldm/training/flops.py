@@ -50,7 +50,7 @@ FUSED_ON_CPU: dict[Any, Callable[..., int]] = {
 }
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Adds up the FLOP of each operation; torch's FlopCounterMode also hooks modules, which forbids autograd.grad."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ def count(task: Task, batch: dict[str, Any]) -> int:
     buffers = [(buffer, buffer.clone()) for buffer in task.trained.buffers()]
     devices = [task.device] if task.device.type == "cuda" else []
     logs = task.logs
-    counter = _Counter()
+    counter = Counter()
     with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), counter:
         with trainer.precision_plugin.forward_context():
             loss = task.training_step(batch, trainer.accumulate_grad_batches - 1)

@@ -62,19 +62,19 @@ def shard(trained: nn.ModuleDict, device: torch.device, gathered: torch.dtype | 
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": frozen, "reshard_after_forward": True}
         low = gathered if name == "network" else None
         options["mp_policy"] = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
-        for block in _blocks(child):
+        for block in blocks(child):
             fully_shard(block, **options)
         if any(parameter.requires_grad for parameter in child.parameters()):
             fully_shard(child, **options)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The modules in `module`'s lists, and in lists of lists, that train anything; not what is inside them."""
     for child in module.children():
         if not isinstance(child, nn.ModuleList):
             continue
         for entry in child:
             if isinstance(entry, nn.ModuleList):
-                yield from _blocks(nn.ModuleList([entry]))
+                yield from blocks(nn.ModuleList([entry]))
             elif any(parameter.requires_grad for parameter in entry.parameters()):
                 yield entry

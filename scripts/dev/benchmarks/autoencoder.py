@@ -45,7 +45,7 @@ def run(options: dict) -> None:
         }  # fmt: skip
         for case, contestants in cases.items():
             compare(f"{case} {name}", contestants, options["repeats"], GOAL)
-    peak_memory(options, ["ours", "diffusers"], MEMORY_GOAL)
+    peak_memory(options, ["ours", "diffusers"], MEMORY_GOAL, "autoencoder training")
 
 
 def _ours() -> Autoencoder:

@@ -42,7 +42,7 @@ def run(options: dict) -> None:
             paper = PUBLISHED[name][place] / PUBLISHED["pixels"][place]
             print(f"{task:<20} {name:<18} {rate:9.2f}   {rate / rates['pixels']:8.2f}x   {paper:.2f}x", flush=True)
     print(f"decoding one image of {DECODED_PX} px")
-    peak_memory(options, ["VQ, no attention", "VQ"], 1.0)
+    peak_memory(options, ["VQ, no attention", "VQ"], 1.0, "VQ decoding without attention")
 
 
 def _model(end: str) -> Parts:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.findings import Row, judged
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark.py"
 Case = Callable[[], object]
 
@@ -41,21 +43,24 @@ def compare(name: str, contestants: dict[str, Case], repeats: int, goal: float |
     for peer, value in peers:
         print(f"{'':<22} {peer:<28} {1e3 * value:9.1f} ms   spread {_spread(times[peer])}   {value / own:5.2f}x")
     if goal is not None:
-        print(f"{'':<22} {verdict(min(value for _, value in peers) / own, goal)}", flush=True)
+        fastest, value = min(peers, key=lambda peer: peer[1])
+        ratios = [peer / mine for peer, mine in zip(times[fastest], times[ours], strict=True)]
+        row = Row(f"{name}, against {fastest}", value / own, goal, spread=spread(ratios))
+        print(f"{'':<22} {judged(row)}", flush=True)
     return own
 
 
-def verdict(ratio: float, goal: float, at_most: bool = False) -> str:
-    """A line with a ratio, its goal, and whether the goal was reached."""
-    reached = ratio <= goal if at_most else ratio >= goal
-    return f"ratio {ratio:.2f}x, goal {'<=' if at_most else '>='} {goal:.2f}x: {'met' if reached else 'missed'}"
+def spread(values: list[float]) -> float | None:
+    """The distance of the quartiles, in parts of the median; None of a single value."""
+    if len(values) < 2:
+        return None
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / statistics.median(values)
 
 
 def _spread(values: list[float]) -> str:
-    if len(values) < 2:
-        return "   -"
-    low, _, high = statistics.quantiles(values, n=4)
-    return f"{100 * (high - low) / statistics.median(values):3.0f} %"
+    found = spread(values)
+    return "   -" if found is None else f"{100 * found:3.0f} %"
 
 
 def conv_peak(dtype: torch.dtype, repeats: int = 5) -> float:
@@ -73,37 +78,43 @@ def conv_peak(dtype: torch.dtype, repeats: int = 5) -> float:
     return best
 
 
-def peak_memory(options: dict, contestants: list[str], goal: float) -> None:
+def peak_memory(options: dict, contestants: list[str], goal: float, what: str) -> None:
     """Print the peak memory of a process that has only this contestant, for each; the first is ours."""
     peaks = {who: _peak(options, who) for who in contestants}
     for who, (total, own) in peaks.items():
         print(f"{'peak memory':<22} {who:<28} {total:9.0f} MiB  {own:.0f} MiB above what its imports take", flush=True)
     (total, own), *others = peaks.values()
-    print(f"{'':<22} {verdict(total / min(other[0] for other in others), goal, at_most=True)}")
+    row = Row(f"peak memory, {what}", total / min(other[0] for other in others), goal, at_most=True)
+    print(f"{'':<22} {judged(row)}")
     print(f"{'':<22} {own / min(other[1] for other in others):.2f}x above the imports")
 
 
 def _peak(options: dict, who: str) -> tuple[float, float]:
     """MiB of a fresh process: its peak, and its peak above what it had before it built anything."""
+    found = alone(options, who)
+    return found["peak"], found["peak"] - found["before"]
+
+
+def alone(options: dict, who: str) -> dict:
+    """What the suite's `memory_of=who` says, as a line of JSON, in a fresh process."""
     words = [f"{key}={options[key]}" for key in ("suite", "batch_size", "image_size", "precision")]
     command = [sys.executable, str(SCRIPT), *words, f"memory_of={who}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = json.loads(said.strip().splitlines()[-1])
-    return found["peak"], found["peak"] - found["before"]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(said.strip().splitlines()[-1])
 
 
 def report_memory(make: Callable[[], Case], num_steps: int = 2) -> None:
     """In the process of one contestant: make it, run it, print its memory for `peak_memory`."""
     torch.set_num_threads(1)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     step = make()
     for _ in range(num_steps):
         step()
-    print(json.dumps({"before": before, "peak": _resident("VmHWM")}))
+    print(json.dumps({"before": before, "peak": resident("VmHWM")}))
 
 
-def _resident(field: str) -> float:
-    """MiB that this process has in memory now (VmRSS) or had at most (VmHWM).
+def resident(field: str) -> float:
+    """MiB that this process has in memory now (VmRSS), of these its own (RssAnon), or had at most (VmHWM).
 
     Not ru_maxrss: a process that another starts begins with the peak of that one.
     """

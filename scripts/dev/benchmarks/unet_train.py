@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from benchmarks import unet
+from benchmarks.findings import Row, judged
 from benchmarks.measure import Case, compare, conv_peak, peak_memory, report_memory
 from ldm.networks.layers import tuned
 from ldm.training.optim import adamw
@@ -32,13 +33,13 @@ def run(options: dict) -> None:
         seconds = compare(f"training {name}", contestants, options["repeats"], GOALS[name])
         peak = conv_peak(DTYPES[name])
         share = flop / seconds / peak
-        reached = "met" if share >= SHARES[name] else "missed"
+        row = Row(f"share of the convolutions' peak, {name}", 100 * share, 100 * SHARES[name], unit="%")
         print(f"{'':<22} {batch_size / seconds:.2f} samples/s, {flop / seconds / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s "
-              f"of convolutions: {100 * share:.0f} %, goal >= {100 * SHARES[name]:.0f} %: {reached}",
+              f"of convolutions: {judged(row)}",
               flush=True)  # fmt: skip
     for name in precisions:
         print(f"{name}:")
-        peak_memory({**options, "precision": name}, ["ours", PEER], MEMORY_GOAL)
+        peak_memory({**options, "precision": name}, ["ours", PEER], MEMORY_GOAL, f"training {name}")
 
 
 def _contestant(who: str, given: unet.Inputs, dtype: torch.dtype, state: dict | None = None) -> Case:
