@@ -17,6 +17,7 @@ from ldm.diffusion.experts import Expert
 from ldm.diffusion.log_variance import LogVariance, uncertain
 from ldm.diffusion.loss import Loss, diffusion_loss, stratified_losses
 from ldm.diffusion.noise import NoiseDistribution, stratify
+from ldm.diffusion.objective import Objective
 from ldm.diffusion.resampling import LossHistory
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import moments_of
@@ -39,6 +40,7 @@ NUM_CURVE_LEVELS = 101  # of a curve over the noise
 class DiffusionTask(Task):
     """Trains `denoiser` (and the trainable conditioners) on `expert`'s part of `noise`.
 
+    `objective`: what its errors are, of the optimizer steps done too.
     `resampler`: draws the levels with large losses more often.
     `log_variance`: a learned scale of the loss at each noise level, by which it is divided.
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
@@ -56,6 +58,7 @@ class DiffusionTask(Task):
         noise: NoiseDistribution,
         weighting: Callable[[Tensor], Tensor],
         loss: Loss,
+        objective: Objective,
         expert: Expert,
         sampling: Sampling,
         optimizer: Callable,
@@ -108,6 +111,7 @@ class DiffusionTask(Task):
         self.intervals = expert.intervals(noise)
         self.weighting = weighting
         self.loss = loss
+        self.objective = objective
         self.resampler = resampler
         self.log_variance = log_variance
         self.sampling = sampling if conditioner.parts else sampling.with_scale(1.0)  # nothing there to guide by
@@ -127,7 +131,7 @@ class DiffusionTask(Task):
             self._kept = self._encode_all(self.trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Mean over the batch of the loss of D(x0 + sigma n; sigma) - x0, every draw addressed by sample number."""
+        """Mean over the batch of the loss of the objective's errors, every draw addressed by sample number."""
         numbers = batch["number"]
         moments = moments_of(self.first_stage, batch) if self._kept is None else self._kept[batch["index"]]
         x0 = self.latents(moments, purpose="posterior", numbers=numbers)
@@ -138,7 +142,8 @@ class DiffusionTask(Task):
         with self.samples_named(batch):
             cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
         self.stopwatch.lap("encode")
-        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss)
+        errors = partial(self.objective, step=self.step)
+        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss, errors)
         return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
 
     def _objective(self, losses: Tensor, sigma: Tensor, quantile: Tensor, weight: Tensor, batch_index: int) -> Tensor:
@@ -179,8 +184,9 @@ class DiffusionTask(Task):
         with self.samples_named(batch, held_out=True):
             cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
         losses = stratified_losses(
-            self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS, self.loss
-        )
+            self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS, self.loss,
+            partial(self.objective, step=self.step),
+        )  # fmt: skip
         return {"loss": losses}
 
     @property
