@@ -10,6 +10,7 @@ from ldm.diffusion.counter_random import normal, uniform
 from ldm.diffusion.denoiser import ConditionalDenoise
 from ldm.diffusion.noise import NoiseDistribution
 from ldm.diffusion.objective import Errors, denoising
+from ldm.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (error on x0 [B, ...], its weight [B]) -> [B]
 
@@ -22,6 +23,16 @@ def squared(error: Tensor, weight: Tensor) -> Tensor:
 def absolute(error: Tensor, weight: Tensor) -> Tensor:
     """sqrt(w) mean(|error|) of each sample: w is a square's, so that the native weight is |F - target| here too."""
     return weight.sqrt() * error.abs().flatten(1).mean(1)
+
+
+def pseudo_huber(error: Tensor, weight: Tensor, c: float = 0.00054) -> Tensor:
+    """sqrt(w) (sqrt(mean(error^2) + c^2) - c) of each sample: its norm, but smooth below c (arXiv:2310.14189, 3.3).
+
+    The published c = 0.00054 sqrt(number of values) is of the sum over values, so that this is of their mean.
+    """
+    if not c > 0:
+        raise UserError(f"loss.c: must be positive, got {c:g}; for the norm itself take a small one")
+    return weight.sqrt() * ((error.square().flatten(1).mean(1) + c**2).sqrt() - c)
 
 
 def diffusion_loss(
