@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ldm.charts import Curve
 from ldm.conditioners.base import Conditioners
 from ldm.data.module import ShardData
+from ldm.diffusion.cond import Condition
 from ldm.diffusion.counter_random import normal, uniform
-from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.denoiser import ConditionalDenoise, Denoiser
 from ldm.diffusion.experts import Expert
 from ldm.diffusion.log_variance import LogVariance, uncertain
 from ldm.diffusion.loss import Loss, diffusion_loss, stratified_losses
@@ -142,9 +143,14 @@ class DiffusionTask(Task):
         with self.samples_named(batch):
             cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
         self.stopwatch.lap("encode")
-        errors = partial(self.objective, step=self.step)
-        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss, errors)
+        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss, self._errors)
         return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
+
+    def _errors(
+        self, denoiser: ConditionalDenoise, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Condition
+    ) -> Tensor:
+        """The objective's errors after the steps that are done."""
+        return self.objective(denoiser, x0, sigma, noise, cond, self.step)
 
     def _objective(self, losses: Tensor, sigma: Tensor, quantile: Tensor, weight: Tensor, batch_index: int) -> Tensor:
         """What is minimised, a scalar: `losses` [B] scaled by what is learned of them, each with its importance."""
@@ -185,7 +191,7 @@ class DiffusionTask(Task):
             cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
         losses = stratified_losses(
             self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS, self.loss,
-            partial(self.objective, step=self.step),
+            self._errors,
         )  # fmt: skip
         return {"loss": losses}
 
