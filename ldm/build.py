@@ -19,6 +19,7 @@ from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.loss import Loss, squared
+from ldm.diffusion.objective import Objective, denoising
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.metrics.networks import MetricNetworks
@@ -211,6 +212,10 @@ def _loss(parts: Parts) -> Loss:
     return instantiate(parts.tree.get("loss"), parts, "loss") or squared
 
 
+def _objective(parts: Parts) -> Objective:
+    return instantiate(parts.tree.get("objective"), parts, "objective") or denoising
+
+
 def _metric_networks(parts: Parts) -> MetricNetworks:
     """The metric and the alignment of a tree, to be made when they are needed; the packaged ones where it has none."""
 
@@ -262,6 +267,7 @@ FACTS = {
     "encode_image": Fact(lambda parts: lambda image: parts["first_stage"].encode(image)),
     "classifier": Fact(_classifier, _is_classifier),
     "loss": Fact(_loss),
+    "objective": Fact(_objective),
     "metric_networks": Fact(_metric_networks),
     "latent_f": Fact(_latent_f, _describes_latents),
     "latent_size": Fact(lambda parts: parts["window_size"] // parts["latent_f"], _describes_latents),

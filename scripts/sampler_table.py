@@ -2,9 +2,12 @@
 
     python scripts/sampler_table.py model=runs/quickstart-diffusion num_samples=200
     python scripts/sampler_table.py model=runs/ensemble.yaml samplers=[heun,dpmpp_2m,kutta3] steps=[5,10,25]
+    python scripts/sampler_table.py model=runs/quickstart-diffusion models=runs/distill-quickstart \
+        samplers=[heun,dpmpp_2m] steps=[1,2,4,10,20] scale=1
 
-The sigma schedule is the run's own, in the number of steps asked for. Points that are measured are kept: stopped and
-started again, it goes on where it was. CSV and a plot of quality over evaluations of the network lie beside them.
+The sigma schedule is the run's own, in the number of steps asked for. Runs of models= stand beside it, each drawn by
+its own sampler: a distilled one beside its parent. Points that are measured are kept: stopped and started again, it
+goes on where it was. CSV and a plot of quality over evaluations of the network lie beside them.
 """
 
 from ldm.asked import check_there

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.loss import absolute, diffusion_loss, squared, stratified_losses
+from ldm.diffusion.loss import absolute, diffusion_loss, pseudo_huber, squared, stratified_losses
 from ldm.diffusion.noise import DiscreteNoise
 from ldm.diffusion.precond import X0, Eps, V
 from ldm.diffusion.schedule import scaled_linear
@@ -39,3 +39,15 @@ def test_squares_are_the_default_and_an_absolute_error_takes_the_root_of_the_wei
     given = (denoiser, x0, {}, DiscreteNoise(SCHEDULE), MinSNR(), 0, numbers, 3)
     assert torch.equal(stratified_losses(*given), stratified_losses(*given, squared))
     assert not torch.equal(stratified_losses(*given), stratified_losses(*given, absolute))
+
+
+def test_the_pseudo_huber_loss_is_the_norm_of_large_errors_and_the_square_of_small_ones():
+    error, weight = torch.tensor([[3.0, -4.0], [1.0, 1.0]], dtype=torch.float64), torch.tensor([4.0, 9.0])
+    norm = weight.sqrt() * error.square().mean(1).sqrt()
+    torch.testing.assert_close(pseudo_huber(error, weight, c=1e-9), norm, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        pseudo_huber(1e-3 * error, weight, c=1.0), 1e-6 * norm**2 / weight.sqrt() / 2, rtol=1e-4, atol=0
+    )
+    assert pseudo_huber(0 * error, weight).tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match=r"loss\.c: must be positive"):
+        pseudo_huber(error, weight, c=0.0)

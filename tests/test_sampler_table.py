@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from toys import train
 
 from ldm.build import Parts
 from ldm.config import compose, groups, overriding
@@ -33,12 +34,28 @@ def test_a_table_is_whole_and_restartable(diffusion: Run, tmp_path: Path, monkey
 
 def test_evaluations_are_counted_for_every_sampler():
     several = {"heun": 19, "kutta3": 28, "plms": 11, "dpmpp_2s": 19, "dpmpp_sde": 19}
-    once = ["euler", "euler_ancestral", "ddim", "ddpm", "deis", "dpmpp_2m"]
+    once = ["euler", "euler_ancestral", "ddim", "ddpm", "deis", "dpmpp_2m", "consistency"]
     known = {**several, **dict.fromkeys(once, 10)}
     for name in groups()["sampler"]:
         node = compose("evaluate", ["model=x", f"sampler={name}"])["sampler"]
         found = evaluations(Parts({"sampler": node})["sampler"], 10)
         assert found == known.get(name, found) >= 10, name
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance from")
+def test_other_runs_stand_beside_it_by_their_own_samplers(diffusion: Run, tmp_path: Path):
+    student = train("distill/quickstart", tmp_path, f"branch={diffusion.folder}", "max_steps=1", run="student").folder
+    out = f"out={tmp_path / 'table'}"
+    rows, _ = sampler_table(tree(diffusion.folder, out, "samplers=[heun]", f"models=[{student}]"))
+    assert [(row["sampler"], row["steps"], row["evaluations"]) for row in rows] == [
+        ("heun", 1, 1), ("heun", 2, 3), ("student", 1, 1), ("student", 2, 2),
+    ]  # fmt: skip
+    alone, _ = sampler_table(tree(student, f"out={tmp_path / 'alone'}", "samplers=[consistency]"))
+    assert [{**row, "sampler": "student"} for row in alone] == rows[2:]
+    taken = student.rename(tmp_path / "heun")
+    for path, problem in ((taken, "another row is called heun"), (tmp_path / "none", "has no config.yaml")):
+        with pytest.raises(ValueError, match=f"models={path}: {problem}"):
+            sampler_table(tree(diffusion.folder, out, f"models=[{path}]"))
 
 
 def test_samplers_and_steps_that_do_not_exist_are_named(tmp_path: Path):

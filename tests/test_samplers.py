@@ -1,6 +1,7 @@
 """Samplers: orders of convergence on a known Gaussian, the ends of a sigma schedule, and parity with diffusers."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +12,19 @@ from ldm.config import CONF, groups, instantiate
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.precond import Eps, Flow
 from ldm.diffusion.repaint import repaint
-from ldm.diffusion.samplers import ddim, ddpm, deis, dpmpp_2m, dpmpp_2s, dpmpp_sde, euler, euler_ancestral, heun, plms
+from ldm.diffusion.samplers import (
+    consistency,
+    ddim,
+    ddpm,
+    deis,
+    dpmpp_2m,
+    dpmpp_2s,
+    dpmpp_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    plms,
+)
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.sigmas import ddim_sigmas, exponential, flow, init_noise, karras, trailing
@@ -19,18 +32,32 @@ from ldm.diffusion.sigmas import ddim_sigmas, exponential, flow, init_noise, kar
 MEAN, STD = 0.3, 0.7
 
 
+def gaussian(x, sigma):
+    """E[x0 | x] for x0 ~ N(MEAN, STD^2)."""
+    sigma = sigma[:, None]
+    return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
+
+
+def consistent(x, sigma):
+    """Where the path of the ODE through x at sigma ends, for the same data."""
+    return MEAN + (x - MEAN) * STD / (STD**2 + sigma[:, None] ** 2).sqrt()
+
+
 class Row(NamedTuple):
     """What is known of a sampler: its order of convergence between positive sigmas (None for one that has no single
-    order), its evaluations of ten steps that end in 0, and whether it draws noise.
+    order), its evaluations of ten steps that end in 0, whether it draws noise, and what it asks of
+    this Gaussian.
     """
 
     order: int | None
     evaluations: int
     draws: bool = False
+    of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = gaussian
 
 
 # A row for each option of conf/sampler, and more for other keys of one.
 TABLE = {
+    "consistency": Row(None, 10, draws=True, of=consistent),
     "ddim": Row(1, 10),
     "ddim eta=0.5": Row(None, 10, draws=True),
     "ddpm": Row(None, 10, draws=True),
@@ -70,12 +97,6 @@ def test_every_sampler_has_a_row_and_every_row_a_sampler():
     assert not rows - options, (
         f"TABLE has rows for {', '.join(sorted(rows - options))}, which conf/sampler does not have"
     )
-
-
-def gaussian(x, sigma):
-    """E[x0 | x] for x0 ~ N(MEAN, STD^2)."""
-    sigma = sigma[:, None]
-    return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
 
 
 def normals(seed, shape=(20_000, 1)):
@@ -143,9 +164,22 @@ def test_jumps_of_no_repeats_are_ddpm_and_more_go_over_the_same_levels_again():
 @every_sampler
 def test_samples_have_the_data_distribution(name):
     x = 80 * normals(0)(0)
-    result = sampler_of(name)(gaussian, x, karras(200, 0.002, 80.0), noise=normals(1))
+    result = sampler_of(name)(TABLE[name].of, x, karras(200, 0.002, 80.0), noise=normals(1))
     assert result.mean().item() == pytest.approx(MEAN, abs=0.03)
     assert result.std().item() == pytest.approx(STD, abs=0.03)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+def test_a_consistency_function_draws_the_data_in_any_number_of_steps(num_steps):
+    x, ladder = 80 * normals(0)(0) + MEAN, exponential(num_steps, 1.5, 80.0)
+    result = consistency(consistent, x, ladder, noise=normals(1))
+    assert result.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert result.std().item() == pytest.approx(STD, abs=0.02)
+    if num_steps == 1:
+        assert torch.equal(result, consistent(x, x.new_full((len(x),), 80.0))), "without noise"
+        assert torch.equal(result, consistency(consistent, x, ladder))
+    shrunk = consistency(gaussian, x, ladder, noise=normals(1))  # a denoiser's estimates are of too little variance
+    assert shrunk.std().item() < 0.9 * STD
 
 
 @every_sampler

@@ -34,6 +34,8 @@ def finite(folder: Path) -> bool:
 PARENTS = {
     "ldm/semantic_landscapes_512": ("ldm/semantic_landscapes", []),
     "ldm/inpainting_big_512": ("ldm/inpainting_big", []),
+    "distill/quickstart": ("quickstart/diffusion", []),
+    "distill/fashion": ("tasks/class_fashion", []),
     "ldm/layout_coco_ft": ("ldm/layout_openimages", ["data.fields.layout.classes=[5,null,0,1,2,3,4,5,6,7,8,9]"]),
 }
 

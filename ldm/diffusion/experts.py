@@ -98,6 +98,11 @@ class Expert:
     def _part(self) -> Sequence[int] | Mapping[str, Any]:
         return self.node if self.interval is None else self.interval
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is for all of the noise."""
+        return self.interval is None and self.node == (0, 0) and not self.exclude
+
     def intervals(self, noise: NoiseDistribution) -> list[Interval]:
         """The intervals of sigma, ascending and disjoint, for the unrestricted training noise."""
         intervals = [_cut(self._part, noise)]

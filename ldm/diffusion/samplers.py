@@ -93,6 +93,21 @@ def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = N
 
 
 @torch.no_grad()
+def consistency(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
+    """Multistep sampling of a consistency function (arXiv:2303.01469, Algorithm 1): D, then all of the noise anew.
+
+    One step is D(x, sigmas[0]); of a denoiser, which is no such function, it does not draw the data's distribution.
+    """
+    for step, (sigma, sigma_next) in enumerate(steps(sigmas)):
+        x = estimate(denoise, x, sigma)
+        if sigma_next > 0:
+            if noise is None:
+                raise UserError("noise: a stochastic sampler of more than one step needs noise(step); pass it")
+            x = x + sigma_next * noise(step)
+    return x
+
+
+@torch.no_grad()
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Tensor:
     """Heun's method, order 2, two evaluations a step (EDM, Algorithm 1); Euler into 0."""
     for sigma, sigma_next in steps(sigmas):

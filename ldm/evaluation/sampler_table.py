@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.build import Parts
-from ldm.config import compose, groups
+from ldm.config import compose, groups, load_tree
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.table import write_csv
@@ -23,9 +23,10 @@ Row = dict[str, Any]
 
 
 def sampler_table(tree: dict[str, Any]) -> tuple[list[Row], Path]:
-    """Measure the model of `tree` (conf/sampler_table.yaml) with every sampler and number of steps.
+    """Measure the model of `tree` (conf/sampler_table.yaml) with every sampler and number of steps, others beside it.
 
-    Returns a row for each pair, and the folder with ``table.csv`` and ``quality_over_evaluations.png``.
+    Returns a row for each pair, the others' under their names for the sampler, and the folder with ``table.csv`` and
+    ``quality_over_evaluations.png``.
     """
     known = groups()["sampler"]
     samplers = list(tree["samplers"] or known)
@@ -34,11 +35,28 @@ def sampler_table(tree: dict[str, Any]) -> tuple[list[Row], Path]:
             raise UserError(f"samplers: no sampler {name}; there are {', '.join(known)}")
     if not tree["steps"] or min(tree["steps"]) < 1:
         raise UserError(f"steps={tree['steps']}: needs at least one number of steps, none below 1")
+    beside = _beside(tree["models"])
     path = Path(tree["model"])
     folder = Path(tree["out"]) if tree["out"] else (path if path.is_dir() else path.parent) / f"samplers-{path.stem}"
+    counts = sorted(tree["steps"])
     with held(folder, "evaluating into"):
-        rows = [_row(tree, folder, name, count) for name in samplers for count in sorted(tree["steps"])]
-        return _written(folder, samplers, rows)
+        rows = [_row(tree, folder, name, count, [f"sampler={name}"]) for name in samplers for count in counts]
+        for name, run in beside.items():
+            rows += [_row({**tree, "model": run}, folder, name, count, []) for count in counts]
+        return _written(folder, [*samplers, *beside], rows)
+
+
+def _beside(given: str | list[str] | None) -> dict[str, str]:
+    """The runs to stand beside the model, by name. Raises UserError for what is no run, or has a name that is taken."""
+    found: dict[str, str] = {}
+    for path in [given] if isinstance(given, str) else given or []:
+        name = Path(path).resolve().name
+        if not (Path(path) / "config.yaml").exists():
+            raise UserError(f"models={path}: has no config.yaml, which says how it is drawn; name a run's folder")
+        if name in found or name in groups()["sampler"]:
+            raise UserError(f"models={path}: another row is called {name}; rename its folder")
+        found[name] = path
+    return found
 
 
 def _written(folder: Path, samplers: list[str], rows: list[Row]) -> tuple[list[Row], Path]:
@@ -53,15 +71,18 @@ def _written(folder: Path, samplers: list[str], rows: list[Row]) -> tuple[list[R
     return rows, folder
 
 
-def _row(tree: dict[str, Any], folder: Path, name: str, num_steps: int) -> Row:
-    """Quality of one sampler in `num_steps`, measured or as it was kept."""
+def _row(tree: dict[str, Any], folder: Path, name: str, num_steps: int, chosen: list[str]) -> Row:
+    """Quality of what is called `name` in `num_steps`, measured or as it was kept; `chosen` are the words for its own
+    sampler, or none for that of the run.
+    """
     print(f"[{name}, {num_steps} steps]", flush=True)
     keys = ("model", "ema", "num_samples", "seed", "batch_size", "device")
     words = [f"{key}={tree[key]}" for key in keys] + [f"guidance.scale=[{tree['scale']}]", f"num_steps={num_steps}"]
-    point = compose("evaluate", [*words, f"sampler={name}", f"out={folder / f'{name}_{num_steps}'}"])
+    point = compose("evaluate", [*words, *chosen, f"out={folder / f'{name}_{num_steps}'}"])
     rows, _ = evaluate({**point, "metric": tree["metric"], "alignment": tree["alignment"]})
     measured = {key: value for key, value in rows[0].items() if key != "scale"}
-    sampler = Parts({"sampler": point["sampler"]})["sampler"]
+    own = point["sampler"] or load_tree(Path(tree["model"]) / "config.yaml")["sampler"]
+    sampler = Parts({"sampler": own})["sampler"]
     return {"sampler": name, "steps": num_steps, "evaluations": evaluations(sampler, num_steps), **measured}
 
 

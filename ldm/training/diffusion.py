@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from ldm.charts import Curve
 from ldm.conditioners.base import Conditioners
 from ldm.data.module import ShardData
+from ldm.diffusion.cond import Condition
 from ldm.diffusion.counter_random import normal, uniform
-from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.denoiser import ConditionalDenoise, Denoiser
 from ldm.diffusion.experts import Expert
 from ldm.diffusion.log_variance import LogVariance, uncertain
 from ldm.diffusion.loss import Loss, diffusion_loss, stratified_losses
 from ldm.diffusion.noise import NoiseDistribution, stratify
+from ldm.diffusion.objective import Objective
 from ldm.diffusion.resampling import LossHistory
 from ldm.errors import UserError
 from ldm.first_stage.first_stage import moments_of
@@ -39,6 +41,7 @@ NUM_CURVE_LEVELS = 101  # of a curve over the noise
 class DiffusionTask(Task):
     """Trains `denoiser` (and the trainable conditioners) on `expert`'s part of `noise`.
 
+    `objective`: what its errors are, of the optimizer steps done too.
     `resampler`: draws the levels with large losses more often.
     `log_variance`: a learned scale of the loss at each noise level, by which it is divided.
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
@@ -56,6 +59,7 @@ class DiffusionTask(Task):
         noise: NoiseDistribution,
         weighting: Callable[[Tensor], Tensor],
         loss: Loss,
+        objective: Objective,
         expert: Expert,
         sampling: Sampling,
         optimizer: Callable,
@@ -108,6 +112,7 @@ class DiffusionTask(Task):
         self.intervals = expert.intervals(noise)
         self.weighting = weighting
         self.loss = loss
+        self.objective = objective
         self.resampler = resampler
         self.log_variance = log_variance
         self.sampling = sampling if conditioner.parts else sampling.with_scale(1.0)  # nothing there to guide by
@@ -127,7 +132,7 @@ class DiffusionTask(Task):
             self._kept = self._encode_all(self.trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Mean over the batch of the loss of D(x0 + sigma n; sigma) - x0, every draw addressed by sample number."""
+        """Mean over the batch of the loss of the objective's errors, every draw addressed by sample number."""
         numbers = batch["number"]
         moments = moments_of(self.first_stage, batch) if self._kept is None else self._kept[batch["index"]]
         x0 = self.latents(moments, purpose="posterior", numbers=numbers)
@@ -138,8 +143,14 @@ class DiffusionTask(Task):
         with self.samples_named(batch):
             cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
         self.stopwatch.lap("encode")
-        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss)
+        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss, self._errors)
         return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
+
+    def _errors(
+        self, denoiser: ConditionalDenoise, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Condition
+    ) -> Tensor:
+        """The objective's errors after the steps that are done."""
+        return self.objective(denoiser, x0, sigma, noise, cond, self.step)
 
     def _objective(self, losses: Tensor, sigma: Tensor, quantile: Tensor, weight: Tensor, batch_index: int) -> Tensor:
         """What is minimised, a scalar: `losses` [B] scaled by what is learned of them, each with its importance."""
@@ -179,8 +190,9 @@ class DiffusionTask(Task):
         with self.samples_named(batch, held_out=True):
             cond = self.conditioner(batch, drop=self.conditioner.drop_none(len(index)))
         losses = stratified_losses(
-            self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS, self.loss
-        )
+            self.denoiser, x0, cond, self.noise, self.weighting, self.seed, index, NUM_VALIDATION_LEVELS, self.loss,
+            self._errors,
+        )  # fmt: skip
         return {"loss": losses}
 
     @property
