@@ -39,6 +39,7 @@ GROUPS = (
     "resampler",
     "weighting",
     "log_variance",
+    "representation",
     "sigmas",
     "sampler",
     "guidance",

@@ -87,8 +87,13 @@ def _logged(tree: Tree, plan: Plan) -> list[str]:
 
 
 def data_words(tree: Tree, plan: Plan) -> list[str]:
-    """Of train.py, for the first row: its data and its text encoder are what the cache is made with."""
-    return row_words(tree, plan, plan.rows[0].name)
+    """Of train.py, for what the cache is made with: the first row's data and text encoder, and the first
+    representation= that any row has.
+    """
+    aligned = [word for row in plan.rows for word in plan.words_of(row.name) if word.startswith("representation")]
+    chosen = next((word for word in aligned if word.startswith("representation=")), None)
+    below = {word.partition("=")[0]: word for word in aligned if word != chosen}
+    return overriding([*row_words(tree, plan, plan.rows[0].name), *([chosen, *below.values()] if chosen else [])])
 
 
 def check(tree: Tree, plan: Plan, asked: Sequence[Cell]) -> None:

@@ -29,10 +29,11 @@ def run_stage(stage: str, cell_name: str, tree: Tree) -> None:
 
 
 def _encode(tree: Tree, plan: Plan, cell: Cell) -> None:
-    """The latents and text features of all images, of the data of the first row; what is there is not made again."""
+    """Latents and features of all images and texts, of the data of the first row; what is there is not made again."""
     places, own = Places(tree, plan), compose("config", data_words(tree, plan))
     words = [f"first_stage={places.first_stage}", f"out={places.cache}", f"device={tree['device']}"]
-    encode({**compose("encode", words), **{key: own[key] for key in ("data", "derived", "conditioner", "image_size")}})
+    shared = ("data", "derived", "conditioner", "representation", "image_size")
+    encode({**compose("encode", words), **{key: own[key] for key in shared}})
 
 
 def _measure(tree: Tree, plan: Plan, cell: Cell) -> None:
