@@ -1,9 +1,11 @@
 """Ablations: rows that differ in their words alone, equal time, rows that are kept, and diffusers' loop beside them."""
 
 import csv
+import importlib
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from ldm.build import Parts
 from ldm.config import CONF, compose, overriding
 from ldm.errors import UserError
 from ldm.files import write_json
+from ldm.launching import FINISHED, Job
+from ldm.launching.pool import Pool
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
 SMALL = f"{DATA} image_size=32 max_steps=2 lr.warmup_steps=0 callback.metrics.every_steps=1"
@@ -65,14 +69,40 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Jobs are calls of their scripts' main, in this thread: torch is imported once. Returns the names of those run."""
+    done: list[str] = []
+
+    def launch(jobs: Sequence[Job]) -> list[int]:
+        for job in jobs:
+            done.append(job.name)
+            path = Path(job.command()[1])
+            monkeypatch.syspath_prepend(path.parent)
+            main = importlib.import_module(path.stem).main
+            assert main([*job.words]) in (0, None), job.name
+        return [FINISHED for _ in jobs]
+
+    monkeypatch.setattr("ldm.ablation.ablation.instantiate", lambda *_: launch)
+    monkeypatch.setattr(Pool, "run", lambda self, work: any(one() for one in work))
+    return done
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a dozen processes, which each import torch
+@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 def test_the_ablation_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("diffusers")
+    done = in_this_process(monkeypatch)
     plan_file(tmp_path)
     kept = tmp_path / "kept" / "rows.csv"
-    budget = ("device_seconds=0.2", "trial_steps=20", "jobs=2", f"results={kept}")
+    budget = ("device_seconds=0.2", "trial_steps=20", f"results={kept}")
     folder = ablation(tree(tmp_path, *budget))
+    chains = {
+        name: [f"ablation-toy-{name}-trial", f"ablation-toy-{name}", f"{name}: measure"]
+        for name in ("ours-seed0", "free-seed0", "plain-seed0")
+    }
+    begun = ["ablation-toy-autoencoder", "theirs-seed0: encode", "theirs-seed0: peer"]
+    assert done == [*begun, *(name for chain in chains.values() for name in chain)]
     rows = {row["row"]: row for row in read(kept)}
     assert set(rows) == {"ours", "free", "plain", "theirs"}
     assert all(float(row["kid/efficientnet_lite0@32"]) and int(row["parameters"]) > 0 for row in rows.values())
