@@ -29,7 +29,7 @@ DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
 SMALL = f"{DATA} image_size=32 max_steps=2 lr.warmup_steps=0 callback.metrics.every_steps=1"
 AUTOENCODER = f"{SMALL} autoencoder.channels=4 discriminator.channels=4"
 NETWORK = "network.width=8 network.depth=2 network.num_heads=2"
-OVERRIDES = f"{SMALL} {NETWORK} num_steps=2 data.filters=null"
+OVERRIDES = f"{SMALL} {NETWORK} num_steps=2"
 PLAN = """
 experiment: quickstart/diffusion
 autoencoder: quickstart/autoencoder
@@ -127,7 +127,6 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("seeds=[-1]",): "different numbers", ("device_seconds=0",): "above 0", ("moments=0",): "moments=0",
         ("results=here",): "ends in .csv", ("launcher=submitit",): "launcher.wait", ("reference=typo.npz",): "typo.npz",
         ("train=false",): "none of the 4 cells", ("ablation=nowhere",): "nor one of .*emoji",
-        ("metric=null",): "metric=null",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):
             ablation(tree(tmp_path, *words))
@@ -171,7 +170,7 @@ def test_a_row_has_the_words_of_what_it_comes_from_but_those_of_an_option_that_i
     ]
     plan = Plan("toy", "some", "first", "a", 0.5, "It is.", rows, overrides="max_steps=3")
     assert plan.words_of("a")[1:] == ["max_steps=3", *rows[0].overrides.split()]
-    assert plan.words_of("b") == ["experiment=some", "max_steps=3", "optimizer.lr=2", "schedule=edm"]
+    assert plan.words_of("b") == ["experiment=some", "max_steps=3", "schedule=edm", "optimizer.lr=2"]
     assert plan.words_of("c") == ["experiment=other", *plan.words_of("b")[1:], "ema=null"]
 
 
@@ -278,7 +277,7 @@ def test_every_row_there_is_could_train_and_peers_are_of_its_size(name: str):
         ]
     count = sum(parameter.numel() for parameter in ours.parameters())
     for peer in peers:
-        assert sum(parameter.numel() for parameter in peer.parameters()) == pytest.approx(count, rel=0.08)
+        assert sum(parameter.numel() for parameter in peer.parameters()) == pytest.approx(count, rel=0.05)
 
 
 def test_a_peer_that_has_been_measured_is_kept_as_it_says(tmp_path: Path):

@@ -104,7 +104,7 @@ def check(tree: Tree, plan: Plan, asked: Sequence[Cell]) -> None:
         try:
             own = compose("config", row_words(tree, plan, name))
             parts = Parts({**own, **recipe({"num_steps": tree["num_steps"]}, own, True)}, **channels)
-            for part in ("noise", "weighting", "sampling", "optimizer", "lr"):
+            for part in ("noise", "weighting", "sampling", "optimizer", "lr", "ema", "representation"):
                 _ = parts[part]
             with torch.device("meta"):
                 _ = parts["denoiser"]

@@ -121,7 +121,7 @@ def _draw(folder: Path, plan: Plan, table: list[Row], rows: list[Row], points: l
     return pictures
 
 
-def _text(value: object) -> str:
+def _text(value: float | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
+    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else str(round(value))

@@ -76,6 +76,8 @@ class Peer:
         import torch
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
+        from ldm.device import computes_bf16
+
         torch.manual_seed(seed)
         self.peer, self.parts, self.seed, self.device = peer, parts, seed, device
         self.first_stage, self.conditioner = parts["first_stage"].to(device), parts["conditioner"].to(device)
@@ -86,6 +88,7 @@ class Peer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=peer.lr, betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY, eps=1e-8
         )
+        self.mixed = peer.bf16 and computes_bf16(device.type)
         self.noise = DDPMScheduler(**NOISE, clip_sample=False)
         self.seconds, self.steps = 0.0, 0
         self._batches = iter(parts["data"].train_loader())
@@ -93,12 +96,13 @@ class Peer:
     def train(self, until: float) -> None:
         """Steps until `until` device-seconds of them have passed; waiting for data is left out, as for our rows."""
         from ldm.device import device_clock
+        from ldm.measuring import moved
 
         self.network.train()
         while self.seconds < until:
             batch = next(self._batches)
             began = device_clock(self.device)
-            self.step(batch)
+            self.step(moved(self.device, batch))
             self.seconds += device_clock(self.device) - began
             self.steps += 1
 
@@ -136,10 +140,10 @@ class Peer:
         return {"encoder_hidden_states": found["tokens"], "encoder_attention_mask": found["tokens_mask"]}
 
     def predict(self, x: Any, steps: Any, texts: dict[str, Any]) -> Any:
-        """eps [B, C, h, w] in the peer's precision."""
+        """eps [B, C, h, w] in the peer's precision; bf16 where it is computed, as trainer.precision=auto."""
         import torch
 
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.peer.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             return self.network(x, steps, **texts).sample
 
     def drawn(self, scheduler: Any, num_steps: int, scale: float, batch: dict[str, Any], numbers: Any) -> Any:
