@@ -1,6 +1,6 @@
 """An ablation: rows of choices, each trained for the same time on the same latents, judged by KID, beside diffusers.
 
-    OMP_NUM_THREADS=1 python scripts/ablation.py ablation=emoji results=ablation.csv
+    OMP_NUM_THREADS=1 python scripts/ablation.py plan=emoji results=ablation.csv
     python scripts/ablation.py rows=[quickstart,diffusers] seeds=[0,1,2] results=ablation.csv
     python scripts/ablation.py train=false results=ablation.csv
 

@@ -38,7 +38,7 @@ target: 0.8
 hypothesis: Ours is better.
 rows:
   - {name: ours, says: the quickstart}
-  - {name: free, from: ours, overrides: "optimizer=schedule_free lr=constant ema=schedule_free ~ema.decay", says: new}
+  - {name: free, from: ours, overrides: "optimizer=schedule_free lr=constant ema=schedule_free", says: new}
   - {name: plain, from: ours, overrides: "ema=null optimizer=muon", says: no average}
 peers:
   - name: theirs
@@ -57,7 +57,7 @@ def plan_file(folder: Path, text: str = PLAN) -> Path:
 
 def tree(folder: Path, *more: str) -> dict:
     words = (
-        f"ablation={folder / 'toy.yaml'}", f"runs_dir={folder / 'runs'}", "num_samples=4", "num_steps=2",
+        f"plan={folder / 'toy.yaml'}", f"runs_dir={folder / 'runs'}", "num_samples=4", "num_steps=2",
         "batch_size=4", "metric.size=32", "device=cpu", "moments=2", "logger.mode=disabled", *more,
     )  # fmt: skip
     composed = compose("ablation", overriding(words))
@@ -126,7 +126,7 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("rows=[none]",): "rows=.*different ones of theirs, ours, free, plain", ("rows=[ours,ours]",): "different ones",
         ("seeds=[-1]",): "different numbers", ("device_seconds=0",): "above 0", ("moments=0",): "moments=0",
         ("results=here",): "ends in .csv", ("launcher=submitit",): "launcher.wait", ("reference=typo.npz",): "typo.npz",
-        ("train=false",): "none of the 4 cells", ("ablation=nowhere",): "nor one of .*emoji",
+        ("train=false",): "none of the 4 cells", ("plan=nowhere",): "nor one of .*emoji",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):
             ablation(tree(tmp_path, *words))
@@ -264,7 +264,7 @@ def test_the_steps_of_a_budget_are_those_of_the_same_training(tmp_path: Path):
 def test_every_row_there_is_could_train_and_peers_are_of_its_size(name: str):
     diffusers = pytest.importorskip("diffusers")
     plan = read_plan(name)
-    asked = compose("ablation", [f"ablation={name}"])
+    asked = compose("ablation", [f"plan={name}"])
     check(asked, plan, cells(asked, plan))
     size = Parts(compose("config", row_words(asked, plan, "quickstart")), in_channels=4, out_channels=4)
     with torch.device("meta"):

@@ -40,7 +40,7 @@ def ablation(tree: Tree) -> Path | None:
 
     Raises UserError for any row that could not train before one does, and at the end for the cells that failed.
     """
-    plan = read_plan(tree["ablation"])
+    plan = read_plan(tree["plan"])
     asked, places = cells(tree, plan), Places(tree, plan)
     _check_keys(tree)
     launch = instantiate(tree["launcher"], {}, "launcher")

@@ -117,7 +117,7 @@ def _path(given: str) -> Path:
     if named.is_file():
         return named
     names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-    raise UserError(f"ablation={given}: neither a file that ends in .yaml nor one of {names}")
+    raise UserError(f"plan={given}: neither a file that ends in .yaml nor one of {names}")
 
 
 # What the values of a file may be, by the type of the field that they are for.

@@ -25,7 +25,7 @@ def run_stage(stage: str, cell_name: str, tree: Tree) -> None:
     """Run `stage` (encode, measure) of the cell of that name."""
     row, _, seed = cell_name.rpartition("-seed")
     with process_group(choose(tree["device"])):
-        STAGES[stage](tree, read_plan(tree["ablation"]), Cell(row, int(seed)))
+        STAGES[stage](tree, read_plan(tree["plan"]), Cell(row, int(seed)))
 
 
 def _encode(tree: Tree, plan: Plan, cell: Cell) -> None:

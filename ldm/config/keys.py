@@ -63,7 +63,7 @@ PATHS = frozenset(
         "answers",
         "results",
         "fashion",
-        "ablation",
+        "plan",
     }
 )
 LATER_PATHS = frozenset(

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
     tree = read_json(Path(options["tree"]))
     row, _, seed = options["cell"].rpartition("-seed")
-    run({**tree, "device": options["device"]}, read_plan(tree["ablation"]), Cell(row, int(seed)))
+    run({**tree, "device": options["device"]}, read_plan(tree["plan"]), Cell(row, int(seed)))
     return 0
 
 
