@@ -280,14 +280,16 @@ def test_every_row_there_is_could_train_and_peers_are_of_its_size(name: str):
         assert sum(parameter.numel() for parameter in peer.parameters()) == pytest.approx(count, rel=0.05)
 
 
-def test_a_peer_that_has_been_measured_is_kept_as_it_says(tmp_path: Path):
+def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
     plan_file(tmp_path)
     asked, plan, cell = tree(tmp_path), read_plan(str(tmp_path / "toy.yaml")), Cell("theirs", 0)
     work = Ablation(asked, plan, None, Results(tmp_path / "rows.csv"))
     (job,) = work._chain(cell)
     assert job.script == "dev/diffusers_loop" and "cell=theirs-seed0" in job.words
     assert Path(job.command()[1]).is_file()
-    write_json(work.places.measured(cell) / "measured.json", {"row": result("theirs", 0, 1.0), "points": []})
-    work._done = lambda job, name: True
+    own, found = settings_of(asked, plan, cell), {"row": result("theirs", 0, 1.0), "points": []}
+    for settings, count in ((settings_of({**asked, "num_samples": 9}, plan, cell), 1), (own, 0)):
+        write_json(work.places.measured(cell) / "measured.json", {**found, "settings": settings})
+        assert len(list(work._chain(cell))) == count
     work._cell(cell)
-    assert work.results.find(cell)["kid/x"] == 1.0
+    assert work.results.find(cell)["kid/x"] == 1.0 and work.results.find(cell)["settings"] == own

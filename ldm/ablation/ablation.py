@@ -137,6 +137,8 @@ class Ablation:
 
     def _chain(self, cell: Cell) -> Generator[Job]:
         """The jobs of a cell one after the other; what a later one needs of an earlier is read when it is asked for."""
+        if self._measured(cell):
+            return
         if any(peer.name == cell.row for peer in self.plan.peers):
             yield self._stage("peer", cell, PEERS)
             return
@@ -148,6 +150,11 @@ class Ablation:
         more = length_words(self.tree["moments"], steps)
         yield _trains(self.places.run(cell), cell_words(*self._given, cell, more))
         yield self._stage("measure", cell)
+
+    def _measured(self, cell: Cell) -> bool:
+        """Whether the cell has been measured, and as this ablation would measure it."""
+        path = self.places.measured(cell) / MEASURED
+        return path.exists() and read_json(path).get("settings") == settings_of(*self._given, cell)
 
     def _done(self, job: Job, name: str) -> bool:
         """Run a job; whether it finished."""

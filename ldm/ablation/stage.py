@@ -1,9 +1,8 @@
 """What a cell needs beside training, as processes of their own: the cache that all share, and its measurement."""
 
-from pathlib import Path
 from typing import Any
 
-from ldm.ablation.cells import Cell, Places, cell_words, data_words
+from ldm.ablation.cells import Cell, Places, cell_words, data_words, settings_of
 from ldm.ablation.plan import Plan, read_plan
 from ldm.config import compose
 from ldm.device import choose
@@ -51,12 +50,13 @@ def _measure(tree: Tree, plan: Plan, cell: Cell) -> None:
     row = {"parameters": sum(parameter.numel() for parameter in network.parameters()), **points[-1]}
     row |= {"batch_size": trained["data"]["batch_size"], "device_seconds": seconds[max(seconds)]}
     if is_rank_zero():
-        keep(places.measured(cell), row, points)
+        keep(tree, plan, cell, row, points)
 
 
-def keep(folder: Path, row: Row, points: list[Row]) -> None:
-    """What has been measured of a cell, for the process that asked for it."""
-    write_json(folder / MEASURED, {"row": row, "points": points})
+def keep(tree: Tree, plan: Plan, cell: Cell, row: Row, points: list[Row]) -> None:
+    """What has been measured of a cell, for the process that asked for it, with the settings that it is of."""
+    found = {"settings": settings_of(tree, plan, cell), "row": row, "points": points}
+    write_json(Places(tree, plan).measured(cell) / MEASURED, found)
 
 
 STAGES = {"encode": _encode, "measure": _measure}

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 def run(tree: Tree, plan: Any, cell: Any) -> None:
     """Train a peer for the ablation's time and keep what is measured of it."""
-    from ldm.ablation.cells import Places, cell_words
+    from ldm.ablation.cells import cell_words
     from ldm.ablation.stage import keep
     from ldm.build import Parts
     from ldm.device import choose, keep_memory
@@ -66,7 +66,7 @@ def run(tree: Tree, plan: Any, cell: Any) -> None:
     trained = Peer(peer, parts, cell.seed, choose(tree["device"]))
     points = list(moments(tree, trained))
     row = {"parameters": sum(each.numel() for each in trained.network.parameters()), "batch_size": peer.batch_size}
-    keep(Places(tree, plan).measured(cell), {**row, **points[-1]}, points)
+    keep(tree, plan, cell, {**row, **points[-1]}, points)
 
 
 class Peer:
