@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.checkpoint.rows import local
 from ldm.errors import UserError
 from ldm.training.ema import Averages
 from ldm.training.optim import LRSchedule, check_rates
@@ -52,17 +53,17 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         for parameter in trained:
             if not self.state[parameter]:
                 self.state[parameter] = {"z": parameter.detach().clone(), "exp_avg_sq": torch.zeros_like(parameter)}
-        z, squares = ([self.state[p][name] for p in trained] for name in ("z", "exp_avg_sq"))
-        grads = [p.grad for p in trained]
+        z, squares = ([local(self.state[p][name]) for p in trained] for name in ("z", "exp_avg_sq"))
+        weights, grads = [local(p) for p in trained], [local(p.grad) for p in trained]  # each rank's own rows
         torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1 - beta2)
         scale = torch._foreach_div(squares, 1 - beta2 ** group["num_steps"])
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, group["eps"])
         direction = list(torch._foreach_div(grads, scale))
         if group["weight_decay"]:
-            torch._foreach_add_(direction, trained, alpha=group["weight_decay"])
-        torch._foreach_lerp_(trained, z, share)
-        torch._foreach_sub_(trained, direction, alpha=lr * (1 - beta1 * (1 - share)))
+            torch._foreach_add_(direction, weights, alpha=group["weight_decay"])
+        torch._foreach_lerp_(weights, z, share)
+        torch._foreach_sub_(weights, direction, alpha=lr * (1 - beta1 * (1 - share)))
         torch._foreach_sub_(z, direction, alpha=lr)
 
 
