@@ -66,9 +66,14 @@ class Plan:
     overrides: str = ""
 
     @property
+    def every(self) -> list[Row | Peer]:
+        """Peers and rows, in their order."""
+        return [*self.peers, *self.rows]
+
+    @property
     def names(self) -> list[str]:
         """Of peers and rows, in their order."""
-        return [each.name for each in (*self.peers, *self.rows)]
+        return [each.name for each in self.every]
 
     def row(self, name: str) -> Row:
         """The row of that name."""
@@ -76,7 +81,7 @@ class Plan:
 
     def says(self, name: str) -> str:
         """What a row or peer is there for."""
-        return next(each.says for each in (*self.peers, *self.rows) if each.name == name)
+        return next(each.says for each in self.every if each.name == name)
 
     def words_of(self, name: str) -> list[str]:
         """Of a row: those of the ablation, of what it comes from and its own, a later one over an earlier.

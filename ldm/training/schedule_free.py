@@ -81,7 +81,7 @@ class ScheduleFree:
 
     def __call__(self, module: nn.Module) -> ScheduleFreeAdamW:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2]},
         ]
@@ -104,7 +104,7 @@ class ScheduleFreeAverage(Averages):
     def __init__(self, module: nn.Module, of: ScheduleFree, lr: LRSchedule):
         super().__init__(module, ["ema"])
         self.of = of
-        self._lr = lr
+        self._beta, self._lr = of.betas[0], lr
         self._at, self._largest, self._sum = 0, 0.0, 0.0  # of the first `_at` steps
 
     def decays(self, num_updates: int) -> Sequence[float]:
@@ -114,7 +114,7 @@ class ScheduleFreeAverage(Averages):
             self._largest = max(self._largest, self._lr(self._at))
             self._sum += self._largest**2
             self._at += 1
-        share, beta = self._largest**2 / self._sum if self._sum else 0.0, self.of.betas[0]
+        share, beta = self._largest**2 / self._sum if self._sum else 0.0, self._beta
         return [1 - share / (1 - beta + beta * share)]
 
     def describe(self) -> dict[str, Any]:
