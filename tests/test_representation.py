@@ -38,9 +38,7 @@ class Means(PictureEncoder):
 NETWORKS = {
     "unet": lambda: UNet(4, 4, 8, (1, 2), 1, (2,), head_channels=8, norm_groups=4),
     "dit": lambda: DiT(4, 4, 2, width=8, depth=4, num_heads=2),
-    "efficient_unet": lambda: EfficientUNet(
-        4, 4, 8, (1, 2), 1, (1, 2), cross_attention_factors=(), head_channels=8, norm_groups=4
-    ),
+    "efficient_unet": lambda: EfficientUNet(4, 4, 8, (1, 2), (1, 1), 1, head_channels=8, norm_groups=4),
 }
 
 
