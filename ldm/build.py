@@ -40,6 +40,7 @@ GROUPS = (
     "resampler",
     "weighting",
     "log_variance",
+    "representation",
     "sigmas",
     "sampler",
     "guidance",

@@ -31,6 +31,7 @@ def check_parts(parts: Parts) -> None:
     if kind in CHECKS:
         CHECKS[kind](parts, data, parts["window_size"])
     _check_best(parts.tree, data)
+    getattr(parts["optimizer"], "check", lambda ema: None)(parts["task"].ema)
     for callback in parts.callbacks:
         getattr(callback, "check", lambda task: None)(parts["task"])
 

@@ -41,6 +41,7 @@ from ldm.training.task import Task
 from ldm.training.trainer import check_trainer, make_trainer
 from ldm.training.wandb_links import alert, failure_told, introduce, refer_to_weights
 
+REPRESENTATION = "representation"  # among the encoders of a cache, beside those of conditioners
 # Messages of Lightning and W&B about choices that are made on purpose here.
 QUIET = (
     ".*does not have many workers",
@@ -176,13 +177,16 @@ def read_cache(parts: Parts) -> None:
     if is_first_stage(parts.tree):
         raise UserError("data.cache: a first stage trains on images, not on latents; leave it out")
     conditioner, fingerprint = parts["conditioner"], parts["first_stage"].spec.fingerprint
-    keys, own = parts["data"].keys, conditioner.encoders()
+    keys, own, aligned = parts["data"].keys, conditioner.encoders(), parts["representation"]
+    own |= {} if aligned is None else {REPRESENTATION: aligned.encoder}
     encoders = {name: {**encoder.describe(), **keys.own_pixels(encoder.key)} for name, encoder in own.items()}
     images = [name for name, part in conditioner.parts.items() if keys.of_image & {part.key, *part.also}]
+    images += [] if aligned is None else [REPRESENTATION]
     images += [] if parts.tree["first_stage"] else ["first_stage"]  # a cache without a first stage has no latents
     for name in parts["data"].read_cache(fingerprint, encoders, images):
         if is_rank_zero():
-            print(f"data.cache has nothing of conditioner.{name}: its encoder is asked while the run trains")
+            where = name if name == REPRESENTATION else f"conditioner.{name}"
+            print(f"data.cache has nothing of {where}: its encoder is asked while the run trains")
 
 
 def _check(run: Run, parts: Parts) -> None:

@@ -73,6 +73,7 @@ def encode(tree: dict[str, Any]) -> None:
     device = choose(tree["device"])
     first_stage = parts["first_stage"].to(device)
     encoders = _encoders(parts["conditioner"])
+    encoders |= {} if parts["representation"] is None else {"representation": parts["representation"].encoder}
     check_fields(parts["conditioner"], data)
     shown = tree["first_stage"] or any(encoder.key in data.keys.of_picture for encoder in encoders.values())
     if shown and data.augmentation.random_crop:
@@ -110,7 +111,7 @@ def encode(tree: dict[str, Any]) -> None:
 
 def _check_without_first_stage(tree: dict[str, Any]) -> None:
     """Raises ValueError if a tree without a first stage has nothing to encode, or no image size."""
-    if not tree["conditioner"]:
+    if not tree["conditioner"] and not tree["representation"]:
         raise UserError("first_stage: without one there are no latents, and without conditioner= no embeddings either")
     if tree["image_size"] is None:
         raise UserError("image_size: has to be given where no first_stage= tells it")

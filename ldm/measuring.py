@@ -98,7 +98,7 @@ def make(
     for group, own in in_rounds(_in_turns(batches, turns), ranks):
         with together():
             began = time.monotonic()
-            asked = [(_on(ranks.device, batch), numbers.to(ranks.device)) for batch, numbers in group]
+            asked = [(moved(ranks.device, batch), numbers.to(ranks.device)) for batch, numbers in group]
             for (batch, _), (_, numbers), drawn in zip(asked, group, begun(asked), strict=True):
                 images = drawn().float()
                 finite = images.isfinite().flatten(1).all(1).cpu()
@@ -134,10 +134,10 @@ def _in_turns(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _on(device: torch.device, value: Any) -> Any:
+def moved(device: torch.device, value: Any) -> Any:
     """A batch with its tensors on `device`, those of a cache too, which are mappings in it."""
     if isinstance(value, dict):
-        return {name: _on(device, part) for name, part in value.items()}
+        return {name: moved(device, part) for name, part in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value
 
 

@@ -419,7 +419,8 @@ def test_a_tilde_is_the_home_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for key, root in (("runs_dir", "config"), ("first_stage", "config"), ("branch", "config"), ("model", "sample"),
                       ("out", "sample"), ("target", "sample"), ("weak_model", "sample"),
-                      ("results", "sweep_f"), ("results", "tasks_report"), ("fashion", "tasks_report")):  # fmt: skip
+                      ("results", "sweep_f"), ("plan", "ablation"),
+                      ("results", "tasks_report"), ("fashion", "tasks_report")):  # fmt: skip
         base = ["model=x"] if root == "sample" and key != "model" else []
         assert compose(root, [*base, f"{key}=~/a/b c"])[key] == "/home/me/a/b c"
         with pytest.raises(ValueError, match=f"{key}=~nosuchuser/x: .*home.*nosuchuser"):

@@ -88,6 +88,7 @@ LAYERS = {
     "ldm.pasting": 5,
     "ldm.provenance": 5,
     "ldm.api": 5,
+    "ldm.ablation": 6,
     "ldm.demo": 6,
     "ldm.diagnostics": 6,
     "ldm.quickstart": 6,

@@ -154,6 +154,7 @@ def test_what_is_no_part_is_said_by_python(tmp_path, monkeypatch, text):
 REFUSED = {
     "train.py": ["experiment=quickstart/diffusion", "network.width=abc"],
     "sample.py": ["model=x", "sampler=heun", "sampler.foo=3"],
+    "scripts/ablation.py": ["metric=inception"],
     "scripts/attention_shares.py": ["model=nowhere"],
     "scripts/composed_suite.py": ["models=[nowhere]"],
     "scripts/condition_curves.py": ["model=nowhere"],

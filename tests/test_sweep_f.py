@@ -13,11 +13,11 @@ from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.files import write_json
 from ldm.launching.torchrun import Torchrun
+from ldm.sweep.budget import weights_at_moments
 from ldm.sweep.cells import Cell, Places, cells, check, settings_of, training_of
 from ldm.sweep.intervals import ends_are_worse, interval
 from ldm.sweep.page import verdict
 from ldm.sweep.results import Results
-from ldm.sweep.stage import at_moments
 from ldm.sweep.sweep_f import Sweep, sweep_f
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
@@ -202,7 +202,7 @@ def test_where_a_training_was_stopped_is_no_moment_of_it(tmp_path: Path):
     for step in (3, 4, 7, 8, 10):
         (tmp_path / "weights").mkdir(exist_ok=True)
         (tmp_path / "weights" / f"step_{step:08d}.ema.safetensors").touch()
-    assert [int(path.name[5:13]) for path in at_moments({"moments": 3}, tmp_path, 10)] == [4, 8, 10]
+    assert [int(path.name[5:13]) for path in weights_at_moments(tmp_path, 3, 10)] == [4, 8, 10]
 
 
 def test_the_verdict_waits_for_all_cells():

@@ -30,18 +30,20 @@ class FeatureEncoder(PictureEncoder):
 
     name = "image_features"
 
-    def __init__(self, network: EfficientNetLite0, size: int):
+    def __init__(self, network: EfficientNetLite0, size: int, key: str = "style"):
+        self.key = key
         self.width = WIDTH
         self.size = size
         self.model = Frozen(network)
 
     def identity(self) -> dict[str, Any]:
-        """The network's, and the size it sees."""
-        return {"model": "EfficientNetLite0", "weights": fingerprint(self.model.module), "size": self.size}
+        """The network's, the size it sees and, but for a style, the field that it is of."""
+        of = {} if self.key == "style" else {"of": self.key}
+        return {"model": "EfficientNetLite0", "weights": fingerprint(self.model.module), "size": self.size, **of}
 
     @torch.no_grad()
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        """The embedding [B, 1280] in fp32 of batch["style"] [B, 3, H, W] in [-1, 1]."""
+        """The embedding [B, 1280] in fp32 of batch[`key`] [B, 3, H, W] in [-1, 1]."""
         pictures = field(batch, self.key, self.name).to(device).float()
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
         with torch.autocast(device.type, enabled=False):
@@ -61,8 +63,13 @@ def image_features(
     return ClipImage(_load(None if path is None else Path(path).expanduser(), size), slots, width, drop_prob)
 
 
+def of_image(path: str | None = None, size: int = 128) -> PictureEncoder:
+    """The encoder of batch["image"], of what is modelled itself, by weights at `path` or of the cache."""
+    return _load(None if path is None else Path(path).expanduser(), size, "image")
+
+
 @cache
-def _load(path: Path | None, size: int) -> FeatureEncoder:
+def _load(path: Path | None, size: int, key: str = "style") -> FeatureEncoder:
     """One frozen encoder per process, however many models use it."""
     with uncounted(), torch.device("cpu"):  # also while a model is counted on the meta device
-        return FeatureEncoder(pretrained_efficientnet(path), size)
+        return FeatureEncoder(pretrained_efficientnet(path), size, key)

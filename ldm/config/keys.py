@@ -63,6 +63,7 @@ PATHS = frozenset(
         "answers",
         "results",
         "fashion",
+        "plan",
     }
 )
 LATER_PATHS = frozenset(
@@ -137,6 +138,7 @@ ROOT_TYPES = {
     "root_steps": int | None,
     "propose_split.steps": int | None,
     "runs": list[str],
+    "ablation.rows": list[str],
     "samplers": list[str],
     "steps": list[int],
     "prompts": str | list[str],

@@ -16,7 +16,7 @@ from ldm.config.signatures import arguments, defined_in, full_name, imported, ma
 from ldm.errors import UserError
 
 ROOTS = ("ldm.", "torch.optim.", "pytorch_lightning.")  # where a target's object must be defined
-NO_GROUPS = ("tree",)  # folders of conf/ whose files a command reads by itself, here schedules of trees
+NO_GROUPS = ("tree", "ablation")  # folders of conf/ whose files a command reads by itself: trees, ablations
 
 
 @cache

@@ -244,7 +244,7 @@ def _sets(curves: list[Curve], protocol: Protocol | None) -> Sets:
         if tree["model"] not in found:
             shards = own if tree["data"] is None else own.over(tree["data"])
             data = with_fields_of(tree, shards, curve.model, curve.sampling)
-            images = _against(own, tree["reference"])
+            images = reference_of(own, tree["reference"])
             _check_images(data, images, tree)
             found[tree["model"]] = data, images
         spec = found[tree["model"]][0].batch_spec
@@ -253,7 +253,7 @@ def _sets(curves: list[Curve], protocol: Protocol | None) -> Sets:
     return found
 
 
-def _against(data: ShardData, given: str | list[str] | None) -> ShardData | StoredReference:
+def reference_of(data: ShardData, given: str | list[str] | None) -> ShardData | StoredReference:
     """What samples are compared with: images, or what a file has of them."""
     if is_stored(given):
         return stored(str(given), data)

@@ -68,7 +68,7 @@ def measure(
         begun=begun_of(model, sampling, seed, said), turns=turns,
     )  # fmt: skip
     _check_left(num_samples, len(made.broken), said)
-    return {} if rank else _table(made, against, backbone, alignment, paired, resamples, seed)
+    return {} if rank else table_of(made, against, backbone, alignment, paired, resamples, seed)
 
 
 def _check_left(num_samples: int, lost: int, said: list[str]) -> None:
@@ -83,10 +83,11 @@ def _check_left(num_samples: int, lost: int, said: list[str]) -> None:
         log.warning("%d of %d samples are not in the metrics; %s", total, num_samples, first)
 
 
-def _table(
+def table_of(
     made: Made, against: Reference, backbone: Features, alignment: nn.Module, paired: Paired | None, resamples: int,
     seed: int,
 ) -> Point:  # fmt: skip
+    """The metrics of the images that were `made`, as `measure` has them."""
     table = row_of(made, against.features, backbone, alignment, seed, against.moments)
     if resamples:
         table |= set_intervals(table, against.features, made.features, backbone, resamples, seed, against.moments)

@@ -121,6 +121,7 @@ class DiT(nn.Module):
             DiTBlock(width, num_heads, mlp_ratio, 0 if place % cross_attention_every else tokens_width, dropout)
             for place in range(depth)
         )
+        self.aligned_layer = (f"blocks.{depth // 3}", width)  # early, as REPA found best: the 9th of 28
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.out = nn.Linear(width, out_channels * patch_size**2)

@@ -119,6 +119,8 @@ class EfficientUNet(nn.Module):
             reduce = [Reduce(widths[level - 1], width)] if level else []
             own = _level(blocks, width if level else channels, width, num_blocks * block_multipliers[level], factor)
             self.down_levels.append(nn.ModuleList([*reduce, *own]))
+        lowest = len(widths) - 1
+        self.aligned_layer = (f"down_levels.{lowest}.{len(self.down_levels[lowest]) - 1}", widths[lowest])
         for level, width in reversed(list(enumerate(widths))):
             joined = width if level == len(widths) - 1 else 2 * width  # with the skip, which the lowest level has not
             own = _level(blocks, joined, width, num_blocks * block_multipliers[level], factors[level])

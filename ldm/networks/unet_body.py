@@ -57,6 +57,7 @@ class UNetBody(nn.Module):
         self.input_blocks, skips = blocks.encoder((in_channels + concat_channels) * patch_size**2)
         width = skips[-1]
         self.middle_block = blocks.middle(width)
+        self.aligned_layer = (f"middle_block.{len(self.middle_block) - 1}", width)  # whose output stands for the whole
 
         self.output_blocks = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):

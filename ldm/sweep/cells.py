@@ -118,11 +118,6 @@ def _words(tree: Tree, cell: Cell, experiment: str, run: Path, own: list[str]) -
     return overriding([*first, *shared, *own])
 
 
-def moments_every(tree: Tree, steps: int) -> int:
-    """Every how many of `steps` a moment of the training is, at which quality is measured; the last step is one too."""
-    return -(-steps // tree["moments"])
-
-
 def diffusion_tree(tree: Tree, cell: Cell) -> Tree:
     """What stage two of a cell trains, its first stage described."""
     return compose("config", diffusion_words(tree, cell, [], described=True))

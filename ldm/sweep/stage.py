@@ -1,6 +1,5 @@
 """What a cell needs beside training, as processes of their own: its cache, and its measurement."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from ldm.files import read_json, write_json
 from ldm.latent_cache import encode
 from ldm.loading import load
 from ldm.ranks import is_rank_zero
-from ldm.sweep.cells import Cell, Places, cells, diffusion_tree, moments_every, settings_of
+from ldm.sweep.budget import logged, step_of, weights_at_moments
+from ldm.sweep.cells import Cell, Places, cells, diffusion_tree, settings_of
 from ldm.training.callbacks.device_seconds import NAME
 from ldm.training.distributed import process_group
 
@@ -50,18 +50,18 @@ def _measure(tree: Tree, cell: Cell) -> None:
     if cell.f > 1:
         row |= _reconstruction(tree, places.first_stage(cell), folder)
     points: list[Row] = []
-    weights = at_moments(tree, run, row["steps"])
+    weights = weights_at_moments(run, tree["moments"], row["steps"])
     for path in weights:
-        point = _quality(tree, folder, path, tree["num_steps"])
-        points.append({"curve": "steps", "step": _step(path), "num_steps": tree["num_steps"], **point})
+        point = quality(tree, folder, path, tree["num_steps"])
+        points.append({"curve": "steps", "step": step_of(path), "num_steps": tree["num_steps"], **point})
     row |= points[-1] if points else {}
     for count in tree["sampling_steps"]:
-        point = _quality(tree, folder, weights[-1], count)
+        point = quality(tree, folder, weights[-1], count)
         rate = _samples_per_second(tree, folder, run, count)
         points.append(
             {
                 "curve": "speed",
-                "step": _step(weights[-1]),
+                "step": step_of(weights[-1]),
                 "num_steps": count,
                 "samples_per_second": rate,
                 **point,
@@ -74,17 +74,6 @@ def _measure(tree: Tree, cell: Cell) -> None:
     row |= {"encode_device_seconds": encoded, "measure_device_seconds": device_clock(device) - began}
     row = {key: value for key, value in row.items() if key not in ("curve", "step")}
     write_json(folder / MEASURED, {"settings": settings_of(tree, cell), "row": row, "points": points})
-
-
-def at_moments(tree: Tree, run: Path, steps: int) -> list[Path]:
-    """The averaged weights of the moments of a training of `steps`; others are of where it was stopped."""
-    every = moments_every(tree, steps)
-    found = sorted((run / "weights").glob("step_*.ema.safetensors"), key=_step)
-    return [path for path in found if _step(path) % every == 0 or _step(path) == steps]
-
-
-def _step(weights: Path) -> int:
-    return int(weights.name.partition(".")[0].removeprefix("step_"))
 
 
 STAGES = {"encode": _encode, "measure": _measure}
@@ -125,8 +114,8 @@ def _shared(tree: Tree) -> list[str]:
     return [f"{key}={tree[key]}" for key in ("num_samples", "batch_size", "device")] + ["seed=0"]
 
 
-def _quality(tree: Tree, folder: Path, weights: Path, num_steps: int) -> Row:
-    """KID and the rest at the sweep's guidance, kept in `folder` once measured."""
+def quality(tree: Tree, folder: Path, weights: Path, num_steps: int) -> Row:
+    """KID and the rest at the guidance `scale` of a tree, kept in `folder` once measured."""
     out = folder / f"{weights.name.partition('.')[0]}-{num_steps}_steps"
     words = [
         *_shared(tree),
@@ -155,9 +144,3 @@ def _samples_per_second(tree: Tree, folder: Path, run: Path, num_steps: int) -> 
     if is_rank_zero():
         write_json(kept, {"samples_per_second": rate, "device": str(device), "batch": tree["batch_size"]})
     return rate
-
-
-def logged(run: Path, name: str) -> list[tuple[int, float]]:
-    """The rows (step, value) of one name in a run's metrics.csv."""
-    with (run / "metrics.csv").open(newline="") as file:
-        return [(int(row[0]), float(row[2])) for row in csv.reader(file) if row[1] == name]

@@ -4,9 +4,7 @@ Each cell is a chain of fresh processes: first stage, cache of its latents, diff
 are rows of a CSV file, from which the command goes on; whatever a cell has done of its chain is not done again.
 """
 
-import itertools
 import shutil
-import statistics
 import threading
 from collections.abc import Generator
 from contextlib import closing
@@ -24,6 +22,7 @@ from ldm.holding import held
 from ldm.launching import FINISHED, STOPPED, Job, Launcher
 from ldm.launching.local import passing_on
 from ldm.launching.pool import Pool
+from ldm.sweep.budget import length_words, steps_within, trial_words
 from ldm.sweep.cells import (
     Cell,
     Places,
@@ -32,15 +31,13 @@ from ldm.sweep.cells import (
     diffusion_tree,
     diffusion_words,
     first_stage_words,
-    moments_every,
     settings_of,
     training_of,
 )
 from ldm.sweep.measured_under import same_settings
 from ldm.sweep.page import write_page
 from ldm.sweep.results import Results
-from ldm.sweep.stage import MEASURED, logged
-from ldm.training.callbacks.device_seconds import NAME
+from ldm.sweep.stage import MEASURED
 
 Tree = dict[str, Any]
 BUDGETS = ("steps", "device_seconds")
@@ -146,7 +143,8 @@ class Sweep:
             if steps is None:
                 yield self._trial(cell)
                 steps = self._keep_steps(cell)
-        yield Job(self.places.diffusion(cell).name, tuple(diffusion_words(self.tree, cell, _length(self.tree, steps))))
+        length = length_words(self.tree["moments"], steps)
+        yield Job(self.places.diffusion(cell).name, tuple(diffusion_words(self.tree, cell, length)))
         yield self._stage("measure", cell)
 
     def _measured(self, cell: Cell) -> bool:
@@ -185,30 +183,18 @@ class Sweep:
     def _trial(self, cell: Cell) -> Job:
         """A short training whose steps are timed."""
         run = self._trial_run(cell)
-        count = self.tree["trial_steps"]
-        short = [f"run={run.name}", f"max_steps={count}", "lr=constant", "lr.warmup_steps=0", "overwrite=true"]
-        short += ["callback.device_seconds.every_steps=5", f"callback.checkpoint.every_steps={count}"]
-        short += ["logger.mode=disabled"]
+        short = trial_words(run.name, self.tree["trial_steps"])
         return Job(run.name, tuple(diffusion_words(self.tree, cell, short)))
 
     def _trial_run(self, cell: Cell) -> Path:
         return self.places.runs / f"{self.places.diffusion(cell).name}-trial"
 
     def _keep_steps(self, cell: Cell) -> int:
-        """The steps that take `device_seconds`: by the median of the trial's fives but the first."""
+        """The steps that take `device_seconds`."""
         run = self._trial_run(cell)
-        rows = logged(run, NAME)
-        costs = [(b - a) / (end - start) for (start, a), (end, b) in itertools.pairwise(rows)]
-        steps = max(1, round(self.tree["device_seconds"] / statistics.median(costs[1:] or costs)))
+        steps = steps_within(run, self.tree["device_seconds"])
         with self._steps:
             found = {"steps": steps, "training": training_of(settings_of(self.tree, cell))}
             write_json(self.places.folder / "steps.json", {**self._kept_steps(), cell.model: found})
         shutil.rmtree(run, ignore_errors=True)
         return steps
-
-
-def _length(tree: Tree, steps: int) -> list[str]:
-    """The words of a training of that many steps, with weights kept at each of the moments."""
-    every = moments_every(tree, steps)
-    checkpoint = [f"every_steps={every}", "keep_weights=1", f"keep_weights_every_steps={every}"]
-    return [f"max_steps={steps}", *(f"callback.checkpoint.{word}" for word in checkpoint)]

@@ -31,6 +31,7 @@ from ldm.training.distributed import all_reduce_sum
 from ldm.training.expert_quality import ExpertQuality
 from ldm.training.judged import Asked, Company, Judged
 from ldm.training.optim import LRSchedule
+from ldm.training.representation import Representation
 from ldm.training.sample_quality import SampleQuality
 from ldm.training.task import Batch, Task
 
@@ -44,6 +45,7 @@ class DiffusionTask(Task):
     `objective`: what its errors are, of the optimizer steps done too.
     `resampler`: draws the levels with large losses more often.
     `log_variance`: a learned scale of the loss at each noise level, by which it is divided.
+    `representation`: what the network's middle is aligned with, beside the loss.
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
     `compile`: compile the network, which takes minutes and then pays on GPUs.
     `single_factor`: take only a first stage whose latents are whitened by one factor (`scale_by_std`, as published).
@@ -70,6 +72,7 @@ class DiffusionTask(Task):
         data: ShardData,
         resampler: LossHistory | None = None,
         log_variance: LogVariance | None = None,
+        representation: Representation | None = None,
         keep_latents: bool = False,
         single_factor: bool = False,
         compile: bool = False,
@@ -93,7 +96,10 @@ class DiffusionTask(Task):
                 "task.keep_latents keeps in memory what data.cache has on disk already: set task.keep_latents=false"
             )
         model = nn.ModuleDict({"network": denoiser.network, "conditioner": conditioner})  # type: ignore[dict-item]  # networks are modules
-        only_training = {"resampler": resampler, "log_variance": log_variance}
+        if representation is not None and compile:
+            raise UserError("task.compile=true: a compiled network shows none of its layers to representation=")
+        aligned = representation.head(denoiser.network) if representation is not None else None  # type: ignore[arg-type]  # networks are modules
+        only_training = {"resampler": resampler, "log_variance": log_variance, "representation": aligned}
         trained = nn.ModuleDict({**model, **{name: part for name, part in only_training.items() if part is not None}})
         super().__init__(
             model=model,
@@ -115,6 +121,7 @@ class DiffusionTask(Task):
         self.objective = objective
         self.resampler = resampler
         self.log_variance = log_variance
+        self.aligned = aligned
         self.sampling = sampling if conditioner.parts else sampling.with_scale(1.0)  # nothing there to guide by
         check_guidance(self.sampling.guidance, conditioner)
         self.batch_size = data.batch_size
@@ -144,7 +151,12 @@ class DiffusionTask(Task):
             cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
         self.stopwatch.lap("encode")
         losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss, self._errors)
-        return self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
+        objective = self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
+        if self.aligned is None:
+            return objective
+        distance = self.aligned(batch).mean()
+        self.logs["representation"] = distance.detach()
+        return objective + self.aligned.representation.weight * distance
 
     def _errors(
         self, denoiser: ConditionalDenoise, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Condition

@@ -26,6 +26,7 @@ class Averages(ABC):
     """
 
     snapshot_every_steps: int | None = None  # how often they are kept for good; None is never
+    of: object | None = None  # what makes the optimizer whose own average this is; None: of any
 
     def __init__(self, module: nn.Module, kinds: Sequence[str]):
         self.module = module

@@ -54,7 +54,7 @@ def adamw(
 
     Vectors are biases and norms, which the published latent diffusion models decay too.
     """
-    _check(lr, betas, eps)
+    check_rates(lr, betas, eps)
     if weight_decay < 0:
         raise UserError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
 
@@ -96,13 +96,14 @@ def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
 
 def adam(lr: float, betas: Sequence[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:
     """Adam without weight decay, as the published first stages are trained (betas 0.5, 0.9)."""
-    _check(lr, betas, eps)
+    check_rates(lr, betas, eps)
     return lambda module: torch.optim.Adam(
         [p for p in module.parameters() if p.requires_grad], lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused
     )
 
 
-def _check(lr: float, betas: Sequence[float], eps: float) -> None:
+def check_rates(lr: float, betas: Sequence[float], eps: float) -> None:
+    """Raises UserError, naming the key of the optimizer, for numbers that no Adam steps by."""
     for name, value in (("lr", lr), ("eps", eps)):
         if value < 0:
             raise UserError(f"optimizer.{name}={value}: must be at least 0")

@@ -1,0 +1,146 @@
+"""The cells of an ablation, a row or peer with one seed each, and the words that train them on the same latents."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.ablation.plan import Plan
+from ldm.build import Parts, load_first_stage
+from ldm.config import compose, overriding
+from ldm.errors import UserError
+from ldm.model import recipe
+
+MEASURING = ("moments", "num_samples", "num_steps", "metric", "held_out", "scale")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of an ablation."""
+
+    row: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Such as muon-seed0."""
+        return f"{self.row}-seed{self.seed}"
+
+
+def cells(tree: Tree, plan: Plan) -> list[Cell]:
+    """The cells of `tree` (conf/ablation.yaml), all rows of the first seed first. UserError for no or wrong ones."""
+    rows, seeds = plan.names if tree["rows"] is None else tree["rows"], tree["seeds"]
+    if not rows or any(row not in plan.names for row in rows) or len(set(rows)) < len(rows):
+        raise UserError(f"rows={rows}: a list of different ones of {', '.join(plan.names)}")
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={seeds}: a list of different numbers from 0 on")
+    return [Cell(row, seed) for seed in seeds for row in rows]
+
+
+class Places:
+    """Where the runs, the cache and the measurements of an ablation lie."""
+
+    def __init__(self, tree: Tree, plan: Plan):
+        self.runs = Path(tree["runs_dir"])
+        self.name = f"ablation-{plan.name}"
+        self.folder = self.runs / self.name
+        self.cache = self.folder / "cache"
+        own = self.runs / f"{self.name}-autoencoder"
+        self.first_stage = Path(tree["first_stage"]) if tree["first_stage"] else own
+
+    def run(self, cell: Cell) -> Path:
+        return self.runs / f"{self.name}-{cell.name}"
+
+    def measured(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+
+def first_stage_words(tree: Tree, plan: Plan) -> list[str]:
+    """Of train.py, for the first stage that all rows share; its seed is 0."""
+    run = Places(tree, plan).first_stage
+    own = [f"experiment={plan.autoencoder}", f"run={run.name}", f"runs_dir={run.parent}", "seed=0"]
+    return overriding([*own, *_logged(tree, plan), *tree["autoencoder_overrides"].split()])
+
+
+def row_words(tree: Tree, plan: Plan, name: str) -> list[str]:
+    """Of train.py, what of a row's words does not depend on where it is trained."""
+    return overriding(["trainer.precision=auto", *plan.words_of(name), *tree["overrides"].split()])
+
+
+def cell_words(tree: Tree, plan: Plan, cell: Cell, more: Sequence[str] = ()) -> list[str]:
+    """Of train.py, for a cell that is a row, on the first stage and the cache that all share."""
+    places = Places(tree, plan)
+    run = places.run(cell)
+    own = [f"run={run.name}", f"runs_dir={run.parent}", f"seed={cell.seed}", *_logged(tree, plan)]
+    own += [f"first_stage={places.first_stage}", f"data.cache={places.cache}"]
+    own += ["callback_add=[device_seconds]", "callback.quality.every_steps=null", "task.keep_latents=false"]
+    return overriding([*row_words(tree, plan, cell.row), *own, *more])
+
+
+def _logged(tree: Tree, plan: Plan) -> list[str]:
+    mode, project = tree["logger"]["mode"], tree["logger"]["project"]
+    return [f"logger.mode={mode}", f"logger.project={project}", f"logger.group=ablation-{plan.name}"]
+
+
+def data_words(tree: Tree, plan: Plan) -> list[str]:
+    """Of train.py, for what the cache is made with: the first row's data and text encoder, and the first
+    representation= that any row has.
+    """
+    aligned = [word for row in plan.rows for word in plan.words_of(row.name) if word.startswith("representation")]
+    chosen = next((word for word in aligned if word.startswith("representation=")), None)
+    below = {word.partition("=")[0]: word for word in aligned if word != chosen}
+    return overriding([*row_words(tree, plan, plan.rows[0].name), *([chosen, *below.values()] if chosen else [])])
+
+
+def check(tree: Tree, plan: Plan, asked: Sequence[Cell]) -> None:
+    """Raises UserError, naming the row, for a cell that could not train, be sampled from, or read the same cache."""
+    channels = _channels(tree, plan)
+    data = compose("config", data_words(tree, plan))
+    for name in dict.fromkeys(cell.row for cell in asked if cell.row not in {peer.name for peer in plan.peers}):
+        try:
+            own = compose("config", row_words(tree, plan, name))
+            parts = Parts({**own, **recipe({"num_steps": tree["num_steps"]}, own, True)}, **channels)
+            for part in ("noise", "weighting", "sampling", "optimizer", "lr", "ema", "representation"):
+                _ = parts[part]
+            with torch.device("meta"):
+                _ = parts["denoiser"]
+        except ValueError as error:
+            raise UserError(f"row {name!r}: {error}") from error
+        for key in ("image_size", "crop_size"):
+            if own[key] != data[key]:
+                raise UserError(f"row {name!r}: {key}={own[key]}, and the latents of all are of {key}={data[key]}")
+
+
+def _channels(tree: Tree, plan: Plan) -> dict[str, int]:
+    """Channels of the latents, as the parts of a network ask for them."""
+    if tree["first_stage"]:
+        count = load_first_stage(Path(tree["first_stage"])).spec.channels
+    else:
+        count = Parts(compose("config", first_stage_words(tree, plan)))["regularizer"].latent_channels
+    return {"in_channels": count, "out_channels": count}
+
+
+def settings_of(tree: Tree, plan: Plan, cell: Cell) -> str:
+    """What a cell's numbers depend on, as text: rows of other settings are not this ablation's."""
+    keys = ("trial_steps", "moments", "num_samples", "num_steps", "metric", "overrides", "autoencoder_overrides")
+    facts: Tree = {key: tree[key] for key in keys} | {"autoencoder": plan.autoencoder}
+    facts |= {"device_seconds": float(tree["device_seconds"]), "scale": float(tree["scale"])}
+    facts |= {"held_out": tree["reference"] is not None, "own_first_stage": tree["first_stage"] is None}
+    peer = next((peer for peer in plan.peers if peer.name == cell.row), None)
+    of = cell.row if peer is None else peer.data_of
+    own = {key: value for key, value in asdict(peer).items() if key != "says"} if peer else None
+    return json.dumps({**facts, "words": plan.words_of(of), "peer": own}, sort_keys=True)
+
+
+def training_of(settings: str | None) -> str | None:
+    """Of `settings_of` what the training depends on, and so how many steps a budget is; None for no such text."""
+    try:
+        facts = json.loads(settings or "")
+        own = {key: value for key, value in facts.items() if key not in MEASURING}
+    except (ValueError, AttributeError):
+        return None
+    return json.dumps(own, sort_keys=True)
