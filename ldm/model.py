@@ -30,6 +30,7 @@ from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Ask, Size, bind, bound_to, check_guidance, drawable, generate, guided
+from ldm.networks.compiling import Compile
 from ldm.networks.layers import tuned
 from ldm.places import first_stage_of, paths_of
 from ldm.sampling import Sampling
@@ -168,7 +169,7 @@ class Model:
         self.weights = [own.without_values() for own in self.weights]
         return self
 
-    def tuned(self, compile: bool = False) -> "Model":
+    def tuned(self, compile: Compile = False) -> "Model":
         """The same model with its networks laid out for its device (layers.tuned); call it after `to`."""
         for network in self.networks:
             tuned(network, next(network.parameters()).device, compile)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class DiffusionTask(Task):
     `resampler`: draws the levels with large losses more often.
     `log_variance`: a learned scale of the loss at each noise level, by which it is divided.
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
-    `compile`: compile the network, which takes minutes and then pays on GPUs.
+    `compile`: compile the network, block by block or whole, which takes minutes and then pays on GPUs.
     `single_factor`: take only a first stage whose latents are whitened by one factor (`scale_by_std`, as published).
     """
 
@@ -68,7 +68,7 @@ class DiffusionTask(Task):
         log_variance: LogVariance | None = None,
         keep_latents: bool = False,
         single_factor: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["blocks", "whole"] = False,
         guard: partial | None = None,
     ):
         spec = first_stage.spec

@@ -5,7 +5,6 @@ Gradients, the optimizer's state and the averages are sharded as the weights are
 cut: it has to fit into a device's memory once, without gradients, optimizer and averages.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ldm.errors import UserError
+from ldm.networks.compiling import blocks_of
 
 
 class FullySharded(DDPStrategy):
@@ -62,19 +62,8 @@ def shard(trained: nn.ModuleDict, device: torch.device, gathered: torch.dtype | 
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": frozen, "reshard_after_forward": True}
         low = gathered if name == "network" else None
         options["mp_policy"] = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
-        for block in _blocks(child):
-            fully_shard(block, **options)
+        for block in blocks_of(child):
+            if any(parameter.requires_grad for parameter in block.parameters()):
+                fully_shard(block, **options)
         if any(parameter.requires_grad for parameter in child.parameters()):
             fully_shard(child, **options)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in `module`'s lists, and in lists of lists, that train anything; not what is inside them."""
-    for child in module.children():
-        if not isinstance(child, nn.ModuleList):
-            continue
-        for entry in child:
-            if isinstance(entry, nn.ModuleList):
-                yield from _blocks(nn.ModuleList([entry]))
-            elif any(parameter.requires_grad for parameter in entry.parameters()):
-                yield entry
