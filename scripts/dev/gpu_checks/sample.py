@@ -1,0 +1,49 @@
+"""Sampling by Stable Diffusion 1.5's U-Net, one image of 512 px, guided: steps a second, by guidance's two evaluations
+one after the other, as sampling does, and in one batch, which it does not yet.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpu_checks.models import SIZES, milliseconds, tokens, unet
+from gpu_checks.table import NEEDS_GPU, Row
+from ldm.diffusion.denoiser import Denoise, Denoiser
+from ldm.diffusion.guidance import ClassifierFree
+from ldm.diffusion.precond import Eps
+from ldm.diffusion.samplers import euler
+from ldm.diffusion.schedule import scaled_linear
+from ldm.diffusion.sigmas import karras
+from ldm.networks.compiling import Compile
+from ldm.networks.layers import tuned
+
+GOAL, NUM_STEPS, SCALE = 50.0, 10, 7.5  # guided steps a second of an A100
+HOW: dict[str, Compile] = {"eager": False, "blocks": "blocks", "graphs": "graphs"}
+
+
+def measure(device: torch.device, size: str, out: Path, how: str) -> list[Row]:
+    """Steps a second of both ways to guide."""
+    own = SIZES[size]
+    if HOW[how] and device.type == "cpu":
+        return [Row(f"sampling, 512 px, {how}", None, note=NEEDS_GPU)]
+    network = tuned(unet(own, "v1", device).eval().requires_grad_(False), device, HOW[how])
+    denoiser = Denoiser(network, Eps(scaled_linear(0.00085, 0.012)))
+    given, null = (tokens(own, "v1", 1, device) for _ in range(2))
+    x, sigmas = 14.6 * torch.randn(1, 4, own.latent[512], own.latent[512], device=device), karras(NUM_STEPS, 0.03, 14.6)
+    both = torch.cat([given, null])
+
+    def together(x: Tensor, sigma: Tensor) -> Tensor:
+        guided, reference = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), {"tokens": both}).chunk(2)
+        return reference + SCALE * (guided - reference)
+
+    def apart(cond: Tensor) -> Denoise:
+        return lambda x, sigma: denoiser(x, sigma, {"tokens": cond})
+
+    ways = {"two calls": ClassifierFree(SCALE)(apart(given), apart(null)), "one call": together}
+    rows, goal = [], GOAL if device.type == "cuda" and size == "sd2" else None
+    for name, denoise in ways.items():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            taken = milliseconds(lambda denoise=denoise: euler(denoise, x, sigmas), device, own.seconds / 2)
+        rows.append(Row(f"sampling, 512 px, {how}, {name}", 1e3 * NUM_STEPS / taken, "steps/s", goal))
+    return rows
