@@ -86,7 +86,7 @@ def test_a_network_without_lists_of_blocks_is_one_block(graphs: list[int]):
 
 
 def test_the_blocks_of_a_network_hold_all_that_is_repeated():
-    network = DiT(4, 4, 8, patch_size=1, width=8, depth=3, num_heads=2)
+    network = DiT(4, 4, patch_size=1, width=8, depth=3, num_heads=2)
     assert list(blocks_of(network)) == list(network.blocks)
     entries = list(blocks_of(unet()))
     assert not any(isinstance(entry, nn.ModuleList) for entry in entries) and len(entries) == len(set(entries))
@@ -105,7 +105,7 @@ import sys, torch
 from torch._dynamo.utils import counters
 from ldm.networks.dit import DiT
 from ldm.networks.layers import tuned
-network = DiT(4, 4, 8, patch_size=1, width=8, depth=2, num_heads=1).requires_grad_(False)
+network = DiT(4, 4, patch_size=1, width=8, depth=2, num_heads=1).requires_grad_(False)
 tuned(network, torch.device("cpu"), "blocks")(torch.randn(1, 4, 4, 4), torch.ones(1))
 print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
 """
