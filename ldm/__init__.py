@@ -8,12 +8,13 @@ images = model.sample("red heart", num_images=4, guidance=3.0, seed=0)
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def load(
     path: str | Path, first_stage: str | Path | None = None, ema: str | float = "ema", device: str = "auto",
-    compile: bool | str = False, plugins: Sequence[str] | None = None, residency: str | None = None,
+    compile: bool | Literal["blocks", "whole", "graphs"] = False, plugins: Sequence[str] | None = None,
+    residency: str | None = None,
 ) -> Any:  # fmt: skip
     """A trained model to use, of a run's folder, one of its weights files, or a manifest (.yaml) of several.
 

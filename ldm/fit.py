@@ -47,6 +47,7 @@ QUIET = (
     ".*LeafSpec",
     ".*Tip:",
     "Found .* module.* in eval mode",
+    "You have overridden `on_before_batch_transfer`",
 )
 
 

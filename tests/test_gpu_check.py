@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 MEASURED = ("train_256_eager", "train_512_eager", "sample_eager", "updates", "memory", "checkpoint", "run")
-ON_A_GPU = ("train_256_blocks", "train_512_blocks", "train_256_whole", "sample_blocks", "sample_graphs")
+ON_A_GPU = ("train_256_blocks", "train_512_blocks", "train_256_whole", "sample_graphs")
 
 
 @pytest.fixture

@@ -14,27 +14,27 @@ class Drop(Tensor):
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch has it for Parameter
-    values: Tensor
+    known: Tensor
 
     @classmethod
     def of(cls, values: Tensor) -> "Drop":
         """Made of `values`, bool [B] on a CPU."""
         assert values.device.type == "cpu" and values.dtype == torch.bool
         found = values.as_subclass(cls)
-        found.values = values
+        found.known = values
         return found
 
     def to(self, device: torch.device, **_: Any) -> "Drop":  # type: ignore[override]
         """The same on `device`, where nothing waits for it."""
-        found = self.values.to(device, non_blocking=True).as_subclass(Drop)
-        found.values = self.values
+        found = self.known.to(device, non_blocking=True).as_subclass(Drop)
+        found.values = self.known
         return found
 
     def all(self) -> Tensor:  # type: ignore[override]
-        return self.values.all()
+        return self.known.all()
 
     def any(self) -> Tensor:  # type: ignore[override]
-        return self.values.any()
+        return self.known.any()
 
     def tolist(self) -> list[bool]:  # type: ignore[override]
-        return self.values.tolist()
+        return self.known.tolist()

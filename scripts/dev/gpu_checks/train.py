@@ -4,7 +4,9 @@ All that a run's step does with a batch of cached latents and texts: draws by sa
 norm, the guard, AdamW, the average. In bf16, eager, compiled by blocks or whole.
 """
 
+import gc
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -36,10 +38,10 @@ def measure(device: torch.device, size: str, out: Path, px: str, how: str) -> li
     if HOW[how] and device.type == "cpu":
         return [Row(f"training, {px} px, {how}", None, note=NEEDS_GPU)]
     for batch_size in _batches(own, out / f"train_{px}_eager.json", how):
-        try:
+        with suppress(torch.OutOfMemoryError):
             return _rows(Steps(own, device, own.latent[edge], batch_size, HOW[how]), edge, how)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        gc.collect()  # of the attempt that did not fit
+        torch.cuda.empty_cache()
     return [Row(f"training, {px} px, {how}", None, note="does not fit")]
 
 
