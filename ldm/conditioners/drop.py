@@ -27,7 +27,7 @@ class Drop(Tensor):
     def to(self, device: torch.device, **_: Any) -> "Drop":  # type: ignore[override]
         """The same on `device`, where nothing waits for it."""
         found = self.known.to(device, non_blocking=True).as_subclass(Drop)
-        found.values = self.known
+        found.known = self.known
         return found
 
     def all(self) -> Tensor:  # type: ignore[override]
