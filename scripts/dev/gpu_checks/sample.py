@@ -1,6 +1,6 @@
 """Sampling by Stable Diffusion 1.5's U-Net, one image of 512 px, guided: steps a second, in bf16 and in fp32.
 
-Guidance's two evaluations come one after the other, as sampling does them, and in one batch, which it does not yet.
+Guidance's two evaluations come one after the other, or in one batch as with one_call=true.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpu_checks.models import SIZES, milliseconds, tokens, unet
 from gpu_checks.table import NEEDS_GPU, Row
+from ldm.diffusion.branches import Together, apart
 from ldm.diffusion.denoiser import Denoise, Denoiser
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.precond import Eps
@@ -32,16 +33,11 @@ def measure(device: torch.device, size: str, out: Path, how: str) -> list[Row]:
     denoiser = Denoiser(network, Eps(scaled_linear(0.00085, 0.012)))
     given, null = (tokens(own, "v1", 1, device) for _ in range(2))
     x, sigmas = 14.6 * torch.randn(1, 4, own.latent[512], own.latent[512], device=device), karras(NUM_STEPS, 0.03, 14.6)
-    both = torch.cat([given, null])
-
-    def together(x: Tensor, sigma: Tensor) -> Tensor:
-        guided, reference = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), {"tokens": both}).chunk(2)
-        return reference + SCALE * (guided - reference)
-
-    def apart(cond: Tensor) -> Denoise:
-        return lambda x, sigma: denoiser(x, sigma, {"tokens": cond})
-
-    ways = {"two calls": ClassifierFree(SCALE)(apart(given), apart(null)), "one call": together}
+    conditions = {frozenset(["text"]): {"tokens": given}, frozenset(): {"tokens": null}}
+    ways = {}
+    for name, made in (("two calls", apart), ("one call", Together)):
+        branch = made(denoiser, conditions.__getitem__)
+        ways[name] = ClassifierFree(SCALE)(branch(["text"]), branch(()))
     rows, goal = [], GOAL if device.type == "cuda" and size == "sd2" else None
     for name, low in (("two calls", True), ("one call", True), *([("two calls", False)] if how == "eager" else [])):
 
