@@ -4,6 +4,7 @@ import io
 import json
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -375,3 +376,11 @@ def test_lightning_takes_the_endless_loader(shards: str) -> None:
     trainer.fit(module, data)
     assert module.trained == list(range(24, 24 + 6 * 12))
     assert torch.get_rng_state().equal(state)  # loading draws nothing from the global generator
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False)])
+def test_training_batches_for_a_gpu_are_pinned(shards: str, device: str, pinned: bool):
+    data = make(shards)
+    assert data.train_loader().loader.pin_memory is False  # of no trainer
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), num_devices=1)
+    assert data.train_loader().loader.pin_memory is pinned
