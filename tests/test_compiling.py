@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from ldm.networks.compiling import KEPT_IN, WAYS, blocks_of
+from ldm.networks.compiling import KEPT_IN, WAYS, blocks_of, keep_compiled
 from ldm.networks.dit import DiT
 from ldm.networks.layers import tuned
 from ldm.networks.unet import UNet
@@ -90,6 +91,20 @@ def test_the_blocks_of_a_network_hold_all_that_is_repeated():
     assert list(blocks_of(network)) == list(network.blocks)
     entries = list(blocks_of(unet()))
     assert not any(isinstance(entry, nn.ModuleList) for entry in entries) and len(entries) == len(set(entries))
+
+
+def test_a_folder_of_the_users_own_keeps_what_was_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path))
+    for there, expected in (
+        ("", tmp_path / "compiled"),
+        ("theirs", tmp_path / "compiled"),
+        ("mine", tmp_path / "mine"),
+    ):
+        monkeypatch.delenv(KEPT_IN, raising=False)
+        if there:
+            monkeypatch.setenv(KEPT_IN, default_cache_dir() if there == "theirs" else str(tmp_path / there))
+        keep_compiled()
+        assert os.environ[KEPT_IN] == str(expected)
 
 
 @pytest.mark.parametrize(("how", "said"), [("graphs", "compile=graphs: .*cpu"), ("block", "compile=block: there are")])

@@ -44,7 +44,10 @@ def compile_network(network: nn.Module, how: Compile, device: torch.device) -> N
 
 def keep_compiled() -> None:
     """Have inductor keep what it makes in ``compiled/`` of the cache folder, and not in the system's temporary one."""
-    if KEPT_IN not in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    own = default_cache_dir()  # torch writes it into the variable itself, once it has been asked
+    if os.environ.get(KEPT_IN, own) == own:
         os.environ[KEPT_IN] = str(cache_folder() / "compiled")
 
 
