@@ -104,7 +104,7 @@ def test_a_folder_of_the_users_own_keeps_what_was_compiled(monkeypatch: pytest.M
         if there:
             monkeypatch.setenv(KEPT_IN, default_cache_dir() if there == "theirs" else str(tmp_path / there))
         keep_compiled()
-        assert os.environ[KEPT_IN] == str(expected)
+        assert os.environ[KEPT_IN] == str(tmp_path / expected)
 
 
 @pytest.mark.parametrize(("how", "said"), [("graphs", "compile=graphs: .*cpu"), ("block", "compile=block: there are")])
