@@ -6,6 +6,7 @@ GPU's does unless non_blocking, is counted.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,20 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockingCopies]:
     monkeypatch.setitem(trainer.STRATEGIES, "auto", lambda: SingleDeviceStrategy(device=META))
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
     monkeypatch.setattr(torch.optim.optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
-    mode = BlockingCopies()
+    mode, inside = BlockingCopies(), ExitStack()
 
     def at_the_end(task: Task, *_: Any) -> None:
         if task.step == 1:
-            mode.__enter__()
+            inside.enter_context(mode)
         if task.step == NUM_STEPS:
-            mode.__exit__(None, None, None)
+            inside.close()
             raise Reached
 
     monkeypatch.setattr(Task, "on_train_batch_end", at_the_end)
+    torch.__future__.set_swap_module_params_on_conversion(True)  # moved parameters are the same objects, as on a GPU
     yield mode
+    torch.__future__.set_swap_module_params_on_conversion(False)
+    inside.close()
     text._load.cache_clear()  # its weights were moved to where there are none
 
 
