@@ -5,6 +5,7 @@ to the CPU or a shape that depends on values raises on it. What it lets pass is 
 GPU's does unless non_blocking, is counted.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,7 +60,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockingCopies]:
     """Fits are on the meta device and end, with Reached, after `NUM_STEPS`; what was copied after the first step."""
     monkeypatch.setitem(trainer.STRATEGIES, "auto", lambda: SingleDeviceStrategy(device=META))
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
-    monkeypatch.setattr(torch.optim.optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
+    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
     mode, inside = BlockingCopies(), ExitStack()
 
     def at_the_end(task: Task, *_: Any) -> None:
