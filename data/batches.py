@@ -14,7 +14,10 @@ from ldm.data.workers import Alarm, leave_signals_to_parent, sigterm_held
 
 
 class Batches:
-    """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive."""
+    """Batches of a stream, made here or in worker processes; what they skipped is counted as they arrive.
+
+    `pinned`: in memory that a GPU copies from by itself, while it computes and nothing waits.
+    """
 
     def __init__(
         self,
@@ -22,12 +25,13 @@ class Batches:
         num_workers: int,
         skips: SkipLog,
         timeout_seconds: float,
+        pinned: bool = False,
     ):
         # a generator of its own: a loader that starts would otherwise advance torch's global one
         generator = torch.Generator()
         self.loader = DataLoader(
             stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=generator,
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=leave_signals_to_parent, pin_memory=pinned,
         )  # fmt: skip
         self.timeout_seconds = timeout_seconds
         self.skips = skips

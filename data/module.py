@@ -346,7 +346,8 @@ class ShardData(pl.LightningDataModule):
         stream = TrainStream(samples, plan, share, self.augmentation, self.max_bad_fraction)
         self._check_shared_memory(samples, self.batch_size // (world_size * self.accumulation))
         self._begin_copying()
-        return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return Batches(stream, self.num_workers, self._train_skips, self.timeout_seconds, pinned=on_gpu)
 
     def validation_loader(
         self,

@@ -8,12 +8,13 @@ images = model.sample("red heart", num_images=4, guidance=3.0, seed=0)
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def load(
     path: str | Path, first_stage: str | Path | None = None, ema: str | float = "ema", device: str = "auto",
-    compile: bool = False, plugins: Sequence[str] | None = None, residency: str | None = None,
+    compile: bool | Literal["blocks", "whole", "graphs"] = False, plugins: Sequence[str] | None = None,
+    residency: str | None = None,
 ) -> Any:  # fmt: skip
     """A trained model to use, of a run's folder, one of its weights files, or a manifest (.yaml) of several.
 
@@ -21,7 +22,8 @@ def load(
     first stage what encodes and decodes (ldm.api.Codec); of a classifier its network. `first_stage` says where the
     first stage lies now, if it moved. `ema` chooses the average of the weights: ``ema``, ``raw``, or a relative length
     such as 0.05 of a run with ema=power. `device` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `compile` compiles the
-    network. `plugins` names the packages of a user's own that it needs, None being those that were named before.
+    network: ``blocks`` each by itself, ``whole`` as true does, or on a GPU ``graphs``. `plugins` names the packages of
+    a user's own that it needs, None being those that were named before.
     `residency` says where an ensemble's members are while it samples: ``all`` on the device, ``one`` with the next read
     ahead, or ``disk``; None is what its manifest says. Raises ValueError naming what is wrong with it.
     """

@@ -26,6 +26,7 @@ from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage
 from ldm.images import to_uint8
 from ldm.loading import load
+from ldm.networks.compiling import Compile
 from ldm.options import tree_of
 from ldm.request import Request
 
@@ -134,7 +135,7 @@ class Pipeline(Codec):
 
 
 def open_model(
-    path: str | Path, first_stage: str | Path | None, ema: str | float, device: str, compile: bool,
+    path: str | Path, first_stage: str | Path | None, ema: str | float, device: str, compile: Compile,
     plugins: Sequence[str] | None, residency: str | None = None,
 ) -> Any:  # fmt: skip
     """See ldm.load."""

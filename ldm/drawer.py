@@ -16,6 +16,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.generate import Ask, NotFinite, Size
+from ldm.networks.compiling import Compile
 from ldm.sampling import Sampling
 
 
@@ -130,7 +131,7 @@ class Drawer(Protocol):
     def hollow(self) -> Self:
         """Itself without its networks' weights, from now on: it says what it would do, and draws no more."""
 
-    def tuned(self, compile: bool = False) -> Self:
+    def tuned(self, compile: Compile = False) -> Self:
         """Itself, with its networks laid out for its device (layers.tuned); call it after `to`."""
 
 

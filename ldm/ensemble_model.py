@@ -19,6 +19,7 @@ from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.generate import Ask, NotFinite, Size, addressed, drawable, drawn, finished, latent_shape
 from ldm.model import Model
+from ldm.networks.compiling import Compile
 from ldm.residency import AllResident, Residency
 from ldm.sampling import Sampling, levels_asked
 from ldm.turns import Turn, Waiting
@@ -173,7 +174,7 @@ class Ensemble:
             member.hollow()
         return self
 
-    def tuned(self, compile: bool = False) -> "Ensemble":
+    def tuned(self, compile: Compile = False) -> "Ensemble":
         """The same with the networks of all members laid out for their device; call it after `to`."""
         self._residency.tuned(self.members, compile)
         return self

@@ -48,6 +48,7 @@ QUIET = (
     ".*LeafSpec",
     ".*Tip:",
     "Found .* module.* in eval mode",
+    "You have overridden `on_before_batch_transfer`",
 )
 
 

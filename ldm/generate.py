@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.paint import on_grid, without_paint
+from ldm.diffusion.branches import Together, apart
 from ldm.diffusion.denoiser import ConditionalDenoise, Denoise
 from ldm.diffusion.guidance import Bound, Guidance, ScaledGuidance
 from ldm.diffusion.tiles import Tiling
@@ -118,7 +119,7 @@ def bound_to(
     painted = sampling.painting(denoiser) if sampling.painting else denoiser
     batch = batch if sampling.painting else without_paint(batch)
     tiled = sampling.tiling(painted) if sampling.tiling else painted
-    given = bind(tiled, conditioner, batch, num_samples, negative, use)
+    given = bind(tiled, conditioner, batch, num_samples, negative, use, sampling.together)
     check_guidance(sampling.guidance, conditioner, negative, use)
     names = conditioner.guidable(negative, use)
     return Bound(given(names), given, names, batch, num_samples, first_stage.decode)
@@ -233,10 +234,12 @@ def bind(
     num_samples: int,
     negative: Mapping[str, Any] | None = None,
     use: Collection[str] | None = None,
+    together: bool = False,
 ) -> Callable[[Collection[str]], Denoise]:
     """`given` of a `Bound`: names of conditions of `batch` -> the denoiser with them; encoded once, when it is used.
 
-    Those that are not in `use` (None: all) are never given, what cannot be guided by is always.
+    Those that are not in `use` (None: all) are never given, what cannot be guided by is always. `together`: what is
+    asked of one x is evaluated in one batch (diffusion/branches.py).
     """
 
     @cache
@@ -245,7 +248,4 @@ def bind(
         drop = conditioner.drop_all_but(given, num_samples, negative or ())
         return conditioner(batch, drop=drop, negative=negative, use=use)
 
-    def given(names: Collection[str]) -> Denoise:
-        return lambda x, sigma: denoiser(x, sigma, cond(frozenset(names)))
-
-    return given
+    return Together(denoiser, cond) if together else apart(denoiser, cond)

@@ -30,6 +30,7 @@ from ldm.errors import UserError
 from ldm.first_stage.first_stage import FirstStage, Identity
 from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Ask, Size, bind, bound_to, check_guidance, drawable, generate, guided
+from ldm.networks.compiling import Compile
 from ldm.networks.layers import tuned
 from ldm.places import first_stage_of, paths_of
 from ldm.sampling import Sampling
@@ -88,8 +89,8 @@ class Model:
 
         Keys of guidance without a class change the run's guidance, or classifier-free guidance where that has no such
         keys. The run's own is left out where it has nothing to guide by. `loss_guidance`, what it goes by, `tiling`,
-        `painting`, `weak_model` and `use_conditions` are only ever the tree's. Raises ValueError for a weak model or a
-        classifier that does not fit, or that nothing takes, and for a condition that the model does not have.
+        `painting`, `weak_model`, `use_conditions` and `one_call` are only ever the tree's. Raises ValueError for a weak
+        model or a classifier that does not fit, or that nothing takes, and for a condition that the model has not.
         """
         use = None if tree.get("use_conditions") is None else tuple(tree["use_conditions"])
         negative = ["caption"] if tree.get("negative_prompt") else []
@@ -108,7 +109,7 @@ class Model:
             device = next(self.denoiser.parameters()).device
             given["classifier"] = load_classifier(Path(tree["classifier"]), self.first_stage).to(device)
         sampling = Parts({**self.parts.tree, **chosen}, **given)["sampling"]
-        return replace(sampling, use_conditions=use, chosen=chosen)
+        return replace(sampling, use_conditions=use, together=tree.get("one_call", False), chosen=chosen)
 
     def _weaker(
         self, path: Path, first_stage: str | None, tiling: Tiling | None, use: Collection[str] | None
@@ -168,7 +169,7 @@ class Model:
         self.weights = [own.without_values() for own in self.weights]
         return self
 
-    def tuned(self, compile: bool = False) -> "Model":
+    def tuned(self, compile: Compile = False) -> "Model":
         """The same model with its networks laid out for its device (layers.tuned); call it after `to`."""
         for network in self.networks:
             tuned(network, next(network.parameters()).device, compile)

@@ -15,6 +15,7 @@ import torch
 
 from ldm.errors import UserError
 from ldm.model import Model
+from ldm.networks.compiling import Compile, compile_network
 from ldm.networks.layers import tuned
 from ldm.stored_model import Loaded, Stored
 
@@ -30,7 +31,7 @@ class Residency(Protocol):
     def to(self, members: Sequence[Model], device: torch.device | str) -> None:
         """Evaluate on this device from now on."""
 
-    def tuned(self, members: Sequence[Model], compile: bool) -> None:
+    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
         """See layers.tuned."""
 
     def plan(self, numbers: Sequence[int]) -> None:
@@ -59,7 +60,7 @@ class AllResident:
         for member in members:
             member.to(device)
 
-    def tuned(self, members: Sequence[Model], compile: bool) -> None:
+    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
         for member in members:
             member.tuned(compile)
 
@@ -98,10 +99,12 @@ class OneResident:
         for stored in self._stored:
             stored.leave(self._device)
 
-    def tuned(self, members: Sequence[Model], compile: bool) -> None:
+    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
         self._tuned = True
-        for stored in self._stored if compile else ():
-            stored.network.compile()
+        if compile == "graphs":
+            raise UserError(f"residency={self._name}: compile=graphs holds the weights where they are")
+        for stored in self._stored:
+            compile_network(stored.network, compile, self._device)
 
     def plan(self, numbers: Sequence[int]) -> None:
         if not numbers:
@@ -166,7 +169,7 @@ class Among:
     def to(self, members: Sequence[Model], device: torch.device | str) -> None:
         self._whole.to(members, device)
 
-    def tuned(self, members: Sequence[Model], compile: bool) -> None:
+    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
         self._whole.tuned(members, compile)
 
     def plan(self, numbers: Sequence[int]) -> None:

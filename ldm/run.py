@@ -58,6 +58,7 @@ FREE = (
     "data.cache_dir_gb",
     "task.keep_latents",
     "task.compile",
+    "task.offload_activations",
     "network.checkpoint_activations",
     "autoencoder.checkpoint_activations",
     "num_steps",

@@ -30,7 +30,8 @@ class Sampling:
 
     `loss_guidance` comes after `guidance`, in its order, each guiding what those before it made. `tiling` denoises in
     windows, None the whole latent at once; `painting` lets regions look at phrases. Conditions are those of
-    `use_conditions`, None being all; see Conditioners.used. All noise is drawn by `normal`, as by that of
+    `use_conditions`, None being all; see Conditioners.used. `together`: what guidance compares is evaluated in one
+    batch. All noise is drawn by `normal`, as by that of
     counter_random. `chosen` has the parts of a tree that all this was built of. `later` are the samplings of the stages
     that go on from what this one draws, and `seen(name, images [B, 3, h, w])` is told of what each stage but the last
     has drawn. `evaluating(sigmas, sigma [B])` is told of each evaluation of the denoiser before it.
@@ -44,6 +45,7 @@ class Sampling:
     tiling: Tiling | None = None
     painting: Callable[[ConditionalDenoise], ConditionalDenoise] | None = None
     use_conditions: tuple[str, ...] | None = None
+    together: bool = False
     normal: Normal = normal
     chosen: Mapping[str, Any] = field(default_factory=dict)
     later: tuple["Sampling", ...] = ()

@@ -401,3 +401,11 @@ def test_lightning_takes_the_endless_loader(shards: str) -> None:
     trainer.fit(module, data)
     assert module.trained == list(range(24, 24 + 6 * 12))
     assert torch.get_rng_state().equal(state)  # loading draws nothing from the global generator
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False)])
+def test_training_batches_for_a_gpu_are_pinned(shards: str, device: str, pinned: bool):
+    data = make(shards)
+    assert data.train_loader().loader.pin_memory is False  # of no trainer
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), num_devices=1)
+    assert data.train_loader().loader.pin_memory is pinned

@@ -20,7 +20,15 @@ from ldm.launching.choice import take_launcher
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train.py", "sample.py", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.py")))]
 ROOTS = ("config", "sample", "evaluate", "launch", "sweep_f", "tasks_report", "style_sheet", "score_shards")
-DEV = ("benchmark", "chaos", "make_alignment_heads", "make_prompt_set", "make_quickstart_data", "wandb_page")
+DEV = (
+    "benchmark",
+    "chaos",
+    "gpu_check",
+    "make_alignment_heads",
+    "make_prompt_set",
+    "make_quickstart_data",
+    "wandb_page",
+)
 COMMANDS = [*SCRIPTS, *(f"scripts/dev/{name}.py" for name in DEV)]
 NO_TREE = ("convert", "fetch_pretrained", "make_shards", "make_idx_shards", "map_classes", *DEV)
 TEXT = """\

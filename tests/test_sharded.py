@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from toys import Process, curve, state, tiny, train
 
 from ldm.checkpoint import resume
 from ldm.checkpoint.rows import Rows, joined, split
+from ldm.networks.dit import DiT
 from ldm.run import Run
+from ldm.training import sharded
 
 # A U-Net, a condition that is trained, what is only trained with, and all that must compute together.
 PARTS = (
@@ -77,6 +80,32 @@ def assert_same(one: Path, two: Path, step: int, atol: float) -> None:
     for kind in ("ema", "raw"):
         found = [load_file(run / "weights" / f"step_{step:08d}.{kind}.safetensors") for run in (two, one)]
         torch.testing.assert_close(*found, rtol=0, atol=atol)
+
+
+def test_a_model_is_brought_and_cut_block_by_block(monkeypatch: pytest.MonkeyPatch):
+    done: list[tuple[str, object]] = []
+    monkeypatch.setattr(sharded, "init_device_mesh", lambda *_: None)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(sharded, "broadcast", lambda tensor, src: done.append(("brought", tensor.data_ptr())))
+    monkeypatch.setattr(sharded, "is_sharded", lambda tensor: id(tensor) in cut)
+    cut: set[int] = set()
+
+    def fully_shard(module: nn.Module, **_: object) -> None:
+        cut.update(map(id, module.parameters()))
+        done.append(("cut", module))
+
+    monkeypatch.setattr(sharded, "fully_shard", fully_shard)
+    network = DiT(4, 4, patch_size=1, width=8, depth=3, num_heads=2)
+    network.blocks[1].requires_grad_(False)
+    sharded.shard(nn.ModuleDict({"network": network}), torch.device("cpu"))
+    assert [module for what, module in done if what == "cut"] == [network.blocks[0], network.blocks[2], network]
+    waiting, most = 0, 0  # parameters that were brought and not yet cut
+    for what, _ in done:
+        waiting = waiting + 1 if what == "brought" else 0
+        most = max(most, waiting)
+    brought = [address for what, address in done if what == "brought"]
+    assert len(set(brought)) == len(brought) == sum(parameter.requires_grad for parameter in network.parameters())
+    assert most < len(brought)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from ldm.diffusion.denoiser import Denoise
 from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.generate import Ask, NotFinite, Size
+from ldm.networks.compiling import Compile
 from ldm.sampling import Sampling
 
 # Of sample.py's keys that only the first stage knows, what needs its weights before it draws.
@@ -217,7 +218,7 @@ class Cascade:
             stage.drawer = stage.drawer.hollow()
         return self
 
-    def tuned(self, compile: bool = False) -> "Cascade":
+    def tuned(self, compile: Compile = False) -> "Cascade":
         """The same with the networks of all stages laid out for their device; call it after `to`."""
         for stage in self.stages:
             stage.tuned(compile)

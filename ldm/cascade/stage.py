@@ -12,6 +12,7 @@ from ldm.cascade.recipe import StageRecipe, within
 from ldm.drawer import Drawer
 from ldm.editing import Edit
 from ldm.generate import NotFinite
+from ldm.networks.compiling import Compile
 from ldm.sampling import Sampling
 
 LOW = "low_resolution"  # the field that a stage reads of what the one before it drew
@@ -42,7 +43,7 @@ class Stage:
         """Move it, at once or as soon as it draws."""
         self._wish("device", device)
 
-    def tuned(self, compile: bool) -> None:
+    def tuned(self, compile: Compile) -> None:
         """Lay out its networks for its device, at once or as soon as it draws."""
         self._wish("compile", compile)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.conditioners.drop import Drop
 from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.conditioners.paint import painted_tokens
 from ldm.conditioners.spans import Spans
@@ -20,6 +21,7 @@ from ldm.diffusion.counter_random import uniform
 from ldm.errors import UserError
 
 SLOTS = ("vector", "tokens", "concat")
+CHECKED = "conditioner.checked"  # a key of batches whose numbers were looked at: no other field has a dot
 
 
 class Conditioner(nn.Module, ABC):
@@ -66,6 +68,12 @@ class Conditioner(nn.Module, ABC):
     def check(self, batch: Batch) -> None:
         """Raise ValueError for values that it does not take, and say what of them it would not read."""
 
+    def check_values(self, batch: Batch) -> None:
+        """Raise ValueError for numbers of a batch that it has no row for.
+
+        A task asks before the device has the batch, and leaves `CHECKED` in it.
+        """
+
     def spans(self, text: str) -> Spans | None:
         """Which characters of a text each of its tokens stands for; None where they stand for no words."""
         return None
@@ -107,8 +115,9 @@ class Conditioners(nn.Module):
 
     def draw_drop(self, seed: int, numbers: Tensor) -> dict[str, Tensor]:
         """Which samples lose which condition, addressed by sample numbers [B] -> {name: bool [B]}."""
+        known = numbers.cpu()  # which they are, where a task draws before the device has the batch
         return {
-            name: uniform(seed, f"drop {name}", numbers)[:, 0] < conditioner.drop_prob
+            name: Drop.of(uniform(seed, f"drop {name}", known)[:, 0] < conditioner.drop_prob).to(numbers.device)
             for name, conditioner in self.parts.items()
         }
 
@@ -173,13 +182,19 @@ class Conditioners(nn.Module):
                 named = [given[name] for name in (*part.also, part.key) if name in given]
                 raise UserError(": ".join([*named[:1], str(error)])) from error
 
+    def check_values(self, batch: Batch) -> None:
+        """Conditioner.check_values of all whose fields are there."""
+        for part in self.parts.values():
+            if not part.lacks(batch):
+                part.check_values(batch)
+
     def drop_all_but(
         self, given: Collection[str], num_samples: int, negative: Collection[str] = ()
     ) -> dict[str, Tensor]:
         """Drop every `guidable` condition that is not in `given`; the others are never dropped."""
         replaced = set(self.guidable(negative)) - set(given)
         device = self._where.device
-        return {name: torch.full((num_samples,), name in replaced, device=device) for name in self.parts}
+        return {name: Drop.of(torch.full((num_samples,), name in replaced)).to(device) for name in self.parts}
 
     def drop_none(self, num_samples: int) -> dict[str, Tensor]:
         """Every condition kept."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import field
+from ldm.conditioners.drop import Drop
 from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.conditioners.lazy import Described
 from ldm.conditioners.spans import Spans, spans_of
@@ -67,7 +68,7 @@ class CaptionEncoder(FrozenEncoder):
             return self._encoded(batch, drop)
         if drop.all():
             return self._zeros(drop)
-        found = self._encoded(batch, torch.zeros_like(drop))
+        found = self._encoded(batch, Drop.of(torch.zeros(len(drop), dtype=torch.bool)).to(drop.device))
         zeroed = {part: value.masked_fill(_beside(drop, value), 0) for part, value in found.items()}
         return {**zeroed, "mask": found["mask"] | drop[:, None]}
 
@@ -95,7 +96,8 @@ class CaptionEncoder(FrozenEncoder):
         rows = [new.get(caption) or self._memo[caption] for caption in captions]
         room = self._capacity - len(self._memo)
         self._memo.update(list(new.items())[: max(room, 0)])
-        return self._named([torch.stack(values).to(drop.device) for values in zip(*rows, strict=True)])
+        stacked = [torch.stack(values) for values in zip(*rows, strict=True)]
+        return self._named([value.to(drop.device, non_blocking=True) for value in stacked])
 
     def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(PARTS, values, strict=False))
@@ -103,7 +105,7 @@ class CaptionEncoder(FrozenEncoder):
     def _with_null(self, known: dict[str, Tensor], drop: Tensor) -> dict[str, Tensor]:
         if not drop.any():
             return known
-        null = {part: value.to(drop.device) for part, value in self._null.items()}
+        null = {part: value.to(drop.device, non_blocking=True) for part, value in self._null.items()}
         return {part: torch.where(_beside(drop, value), null[part], value) for part, value in known.items()}
 
     @cached_property

@@ -59,7 +59,7 @@ def preprocess(image: Tensor, size: int) -> Tensor:
     top, left = ((length - side) // 2 for length in image.shape[2:])
     square = image[:, :, top : top + side, left : left + side].float()
     small = F.interpolate(square, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-    mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(own).view(3, 1, 1).to(image.device, non_blocking=True) for own in (MEAN, STD))
     return ((small + 1) / 2 - mean) / std
 
 
@@ -92,8 +92,10 @@ class ClipImage(Conditioner):
         if known is not None:
             embedding = known["embedding"].to(drop.device).float().masked_fill(drop[:, None], 0.0)
         elif not drop.all():
-            given = field(batch, self.key, self.frozen.name).to(drop.device)[~drop]
-            embedding[~drop] = self.frozen.encode({"style": given}, drop.device)["embedding"].float()
+            kept = torch.tensor([place for place, dropped in enumerate(drop.tolist()) if not dropped])
+            kept = kept.to(drop.device, non_blocking=True)
+            given = field(batch, self.key, self.frozen.name).to(drop.device)[kept]
+            embedding[kept] = self.frozen.encode({"style": given}, drop.device)["embedding"].float()
         filled = {"vector": embedding, "tokens": self.project(embedding[:, None])}
         return {slot: filled[slot] for slot in self.widths}
 

@@ -45,7 +45,7 @@ class FeatureEncoder(PictureEncoder):
     def encode(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """The embedding [B, 1280] in fp32 of batch[`key`] [B, 3, H, W] in [-1, 1]."""
         pictures = field(batch, self.key, self.name).to(device).float()
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+        mean, std = (torch.tensor(own).view(3, 1, 1).to(device, non_blocking=True) for own in (MEAN, STD))
         with torch.autocast(device.type, enabled=False):
             seen = F.interpolate(pictures, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
             features = self.model.on(device).features(((seen + 1) / 2 - mean) / std)

@@ -106,7 +106,7 @@ class TextEncoder(nn.Module):
             return self._encode_all(captions)
         given = self.tokenizer(
             captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self.model.device)
+        ).to(self.model.device, non_blocking=True)
         with torch.autocast(self.model.device.type, enabled=False):
             found = self.model(input_ids=given.input_ids, attention_mask=given.attention_mask)
         hidden = found.last_hidden_state
@@ -118,7 +118,7 @@ class TextEncoder(nn.Module):
     def _encode_all(self, captions: list[str]) -> tuple[Tensor, ...]:
         ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.max_tokens).input_ids
         with torch.autocast(self.model.device.type, enabled=False):
-            found = self.model(input_ids=torch.tensor(ids, device=self.model.device))
+            found = self.model(input_ids=torch.tensor(ids).to(self.model.device, non_blocking=True))
         hidden = found.last_hidden_state
         return self._given(hidden.float(), torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device), found)
 

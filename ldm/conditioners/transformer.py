@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.base import CHECKED, Batch, Conditioner, field
 from ldm.conditioners.spans import Spans, spans_of
 from ldm.conditioners.unread import tell_unread
 from ldm.errors import UserError
@@ -65,7 +65,7 @@ class CaptionTransformer(Conditioner):
             given = field(batch, "caption", "caption_transformer")
             captions = ["" if dropped else text for text, dropped in zip(given, drop.tolist(), strict=True)]
         ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.num_tokens).input_ids
-        return {"tokens": self.transformer(torch.tensor(ids, device=drop.device))}
+        return {"tokens": self.transformer(torch.tensor(ids).to(drop.device, non_blocking=True))}
 
 
 class LayoutTransformer(Conditioner):
@@ -81,21 +81,23 @@ class LayoutTransformer(Conditioner):
         self.transformer = TextTransformer(vocabulary, num_tokens, width, depth)
 
     def check(self, batch: Batch) -> None:
-        self._checked(batch["layout"])
+        self.check_values(batch)
 
-    def _checked(self, given: Tensor) -> Tensor:
+    def check_values(self, batch: Batch) -> None:
+        given = batch["layout"]
         none = self.transformer.token_emb.num_embeddings - 1
         if given.shape[1] != self.num_tokens or given.min() < 0 or given.max() > none:
             raise UserError(
                 f"layout {list(given.shape)} of numbers up to {given.max().item()}: conditioner.layout_transformer "
                 f"takes num_tokens={self.num_tokens} numbers in 0..{none}"
             )
-        return given
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         none = self.transformer.token_emb.num_embeddings - 1
         ids = torch.full((len(drop), self.num_tokens), none, device=drop.device)
         if not drop.all():
-            given = self._checked(field(batch, "layout", "layout_transformer").to(drop.device))
+            given = field(batch, "layout", "layout_transformer").to(drop.device)
+            if CHECKED not in batch:
+                self.check_values(batch)
             ids = given.where(~drop[:, None], ids)
         return {"tokens": self.transformer(ids)}

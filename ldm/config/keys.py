@@ -90,6 +90,7 @@ LEGACY_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine",
 ROOT_TYPES = {
     "image_size": int,
     "crop_size": int | list[float],
+    "compile": bool | Literal["blocks", "whole", "graphs"],
     "make_canvases.size": int | list[int],
     "make_canvases.objects": list[int],
     "make_canvases.sides": list[float],

@@ -98,7 +98,7 @@ class ClassifierFree:
     def guide(self, bound: Bound) -> Denoise:
         """Away from no condition at all. Raises ValueError if there is none to leave out and the scale is not 1."""
         self.left_out(bound.conditions)
-        return self(bound.denoise, bound.given(()))
+        return bound.denoise if self.scale == 1 else self(bound.denoise, bound.given(()))
 
     def among(self, conditions: Sequence[str]) -> "ClassifierFree":
         """None where there are no conditions."""

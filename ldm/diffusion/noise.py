@@ -56,6 +56,11 @@ def stratify(u: Tensor, numbers: Tensor, num_strata: int) -> Tensor:
     return ((numbers % num_strata + u.double()) / num_strata).clamp(max=_LAST_UNIFORM)
 
 
+def _on(device: torch.device, *tables: Tensor) -> list[Tensor]:
+    """Tables of the processor's, on `device`, which nothing waits for."""
+    return [table.to(device, non_blocking=True) for table in tables]
+
+
 class LogNormal(NoiseDistribution):
     """ln(sigma) ~ N(mean, std^2); EDM on pixels has (-1.2, 1.2)."""
 
@@ -111,14 +116,14 @@ class SamplerMatched(NoiseDistribution):
         self.cumulative = torch.linspace(0, 1, len(self.levels), dtype=torch.float64)
 
     def cdf(self, sigma: Tensor) -> Tensor:
-        levels, cumulative = self.levels.to(sigma.device), self.cumulative.to(sigma.device)
+        levels, cumulative = _on(sigma.device, self.levels, self.cumulative)
         sigma = sigma.double().clamp(levels[0], levels[-1])
         k = (torch.searchsorted(levels, sigma, right=True) - 1).clamp(max=len(levels) - 2)
         share = (sigma / levels[k]).log() / (levels[k + 1] / levels[k]).log()
         return torch.lerp(cumulative[k], cumulative[k + 1], share)
 
     def icdf(self, u: Tensor) -> Tensor:
-        levels, cumulative = self.levels.to(u.device), self.cumulative.to(u.device)
+        levels, cumulative = _on(u.device, self.levels, self.cumulative)
         k = (torch.searchsorted(cumulative, u.double(), right=True) - 1).clamp(0, len(levels) - 2)
         share = (u.double() - cumulative[k]) / (cumulative[k + 1] - cumulative[k])
         return levels[k] ** (1 - share) * levels[k + 1] ** share
@@ -133,13 +138,13 @@ class DiscreteNoise(NoiseDistribution):
         self.cumulative = torch.arange(num_atoms + 1, dtype=torch.float64) / num_atoms  # [T + 1], 0 to 1
 
     def cdf(self, sigma: Tensor) -> Tensor:
-        count = torch.searchsorted(self.atoms.to(sigma.device), sigma.double(), right=True)
-        return self.cumulative.to(sigma.device)[count]
+        atoms, cumulative = _on(sigma.device, self.atoms, self.cumulative)
+        return cumulative[torch.searchsorted(atoms, sigma.double(), right=True)]
 
     def icdf(self, u: Tensor) -> Tensor:
         # Searched in exactly the values that cdf returns: u * T would round across atoms.
-        atom = torch.searchsorted(self.cumulative[1:].to(u.device), u.double())
-        return self.atoms.to(u.device)[atom.clamp(max=len(self.atoms) - 1)]
+        atoms, cumulative = _on(u.device, self.atoms, self.cumulative[1:])
+        return atoms[torch.searchsorted(cumulative, u.double()).clamp(max=len(atoms) - 1)]
 
     def level_of(self, step: float) -> float:
         if step != int(step) or step > len(self.atoms):
@@ -172,13 +177,13 @@ class Restricted(NoiseDistribution):
             )
 
     def cdf(self, sigma: Tensor) -> Tensor:
-        lower, upper = self.lower.to(sigma.device), self.upper.to(sigma.device)
+        lower, upper = _on(sigma.device, self.lower, self.upper)
         inside = self.noise.cdf(sigma).unsqueeze(-1).clamp(lower, upper) - lower  # [..., K]
         return inside.sum(-1) / self.mass
 
     def icdf(self, u: Tensor) -> Tensor:
         tables = (self.cumulative, self.lower, self.upper, self.sigma_lo, self.sigma_hi)
-        cumulative, lower, upper, sigma_lo, sigma_hi = (table.to(u.device) for table in tables)
+        cumulative, lower, upper, sigma_lo, sigma_hi = _on(u.device, *tables)
         mass = u.double() * self.mass
         k = torch.searchsorted(cumulative[1:], mass).clamp(max=len(lower) - 1)
         # Strictly inside: the lower end belongs to the atom below, the upper end to the interval above.

@@ -56,10 +56,10 @@ class LossHistory(nn.Module):
     @torch.no_grad()
     def record(self, quantile: Tensor, losses: Tensor) -> None:
         """Take note of the losses [B] met at quantiles [B]; those that are not finite do not count."""
-        finite = losses.isfinite()
-        k = (quantile * len(self.squares)).long()[finite]
-        square = losses[finite].double().square()
-        self._seen = self._seen.to(square.device).index_add(1, k, torch.stack([square, torch.ones_like(square)]))
+        finite = losses.isfinite()  # all are added, those that are not as zeros: to pick some, the host would wait
+        k = (quantile * len(self.squares)).long()
+        square = losses.where(finite, 0.0).double().square()
+        self._seen = self._seen.to(square.device).index_add(1, k, torch.stack([square, finite.double()]))
 
     @torch.no_grad()
     def update(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:

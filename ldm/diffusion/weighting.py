@@ -74,7 +74,7 @@ class ELBO(Weighting):
 
     def __call__(self, sigma: Tensor) -> Tensor:
         if self.steps is not None:
-            edges, weights = (each.to(sigma.device) for each in self.steps)
+            edges, weights = (each.to(sigma.device, non_blocking=True) for each in self.steps)
             return weights[torch.searchsorted(edges, sigma.double())].to(sigma)
         low, high = (self.noise.cdf(sigma.double() * math.exp(shift)) for shift in (-_STEP, _STEP))
         return (1 / sigma.double() ** 2 / ((high - low) / (2 * _STEP)).clamp(min=1e-12)).to(sigma)

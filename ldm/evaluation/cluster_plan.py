@@ -24,9 +24,9 @@ from ldm.evaluation.cluster_formulas import (
     step_seconds,
 )
 from ldm.evaluation.table import write_csv
+from ldm.networks.compiling import blocks_of
 from ldm.report.plots import loss_curves
 from ldm.training.flops import Counter
-from ldm.training.sharded import blocks
 
 Row = dict[str, Any]
 # Conditioners that read a folder: width and tokens of T5-XXL, CLIP ViT-L/14's text and image.
@@ -138,7 +138,7 @@ def counted(own: dict[str, Any]) -> tuple[Load, float]:
     trained = given.trained + sum(p.numel() for p in network.parameters())
     ema = own["ema"]
     averages = 0 if ema is None else len(ema["sigma_rels"]) if "sigma_rels" in ema else 1
-    block = max((sum(p.numel() for p in part.parameters()) for part in blocks(network)), default=trained)
+    block = max((sum(p.numel() for p in part.parameters()) for part in blocks_of(network)), default=trained)
     moments = parts["moment_channels"] * side**2 * HALF if own["autoencoder"] else 0
     return Load(trained, given.frozen, flop, HALF, averages, activations, block), moments + given.encoded
 

@@ -101,7 +101,9 @@ class VQ(nn.Module):
         return self.embedding(indices).movedim(-1, 1)
 
     def _count(self, indices: Tensor) -> None:
-        self.counts = torch.bincount(indices.flatten(), minlength=self.embedding.num_embeddings).float()
+        # bincount waits for the device; sums of ones are exact up to 2^24, in any order
+        ones = torch.ones_like(indices.flatten(), dtype=self.hits.dtype)
+        self.counts = torch.zeros_like(self.hits).index_add_(0, indices.flatten(), ones)
         self.hits += self.counts
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
 from ldm.networks.bias import Bias
+from ldm.networks.compiling import Compile, compile_network
 
 BMM_LIMIT = 1024 * 1024  # query-key pairs per head up to which CPU bf16 training multiplies matrices itself
 GEMM_LIMIT = 16  # positions per map up to which it forms the weight gradient of 3x3 convolutions by one product
@@ -66,8 +67,9 @@ def conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return _Conv3x3.apply(x.bfloat16(), conv.weight.bfloat16(), conv.bias.bfloat16())
 
 
-def tuned(network: Module, device: torch.device, compile: bool = False) -> Module:
-    """The same network, its kernels laid out for `device` and, if asked, compiled; the state dict keeps its names.
+def tuned(network: Module, device: torch.device, compile: Compile = False) -> Module:
+    """The same network, its kernels laid out for `device` and, if asked, compiled (networks/compiling.py); the state
+    dict keeps its names.
 
     Channels last is what GPUs' kernels and oneDNN's convolutions like. Not for training on a CPU: GroupNorm's backward
     takes 3 times as long there in fp32, 5 in bf16, and convolutions gain nothing.
@@ -75,8 +77,7 @@ def tuned(network: Module, device: torch.device, compile: bool = False) -> Modul
     trains = any(parameter.requires_grad for parameter in network.parameters())
     if device.type != "cpu" or not trains:
         network.to(memory_format=torch.channels_last)
-    if compile:
-        network.compile()
+    compile_network(network, compile, device)
     return network
 
 

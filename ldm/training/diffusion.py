@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ldm.charts import Curve
-from ldm.conditioners.base import Conditioners
+from ldm.conditioners.base import CHECKED, Conditioners
 from ldm.data.module import ShardData
 from ldm.diffusion.cond import Condition
 from ldm.diffusion.counter_random import normal, uniform
@@ -26,6 +26,7 @@ from ldm.first_stage.spec import LatentSpec
 from ldm.generate import NotFinite, check_guidance, generate
 from ldm.images import grid
 from ldm.networks.layers import tuned
+from ldm.networks.offloading import offloaded
 from ldm.sampling import Sampling
 from ldm.training.distributed import all_reduce_sum
 from ldm.training.expert_quality import ExpertQuality
@@ -36,6 +37,7 @@ from ldm.training.sample_quality import SampleQuality
 from ldm.training.task import Batch, Task
 
 NUM_VALIDATION_LEVELS = 4
+DROP = "conditioner.drop"  # a key of batches: what `Conditioners.draw_drop` has drawn
 NUM_CURVE_LEVELS = 101  # of a curve over the noise
 
 
@@ -47,7 +49,8 @@ class DiffusionTask(Task):
     `log_variance`: a learned scale of the loss at each noise level, by which it is divided.
     `representation`: what the network's middle is aligned with, beside the loss.
     `keep_latents`: encode each training image once, at the start, and keep it in memory; not with random augmentation.
-    `compile`: compile the network, which takes minutes and then pays on GPUs.
+    `compile`: compile the network, block by block or whole, which takes minutes and then pays on GPUs.
+    `offload_activations`: keep those of the network in the CPU's memory until the backward pass.
     `single_factor`: take only a first stage whose latents are whitened by one factor (`scale_by_std`, as published).
     """
 
@@ -75,8 +78,9 @@ class DiffusionTask(Task):
         representation: Representation | None = None,
         keep_latents: bool = False,
         single_factor: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["blocks", "whole"] = False,
         guard: partial | None = None,
+        offload_activations: bool = False,
     ):
         spec = first_stage.spec
         if spec.discrete:
@@ -128,6 +132,7 @@ class DiffusionTask(Task):
         self.window_size = data.framing.window
         self.keep_latents = keep_latents
         self.compile_network = compile
+        self.offload_activations = offload_activations
         self.company: Company | None = None  # of an expert, where it is measured
         self._kept: Tensor | None = None  # moments [N, ...] of the training images, by index
 
@@ -137,6 +142,12 @@ class DiffusionTask(Task):
     def on_fit_start(self) -> None:
         if self.keep_latents:
             self._kept = self._encode_all(self.trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """What the processor has to know of a batch is settled before the device has it: no step waits for that."""
+        with self.samples_named(batch):
+            self.conditioner.check_values(batch)
+        return {**batch, CHECKED: True, DROP: self.conditioner.draw_drop(self.seed, batch["number"])}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean over the batch of the loss of the objective's errors, every draw addressed by sample number."""
@@ -148,9 +159,11 @@ class DiffusionTask(Task):
         sigma = self.noise.icdf(quantile).to(x0)
         noise = normal(self.seed, "noise", numbers, x0.shape[1:])
         with self.samples_named(batch):
-            cond = self.conditioner(batch, drop=self.conditioner.draw_drop(self.seed, numbers))
+            drop = batch[DROP] if DROP in batch else self.conditioner.draw_drop(self.seed, numbers)
+            cond = self.conditioner(batch, drop=drop)
         self.stopwatch.lap("encode")
-        losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss, self._errors)
+        with offloaded(self.denoiser) if self.offload_activations else nullcontext():
+            losses = diffusion_loss(self.denoiser, x0, sigma, noise, cond, self.weighting, self.loss, self._errors)
         objective = self._objective(losses, sigma, quantile, weight.to(losses), batch_index)
         if self.aligned is None:
             return objective

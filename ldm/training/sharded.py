@@ -1,11 +1,10 @@
 """FSDP: every rank keeps its rows of what is trained, and sees a block's weights whole only while it computes with it.
 
 Torch's ``fully_shard`` in place of DDP's wrapper, under Lightning's own launching, process groups and precision.
-Gradients, the optimizer's state and the averages are sharded as the weights are. A model is built whole before it is
-cut: it has to fit into a device's memory once, without gradients, optimizer and averages.
+Gradients, the optimizer's state and the averages are sharded as the weights are. Each rank builds the model in its
+CPU's memory and cuts it block by block: a device holds one block whole at a time, never the model.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from ldm.checkpoint.rows import is_sharded
 from ldm.errors import UserError
+from ldm.networks.compiling import blocks_of
 
 
 class FullySharded(DDPStrategy):
@@ -23,10 +24,14 @@ class FullySharded(DDPStrategy):
 
     strategy_name = "fsdp"
 
+    def model_to_device(self) -> None:
+        """Nothing yet: what is trained comes block by block as it is cut, and all else after it."""
+
     def configure_ddp(self) -> None:
         """Cut the task's weights, rank zero's, into rows; the optimizer is made of those afterwards."""
         low = torch.bfloat16 if self.lightning_module.trainer.precision == "bf16-mixed" else None
         shard(self.lightning_module.trained, self.root_device, low)
+        super().model_to_device()
         self.lightning_module.on_sharded()
 
     def teardown(self) -> None:
@@ -48,33 +53,29 @@ def check_shardable(model: nn.ModuleDict, precision: str) -> None:
 
 
 def shard(trained: nn.ModuleDict, device: torch.device, gathered: torch.dtype | None = None) -> None:
-    """Shard each child of `trained` in place, block by block. The blocks of a network are what its lists hold.
+    """Shard each child of `trained` in place onto the ranks' devices, block by block, with rank zero's weights.
 
-    A network's weights are `gathered` in that type, by default their own; all gradients are reduced in fp32.
+    The blocks of a network are what its lists hold. A network's weights are `gathered` in that type, by default their
+    own; all gradients are reduced in fp32.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for parameter in trained.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.contiguous()
-            broadcast(parameter.data, src=0)
     for name, child in trained.named_children():
         frozen = {parameter for parameter in child.parameters() if not parameter.requires_grad}
         options: dict[str, Any] = {"mesh": mesh, "ignored_params": frozen, "reshard_after_forward": True}
         low = gathered if name == "network" else None
         options["mp_policy"] = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
-        for block in blocks(child):
-            fully_shard(block, **options)
+        for block in blocks_of(child):
+            if any(parameter.requires_grad for parameter in block.parameters()):
+                _bring(block, device)
+                fully_shard(block, **options)
         if any(parameter.requires_grad for parameter in child.parameters()):
+            _bring(child, device)
             fully_shard(child, **options)
 
 
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in `module`'s lists, and in lists of lists, that train anything; not what is inside them."""
-    for child in module.children():
-        if not isinstance(child, nn.ModuleList):
-            continue
-        for entry in child:
-            if isinstance(entry, nn.ModuleList):
-                yield from blocks(nn.ModuleList([entry]))
-            elif any(parameter.requires_grad for parameter in entry.parameters()):
-                yield entry
+def _bring(module: nn.Module, device: torch.device) -> None:
+    """What `module` trains and nobody has cut yet, on `device`, as it is on rank zero."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and not is_sharded(parameter):
+            parameter.data = parameter.data.to(device).contiguous()
+            broadcast(parameter.data, src=0)
