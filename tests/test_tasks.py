@@ -11,18 +11,18 @@ import pytest
 import torch
 import toys
 
-from ldm.config import compose, overriding
+from ldm.config import CONF, compose, overriding
 from ldm.data.making.canvases import CanvasSettings, canvas
 from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
 from ldm.launching.chain import Chain, Step
 from ldm.networks.downloads import locate
 from ldm.sweep.measured_under import SHARDS, same_settings
-from ldm.tasks import judged_by
+from ldm.tasks import trainings
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
 from ldm.tasks.finding import best_overlaps, found_boxes, overlap, things, things_iou
-from ldm.tasks.judges import JUDGES, image_to_image, painting
+from ldm.tasks.judges import JUDGES, VERSIONS, image_to_image, painting
 from ldm.tasks.judges.inpainting import mean_filled, within
 from ldm.tasks.judges.layout import with_boxes
 from ldm.tasks.judges.painting import chosen, pair_of
@@ -322,40 +322,29 @@ def test_rows_are_kept_as_they_were_and_shown(tmp_path: Path):
         Results(tmp_path / "rows.csv")
 
 
-def test_rows_of_a_judge_that_decides_by_something_else_are_not_those_of_the_report(
+def test_rows_of_another_judge_and_of_another_recipe_are_not_those_of_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked, part = tree(tmp_path), Part("semantic_map", 0)
-    source = judged_by._source
-    changes = {
-        "its own steps": ("ldm.tasks.judges.semantic_map", "STEPS = 600", "STEPS = 900"),
-        "the segmenter it trains": ("ldm.tasks.segmenter", "WIDTH = 32", "WIDTH = 64"),
-        "a number within a function": ("ldm.tasks.segmenter", "weight_decay=0.05", "weight_decay=0.5"),
-        "a default": ("ldm.tasks.probe", "penalty: float = 1e-2", "penalty: float = 1e-3"),
-        "its version": ("ldm.tasks.judges.semantic_map", "SHOWN = 10", "SHOWN = 10\nVERSION = 2"),
-    }
-
-    def under(*change: str) -> str:
-        monkeypatch.setattr(judged_by, "_source", lambda name: source(name).replace(*(change[1:] or ("", ""))) if
-                            name == (change or ("",))[0] else source(name))  # fmt: skip
-        judged_by.digest_of.cache_clear()
-        return settings_of(asked, part)
-
-    assert under() == under("ldm.tasks.segmenter", "# channels at full resolution", "# so many")
-    first = judged_by.digest_of("ldm.tasks.judges.semantic_map")
-    monkeypatch.setitem(judged_by.FIRST, "semantic_map", first)
-    before = under()
-    assert "judge" not in json.loads(before), "rows of before judges were told are as valid as their judge is the same"
+    before = settings_of(asked, part)
     results = Results(tmp_path / "rows.csv")
     results.add(part, [{"quantity": "mIoU", "value": 0.5, "low": 0.4, "high": 0.6, "num": 12}], before)
-    results.check(part, under())
-    told = {name: under(*change) for name, change in changes.items()}
-    assert len({before, *told.values()}) == 1 + len(changes), told
-    for changed in told.values():
+    results.check(part, settings_of(asked, part))
+    conf = tmp_path / "conf" / "experiment"
+    shutil.copytree(CONF / "experiment", conf)
+    with monkeypatch.context() as changing:
+        changing.setattr(trainings, "CONF", conf.parent)
+        file = conf / "quickstart" / "autoencoder.yaml"  # which that of canvases begins with
+        file.write_text("# a comment\n" + file.read_text())
+        assert settings_of(asked, part) == before
+        file.write_text(file.read_text().replace("kl_weight: 1.0e-3", "kl_weight: 1.0e-4"))
+        recipe = settings_of(asked, part)
+    monkeypatch.setitem(VERSIONS, "semantic_map", 2)
+    judge = settings_of(asked, part)
+    assert len({before, recipe, judge}) == 3
+    for changed in (recipe, judge):
         with pytest.raises(UserError, match="its rows semantic_map-seed0 were measured with"):
             results.check(part, changed)
-    assert under("ldm.tasks.probe", "STEPS = 60", "STEPS = 6") != before, "of what it is made of"
-    judged_by.digest_of.cache_clear()
 
 
 def test_rows_of_other_shards_are_not_those_of_the_report(tmp_path: Path):

@@ -16,12 +16,22 @@ from ldm.launching.chain import Chain, Step, check_chain
 from ldm.launching.local import passing_on
 from ldm.sweep.measured_under import shards_of
 from ldm.tasks.checks import check_judging
-from ldm.tasks.judged_by import judged_by
-from ldm.tasks.judges import JUDGES
+from ldm.tasks.judges import VERSIONS
 from ldm.tasks.judging import JUDGED, SHEET
 from ldm.tasks.page import write_page
 from ldm.tasks.results import Results
-from ldm.tasks.trainings import FASHION, TASKS, TRAININGS, Part, Places, needed, parts, steps_of, words_of
+from ldm.tasks.trainings import (
+    FASHION,
+    TASKS,
+    TRAININGS,
+    Part,
+    Places,
+    needed,
+    parts,
+    recipe_of,
+    steps_of,
+    words_of,
+)
 
 Tree = dict[str, Any]
 
@@ -58,15 +68,17 @@ def tasks_report(tree: Tree) -> Path | None:
 def settings_of(tree: Tree, part: Part) -> str:
     """What a part's numbers depend on, as text: rows of other settings are not this report's.
 
-    With what fashion= holds, where a model of the part is trained on it, and what its judge decides by, of one that is
-    another than it was when rows did not say that (judged_by.py): rows of before are valid as long as it is the same.
+    Of each model its steps and its recipe, of the judge its version, and what fashion= holds where a model is trained
+    on it.
     """
     keys = ("num_samples", "resamples", "overrides")
-    steps = {name: steps_of(tree, name) for name in needed([part.task])}
-    own = {name: tree["overrides_of"].get(name) for name in steps if tree["overrides_of"].get(name)}
-    facts = {key: tree[key] for key in keys} | {"metric": tree["metric"], "steps": steps, "overrides_of": own}
-    facts |= shards_of(tree["fashion"]) if any(TRAININGS[name].images == FASHION for name in steps) else {}
-    return json.dumps(facts | judged_by(JUDGES[part.task]), sort_keys=True)
+    trained = needed([part.task])
+    own = {name: tree["overrides_of"].get(name) for name in trained if tree["overrides_of"].get(name)}
+    facts = {key: tree[key] for key in keys} | {"metric": tree["metric"], "overrides_of": own}
+    facts |= {"steps": {name: steps_of(tree, name) for name in trained}}
+    facts |= {"recipes": {name: recipe_of(name) for name in trained}, "judge": VERSIONS[part.task]}
+    facts |= shards_of(tree["fashion"]) if any(TRAININGS[name].images == FASHION for name in trained) else {}
+    return json.dumps(facts, sort_keys=True)
 
 
 def _check_keys(tree: Tree, asked: list[Part]) -> None:

@@ -27,3 +27,6 @@ JUDGES: Mapping[str, Callable[[Bench], Judgement]] = {
     "inpainting": judge_inpainting,
     "image_to_image": judge_image_to_image,
 }
+
+# Raised by who changes what a judge says of the same images: rows of another version are not those of the report.
+VERSIONS = dict.fromkeys(JUDGES, 1)
