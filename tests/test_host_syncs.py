@@ -60,7 +60,9 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockingCopies]:
     """Fits are on the meta device and end, with Reached, after `NUM_STEPS`; what was copied after the first step."""
     monkeypatch.setitem(trainer.STRATEGIES, "auto", lambda: SingleDeviceStrategy(device=META))
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
-    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
+    monkeypatch.setattr(
+        sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"]
+    )
     mode, inside = BlockingCopies(), ExitStack()
 
     def at_the_end(task: Task, *_: Any) -> None:
