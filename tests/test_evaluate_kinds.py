@@ -278,8 +278,8 @@ def test_samples_that_are_not_finite_are_counted_and_the_others_measured(
     model = untrained_run(tmp_path / "run", "data.max_samples=6", "conditioner.label.num_classes=9")
     draw, lost = Model.generate, [1, 4]
 
-    def some(self, sampling, batch, numbers, seed):
-        images = draw(self, sampling, batch, numbers, seed)
+    def some(self, sampling, batch, numbers, *asked):
+        images = draw(self, sampling, batch, numbers, *asked)
         finite = torch.tensor([number not in lost for number in numbers.tolist()])
         if finite.all():
             return images

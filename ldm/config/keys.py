@@ -122,6 +122,8 @@ ROOT_TYPES = {
     "cascade.resident": Literal["all", "one"],
     "merge_experts.weights": list[float],
     "models": str | list[str],
+    "cluster_plan.per_gpu": int | None,
+    "cluster_plan.batch_size": int | None,
     "styles": str | list[str],
     "style_sheet.num_styles": int,
     "answers": str | list[str],

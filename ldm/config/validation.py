@@ -194,6 +194,8 @@ def readable(annotation: Any) -> str:
     """An annotation as a message shows it."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
+    if typing.get_origin(annotation) is typing.Union:  # what X | Literal[...] is, unlike int | None
+        return " | ".join(readable(option) for option in typing.get_args(annotation))
     return re.sub(r"\b(typing|collections\.abc)\.", "", str(annotation))
 
 
