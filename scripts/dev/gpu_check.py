@@ -1,7 +1,9 @@
 """What a GPU gets of this project, measured in at most ten minutes: one table, and the same as JSON.
 
-    scripts/dev/gpu_check.sh
-    scripts/dev/gpu_check.sh device=cpu size=tiny out=/tmp/check
+    python scripts/dev/gpu_check.py
+    python scripts/dev/gpu_check.py device=cpu size=tiny out=/tmp/check
+
+gpu_check.sh beside it is the same without an environment that is activated.
 
 device=auto    # a GPU; cpu tries the script itself, without what needs a GPU
 size=sd2       # networks and latents: sd2, Stable Diffusion's, or tiny
