@@ -13,6 +13,7 @@ from ldm.build import Parts, load_first_stage
 from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.model import recipe
+from ldm.sweep.measured_under import without
 
 MEASURING = ("moments", "num_samples", "num_steps", "metric", "held_out", "scale")
 Tree = dict[str, Any]
@@ -138,9 +139,4 @@ def settings_of(tree: Tree, plan: Plan, cell: Cell) -> str:
 
 def training_of(settings: str | None) -> str | None:
     """Of `settings_of` what the training depends on, and so how many steps a budget is; None for no such text."""
-    try:
-        facts = json.loads(settings or "")
-        own = {key: value for key, value in facts.items() if key not in MEASURING}
-    except (ValueError, AttributeError):
-        return None
-    return json.dumps(own, sort_keys=True)
+    return without(settings, MEASURING)

@@ -4,16 +4,17 @@ import io
 from pathlib import Path
 from typing import Any
 
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ldm.files import write_bytes
 from ldm.quickstart.samples import file_name
-from ldm.report.theme import FONTS, LIGHT
+from ldm.report.sheet import font_of
+from ldm.report.theme import LIGHT
 
 SIDE = 128  # px of one image
 GAP, MARGIN, LINE = 6, 28, 60  # px between images, between blocks, and for a prompt
 COLUMNS = 5
+FONT = (21, 9)  # px, at most and at least
 
 
 def write_sheet(path: Path, folder: Path, samples: dict[str, Any]) -> Path:
@@ -33,17 +34,9 @@ def write_sheet(path: Path, folder: Path, samples: dict[str, Any]) -> Path:
             with Image.open(folder / file_name(place, seed)) as image:
                 large = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             sheet.paste(large, (left + seed % across * (SIDE + GAP), top + seed // across * (SIDE + GAP)))
-        draw.text((left + width / 2, top + height - LINE + 8), prompt, LIGHT.ink, _font(prompt, width), anchor="ma")
+        draw.text(
+            (left + width / 2, top + height - LINE + 8), prompt, LIGHT.ink, font_of(prompt, width, *FONT), anchor="ma"
+        )
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return write_bytes(path, buffer.getvalue())
-
-
-def _font(text: str, width: int) -> ImageFont.FreeTypeFont:
-    """A font in which the text is no wider than `width` px."""
-    installed = set(font_manager.fontManager.get_font_names())
-    file = font_manager.findfont(next(font for font in FONTS if font in installed))
-    size = 21
-    while size > 9 and ImageFont.truetype(file, size).getlength(text) > width:
-        size -= 1
-    return ImageFont.truetype(file, size)

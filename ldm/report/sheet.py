@@ -29,23 +29,23 @@ def labelled_sheet(path: Path, images: Tensor, columns: Sequence[str], rows: Seq
     draw = ImageDraw.Draw(sheet)
     for place, name in enumerate(columns):
         middle = GAP + place * (width + GAP) + width / 2
-        draw.text((middle, 2), name, LIGHT.muted, _font(name, width), anchor="ma")
+        draw.text((middle, 2), name, LIGHT.muted, font_of(name, width), anchor="ma")
     for line, text in enumerate(rows):
         top = LINE + line * (LINE + height + GAP)
-        draw.text((GAP, top + 2), text, LIGHT.ink, _font(text, across - 2 * GAP))
+        draw.text((GAP, top + 2), text, LIGHT.ink, font_of(text, across - 2 * GAP))
         for place in range(len(columns)):
             sheet.paste(picture_of(images[line, place], factor), (GAP + place * (width + GAP), top + LINE))
-    draw.text((GAP, down - LINE), told, LIGHT.muted, _font(told, across - 2 * GAP))
+    draw.text((GAP, down - LINE), told, LIGHT.muted, font_of(told, across - 2 * GAP))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return write_bytes(path, buffer.getvalue())
 
 
-def _font(text: str, width: int) -> ImageFont.FreeTypeFont:
-    """A font in which the text is no wider than `width` px, if one of a size that can be read is."""
+def font_of(text: str, width: float, largest: int = LARGEST, smallest: int = SMALLEST) -> ImageFont.FreeTypeFont:
+    """A font of at most `largest` px in which the text is no wider than `width` px, if one of `smallest` or more is."""
     installed = set(font_manager.fontManager.get_font_names())
     file = font_manager.findfont(next(font for font in FONTS if font in installed))
-    size = LARGEST
-    while size > SMALLEST and ImageFont.truetype(file, size).getlength(text) > width:
+    size = largest
+    while size > smallest and ImageFont.truetype(file, size).getlength(text) > width:
         size -= 1
     return ImageFont.truetype(file, size)

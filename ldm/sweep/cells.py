@@ -13,7 +13,7 @@ from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.generate import check_size
 from ldm.model import recipe
-from ldm.sweep.measured_under import SHARDS, shards_of
+from ldm.sweep.measured_under import SHARDS, shards_of, without
 
 FACTORS = (1, 2, 4, 8, 16, 32)
 MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale", SHARDS)
@@ -166,9 +166,4 @@ def settings_of(tree: Tree, cell: Cell) -> str:
 
 def training_of(settings: str | None) -> str | None:
     """Of `settings_of` what the training depends on, and so how many steps a budget is; None for no such text."""
-    try:
-        facts = json.loads(settings or "")
-        own = {key: value for key, value in facts.items() if key not in MEASURING}
-    except (ValueError, AttributeError):
-        return None
-    return json.dumps(own, sort_keys=True)
+    return without(settings, MEASURING)

@@ -1,6 +1,7 @@
 """Under which settings a row was measured, as JSON: whether they are those that are asked for now."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ def shards_of(folder: str | Path | None) -> dict[str, str]:
     names = [] if folder is None else sorted(Path(folder).expanduser().glob("*.tar"))
     own = [path for path in names if path.name.startswith(("train-", "validation-"))]
     return {SHARDS: ShardSet.open(own).fingerprint()[:16]} if own else {}
+
+
+def without(settings: str | None, keys: Collection[str]) -> str | None:
+    """A text of settings without some of its `keys`; None for no such text."""
+    try:
+        own = {key: value for key, value in json.loads(settings or "").items() if key not in keys}
+    except (ValueError, AttributeError):
+        return None
+    return json.dumps(own, sort_keys=True)
 
 
 def same_settings(one: Any, other: Any) -> bool:
