@@ -15,8 +15,8 @@ from PIL import Image
 from toys import EXPERIMENTS, TINY_RUN, shrunk, train
 
 from ldm.asked import split
-from ldm.build import Parts, kind_of, load_first_stage
-from ldm.config import CONF, compose, expand_sweep, overriding, run_name, use_plugins
+from ldm.build import Parts, is_first_stage, kind_of, load_first_stage
+from ldm.config import CONF, compose, expand_sweep, load_tree, overriding, run_name, use_plugins
 from ldm.launching.choice import take_launcher
 
 ELSEWHERE = "/path/to/"  # what readers put their own folders in the place of
@@ -132,9 +132,16 @@ class Workshop:
         more = TOYS.get(script, [])
         if script == "scripts/encode" and "data=quickstart" in words:
             more = [*more, *TINY_RUN[:2]]
+        if script == "scripts/evaluate" and self._is_first_stage(words):
+            more = [word for word in more if not word.startswith("num_steps=")]
         if any(word.startswith("image_size=") for word in words):
             more = [*more, "image_size=64"]
         return [overriding([*words, *more])]
+
+    def _is_first_stage(self, words: list[str]) -> bool:
+        model = next(word.removeprefix("model=") for word in words if word.startswith("model="))
+        config = self.folder / model / "config.yaml"
+        return config.exists() and is_first_stage(load_tree(config))
 
     def _trained(self, words: list[str]) -> list[str]:
         build(words)
