@@ -76,6 +76,7 @@ TINY_PARTS = {
     "ldm.networks.dit.DiT": ["patch_size=1", "width=8", "depth=2", "num_heads=2", "cross_attention_every=1"],
     "ldm.conditioners.transformer.CaptionTransformer": ["width=8", "depth=1"],
     "ldm.conditioners.transformer.LayoutTransformer": ["width=8", "depth=1"],
+    "ldm.conditioners.boxes.Boxes": ["width=8"],
     "ldm.conditioners.embeddings.Embeddings": ["width=8"],
     "ldm.networks.encoder_unet.EncoderUNet": [
         "channels=8", "multipliers=[1,2]", "num_blocks=1", "attention_factors=[2]", "head_channels=8", "norm_groups=4",

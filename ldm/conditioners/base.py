@@ -16,7 +16,7 @@ from ldm.conditioners.drop import Drop
 from ldm.conditioners.frozen import Batch, FrozenEncoder
 from ldm.conditioners.paint import painted_tokens
 from ldm.conditioners.spans import Spans
-from ldm.conditioners.token_bias import bias_of, filled
+from ldm.conditioners.token_bias import bias_of, filled, joined_masks
 from ldm.diffusion.counter_random import uniform
 from ldm.errors import UserError
 
@@ -82,8 +82,9 @@ class Conditioner(nn.Module, ABC):
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
         """{slot: tensor} for each of its slots, the null where drop [B] (bool).
 
-        "tokens_mask" [B, N] may be with them, and "tokens_bias" [B, N, h, w], how much more each place of the latent
-        looks at each token (`layers.attention`). A batch whose samples are all dropped need not hold the field.
+        "tokens_mask" [B, N] may be with them, or [B, N, h, w], which places see a token, and "tokens_bias"
+        [B, N, h, w], how much more each place of the latent looks at each (`layers.attention`). A batch whose samples
+        are all dropped need not hold the field.
         """
 
     def kept(self, images: Tensor, batch: Batch) -> Tensor:
@@ -238,8 +239,10 @@ class Conditioners(nn.Module):
                 parts.setdefault(key, []).append(value)
         if any(bias is not None and bool(bias.any()) for _, bias in biases):
             parts["tokens_bias"] = filled(biases)
-        along = {"vector": -1, "tokens": 1, "tokens_mask": 1, "tokens_bias": 1, "concat": 1}
-        return {key: torch.cat(values, dim=along[key]) for key, values in parts.items()}
+        along = {"vector": -1, "tokens": 1, "tokens_bias": 1, "concat": 1}
+        masks = parts.pop("tokens_mask", None)
+        merged = {key: torch.cat(values, dim=along[key]) for key, values in parts.items()}
+        return merged if masks is None else {**merged, "tokens_mask": joined_masks(masks)}
 
     def kept(self, images: Tensor, batch: Batch, use: Collection[str] | None = None) -> Tensor:
         """Samples [B, 3, H, W] in [-1, 1] with the pixels that a condition `used` gives, bit for bit."""

@@ -1,8 +1,11 @@
-"""Biases of tokens, how much more each place of the latent looks at each (`layers.attention`), as conditions merge."""
+"""Masks of tokens and their biases, how much more each place of the latent looks at each (`layers.attention`), as
+conditions merge.
+"""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import UserError
@@ -24,3 +27,18 @@ def filled(biases: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
     """With zeros for the tokens that have no bias."""
     like = next(bias for _, bias in biases if bias is not None)
     return [like.new_zeros(*tokens.shape[:2], *like.shape[2:]) if bias is None else bias for tokens, bias in biases]
+
+
+def joined_masks(masks: Sequence[Tensor]) -> Tensor:
+    """Masks [B, N] or, of the places that see a token, [B, N, h, w], as one along N: on the finest grid, if any is."""
+    grids = [mask.shape[-2:] for mask in masks if mask.ndim == 4]
+    if not grids:
+        return torch.cat(list(masks), dim=1)
+    size = [max(sides) for sides in zip(*grids, strict=True)]
+    return torch.cat([_by_place(mask, size) for mask in masks], dim=1)
+
+
+def _by_place(mask: Tensor, size: Sequence[int]) -> Tensor:
+    if mask.ndim == 2:
+        return mask[..., None, None].expand(-1, -1, *size)
+    return F.adaptive_max_pool2d(mask.float(), tuple(size)) > 0

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.conditioners.base import CHECKED, Batch, Conditioner, field
+from ldm.conditioners.base import Batch, Conditioner, field
+from ldm.conditioners.layout_numbers import check_numbers, numbers_of
 from ldm.conditioners.spans import Spans, spans_of
 from ldm.conditioners.unread import tell_unread
 from ldm.errors import UserError
@@ -79,25 +80,14 @@ class LayoutTransformer(Conditioner):
     def __init__(self, width: int, depth: int, vocabulary: int = 8192, num_tokens: int = 92, drop_prob: float = 0.0):
         super().__init__({"tokens": width}, drop_prob, num_tokens)
         self.transformer = TextTransformer(vocabulary, num_tokens, width, depth)
+        self.none = vocabulary - 1
 
     def check(self, batch: Batch) -> None:
         self.check_values(batch)
 
     def check_values(self, batch: Batch) -> None:
-        given = batch["layout"]
-        none = self.transformer.token_emb.num_embeddings - 1
-        if given.shape[1] != self.num_tokens or given.min() < 0 or given.max() > none:
-            raise UserError(
-                f"layout {list(given.shape)} of numbers up to {given.max().item()}: conditioner.layout_transformer "
-                f"takes num_tokens={self.num_tokens} numbers in 0..{none}"
-            )
+        check_numbers(batch["layout"], self.num_tokens, self.none, "layout_transformer")
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        none = self.transformer.token_emb.num_embeddings - 1
-        ids = torch.full((len(drop), self.num_tokens), none, device=drop.device)
-        if not drop.all():
-            given = field(batch, "layout", "layout_transformer").to(drop.device)
-            if CHECKED not in batch:
-                self.check_values(batch)
-            ids = given.where(~drop[:, None], ids)
+        ids = numbers_of(batch, drop, self.num_tokens, self.none, "layout_transformer")
         return {"tokens": self.transformer(ids)}

@@ -6,6 +6,7 @@ Code that denoises in windows or routes samples to ensemble members handles cond
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import UserError
@@ -27,9 +28,21 @@ def cut(x: Tensor, areas: Sequence[Area]) -> Tensor:
 def cut_cond(cond: Condition, areas: Sequence[Area]) -> Condition:
     """The conditions of `cut(x, areas)`: maps are cut likewise, all others are repeated for every window."""
     return {
-        name: cut(value, areas) if name in MAPS else value.repeat(len(areas), *[1] * (value.ndim - 1))
+        name: cut(value, areas) if _is_map(name, value) else value.repeat(len(areas), *[1] * (value.ndim - 1))
         for name, value in cond.items()
     }
+
+
+def on_latent(cond: Condition, x: Tensor) -> Condition:
+    """The same with masks of the places that see a token, [B, M, h, w] on a grid of their own, on that of x."""
+    mask = cond.get("tokens_mask")
+    if mask is None or mask.ndim == 2:
+        return cond
+    return {**cond, "tokens_mask": F.adaptive_max_pool2d(mask.float(), x.shape[-2:]) > 0}
+
+
+def _is_map(name: str, value: Tensor) -> bool:
+    return name in MAPS or (name == "tokens_mask" and value.ndim == 4)
 
 
 def check_maps(cond: Condition, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ldm.diffusion.cond import Condition, check_maps, cut, cut_cond
+from ldm.diffusion.cond import Condition, check_maps, cut, cut_cond, on_latent
 from ldm.diffusion.denoiser import ConditionalDenoise
 from ldm.errors import UserError
 
@@ -58,6 +58,7 @@ class Tiling:
             if len(rows) == len(columns) == 1:
                 return denoiser(x, sigma, cond)
             check_maps(cond, x)
+            cond = on_latent(cond, x)
             height, width = (min(self.size, side) for side in x.shape[-2:])
             window = self.window(height, width).to(x)
             ranks = self.rank(len(rows), len(columns)).flatten().tolist()

@@ -145,7 +145,7 @@ class EfficientUNet(nn.Module):
     ) -> Tensor:
         """x [B, in_channels, H, W] and c_noise [B] -> [B, out_channels, H, W].
 
-        vector [B, vector_width], tokens [B, M, tokens_width] with tokens_mask [B, M] (True = real), concat
+        vector [B, vector_width], tokens [B, M, tokens_width] with tokens_mask [B, M] (True = real; `Context`), concat
         [B, concat_channels, H, W]: all that the network was built for must be given, and nothing else.
         tokens_bias [B, M, H, W], if given, draws positions to tokens (`Context`).
         """

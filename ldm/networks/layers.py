@@ -26,9 +26,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | Bias | None = None) -> Tensor:
     """softmax((q k^T + bias max(q k^T)) / sqrt(d)) v for q [B, heads, N, d], k and v [B, heads, M, d].
 
-    mask [B, 1, 1, M], True = visible. bias [B, 1, N, M] is in units of the largest q.k of each sample, over its heads,
-    queries and visible keys, so that it does not depend on the batch (eDiff-I, arXiv 2211.01324, section 4.3), or in
-    those of a `Bias`. Without a bias nothing is computed for it.
+    mask [B, 1, 1 or N, M], True = visible. bias [B, 1, N, M] is in units of the largest q.k of each sample, over its
+    heads, queries and visible keys, so that it does not depend on the batch (eDiff-I, arXiv 2211.01324, section 4.3),
+    or in those of a `Bias`. Without a bias nothing is computed for it.
 
     The backward of SDPA in bf16 on a CPU costs at least 6 ms a call, so training there uses plain products.
     """
