@@ -121,7 +121,8 @@ def write_images(
                     recipes.save(out / name, images[at], part, at)
                     for stage, drawn in stages.items():
                         save_image(out / "stages" / stage / name, drawn[at].cpu(), factor=tree["enlarge"])
-            shown.append(images[: max(MAX_SHOWN - count, 0)])
+            if count < MAX_SHOWN:
+                shown.append(images[: MAX_SHOWN - count])
             count += len(part)
             bars.update(bar, advance=1, description=" ".join(filter(None, (f"sampling {len(rows)} images", moved()))))
     if problem:

@@ -1,5 +1,6 @@
 """sample.py: what to draw, file names, and images that depend on seed and number but not on the batch."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ldm.data.transforms import View
 from ldm.diffusion.denoiser import Denoiser
 from ldm.given import collate
 from ldm.loading import load
+import sample
 from sample import file_names, main, read_conditions
 
 
@@ -135,6 +137,33 @@ def test_several_classes_are_rows_of_one_sheet_each_as_alone(model, tmp_path):
         for number, image in enumerate(list(pixels(tmp_path / str(label)).values())[:3]):
             assert np.abs(image - both[f"{name}_{number:04d}.png"]).max() <= 1
     assert both["grid.png"].shape == (2 * 10 + 2, 3 * 10 + 2, 3) and len(both) == 7
+
+
+def test_of_images_that_the_grid_does_not_show_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "MAX_SHOWN", 3)
+    alive: list[int] = []  # bytes of the images in memory when each batch is begun
+
+    class Saved:
+        def save(self, *_):
+            pass
+
+        def save_sheet(self, path, sheet, made, shown, *_):
+            assert shown == 3
+            return path
+
+    def begun(parts, tell):
+        def draw():
+            gc.collect()
+            found = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects()
+                     if isinstance(x, torch.Tensor) and x.shape[1:] == (3, 64, 64)}  # fmt: skip
+            alive.append(sum(found.values()))
+            return torch.zeros(2, 3, 64, 64)
+
+        return [draw] * len(parts)
+
+    given = {"out": tmp_path, "num_images": 20, "batch_size": 2, "enlarge": 1}
+    sample.write_images(given, [{"caption": "x"}], Saved(), begun)
+    assert alive[4:] == [alive[4]] * 6
 
 
 def test_an_image_does_not_depend_on_the_batch_it_is_made_in(model, tmp_path):
