@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from untrained import untrained_run
 
+import sample
 from ldm.checkpoint import weights
 from ldm.config import compose, overriding
 from ldm.data.decoding import read_picture
@@ -18,7 +19,6 @@ from ldm.data.transforms import View
 from ldm.diffusion.denoiser import Denoiser
 from ldm.given import collate
 from ldm.loading import load
-import sample
 from sample import file_names, main, read_conditions
 
 
