@@ -95,8 +95,6 @@ def check_fields(conditioner: Conditioners, data: ShardData) -> None:
                     f"choose the data= that has it, what makes it of images with derived=[...] "
                     f"({', '.join(groups()['derived'])}), or another conditioner="
                 )
-        if part.key in data.fields:
-            part.check_source(data.fields[part.key])
 
 
 def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classes: int) -> None:

@@ -14,7 +14,6 @@ from ldm.run import Run
 
 LABEL = ["data=quickstart", "conditioner=[label]", "conditioner.label.width=8"]
 REVIVAL = "callback=[metrics,validation,panels,code_revival,checkpoint]"
-LAYOUTS = ["data=canvases", "image_size=64", "guidance.scale=1"]
 SMALL = ["network.width=8", "network.depth=1", "network.num_heads=2"]
 
 
@@ -37,10 +36,6 @@ def checked(experiment: str, folder: Path, *words: str) -> Parts:
         (["conditioner=[semantic_map]", "guidance.scale=1"], r"map reads 'segmentation', which data\.fields does"),
         (["conditioner=[layout_transformer]", "conditioner.layout_transformer.width=8",
           "conditioner.layout_transformer.depth=1", "guidance.scale=1"], "layout_transformer reads 'layout'"),
-        (["conditioner=[boxes]", *LAYOUTS, "conditioner.boxes.max_objects=4"],
-         r"boxes: reads 14 numbers in 0\.\.8191, .* gives 14 in 0\.\.4095; set conditioner\.boxes\.vocabulary=4096"),
-        (["conditioner=[layout_transformer]", *LAYOUTS, "conditioner.layout_transformer.vocabulary=4096"],
-         r"reads 92 numbers .* gives 14 .* set .*vocabulary=4096 conditioner\.layout_transformer\.num_tokens=14"),
         (["conditioner=[low_resolution]", "conditioner.low_resolution.factor=3", "guidance.scale=1"],
          r"conditioner\.low_resolution\.factor=3: .* a multiple or a divisor"),
         (["conditioner=[low_resolution]", "guidance.scale=3"], r"guidance\.scale=3: .*low_resolution\.drop_prob=0"),

@@ -68,9 +68,6 @@ class Conditioner(nn.Module, ABC):
     def check(self, batch: Batch) -> None:
         """Raise ValueError for values that it does not take, and say what of them it would not read."""
 
-    def check_source(self, source: Any) -> None:
-        """Raise ValueError where it would misread what `source`, its field of data.fields, makes of a sample."""
-
     def check_values(self, batch: Batch) -> None:
         """Raise ValueError for numbers of a batch that it has no row for.
 

@@ -1,13 +1,12 @@
 """Objects in boxes as tokens that only the places inside of their boxes see."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Batch, Conditioner
-from ldm.conditioners.layout_numbers import check_layout, check_numbers, numbers_of
+from ldm.conditioners.layout_numbers import check_numbers, numbers_of
 
 OCTAVES = 6  # of the sines and cosines of a box's sides
 GRID = 64  # cells a side of who sees what, over the crop: a multiple of most maps
@@ -36,9 +35,6 @@ class Boxes(Conditioner):
 
     def check(self, batch: Batch) -> None:
         self.check_values(batch)
-
-    def check_source(self, source: Any) -> None:
-        check_layout(source, self.count, self.none, "boxes", "max_objects")
 
     def check_values(self, batch: Batch) -> None:
         check_numbers(batch["layout"], self.count, self.none, "boxes")

@@ -1,7 +1,5 @@
 """The numbers that a layout is told by (data.fields.Layout), as conditioners read them."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,23 +13,6 @@ def check_numbers(given: Tensor, count: int, none: int, name: str) -> None:
         raise UserError(
             f"layout {list(given.shape)} of numbers up to {given.max().item()}: conditioner.{name} takes {count} "
             f"numbers in 0..{none}"
-        )
-
-
-def check_layout(source: Any, count: int, none: int, name: str, size: str) -> None:
-    """Raise ValueError unless a data.fields.Layout gives `count` numbers, of which `none` is no object.
-
-    `size` is the key of conditioner `name` that sets the count. A field of another class knows what it gives.
-    """
-    if not (hasattr(source, "max_objects") and hasattr(source, "none")):
-        return
-    given = 3 * source.max_objects + 2
-    if (given, source.none) != (count, none):
-        sizes = {"max_objects": source.max_objects, "num_tokens": given}
-        raise UserError(
-            f"conditioner.{name}: reads {count} numbers in 0..{none}, the last for no object, and data.fields.layout "
-            f"gives {given} in 0..{source.none}; set conditioner.{name}.vocabulary={source.none + 1} "
-            f"conditioner.{name}.{size}={sizes[size]}"
         )
 
 

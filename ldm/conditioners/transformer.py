@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
-from ldm.conditioners.layout_numbers import check_layout, check_numbers, numbers_of
+from ldm.conditioners.layout_numbers import check_numbers, numbers_of
 from ldm.conditioners.spans import Spans, spans_of
 from ldm.conditioners.unread import tell_unread
 from ldm.errors import UserError
@@ -84,9 +84,6 @@ class LayoutTransformer(Conditioner):
 
     def check(self, batch: Batch) -> None:
         self.check_values(batch)
-
-    def check_source(self, source: Any) -> None:
-        check_layout(source, self.num_tokens, self.none, "layout_transformer", "num_tokens")
 
     def check_values(self, batch: Batch) -> None:
         check_numbers(batch["layout"], self.num_tokens, self.none, "layout_transformer")
