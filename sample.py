@@ -32,7 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ldm.asked import check_there, is_again
+from ldm.asked import check_folder, check_there, is_again
 from ldm.config import compose, guarded, helped
 from ldm.prompts import read_conditions
 
@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
         return 0
     conditions = read_conditions(tree)
     check_there(tree)
+    check_folder("out", tree["out"])
 
     from ldm.device import choose
     from ldm.given_files import check_files

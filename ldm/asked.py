@@ -1,5 +1,7 @@
 """Checks of a command line that need no torch, whose import takes seconds."""
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ BESIDE_AGAIN = ("again", "device", "plugins", "alignment", "distance", "residenc
 # Keys of conf/cluster_plan.yaml that are divided by.
 ABOVE_ZERO = ("samples", "sample_bytes", "tflops", "mfu", "memory_gb", "memory_gb_s", "link_gb_s", "network_gb_s",
               "gpus_per_node")  # fmt: skip
+MOST_COUNTED = 1_000_000_000  # GPUs, and samples of a step, in a plan
 
 
 def check_training(tree: Mapping[str, Any]) -> None:
@@ -103,22 +106,39 @@ def there(model: str | Path) -> Path:
     return path
 
 
+def check_folder(key: str, text: str) -> None:
+    """Raises UserError if no files can be written into the folder that ``key=`` names, or it cannot be made."""
+    path = Path(text).expanduser()
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(f"{key}={text}: {place} is a link that leads nowhere; name another folder")
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(f"{key}={text}: {place} is a file; name a folder")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(f"{key}={text}: no permission to write into {place}; name another folder")
+            return
+
+
 def check_plan(tree: dict[str, Any]) -> None:
     """Raises UserError for numbers of a tree of conf/cluster_plan.yaml that cannot be."""
     for key in ABOVE_ZERO:
-        if not tree[key] > 0:
-            raise UserError(f"{key}={tree[key]}: must be above 0")
+        if not 0 < tree[key] < math.inf:
+            raise UserError(f"{key}={tree[key]}: must be above 0, and a number")
     for key in ("price", "latency_us"):
-        if tree[key] < 0:
-            raise UserError(f"{key}={tree[key]}: must be at least 0")
+        if not 0 <= tree[key] < math.inf:
+            raise UserError(f"{key}={tree[key]}: must be at least 0, and a number")
     for key in ("mfu", "overlap"):
         if not 0 <= tree[key] <= 1:
             raise UserError(f"{key}={tree[key]}: is a share, between 0 and 1")
     for key in ("per_gpu", "batch_size"):
-        if tree[key] is not None and tree[key] < 1:
-            raise UserError(f"{key}={tree[key]}: must be at least 1, or null")
+        if tree[key] is not None and not 1 <= tree[key] <= MOST_COUNTED:
+            raise UserError(f"{key}={tree[key]}: must be 1 to {MOST_COUNTED:,}, or null")
     counts = tree["gpus"]
-    if not isinstance(counts, list) or not counts or not all(type(n) is int and n > 0 for n in counts):
-        raise UserError(f"gpus={counts}: a list of how many there are, such as [8,64,256]")
+    if not counts or not all(type(n) is int and 0 < n <= MOST_COUNTED for n in counts):
+        raise UserError(f"gpus={counts}: a list of how many there are, such as [8,64,256], up to {MOST_COUNTED:,}")
+    if not tree["experiments"]:
+        raise UserError("experiments=[]: a list of what is trained, by the names of conf/experiment")
+    check_folder("out", tree["out"])
     if not tree["strategies"] or not set(tree["strategies"]) <= {"ddp", "fsdp"}:
         raise UserError(f"strategies={tree['strategies']}: a list of ddp, fsdp")

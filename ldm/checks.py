@@ -86,7 +86,7 @@ CHECKS = {"first_stage": _check_first_stage, "classifier": _check_classifier, "d
 
 
 def check_fields(conditioner: Conditioners, data: ShardData) -> None:
-    """Raises ValueError unless all that a conditioner reads is in the batches of `data`."""
+    """Raises ValueError unless a batch of `data` has all that a conditioner reads, numbers meant as it means them."""
     for name, part in conditioner.parts.items():
         for field in sorted(part.fields):
             if field not in data.batch_spec:
@@ -95,6 +95,20 @@ def check_fields(conditioner: Conditioners, data: ShardData) -> None:
                     f"choose the data= that has it, what makes it of images with derived=[...] "
                     f"({', '.join(groups()['derived'])}), or another conditioner="
                 )
+        reader = data.fields.get(part.key or "")
+        if reader is not None and reader.numbers is not None:
+            _check_numbers(name, part, *reader.numbers)
+
+
+def _check_numbers(name: str, part: Any, count: int, vocabulary: int) -> None:
+    """Check that a conditioner means by its field's numbers what the data means: others would be taken in silence."""
+    keys = part.unfit(count, vocabulary)
+    if keys:
+        words = " ".join(f"conditioner.{name}.{key}={value}" for key, value in keys.items())
+        raise UserError(
+            f"conditioner.{name} takes other numbers than data.fields.{part.key} makes, which are {count} of a sample "
+            f"in 0..{vocabulary - 1}; set {words}"
+        )
 
 
 def _check_classes(tree: dict[str, Any], data: ShardData, where: str, num_classes: int) -> None:

@@ -97,6 +97,8 @@ def content_of(key: str, path: str) -> bytes:
             return Path(path).read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(f"{key}={path}: no such file") from None
+        except OSError as error:  # a loop of links, or no permission
+            raise UserError(f"{key}={path}: {(error.strerror or str(error)).lower()}") from error
 
 
 @contextmanager

@@ -98,6 +98,8 @@ def held(folder: Path, doing: str) -> Iterator[Hold]:
     made = not folder.exists()
     if made and folder.is_symlink():
         raise UserError(f"{folder}: a link that leads nowhere, to {folder.readlink()} (a disk that is not mounted?)")
+    if not made and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, where a folder is written; name another")
     with refusals_named(folder / NAME):
         folder.mkdir(parents=True, exist_ok=True)
     hold, owner = Hold(folder, doing), os.getpid()

@@ -144,8 +144,8 @@ def _load_manifest(path: Path, first_stage: str | None, ema: str, residency: str
 def manifest_kind(path: Path) -> str:
     """The kind that a manifest says it is of. Raises ValueError for one that is not known here."""
     kind = load_plain(path, "a manifest").get("kind", EXPERTS)
-    if kind not in MANIFESTS:
-        raise UserError(f"{path}: kind {kind!r} is not known here; there are {', '.join(MANIFESTS)}")
+    if not isinstance(kind, str) or kind not in MANIFESTS:
+        raise UserError(f"{path}: kind {str(kind)[:80]!r} is not known here; there are {', '.join(MANIFESTS)}")
     return kind
 
 

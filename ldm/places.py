@@ -22,7 +22,7 @@ def found(text: str, folder: Path) -> Path:
 
     A file that has been moved is looked for in `folder` itself.
     """
-    places = (folder.resolve() / text, Path(text).expanduser(), folder / Path(text).name)
+    places = (folder.resolve() / text, Path(os.path.expanduser(text)), folder / Path(text).name)
     return next((place for place in places if place.exists()), places[0])
 
 

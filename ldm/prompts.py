@@ -1,5 +1,6 @@
 """The conditions given as text: prompts and classes, one or several."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_conditions(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def read_prompts(path: str) -> list[str]:
     """The lines of a file that are not blank. Raises ValueError naming it if it is no text, endless or without any."""
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))  # which leaves the home of nobody as it is written
     if not place.exists():
         raise FileNotFoundError(
             f"prompts={path}: no such file; it has a prompt on each line, prompt=TEXT is one prompt"

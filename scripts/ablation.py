@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped
+from ldm.config import compose, guarded, helped, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     if helped("ablation", __doc__, arguments):
         return 0
     if any(word.startswith("stage=") for word in arguments):
-        return _stage(dict(word.split("=", 1) for word in arguments))
+        return _stage(words_of_step(arguments, "stage", "cell", "tree"))
     tree = compose("ablation", arguments)
     from ldm.ablation.ablation import ablation
 

@@ -14,6 +14,7 @@ if not __package__:  # a file of a checkout that may not be installed
 
 from ldm.asked import check_there
 from ldm.config import compose, guarded, helped
+from ldm.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +26,8 @@ def main(arguments: list[str]) -> int:
     from ldm.lineage_tree import lineage_of, lines
 
     models = tree["models"]
+    if not models:
+        raise UserError("models=[]: names no model")
     print("\n".join(lines(lineage_of(models if isinstance(models, list) else [models]))))
     return 0
 

@@ -10,6 +10,7 @@ k + 1 the group of number k), instances.png (k the k-th object) and mask.png (wh
 give the same bytes; a finished folder is confirmed, never changed. data=canvases needs no shards.
 """
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ def main(arguments: list[str]) -> int:
         return 0
     tree = compose("make_canvases", arguments)
     from ldm.data.making.canvas_shards import asked_for, make_canvas_shards
+    from ldm.data.making.report import quoted
 
     out = Path(tree["out"]).expanduser()
     manifest = make_canvas_shards(out, asked_for(tree))
     for name, part in manifest["splits"].items():
         print(f"{out}: {part['samples']} canvases of {name} in {len(part['shards'])} shards")
-    print(f"train with: {' '.join(_words(out, manifest['splits'], tree['objects'][1]))}")
+    print(f"train with: {' '.join(map(quoted, _words(out, manifest['splits'], tree['objects'][1])))}")
     return 0
 
 
 def _words(out: Path, splits: Mapping[str, Mapping[str, Any]], most: int) -> list[str]:
     """Those of train.py: of a split that was not made, data=canvases has its own."""
     keys = {"train": "data.train", "validation": "data.validation"}
-    words = [f"{key}={out}/{split}-*.tar" for split, key in keys.items() if splits[split]["samples"]]
+    place = glob.escape(str(out))  # a folder may be called draft*
+    words = [f"{key}={place}/{split}-*.tar" for split, key in keys.items() if splits[split]["samples"]]
     more = [f"data.fields.layout.max_objects={most}"] if most > LAYOUT_OBJECTS else []
     return ["data=canvases", *words, *more]
 

@@ -19,11 +19,13 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import guarded
+from ldm.config import check_once, guarded
+from ldm.data.making.settings import place
 from ldm.errors import UserError
 from ldm.installed import spoken
 
 KEYS = ("source", "out", "size", "classes")
+MOST_SIDE = 4096  # px
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +43,8 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> tuple[Path, Path, int, list[str]]:
-    """source=, out=, size= and classes= of the words; UserError for others and for what is missing."""
+    """source=, out=, size= and classes= of the words; UserError for others, what is missing and what is there twice."""
+    check_once(arguments)
     words = dict(word.partition("=")[::2] for word in arguments)
     for key in words:
         if key not in KEYS:
@@ -52,11 +55,13 @@ def parse(arguments: list[str]) -> tuple[Path, Path, int, list[str]]:
     size = words.get("size", "32")
     if not size.isdecimal():
         raise UserError(f"size={size!r} is not a number")
+    if int(size) > MOST_SIDE:
+        raise UserError(f"size={size}: at most {MOST_SIDE} px")
     given = words.get("classes", "").strip("[]")
     classes = [name.strip() for name in given.split(",")] if given else []
     if not all(classes):
         raise UserError(f"classes={words['classes']}: a name is empty; give names with commas between them")
-    return Path(words["source"]), Path(words["out"]), int(size), classes
+    return place("source", words["source"]), place("out", words["out"]), int(size), classes
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ class that `to` lacks it has null, which leaves its objects out, and that is sai
 import sys
 from pathlib import Path
 
-from ldm.config import guarded
+from ldm.config import check_once, guarded
+from ldm.data.making.settings import place
 from ldm.errors import UserError
 from ldm.installed import spoken
 
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     words = parse(arguments)
     from ldm.data.making.class_matching import matched
 
-    own, others = (_names(key, Path(words[key]).expanduser()) for key in KEYS)
+    own, others = (_names(key, place(key, words[key])) for key in KEYS)
     places = matched(own, others)
     lacking = [name for name, place in zip(own, places, strict=True) if place is None]
     if len(lacking) == len(own):
@@ -41,7 +42,8 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> dict[str, str]:
-    """from= and to= of the words; UserError for others and for what is missing."""
+    """from= and to= of the words; UserError for others, for what is missing and for what is there twice."""
+    check_once(arguments)
     words = dict(word.partition("=")[::2] for word in arguments)
     for key in words:
         if key not in KEYS:

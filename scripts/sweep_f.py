@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped
+from ldm.config import compose, guarded, helped, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     if helped("sweep_f", __doc__, arguments):
         return 0
     if any(word.startswith("stage=") for word in arguments):
-        return _stage(dict(word.split("=", 1) for word in arguments))
+        return _stage(words_of_step(arguments, "stage", "cell", "tree"))
     tree = compose("sweep_f", arguments)
     from ldm.sweep.sweep_f import sweep_f
 

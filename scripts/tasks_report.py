@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped
+from ldm.config import compose, guarded, helped, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     if helped("tasks_report", __doc__, arguments):
         return 0
     if any(word.startswith("stage=") for word in arguments):
-        return _judge(dict(word.split("=", 1) for word in arguments))
+        return _judge(words_of_step(arguments, "stage", "task", "seed", "tree"))
     tree = compose("tasks_report", arguments)
     from ldm.tasks.report import tasks_report
 

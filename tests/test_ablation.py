@@ -124,7 +124,8 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
     plan_file(tmp_path)
     for words, said in {
         ("rows=[none]",): "rows=.*different ones of theirs, ours, free, plain", ("rows=[ours,ours]",): "different ones",
-        ("seeds=[-1]",): "different numbers", ("device_seconds=0",): "above 0", ("moments=0",): "moments=0",
+        ("seeds=[-1]",): "different numbers", ("device_seconds=0",): "above 0",
+        ("device_seconds=inf",): "device_seconds=inf", ("scale=nan",): "scale=nan", ("moments=0",): "moments=0",
         ("results=here",): "ends in .csv", ("launcher=submitit",): "launcher.wait", ("reference=typo.npz",): "typo.npz",
         ("train=false",): "none of the 4 cells", ("plan=nowhere",): "nor one of .*emoji",
     }.items():  # fmt: skip
@@ -133,6 +134,10 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
     plan_file(tmp_path, PLAN.replace("ema=null", "ema.decy=0"))
     with pytest.raises(ValueError, match=r"row 'plain': ema.decy"):
         ablation(tree(tmp_path))
+    plan_file(tmp_path, PLAN.replace("ema=null", "ema=null plugins=[theirs]"))
+    with pytest.raises(ValueError, match=r"row 'plain': plugins= is not for a file to say"):
+        ablation(tree(tmp_path))
+    plan_file(tmp_path)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setattr("ldm.ablation.ablation.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="theirs needs diffusers"):

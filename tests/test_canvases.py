@@ -1,6 +1,8 @@
 """Canvases of built-in emoji: what is said of them is so, and it depends on the number alone."""
 
+import glob
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ldm.data.making.canvases import CanvasSettings, canvas, describe, members
 from ldm.data.making.cutouts import SPLITS, cut, emoji
 from ldm.data.making.cutouts import class_names as cutouts_names
 from ldm.data.module import ShardData
+from ldm.data.paths import expand
 from ldm.data.user_error import UserError
 from scripts import make_canvases
 
@@ -98,10 +101,17 @@ def test_shards_of_canvases_are_confirmed_and_never_changed(tmp_path):
     for word in ("seed=1", "samples=6", "samples=0"):
         with pytest.raises(UserError, match=re.escape(str(tmp_path))):
             make_canvas_shards(tmp_path, asked_for(compose("make_canvases", [*words[:2], *words[3:], word])))
-    for word in ("size=[32]", "objects=[3,2]", "sides=[0,1]", "textured=2", "samples=-1"):
-        with pytest.raises(UserError):
+    for word in ("size=[32]", "objects=[3,2]", "sides=[0,1]", "textured=2", "samples=-1", "samples=99999999999"):
+        with pytest.raises(UserError, match=word.partition("=")[0]):
             asked_for(compose("make_canvases", [f"out={tmp_path}", word]))
     assert parse("validation").samples == 512
+
+
+def test_a_file_in_the_place_of_the_folder_is_named_before_a_canvas_is_made(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match=r"out=.*out is a file; name a folder"):
+        make_canvases.main([f"out={tmp_path}/out", "size=32", "samples=1", "validation_samples=1"])
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_the_line_to_train_with_names_what_was_made(tmp_path, capsys):
@@ -111,11 +121,16 @@ def test_the_line_to_train_with_names_what_was_made(tmp_path, capsys):
         ("held", ["samples=0", "validation_samples=2", "objects=[1,6]"],
          "data.validation={}/validation-*.tar data.fields.layout.max_objects=6"),
         ("train", ["samples=3", "validation_samples=0"], "data.train={}/train-*.tar"),
+        ("it's my own", ["samples=3", "validation_samples=0"], "data.train={}/train-*.tar"),
+        ("draft*", ["samples=3", "validation_samples=0"], "data.train={}/train-*.tar"),
     ):  # fmt: skip
         folder = tmp_path / out
         assert make_canvases.main([f"out={folder}", "size=32", *words]) == 0
         line = capsys.readouterr().out.splitlines()[-1]
-        assert line == f"train with: data=canvases {said.format(folder, folder)}"
-        compose("config", ["experiment=tasks/canvas_autoencoder", *line.split()[2:]])
+        words = shlex.split(line)[2:]  # as a shell takes it, pasted
+        place = glob.escape(str(folder))
+        assert " ".join(words) == f"data=canvases {said.format(place, place)}"
+        data = compose("config", ["experiment=tasks/canvas_autoencoder", *words])["data"]
+        assert expand(data["validation" if out == "held" else "train"], "data")[0].parent == folder.resolve()
     data = compose("config", ["experiment=tasks/canvas_autoencoder"])["data"]
     assert data["fields"]["layout"]["max_objects"] == make_canvases.LAYOUT_OBJECTS

@@ -211,6 +211,8 @@ def test_the_lineage_of_a_cascade_has_every_stage_and_its_members(runs, tmp_path
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["base", "half0", "half1", "3"]
     assert said[-1].split() == ["3", "runs", "3", "steps", "192", "samples"]
+    with pytest.raises(ValueError, match=r"models=\[\]: names no model"):
+        lineage.main(["models=[]"])
 
 
 def test_a_stage_that_saw_clean_pictures_only_is_told(runs, tmp_path, caplog):

@@ -119,8 +119,10 @@ def test_encoders_in_folders_are_counted_without_them():
 
 
 @pytest.mark.parametrize(
-    "words", ["gpus=[0]", "gpus=[]", "mfu=0", "mfu=1.5", "strategies=[zero]", "per_gpu=0", "price=-1"]
-)
+    "words",
+    ["gpus=[0]", "gpus=[]", "gpus=[1000000000000000000000]", "mfu=0", "mfu=1.5", "strategies=[zero]", "per_gpu=0",
+     "price=-1", "price=nan", "latency_us=nan", "tflops=inf", "samples=inf", "experiments=[]", f"out={__file__}"],
+)  # fmt: skip
 def test_numbers_that_cannot_be_are_named(words):
     with pytest.raises(UserError, match=words.partition("=")[0]):
         check_plan(compose("cluster_plan", [words]))

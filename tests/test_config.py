@@ -31,6 +31,7 @@ from ldm.config import (
     split_literal,
     takes,
     validate,
+    words_of_step,
 )  # fmt: skip
 from ldm.config.registry import OVERRIDES
 from ldm.diffusion.noise import NoiseDistribution
@@ -363,6 +364,19 @@ def test_a_key_given_twice_is_refused(words):
         expand_sweep(["model=x", *words])
 
 
+def test_a_step_of_a_report_has_all_of_its_words_and_no_others():
+    keys = ("stage", "seed", "tree")
+    assert words_of_step(["seed=3", "tree=a=b.json", "stage=x"], *keys) == {
+        "seed": "3",
+        "tree": "a=b.json",
+        "stage": "x",
+    }
+    for words in (["stage=x"], ["stage=x", "seed=a", "tree=b"], ["stage=x", "seed=1", "tree=b", "plain"],
+                  ["stage=x", "stage=y", "seed=1", "tree=b"], ["stage=x", "seed=1", "tree=b", "jobs=2"]):  # fmt: skip
+        with pytest.raises(UserError, match="stage: is of the steps that this command starts itself"):
+            words_of_step(words, *keys)
+
+
 def test_braces_that_the_shell_expanded_are_explained():
     words = ["data=shards", *(f"data.train=/a-{n}.tar" for n in range(6))]
     with pytest.raises(ValueError, match=r"data\.train is given 6 times; the shell expands braces that are not quoted"):
@@ -608,6 +622,13 @@ def test_a_saved_tree_is_read_back_as_it_was(tmp_path):
     (tmp_path / "config.yaml").write_text(dump(tree))
     assert load_tree(tmp_path / "config.yaml") == tree
     assert tree["ema"]["decay"] == 1e-7 and tree["guidance"]["limits"]["sigma_lo"] == 0.0
+
+
+def test_a_tree_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "config.yaml").mkdir()
+    for folder in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(UserError, match=r"config\.yaml: no such file, which every run's folder has"):
+            load_tree(folder / "config.yaml")
 
 
 def test_text_in_a_saved_tree_is_not_interpolated(tmp_path):

@@ -135,6 +135,13 @@ def test_a_manifest_without_a_kind_is_of_experts_and_another_kind_is_refused_by_
     (tmp_path / "new.yaml").write_text(yaml.safe_dump({**manifest, "kind": "tokens"}))
     with pytest.raises(ValueError, match=r"new\.yaml: kind 'tokens' is not known here; there are experts, cascade"):
         load(tmp_path / "new.yaml")
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump({**manifest, "kind": ["experts"]}))
+    with pytest.raises(ValueError, match=r"new\.yaml: kind .*is not known here"):
+        load(tmp_path / "new.yaml")
+    manifest["members"][0]["run"] = "~nobody-of-that-name/run"
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=r"nobody-of-that-name.*no such weights"):
+        load(tmp_path / "new.yaml")
 
 
 # The model

@@ -259,8 +259,14 @@ def test_classes_are_mapped_by_the_names_in_the_manifests(tmp_path: Path, capsys
     assert map_classes.main(words) == 0
     said = capsys.readouterr()
     assert said.out == "data.fields.layout.classes=[3,0,null,1]\n" and said.err.endswith(": spork\n")
-    bad = [words[:1], [words[0], f"to={tmp_path}/gone"], [words[0], f"to={tmp_path}/none"], [*words, "x=1"]]
-    for given, problem in zip(bad, ("to=: is missing", "no such folder", "class_names", "x: is none of"), strict=True):
+    for given, problem in (
+        (words[:1], "to=: is missing"),
+        ([words[0], f"to={tmp_path}/gone"], "no such folder"),
+        ([words[0], f"to={tmp_path}/none"], "class_names"),
+        ([words[0], "to=~nobody-of-that-name/x"], "to=~nobody-of-that-name/x: "),
+        ([*words, "x=1"], "x: is none of"),
+        ([*words, words[1]], "to is given 2 times"),
+    ):
         with pytest.raises(ValueError, match=problem):
             map_classes.main(given)
     (tmp_path / "none" / "manifest.json").write_text(json.dumps({"class_names": ["x"]}))

@@ -194,6 +194,7 @@ def test_files_that_cannot_be_meant_are_named_before_the_model_is_loaded(models,
     broken.write_bytes(photo.read_bytes()[:300])
     np.save(tmp_path / "flat.npy", np.zeros(8, np.float32))
     (tmp_path / "list.json").write_text("[1, 2")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     box = [0.1, 0.1, 0.5, 0.5]
     for kind, words, problem in (
         ("low", [f"low={tmp_path}/nowhere.png"], r"low=.*nowhere\.png: no such file"),
@@ -218,6 +219,7 @@ def test_files_that_cannot_be_meant_are_named_before_the_model_is_loaded(models,
         ("layout", [layout(tmp_path / "d.json", *[box] * 31)], r"d\.json: .*31 of them, and the model reads 30"),
         ("layout", [layout(tmp_path / "e.json", box, category=400)], r"e\.json: .*category 400 is not in 0\.\.399"),
         ("layout", [f"boxes={tmp_path}/list.json"], r"list\.json: broken json"),
+        ("layout", [f"boxes={tmp_path}/loop"], r"boxes=.*loop: too many levels of symbolic links"),
         ("layout", [f"boxes={photo}"], r"boxes=.*photo\.png: not utf-8 .*something other than text"),
         ("embeddings", [f"neighbours={tmp_path}/flat.npy"], r"flat\.npy: broken array .*\[tokens, width\]"),
         ("embeddings", [f"map={photo}"], "map: this model reads no segmentation: nothing in the data"),

@@ -81,6 +81,10 @@ def test_a_folder_made_for_nothing_goes_again_and_one_that_was_there_stays(tmp_p
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path):
     (tmp_path / "x").symlink_to(tmp_path / "gone")
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(ValueError, match=r"mine: is a file, where a folder"), held(tmp_path / "mine", "training"):
+        pass
+    assert (tmp_path / "mine").read_text() == "a file"
     with pytest.raises(ValueError, match=r"x: a link that leads nowhere, to .*gone"), held(tmp_path / "x", "training"):
         pass
 

@@ -10,6 +10,7 @@ import webdataset as wds
 
 from ldm.data.making.idx import make_idx_shards
 from ldm.errors import UserError
+from scripts.make_idx_shards import parse
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -63,6 +64,19 @@ def test_what_is_no_idx_is_named(source: Path, tmp_path: Path):
     with pytest.raises(UserError, match="train has no images"):
         make_idx_shards(source, tmp_path / "out", size=8)
     assert not (tmp_path / "out").exists()
+
+
+def test_words_that_are_there_twice_and_homes_of_nobody_are_named(source: Path, tmp_path: Path, monkeypatch):
+    words = [f"source={source}", f"out={tmp_path}/out"]
+    for more, said in (([f"source={tmp_path}"], "source is given 2 times"), (["size=8", "size=9"], "size is given 2")):
+        with pytest.raises(UserError, match=said):
+            parse([*words, *more])
+    with pytest.raises(UserError, match="out=~nobody-of-that-name/x: "):
+        parse([words[0], "out=~nobody-of-that-name/x"])
+    with pytest.raises(UserError, match="size=100000: "):
+        parse([*words, "size=100000"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse([words[0], "out=~/out"])[1] == tmp_path / "out"
 
 
 def test_only_its_own_shards_are_finished(source: Path, tmp_path: Path):

@@ -17,6 +17,7 @@ from ldm.data.decoding import read_picture
 from ldm.data.rasters import framed
 from ldm.data.transforms import View
 from ldm.diffusion.denoiser import Denoiser
+from ldm.errors import UserError
 from ldm.given import collate
 from ldm.loading import load
 from sample import file_names, main, read_conditions
@@ -85,6 +86,26 @@ def test_a_file_of_prompts_is_named_where_it_cannot_be_read(tmp_path, monkeypatc
     monkeypatch.setattr("ldm.prompts.MAX_PROMPT_BYTES", 3)
     with pytest.raises(ValueError, match=r"latin\.txt: larger than"):
         read_conditions(tree(prompts=str(tmp_path / "latin.txt")))
+
+
+def test_a_home_of_nobody_is_a_file_that_is_not_there():
+    with pytest.raises(OSError, match=r"prompts=~nobody-of-that-name/x\.txt: no such file"):
+        read_conditions(tree(prompts="~nobody-of-that-name/x.txt"))
+
+
+def test_a_place_where_no_image_can_be_written_is_named_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm.loading.load_drawer", None)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "gone").symlink_to(tmp_path / "not mounted")
+    (tmp_path / "locked").mkdir()
+    for out, said in (("mine", "mine is a file"), ("mine/deep", "mine is a file"), ("loop", "link that leads nowhere"),
+                      ("gone/x", "gone is a link that leads nowhere")):  # fmt: skip
+        with pytest.raises(UserError, match=f"out=.*{said}; name a"):
+            main([f"model={tmp_path}", f"out={tmp_path}/{out}"])
+    monkeypatch.setattr("os.access", lambda place, mode: Path(place).name != "locked")  # root may write everywhere
+    with pytest.raises(UserError, match=r"out=.*no permission to write into .*locked"):
+        main([f"model={tmp_path}", f"out={tmp_path}/locked/a/b"])
 
 
 def test_captions_stay_texts_and_labels_become_a_tensor():

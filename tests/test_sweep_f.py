@@ -76,6 +76,7 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("regularizer=[kl,gan]",): "kl, vq or", ("seeds=[]",): "different numbers", ("budget=hours",): "choose one of",
         ("channels.kl.f4=null",): "channels.kl.f4: says no", ("results=here",): "ends in .csv",
         ("sampling_steps=[ten]",): "sampling_steps=.*whole numbers", ("scale=strong",): "scale='strong'",
+        ("scale=nan",): "scale=nan", ("budget=device_seconds", "device_seconds=inf"): "device_seconds=inf",
         ("sampling_steps=5",): "sampling_steps", ("device_seconds=many",): "device_seconds",
         ("sampling_steps=[5000]",): r"f=1: num_steps: must lie in \[1, 999\]", ("reference=typo/*.tar",): "reference",
         ("reference=typo.npz",): "typo.npz", ("metric.path=typo",): "metric.path=typo: no such file",

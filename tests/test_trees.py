@@ -85,6 +85,9 @@ BROKEN = {
     "rows: [{name: a, steps: 2}]\nquoted: {e: 1}\nensembles: {e: [a]}": "quoted.e is 1; expected a mapping",
     "rows: [{name: a, steps: 2}]\nensembles: {2: [a]}": "ensembles has 2 for a name",
     "rows: [{name: a, steps: 2}]\nexperiment: 3": "experiment is 3; expected text",
+    "rows: [{name: a, steps: 2, overrides: lr=constant overwrite=true}]": "row 'a': overwrite= is not for a file",
+    "rows: [{name: a, steps: 2}]\noverrides: plugins=[theirs]": "overrides: plugins= is not for a file",
+    "rows: [{name: a, steps: 2}]\nbranch_overrides: +run=mine": "branch_overrides: run= is not for a file",
     "rows: 5": "rows is 5; expected a list",
     "rows_of: 5": "rows_of is 5; expected text",
     "- 1": "not a tree's schedule",
@@ -98,7 +101,17 @@ def test_a_broken_schedule_is_one_line_that_names_the_row(tmp_path: Path, text: 
         read_schedule(str(tmp_path / "own.yaml"))
 
 
+def test_rows_that_schedules_take_of_each_other_are_nobodys(tmp_path: Path):
+    for name, other in (("a", "b"), ("b", "c"), ("c", "b"), ("self", "self")):
+        (tmp_path / f"{name}.yaml").write_text(f"rows_of: {tmp_path}/{other}.yaml")
+    for name, last in (("a", "b"), ("b", "b"), ("self", "self")):
+        with pytest.raises(UserError, match=rf"rows_of: leads back to .*{last}\.yaml"):
+            read_schedule(str(tmp_path / f"{name}.yaml"))
+
+
 def test_a_schedule_that_is_not_there_names_those_that_are():
+    with pytest.raises(UserError, match=r"schedule=~nobody-of-that-name/x\.yaml: neither a file"):
+        read_schedule("~nobody-of-that-name/x.yaml")
     with pytest.raises(UserError, match=r"schedule=fig8: neither a file.*fig7"):
         read_schedule("fig8")
 
@@ -320,6 +333,10 @@ def test_rows_of_trees_are_kept_as_they_were(tmp_path: Path):
     assert again.find("fig7", 0)[0]["value"] == 0.1 + 0.2 and len(again.rows) == 2
     with pytest.raises(UserError, match="its rows fig7, seed 0 were measured with"):
         again.check("fig7", 0, "other")
+    results.add("2024", 0, [{**row, "system": "4"}], "{}")
+    text = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text(f"\ufeff{text}", encoding="utf-8")  # as a spreadsheet saves it
+    assert Results(tmp_path / "rows.csv").find("2024", 0)[0]["system"] == "4"
     (tmp_path / "rows.csv").write_text("schedule,seed,system,quantity,value,settings\nfig7,0,four,loss,much,{}\n")
     with pytest.raises(UserError, match="line 2: value is 'much'"):
         Results(tmp_path / "rows.csv")
@@ -348,11 +365,14 @@ def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(report.Chain, "run", None)
+    (tmp_path / "fig7_emoji.yaml").write_text("rows_of: fig7_emoji")
     for words, said in {
-        ("seeds=[]",): "seeds=", ("scales=[]",): "scales=", ("jobs=0",): "jobs=0", ("results=here",): "ends in .csv",
+        ("seeds=[]",): "seeds=", ("seeds=[0,0]",): "of different numbers", ("scales=[1,nan]",): r"scales=\[1, nan\]",
+        ("scales=[]",): "scales=", ("jobs=0",): "jobs=0", ("results=here",): "ends in .csv",
         ("train=false",): "none of the 3 trees", ("num_samples=2",): "num_samples=2: must be at least 10",
         ("schedules=[fig7_fashion]",): "shards: experiment=experts/fashion names no data",
         ("schedules=[fig7_fashion]", f"shards={tmp_path}"): "has no train-", ("schedules=[x]",): "schedule=x",
+        (f"schedules=[fig7_emoji,{tmp_path}/fig7_emoji.yaml]",): "two are called the same",
         ("schedules=[stand_in]",): "no ensemble 'base'", ("launcher=submitit",): "launcher.wait",
     }.items():  # fmt: skip
         own = [] if words[0].startswith("schedules") else ["schedules=[fig7_emoji]"]

@@ -18,13 +18,15 @@ class Field(ABC):
     batch gets.
 
     `lies_on_picture` says that reading it needs to know how its picture lies; the others are given no Picture. `given`
-    reads a file that is given for it in sampling, None: it does so itself.
+    reads a file that is given for it in sampling, None: it does so itself. `numbers`: of token numbers, how many there
+    are of a sample, and how many values each may have.
     """
 
     extension: str | None
     yields: str
     lies_on_picture = False
     given: "Field | None" = None
+    numbers: tuple[int, int] | None = None
     size: int | None = None  # px, of pixels that have another size than the image
     reduces: int | None = None  # sides of the image over those of the pixels it reads, where they lie on the image's
 

@@ -64,6 +64,7 @@ class Layout(Field):
         self.extension = extension
         self.none = vocabulary - 1
         self.max_objects = max_objects
+        self.numbers = 3 * max_objects + 2, vocabulary
 
     def read(self, content: bytes, picture: Picture) -> Objects:
         """The objects of the model's classes."""

@@ -23,6 +23,7 @@ from ldm.data.writing import MANIFEST, sha256_of, write_manifest, write_shard
 SHARD_SAMPLES = 1024
 DEFAULTS = {"train": 4096, "validation": 512}  # samples
 MOST_SAMPLES = 1_000_000  # of a name
+MOST_SHARDS = 100_000  # of a folder, whose numbers have five digits
 VERSION = 1  # of what is drawn for a number: another one is another name in the cache
 
 
@@ -93,6 +94,10 @@ def asked_for(tree: Mapping[str, Any]) -> dict[str, Named]:
         if len(words[key]) != 2:
             raise UserError(f"{key}={tree[key]}: two numbers are meant")
     counts = {"train": tree["samples"], "validation": tree["validation_samples"]}
+    most = MOST_SHARDS * SHARD_SAMPLES
+    if max(counts.values()) > most:
+        key = "samples" if counts["train"] > most else "validation_samples"
+        raise UserError(f"{key}={max(counts.values())}: at most {most:,}")
     found = {split: Named(CanvasSettings(split, **words), count) for split, count in counts.items() if count}
     if not found or min(counts.values()) < 0:
         said = f"samples={counts['train']}, validation_samples={counts['validation']}"

@@ -97,6 +97,8 @@ def rows_there(out: Path, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
 
     Raises UserError for a shard that is not among the `counts` of its samples, and for a manifest of other shards.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file; name a folder")
     strangers = sorted(path.name for path in out.glob("*.tar") if path.name not in counts)
     if strangers:
         raise UserError(f"out={out} already holds {strangers[0]}; delete it or choose another folder")

@@ -4,6 +4,7 @@ Finished cells are rows of a CSV file, from which the command goes on; whatever 
 again, but for a peer's training, which begins anew.
 """
 
+import math
 import threading
 from collections.abc import Generator
 from contextlib import closing
@@ -71,8 +72,10 @@ def _check_keys(tree: Tree) -> None:
     check_chain(tree, "ablation", "the ablation")
     if tree.get("metric") is None:
         raise UserError("metric=null: the ablation needs one; leave it out for that of conf/ablation.yaml")
-    if not tree["device_seconds"] > 0:
-        raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0")
+    if not 0 < tree["device_seconds"] < math.inf:
+        raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0, and a number")
+    if not math.isfinite(tree["scale"]):
+        raise UserError(f"scale={tree['scale']}: of guidance, must be a number")
     for key, least in {"moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1}.items():
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")

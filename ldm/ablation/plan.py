@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.config import CONF, load_plain, overriding
+from ldm.config import CONF, check_words_of_file, load_plain, overriding
 from ldm.errors import UserError
 from ldm.lineage import RUN_NAME
 
@@ -164,6 +164,9 @@ def _check(plan: Plan, path: Path) -> None:
     for name in plan.names:
         if not RUN_NAME.fullmatch(name) or plan.names.count(name) > 1:
             raise UserError(f"{path}: {name!r}: names differ, and are made of letters, digits, '-', '_' and '.'")
+    check_words_of_file(plan.overrides, f"{path}: overrides")
+    for row in plan.rows:
+        check_words_of_file(row.overrides, f"{path}: row {row.name!r}")
     if plan.control not in plan.names:
         raise UserError(f"{path}: control: {plan.control!r} is neither a row nor a peer")
     if not 0 < plan.target <= 1:

@@ -24,7 +24,7 @@ class Results:
         self._lock = threading.Lock()
 
     def _reread(self) -> None:
-        self.cells, self.points = read(self.path, _check), read(self.points_path, _check)
+        self.cells, self.points = (read(path, _check, TEXTS) for path in (self.path, self.points_path))
 
     def find(self, cell: Cell) -> Row | None:
         """The row of a finished cell."""

@@ -65,6 +65,12 @@ class Conditioner(nn.Module, ABC):
         """Whether a batch lacks a field that it reads."""
         return any(field not in batch for field in self.fields)
 
+    def unfit(self, count: int, vocabulary: int) -> dict[str, int]:
+        """The keys that would have to be others for it to take `count` token numbers in 0..vocabulary - 1 of its field,
+        with the values that they should have; none if it does.
+        """
+        return {}
+
     def check(self, batch: Batch) -> None:
         """Raise ValueError for values that it does not take, and say what of them it would not read."""
 

@@ -33,6 +33,10 @@ class Boxes(Conditioner):
         octaves = math.pi * 2.0 ** torch.arange(OCTAVES)
         self.register_buffer("octaves", octaves, persistent=False)
 
+    def unfit(self, count: int, vocabulary: int) -> dict[str, int]:
+        objects = {} if count == self.count else {"max_objects": (count - 2) // 3}
+        return objects if vocabulary == self.none + 1 else {**objects, "vocabulary": vocabulary}
+
     def check(self, batch: Batch) -> None:
         self.check_values(batch)
 

@@ -82,6 +82,10 @@ class LayoutTransformer(Conditioner):
         self.transformer = TextTransformer(vocabulary, num_tokens, width, depth)
         self.none = vocabulary - 1
 
+    def unfit(self, count: int, vocabulary: int) -> dict[str, int]:
+        tokens = {} if count == self.num_tokens else {"num_tokens": count}
+        return tokens if vocabulary == self.none + 1 else {**tokens, "vocabulary": vocabulary}
+
     def check(self, batch: Batch) -> None:
         self.check_values(batch)
 

@@ -16,11 +16,22 @@ from ldm.config.registry import groups, registry, resolve_target
 from ldm.config.saved import dump, load_plain, load_tree
 from ldm.config.upgrades import with_begun_fields, with_moved_keys
 from ldm.config.validation import accepts, check_range, validate
-from ldm.config.words import check_once, expand_sweep, meant, overriding, run_name, split_literal, take_plugins
+from ldm.config.words import (
+    check_once,
+    check_words_of_file,
+    expand_sweep,
+    meant,
+    overriding,
+    run_name,
+    split_literal,
+    take_plugins,
+    words_of_step,
+)
 
 __all__ = [
-    "CONF", "SWEPT", "UNCHOSEN", "accepts", "answered", "check_once", "check_range", "completed", "compose", "dump",
-    "expand_sweep", "groups", "guarded", "help_text", "helped", "instantiate", "is_literal", "listed", "load_plain",
-    "load_tree", "meant", "overriding", "registry", "resolve_target", "run_name", "split_literal", "take_plugins",
-    "takes", "use_plugins", "validate", "versions", "with_begun_fields", "with_moved_keys",
+    "CONF", "SWEPT", "UNCHOSEN", "accepts", "answered", "check_once", "check_range", "check_words_of_file",
+    "completed", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text", "helped", "instantiate",
+    "is_literal", "listed", "load_plain", "load_tree", "meant", "overriding", "registry", "resolve_target", "run_name",
+    "split_literal", "take_plugins", "takes", "use_plugins", "validate", "versions", "with_begun_fields",
+    "with_moved_keys", "words_of_step",
 ]  # fmt: skip

@@ -58,6 +58,8 @@ def load_tree(path: Path) -> dict[str, Any]:
     Only what a training run is made of may be built of it, not what it is measured with. Raises ValueError naming the
     file and the key.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, which every run's folder has; name one, or put the file back")
     tree = load_plain(path, "a run's configuration")
     check_needed(tree, str(path))
     tree = upgrade(tree)

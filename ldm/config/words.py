@@ -15,6 +15,7 @@ from ldm.errors import UserError
 MAX_BRACES = 20  # within each other
 # Of these a sweep takes several runs, `first_stage=runs/a,runs/b`; in other paths a comma is a comma.
 SWEPT_PATHS = ("first_stage", "branch")
+NOT_OF_FILES = ("plugins", "run", "runs_dir", "overwrite", "branch")
 
 
 def split_literal(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -57,6 +58,28 @@ def check_once(arguments: list[str]) -> None:
             example = "{...}" if key == "phrases" else "a-{0..5}.tar" if is_path(key) else ""
             braces = f"; the shell expands braces that are not quoted: '{key}={example}'" if example else ""
             raise UserError(f"{key} is given {count} times{braces}; give it once")
+
+
+def words_of_step(arguments: list[str], *keys: str) -> dict[str, str]:
+    """The words of a step of a report, which starts it itself: each of `keys`, once, and no others; seed is a number.
+
+    Raises UserError for others: somebody has said ``stage=`` who does not know what it is for.
+    """
+    words = dict(word.partition("=")[::2] for word in arguments)
+    if len(arguments) != len(keys) or set(words) != set(keys) or not words.get("seed", "0").isdecimal():
+        named = " ".join(f"{key}=..." for key in keys)
+        raise UserError(f"stage: is of the steps that this command starts itself, by {named}; leave it out")
+    return words
+
+
+def check_words_of_file(text: str, where: str) -> None:
+    """Raises UserError, which `where` begins, for words of train.py that are not a file's to say: it may be anybody's.
+
+    They are those that would run its author's code, or write where something else may lie.
+    """
+    for word in text.split():
+        if bare(word) in NOT_OF_FILES:
+            raise UserError(f"{where}: {bare(word)}= is not for a file to say; leave it out")
 
 
 def overriding(words: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,23 @@ def turn(path: Path) -> Iterator[None]:
         yield
 
 
-def read(path: Path, check: Callable[[Row, str], None]) -> list[Row]:
+def read(path: Path, check: Callable[[Row, str], None], texts: Collection[str] = ()) -> list[Row]:
     """The rows of a file, none if there is no such file; `check(row, place)` refuses what is not one.
 
-    What is a number is one, what is empty None. Raises UserError for what is no CSV.
+    What is a number is one, but in the columns of `texts`, whose names may be digits; what is empty is None. Raises
+    UserError for what is no CSV.
     """
     if not path.exists():
         return []
     rows: list[Row] = []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin it with a byte order mark
         reader = csv.DictReader(file)
         try:
-            for texts in reader:
+            for line in reader:
                 place = f"{path}, line {reader.line_num}"
-                if None in texts:
+                if None in line:
                     raise UserError(f"{place}: has more values than there are names in the first line")
-                rows.append({name: _value(text) for name, text in texts.items()})
+                rows.append({name: (text or None) if name in texts else _value(text) for name, text in line.items()})
                 check(rows[-1], place)
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{path}, after line {reader.line_num}: not to be read as CSV: {error}") from error
@@ -58,7 +59,7 @@ def write(path: Path, rows: list[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
 
     def content(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

@@ -4,6 +4,7 @@ Each cell is a chain of fresh processes: first stage, cache of its latents, diff
 are rows of a CSV file, from which the command goes on; whatever a cell has done of its chain is not done again.
 """
 
+import math
 import shutil
 import threading
 from collections.abc import Generator
@@ -77,8 +78,10 @@ def _check_keys(tree: Tree) -> None:
     choose(tree["device"])
     if tree["budget"] not in BUDGETS:
         raise UserError(f"budget={tree['budget']}: choose one of {', '.join(BUDGETS)}")
-    if tree["budget"] == "device_seconds" and not tree["device_seconds"] > 0:
-        raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0")
+    if tree["budget"] == "device_seconds" and not 0 < tree["device_seconds"] < math.inf:
+        raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0, and a number")
+    if not math.isfinite(tree["scale"]):
+        raise UserError(f"scale={tree['scale']}: of guidance, must be a number")
     for key, least in {"jobs": 1, "moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1}.items():
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")

@@ -21,7 +21,7 @@ class Results:
         if path.is_dir() or path.suffix != ".csv":
             raise UserError(f"results={path}: name a file that ends in .csv")
         self.path = path
-        self.rows = read(path, _check)
+        self.rows = read(path, _check, TEXTS)
         self._lock = threading.Lock()
 
     def find(self, part: Part) -> list[Row]:
@@ -41,7 +41,7 @@ class Results:
         """Keep a finished part, durably, beside those that other processes have added since."""
         own = [{"task": part.task, "seed": part.seed, **row, "settings": settings} for row in rows]
         with self._lock, turn(self.path):
-            self.rows = [row for row in read(self.path, _check) if not _is(row, part)] + own
+            self.rows = [row for row in read(self.path, _check, TEXTS) if not _is(row, part)] + own
             write(self.path, self.rows)
 
     def sheet(self, part: Part) -> Path:

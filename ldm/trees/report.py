@@ -1,6 +1,7 @@
 """The report on experts: trees of several seeds are grown and judged, each step a process of its own, and all shown."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,9 @@ def experts_report(tree: Tree) -> Path | None:
     """
     _check(tree)
     schedules = [read_schedule(name).scaled(tree["root_steps"]) for name in tree["schedules"]]
+    names = [schedule.name for schedule in schedules]
+    if len(set(names)) < len(names):
+        raise UserError(f"schedules={tree['schedules']}: two are called the same, and so would be their runs and rows")
     launch = instantiate(tree["launcher"], {}, "launcher")
     folder = Path(tree["runs_dir"]) / "experts"
     results = Results(Path(tree["results"]) if tree["results"] else folder / "experts.csv")
@@ -109,10 +113,16 @@ def _check(tree: Tree) -> None:
         if tree[key] < least:
             raise UserError(f"{key}={tree[key]}: must be at least {least}")
     for key in ("seeds", "sampling_seeds"):
-        if not tree[key] or any(type(seed) is not int or seed < 0 for seed in tree[key]):
-            raise UserError(f"{key}={tree[key]}: a list of numbers from 0 on")
-    if not tree["scales"]:
-        raise UserError("scales=[]: a list of guidance scales")
+        numbers = tree[key]
+        if (
+            not numbers
+            or any(type(seed) is not int or seed < 0 for seed in numbers)
+            or len(set(numbers)) < len(numbers)
+        ):
+            raise UserError(f"{key}={numbers}: a list of different numbers from 0 on")
+    scales = tree["scales"]
+    if not scales or not all(type(scale) in (int, float) and math.isfinite(scale) for scale in scales):
+        raise UserError(f"scales={scales}: a list of guidance scales, which are numbers")
     if tree["metric"] is None:
         raise UserError("metric=null: samples are measured by one; leave it out for that of conf/experts_report.yaml")
     instantiate(tree["metric"], Parts(tree), "metric")

@@ -23,7 +23,7 @@ class Results:
         if path.is_dir() or path.suffix != ".csv":
             raise UserError(f"results={path}: name a file that ends in .csv")
         self.path = path
-        self.rows = read(path, _check)
+        self.rows = read(path, _check, TEXTS)
         self._lock = threading.Lock()
 
     def find(self, schedule: str, seed: int) -> list[Row]:
@@ -43,7 +43,8 @@ class Results:
         """Keep a judged tree, durably, beside those that other processes have added since."""
         own = [{"schedule": schedule, "seed": seed, **row, "settings": settings} for row in rows]
         with self._lock, turn(self.path):
-            others = [row for row in read(self.path, _check) if (row["schedule"], row["seed"]) != (schedule, seed)]
+            there = read(self.path, _check, TEXTS)
+            others = [row for row in there if (row["schedule"], row["seed"]) != (schedule, seed)]
             self.rows = others + own
             write(self.path, self.rows)
 

@@ -4,12 +4,13 @@ A file of conf/tree or of a user's own. It is data: nothing here builds anything
 """
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ldm.config import CONF, load_plain
+from ldm.config import CONF, check_words_of_file, load_plain
 from ldm.errors import UserError
 
 FOLDER = CONF / "tree"
@@ -93,8 +94,11 @@ def _whole(first: int, steps: list[int]) -> int:
     return next(count for count in range(1, first + 1) if all(own * count % first == 0 for own in steps))
 
 
-def read_schedule(given: str) -> Schedule:
-    """The schedule of a file, or of a name in conf/tree. Raises UserError, naming file and row, for what is none."""
+def read_schedule(given: str, asked_by: tuple[Path, ...] = ()) -> Schedule:
+    """The schedule of a file, or of a name in conf/tree. Raises UserError, naming file and row, for what is none.
+
+    `asked_by` are the files whose rows_of led here.
+    """
     path = _path(given)
     content = dict(load_plain(path, WHAT))
     like = content.pop("rows_of", None)
@@ -115,16 +119,22 @@ def read_schedule(given: str) -> Schedule:
             raise UserError(f"{path}: {key} is {own!r}; expected {_word(str)}")
     if rows is not None and not isinstance(rows, list):
         raise UserError(f"{path}: rows is {rows!r}; expected {_word(list)}")
-    if like is not None and _path(like).resolve() == path.resolve():
-        raise UserError(f"{path}: rows_of: names itself")
-    parsed = read_schedule(like).rows if like else [_row(row, f"{path}: rows[{n}]") for n, row in enumerate(rows or [])]
+    line = (*asked_by, path.resolve())
+    if like is not None and _path(like).resolve() in line:
+        raise UserError(f"{path}: rows_of: leads back to {_path(like)}; one of them has to have rows of its own")
+    own = [_row(row, f"{path}: rows[{n}]") for n, row in enumerate(rows or [])]
+    parsed = own if like is None else read_schedule(like, line).rows
     schedule = Schedule(path.stem, parsed, **content)
     _check(schedule, path)
+    for key, text in (("overrides", schedule.overrides), ("branch_overrides", schedule.branch_overrides)):
+        check_words_of_file(text, f"{path}: {key}")
+    for row in schedule.rows:
+        check_words_of_file(row.overrides, f"{path}: row {row.name!r}")
     return _needed(schedule) if like else schedule
 
 
 def _path(given: str) -> Path:
-    own, named = Path(given).expanduser(), FOLDER / f"{given}.yaml"
+    own, named = Path(os.path.expanduser(given)), FOLDER / f"{given}.yaml"
     if own.suffix == ".yaml" and own.is_file():
         return own
     if named.is_file():
