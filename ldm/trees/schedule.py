@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ldm.config import CONF, load_plain
+from ldm.config import load_plain, named_file
 from ldm.errors import UserError
 
-FOLDER = CONF / "tree"
 WHAT = "a tree's schedule"
 
 
@@ -95,7 +94,7 @@ def _whole(first: int, steps: list[int]) -> int:
 
 def read_schedule(given: str) -> Schedule:
     """The schedule of a file, or of a name in conf/tree. Raises UserError, naming file and row, for what is none."""
-    path = _path(given)
+    path = named_file("schedule", given, "tree")
     content = dict(load_plain(path, WHAT))
     like = content.pop("rows_of", None)
     known = {each.name for each in fields(Schedule)} - {"name"}
@@ -115,22 +114,12 @@ def read_schedule(given: str) -> Schedule:
             raise UserError(f"{path}: {key} is {own!r}; expected {_word(str)}")
     if rows is not None and not isinstance(rows, list):
         raise UserError(f"{path}: rows is {rows!r}; expected {_word(list)}")
-    if like is not None and _path(like).resolve() == path.resolve():
+    if like is not None and named_file("schedule", like, "tree").resolve() == path.resolve():
         raise UserError(f"{path}: rows_of: names itself")
     parsed = read_schedule(like).rows if like else [_row(row, f"{path}: rows[{n}]") for n, row in enumerate(rows or [])]
     schedule = Schedule(path.stem, parsed, **content)
     _check(schedule, path)
     return _needed(schedule) if like else schedule
-
-
-def _path(given: str) -> Path:
-    own, named = Path(given).expanduser(), FOLDER / f"{given}.yaml"
-    if own.suffix == ".yaml" and own.is_file():
-        return own
-    if named.is_file():
-        return named
-    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-    raise UserError(f"schedule={given}: neither a file that ends in .yaml nor one of {names}")
 
 
 def _row(given: Any, place: str) -> Row:
