@@ -30,7 +30,7 @@ from ldm.trees import report
 from ldm.trees.findings import difference, verdict
 from ldm.trees.growing import grow, steps, tell
 from ldm.trees.judge import LEVELS, Bench
-from ldm.trees.results import Results
+from ldm.trees.results import Part, results_at
 from ldm.trees.schedule import FOLDER, read_schedule
 from ldm.trees.shares import propose, rows_of, shares, spines, with_gain
 from ldm.trees.split import propose_split
@@ -312,17 +312,17 @@ def test_a_difference_is_paired_by_training_seed_and_a_verdict_wants_an_interval
 
 
 def test_rows_of_trees_are_kept_as_they_were(tmp_path: Path):
-    row = {"system": "four", "quantity": "loss", "value": 0.1 + 0.2}
-    results, other = Results(tmp_path / "rows.csv"), Results(tmp_path / "rows.csv")
-    results.add("fig7", 0, [row], "{}")
-    other.add("fig7", 1, [{**row, "value": 1.5, "scale": 2.0}], "{}")
-    again = Results(tmp_path / "rows.csv")
-    assert again.find("fig7", 0)[0]["value"] == 0.1 + 0.2 and len(again.rows) == 2
-    with pytest.raises(UserError, match="its rows fig7, seed 0 were measured with"):
-        again.check("fig7", 0, "other")
+    row = {"system": "four", "quantity": "loss", "value": 0.1 + 0.2, "settings": "{}"}
+    results, other = results_at(tmp_path / "rows.csv"), results_at(tmp_path / "rows.csv")
+    results.add(Part("fig7", 0), [row])
+    other.add(Part("fig7", 1), [{**row, "value": 1.5, "scale": 2.0}])
+    again = results_at(tmp_path / "rows.csv")
+    assert again.find(Part("fig7", 0))[0]["value"] == 0.1 + 0.2 and len(again.rows) == 2
+    with pytest.raises(UserError, match="its rows fig7-seed0 were measured with"):
+        again.check(Part("fig7", 0), "other")
     (tmp_path / "rows.csv").write_text("schedule,seed,system,quantity,value,settings\nfig7,0,four,loss,much,{}\n")
     with pytest.raises(UserError, match="line 2: value is 'much'"):
-        Results(tmp_path / "rows.csv")
+        results_at(tmp_path / "rows.csv")
 
 
 def test_settings_of_a_tree_say_which_shards_it_is_of(tmp_path: Path):
@@ -336,12 +336,13 @@ def test_settings_of_a_tree_say_which_shards_it_is_of(tmp_path: Path):
         found[schedule] = [report.settings_of(tree, read_schedule(schedule)) for tree in asked]
     assert found["fig7_fashion"][0] != found["fig7_fashion"][1], "that is trained on them"
     assert found["fig7_emoji"][0] == found["fig7_emoji"][1]
-    results = Results(tmp_path / "rows.csv")
-    results.add("fig7_fashion", 0, [{"system": "four", "quantity": "loss", "value": 1.0}], found["fig7_fashion"][0])
-    with pytest.raises(UserError, match="its rows fig7_fashion, seed 0 were measured with"):
-        results.check("fig7_fashion", 0, found["fig7_fashion"][1])
+    results = results_at(tmp_path / "rows.csv")
+    part, row = Part("fig7_fashion", 0), {"system": "four", "quantity": "loss", "value": 1.0}
+    results.add(part, [{**row, "settings": found["fig7_fashion"][0]}])
+    with pytest.raises(UserError, match="its rows fig7_fashion-seed0 were measured with"):
+        results.check(part, found["fig7_fashion"][1])
     without = report.settings_of(compose("experts_report", []), read_schedule("fig7_fashion"))
-    results.check("fig7_fashion", 0, without)  # a page of rows alone
+    results.check(part, without)  # a page of rows alone
 
 
 def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(
@@ -479,5 +480,5 @@ def test_the_report_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypat
     shutil.rmtree(tmp_path / "runs")  # another checkout, which has the rows alone
     monkeypatch.setattr(report.Chain, "_do", None)  # nothing is run
     assert "four is" in report.experts_report(own).read_text()
-    with pytest.raises(UserError, match="its rows own, seed 0 were measured with"):
+    with pytest.raises(UserError, match="its rows own-seed0 were measured with"):
         report.experts_report({**own, "num_samples": 11})

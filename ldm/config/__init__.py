@@ -8,7 +8,7 @@ else, whatever a checkpoint's tree says.
 
 from ldm.config.building import completed, instantiate, listed, takes
 from ldm.config.composing import compose
-from ldm.config.entry import guarded, helped
+from ldm.config.entry import guarded, helped, shown
 from ldm.config.help import answered, help_text
 from ldm.config.keys import SWEPT, UNCHOSEN, is_literal
 from ldm.config.plugins import CONF, use_plugins, versions
@@ -21,6 +21,7 @@ from ldm.config.words import check_once, expand_sweep, meant, overriding, run_na
 __all__ = [
     "CONF", "SWEPT", "UNCHOSEN", "accepts", "answered", "check_once", "check_range", "completed", "compose", "dump",
     "expand_sweep", "groups", "guarded", "help_text", "helped", "instantiate", "is_literal", "listed", "load_plain",
-    "load_tree", "meant", "named_file", "overriding", "registry", "resolve_target", "run_name", "split_literal",
-    "take_plugins", "takes", "use_plugins", "validate", "versions", "with_begun_fields", "with_moved_keys",
+    "load_tree", "meant", "named_file", "overriding", "registry", "resolve_target", "run_name", "shown",
+    "split_literal", "take_plugins", "takes", "use_plugins", "validate", "versions", "with_begun_fields",
+    "with_moved_keys",
 ]  # fmt: skip
