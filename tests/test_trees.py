@@ -16,7 +16,7 @@ import toys
 from toys import Process, tiny
 from untrained import untrained_run
 
-from ldm.config import compose, load_plain, overriding
+from ldm.config import CONF, compose, load_plain, overriding
 from ldm.diffusion.noise import DiscreteNoise, LogNormal, Restricted
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.sigmas import ddim_sigmas, karras
@@ -31,12 +31,12 @@ from ldm.trees.findings import difference, verdict
 from ldm.trees.growing import grow, steps, tell
 from ldm.trees.judge import LEVELS, Bench
 from ldm.trees.results import Part, results_at
-from ldm.trees.schedule import FOLDER, read_schedule
+from ldm.trees.schedule import read_schedule
 from ldm.trees.shares import propose, rows_of, shares, spines, with_gain
 from ldm.trees.split import propose_split
 from ldm.trees.trainings import Growth
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = sorted(path.stem for path in CONF.glob("tree/*.yaml"))
 
 
 # Schedules
@@ -46,7 +46,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 def test_every_schedule_of_conf_is_one_and_begins_with_its_command(name: str):
     schedule = read_schedule(name)
     assert schedule.name == name and schedule.ensembles and schedule.rows[0].origin is None
-    assert f"={name}" in (FOLDER / f"{name}.yaml").read_text().splitlines()[0].replace("[", "")
+    assert f"={name}" in (CONF / "tree" / f"{name}.yaml").read_text().splitlines()[0].replace("[", "")
 
 
 def test_the_rows_are_those_of_the_papers_and_ours():
@@ -350,7 +350,8 @@ def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(
 ):
     monkeypatch.setattr(report.Chain, "run", None)
     for words, said in {
-        ("seeds=[]",): "seeds=", ("scales=[]",): "scales=", ("jobs=0",): "jobs=0", ("results=here",): "ends in .csv",
+        ("seeds=[]",): "seeds=", ("seeds=[0,0]",): "different numbers", ("scales=[]",): "scales=",
+        ("jobs=0",): "jobs=0", ("results=here",): "ends in .csv", ("schedules=[]",): "schedules=",
         ("train=false",): "none of the 3 trees", ("num_samples=2",): "num_samples=2: must be at least 10",
         ("schedules=[fig7_fashion]",): "shards: experiment=experts/fashion names no data",
         ("schedules=[fig7_fashion]", f"shards={tmp_path}"): "has no train-", ("schedules=[x]",): "schedule=x",
