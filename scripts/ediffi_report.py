@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped
+from ldm.config import compose, guarded, helped, shown
 
 
 def main(arguments: list[str]) -> int:
@@ -25,11 +25,7 @@ def main(arguments: list[str]) -> int:
     tree = compose("ediffi_report", arguments)
     from ldm.diagnostics.report import ediffi_report
 
-    page = ediffi_report(tree)
-    if page is None:
-        return 3
-    print(f"look at {page}")
-    return 0
+    return shown(ediffi_report(tree))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.asked import check_there
-from ldm.config import compose, guarded, helped
+from ldm.config import compose, guarded, helped, shown
 
 
 def main(arguments: list[str]) -> int:
@@ -27,11 +27,7 @@ def main(arguments: list[str]) -> int:
     check_there({"first_stage": tree["first_stage"]})
     from ldm.trees.growing import grow
 
-    folder = grow(tree)
-    if folder is None:
-        return 3
-    print(f"look at {folder}/")
-    return 0
+    return shown(grow(tree))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped, words_of_step
+from ldm.config import compose, guarded, helped, shown, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -27,11 +27,7 @@ def main(arguments: list[str]) -> int:
     tree = compose("sweep_f", arguments)
     from ldm.sweep.sweep_f import sweep_f
 
-    folder = sweep_f(tree)
-    if folder is None:
-        return 3
-    print(f"look at {folder}/index.html")
-    return 0
+    return shown(sweep_f(tree))
 
 
 def _stage(words: dict[str, str]) -> int:

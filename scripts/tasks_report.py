@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped, words_of_step
+from ldm.config import compose, guarded, helped, shown, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -28,11 +28,7 @@ def main(arguments: list[str]) -> int:
     tree = compose("tasks_report", arguments)
     from ldm.tasks.report import tasks_report
 
-    page = tasks_report(tree)
-    if page is None:
-        return 3
-    print(f"look at {page}")
-    return 0
+    return shown(tasks_report(tree))
 
 
 def _judge(words: dict[str, str]) -> int:

@@ -14,16 +14,18 @@ import torch
 from toys import TINY_RUN
 
 from ldm.ablation.ablation import Ablation, ablation
-from ldm.ablation.cells import Cell, cells, check, row_words, settings_of, training_of
+from ldm.ablation.cells import Cell, cells, check, row_words, settings_of
 from ldm.ablation.page import summary, verdict, write_page
 from ldm.ablation.plan import Peer, Plan, Row, read_plan
-from ldm.ablation.results import Results
+from ldm.ablation.results import results_at
 from ldm.build import Parts
 from ldm.config import CONF, compose, overriding
 from ldm.errors import UserError
 from ldm.files import write_json
 from ldm.launching import FINISHED, Job
 from ldm.launching.pool import Pool
+from ldm.launching.sequences import Sequences
+from ldm.results.measured_under import training_of
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
 SMALL = f"{DATA} image_size=32 max_steps=2 lr.warmup_steps=0 callback.metrics.every_steps=1"
@@ -96,7 +98,7 @@ def test_the_ablation_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeyp
     plan_file(tmp_path)
     kept = tmp_path / "kept" / "rows.csv"
     budget = ("device_seconds=0.2", "trial_steps=20", f"results={kept}")
-    folder = ablation(tree(tmp_path, *budget))
+    folder = ablation(tree(tmp_path, *budget)).parent
     chains = {
         name: [f"ablation-toy-{name}-trial", f"ablation-toy-{name}", f"{name}: measure"]
         for name in ("ours-seed0", "free-seed0", "plain-seed0")
@@ -112,10 +114,10 @@ def test_the_ablation_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeyp
     assert all((folder / name).exists() for name in ("index.html", "table.csv", "kid.png", "kid_over_time.png"))
 
     shutil.rmtree(tmp_path / "runs")  # a fresh machine, which has the rows alone
-    monkeypatch.setattr(Ablation, "_done", None)  # nothing is run
-    assert (ablation(tree(tmp_path, *budget)) / "index.html").exists()
-    assert (ablation(tree(tmp_path, *budget, "rows=[ours]", "train=false")) / "table.csv").exists()
-    with pytest.raises(ValueError, match=r"rows\.csv: its row theirs-seed0 was measured with"):
+    monkeypatch.setattr(Sequences, "do", None)  # nothing is run
+    assert ablation(tree(tmp_path, *budget)).exists()
+    assert ablation(tree(tmp_path, *budget, "rows=[ours]", "train=false")).with_name("table.csv").exists()
+    with pytest.raises(ValueError, match=r"rows\.csv: its rows theirs-seed0 were measured with"):
         ablation(tree(tmp_path, *budget, "num_samples=5"))
 
 
@@ -201,17 +203,19 @@ def result(row: str, seed: int, kid: float, **more: float) -> dict:
 
 
 def test_rows_are_kept_as_they_were(tmp_path: Path):
-    results, other = Results(tmp_path / "rows.csv"), Results(tmp_path / "rows.csv")
-    results.add(Cell("a", 0), {"steps": 7, "device_seconds": 0.1 + 0.2, "sampler": "pndm"}, [], "{}")
-    other.add(Cell("b", 1), {"steps": 3, "device_seconds": 1.0}, [{"steps": 1, "device_seconds": 0.5}], '{"x": 1}')
-    again = Results(tmp_path / "rows.csv")
-    assert again.find(Cell("a", 0))["device_seconds"] == 0.1 + 0.2 and again.find(Cell("b", 0)) is None
-    assert again.steps_of("a", "{}") == 7 and again.steps_of("a", '{"x": 2}') is None and len(again.points) == 1
-    with pytest.raises(UserError, match="its row b-seed1 was measured with"):
-        again.check(Cell("b", 1), "{}")
+    results, other = results_at(tmp_path / "rows.csv"), results_at(tmp_path / "rows.csv")
+    settings = {"settings": '{"x": 1}'}
+    results.add(Cell("a", 0), {"steps": 7, "device_seconds": 0.1 + 0.2, "sampler": "pndm", "settings": "{}"}, [])
+    point = {"steps": 1, "device_seconds": 0.5}
+    other.add(Cell("b", 1), {"steps": 3, "device_seconds": 1.0, **settings}, [{**point, **settings}])
+    again = results_at(tmp_path / "rows.csv")
+    assert [row["device_seconds"] for row in again.cells.find(Cell("a", 0))] == [0.1 + 0.2]
+    assert again.cells.find(Cell("b", 0)) == [] and len(again.points.rows) == 1
+    with pytest.raises(UserError, match="its rows b-seed1 were measured with"):
+        again.cells.check(Cell("b", 1), "{}")
     (tmp_path / "rows.csv").write_text("row,seed,settings,steps,device_seconds\na,0,{},many,1\n")
     with pytest.raises(UserError, match="line 2: steps is 'many'"):
-        Results(tmp_path / "rows.csv")
+        results_at(tmp_path / "rows.csv")
 
 
 def plan_of(*names: str) -> Plan:
@@ -238,11 +242,11 @@ def test_the_verdict_is_on_the_best_row_of_ours_against_the_control(kid, said):
 
 
 def test_the_page_has_every_row_with_what_it_is(tmp_path: Path):
-    plan, results = plan_of("one", "two"), Results(tmp_path / "rows.csv")
+    plan, results = plan_of("one", "two"), results_at(tmp_path / "rows.csv")
     for name, kid in (("theirs", 10.0), ("one", 7.0)):
         row = result(name, 0, kid)
         points = [{**row, "steps": step, "device_seconds": float(step)} for step in (5, 10)]
-        results.add(Cell(name, 0), row, points, "{}")
+        results.add(Cell(name, 0), row, points)
     asked = [Cell(name, 0) for name in plan.names]
     given = {"device_seconds": 2.0, "logger": {"project": "x", "mode": "disabled"}}
     text = write_page(given, plan, tmp_path / "page", asked, results).read_text()
@@ -255,13 +259,16 @@ def test_the_page_has_every_row_with_what_it_is(tmp_path: Path):
 def test_the_steps_of_a_budget_are_those_of_the_same_training(tmp_path: Path):
     plan_file(tmp_path)
     asked, plan, cell = tree(tmp_path, "device_seconds=4"), read_plan(str(tmp_path / "toy.yaml")), Cell("ours", 0)
-    work = Ablation(asked, plan, None, Results(tmp_path / "rows.csv"))
-    run = work._trial_run(cell)
+    results = results_at(tmp_path / "rows.csv")
+    work = Ablation(asked, plan, None, results, [])
+    run = work.places.run(cell).with_name("ablation-toy-ours-seed0-trial")
+    jobs = work.jobs_of(cell)
+    assert next(jobs).name == run.name
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("".join(f"{step},speed/device_seconds,{step / 10}\n" for step in (5, 10, 15, 20)))
-    assert work._known_steps(cell) is None and work._keep_steps(cell) == 40
-    assert work._known_steps(cell) == 40 and work._known_steps(Cell("ours", 3)) == 40
-    assert Ablation({**asked, "device_seconds": 8}, plan, None, work.results)._known_steps(cell) is None
+    assert "max_steps=40" in next(jobs).words and "max_steps=40" in next(work.jobs_of(Cell("ours", 3))).words
+    longer = Ablation({**asked, "device_seconds": 8}, plan, None, results, [])
+    assert next(longer.jobs_of(cell)).name == run.name
 
 
 @pytest.mark.slow
@@ -288,13 +295,14 @@ def test_every_row_there_is_could_train_and_peers_are_of_its_size(name: str):
 def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
     plan_file(tmp_path)
     asked, plan, cell = tree(tmp_path), read_plan(str(tmp_path / "toy.yaml")), Cell("theirs", 0)
-    work = Ablation(asked, plan, None, Results(tmp_path / "rows.csv"))
-    (job,) = work._chain(cell)
+    work = Ablation(asked, plan, None, results_at(tmp_path / "rows.csv"), [cell])
+    (job,) = work.jobs_of(cell)
     assert job.script == "dev/diffusers_loop" and "cell=theirs-seed0" in job.words
     assert Path(job.command()[1]).is_file()
     own, found = settings_of(asked, plan, cell), {"row": result("theirs", 0, 1.0), "points": []}
     for settings, count in ((settings_of({**asked, "num_samples": 9}, plan, cell), 1), (own, 0)):
         write_json(work.places.measured(cell) / "measured.json", {**found, "settings": settings})
-        assert len(list(work._chain(cell))) == count
-    work._cell(cell)
-    assert work.results.find(cell)["kid/x"] == 1.0 and work.results.find(cell)["settings"] == own
+        assert len(list(work.jobs_of(cell))) == count
+    work.keep(cell)
+    (row,) = work.results.cells.find(cell)
+    assert row["kid/x"] == 1.0 and row["settings"] == own

@@ -87,6 +87,7 @@ LAYERS = {
     "ldm.starting": 5,
     "ldm.pasting": 5,
     "ldm.provenance": 5,
+    "ldm.results": 5,
     "ldm.api": 5,
     "ldm.ablation": 6,
     "ldm.demo": 6,

@@ -3,7 +3,7 @@
 import csv
 import math
 import shutil
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,15 @@ from toys import TINY_RUN, annotated_shard
 from ldm.config import compose, overriding
 from ldm.errors import UserError
 from ldm.files import write_json
+from ldm.launching import Job
+from ldm.launching.sequences import Sequences
 from ldm.launching.torchrun import Torchrun
-from ldm.sweep.budget import weights_at_moments
-from ldm.sweep.cells import Cell, Places, cells, check, settings_of, training_of
+from ldm.results.measured_under import training_of
+from ldm.sweep.budget import Budget, weights_at_moments
+from ldm.sweep.cells import Cell, Places, cells, check, settings_of
 from ldm.sweep.intervals import ends_are_worse, interval
 from ldm.sweep.page import verdict
-from ldm.sweep.results import Results
+from ldm.sweep.results import results_at
 from ldm.sweep.sweep_f import Sweep, sweep_f
 
 DATA = " ".join(word for word in TINY_RUN if word.startswith("data."))
@@ -49,7 +52,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_the_sweep_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = tmp_path / "kept" / "rows.csv"
     budget = ("budget=device_seconds", "device_seconds=0.1", "trial_steps=20", "jobs=2", f"results={kept}")
-    folder = sweep_f(tree(tmp_path / "runs", *budget))
+    folder = sweep_f(tree(tmp_path / "runs", *budget)).parent
     rows = {int(row["f"]): row for row in read(kept)}
     assert set(rows) == {1, 4}
     assert all(float(row["kid/efficientnet_lite0@32"]) and float(row["device_seconds"]) > 0 for row in rows.values())
@@ -61,15 +64,15 @@ def test_the_sweep_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypatc
     assert all((folder / name).exists() for name in names)
 
     shutil.rmtree(tmp_path / "runs")  # a fresh machine, which has the rows alone
-    monkeypatch.setattr(Sweep, "_done", None)  # nothing is run
-    assert (sweep_f(tree(tmp_path / "runs", *budget)) / "index.html").exists()
-    assert (sweep_f(tree(tmp_path / "two", *budget, "f=[1,2]", "train=false")) / "table.csv").exists()
-    with pytest.raises(ValueError, match=r"rows\.csv: its row f1-seed0 was measured with"):
+    monkeypatch.setattr(Sequences, "do", None)  # nothing is run
+    assert sweep_f(tree(tmp_path / "runs", *budget)).name == "index.html"
+    assert sweep_f(tree(tmp_path / "two", *budget, "f=[1,2]", "train=false")).with_name("table.csv").exists()
+    with pytest.raises(ValueError, match=r"rows\.csv: its rows f1-seed0 were measured with"):
         sweep_f(tree(tmp_path / "runs", *budget, "num_samples=5"))
 
 
 def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Sweep, "run", None)
+    monkeypatch.setattr(Sequences, "run", None)
     for words, said in {
         ("f=[3]",): "powers of two", ("f=[]",): "powers of two", ("f=[4,4]",): "powers of two",
         ("f=[1,32]",): "f=32: image_size=32: must be a multiple of 64.*diffusion_by_f.f32=",
@@ -122,18 +125,22 @@ def test_the_verdict_wants_both_ends_worse_with_disjoint_intervals():
 
 
 def test_rows_are_kept_as_they_were(tmp_path: Path):
-    results = Results(tmp_path / "rows.csv")
-    other = Results(tmp_path / "rows.csv")  # of another process
-    results.add(Cell(4, "kl", 0), {"settings": "{}", "steps": 7, "kid/x": 0.1 + 0.2}, [{"curve": "steps", "step": 7}])
-    other.add(Cell(1, "", 0), {"settings": "{}", "steps": 3, "kid/x": 0.5, "psnr": None}, [])
-    again = Results(tmp_path / "rows.csv")
-    assert again.find(Cell(4, "kl", 0))["kid/x"] == 0.1 + 0.2 and again.find(Cell(1, "", 0))["psnr"] is None
-    assert again.steps_of("kl-f4", "{}") == 7 and again.steps_of("kl-f8", "{}") is None and len(again.points) == 1
-    assert again.steps_of("kl-f4", '{"device_seconds": 2.0}') is None and again.steps_of("kl-f4", None) is None
+    results = results_at(tmp_path / "rows.csv")
+    other = results_at(tmp_path / "rows.csv")  # of another process
+    results.add(
+        Cell(4, "kl", 0), {"settings": '{"f": 4}', "steps": 7, "kid/x": 0.1 + 0.2}, [{"curve": "steps", "step": 7}]
+    )
+    other.add(Cell(1, "", 0), {"settings": '{"f": 1, "scale": 2.0}', "steps": 3, "kid/x": 0.5, "psnr": None}, [])
+    again = results_at(tmp_path / "rows.csv")
+    (kl,), (pixels,) = again.cells.find(Cell(4, "kl", 0)), again.cells.find(Cell(1, "", 0))
+    assert kl["kid/x"] == 0.1 + 0.2 and pixels["psnr"] is None and len(again.points.rows) == 1
+    budget = Budget({"device_seconds": 1.0, "trial_steps": 20}, tmp_path, again)
+    assert budget.known("kl-f4", '{"f": 4}') == 7 and budget.known("f1", '{"f": 1}') == 3
+    assert budget.known("kl-f4", '{"device_seconds": 2.0}') is None and budget.known("kl-f4", None) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "rows_points.csv"]
     (tmp_path / "rows_points.csv").unlink()
     with pytest.raises(UserError, match=r"rows_points\.csv: is missing"):
-        Results(tmp_path / "rows.csv")
+        results_at(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +157,7 @@ def test_a_damaged_row_is_named(tmp_path: Path, line: bytes, said: str):
     (tmp_path / "rows.csv").write_bytes(b"regularizer,f,seed,steps,psnr\n,1,0,3,\n" + line + b"\n")
     (tmp_path / "rows_points.csv").write_text("regularizer,f,seed,curve,step\n")
     with pytest.raises(UserError, match=rf"rows\.csv.*{said}"):
-        Results(tmp_path / "rows.csv")
+        results_at(tmp_path / "rows.csv")
 
 
 def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
@@ -163,9 +170,7 @@ def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
         (None, 2),
     ):
         write_json(places.measured(cell) / "measured.json", {"settings": settings, **found})
-        sweep = Sweep(asked, places, None, Results(tmp_path / "rows.csv"))
-        sweep._trials = {cell.model: threading.Lock()}
-        assert len(list(sweep._chain(cell))) == jobs
+        assert len(list(Sweep(asked, results_at(tmp_path / "rows.csv")).jobs_of(cell))) == jobs
 
 
 def test_a_row_of_other_shards_is_refused_and_one_of_before_they_were_told_is_not(tmp_path: Path):
@@ -173,30 +178,40 @@ def test_a_row_of_other_shards_is_refused_and_one_of_before_they_were_told_is_no
         (tmp_path / name).mkdir()
         for split in ("train", "validation"):
             shutil.copyfile(annotated_shard(skip), tmp_path / name / f"{split}-00000.tar")
-    cell, results = Cell(1, "", 0), Results(tmp_path / "rows.csv")
+    cell, results = Cell(1, "", 0), results_at(tmp_path / "rows.csv")
     one, other = (settings_of(tree(tmp_path, f"shards={tmp_path / name}"), cell) for name in "ab")
     assert training_of(one) == training_of(other) == training_of(settings_of(tree(tmp_path), cell)) is not None
     for told, fits in ((one, True), (other, False), (settings_of(tree(tmp_path), cell), True)):
         results.add(cell, {"settings": told, "steps": 2}, [])
         if fits:
-            results.check(cell, one)
+            results.cells.check(cell, one)
         else:
-            with pytest.raises(UserError, match=r"its row \S+ was measured with"):
-                results.check(cell, one)
+            with pytest.raises(UserError, match=r"its rows \S+ were measured with"):
+                results.cells.check(cell, one)
 
 
 def test_the_steps_of_a_budget_are_those_of_the_same_training(tmp_path: Path):
     asked = tree(tmp_path, "budget=device_seconds", "device_seconds=4")
     cell, places = Cell(1, "", 0), Places(asked)
     run = places.runs / f"{places.diffusion(cell).name}-trial"
+
+    def jobs(tree: dict) -> Iterator[Job]:
+        return Sweep(tree, results_at(tmp_path / "rows.csv")).jobs_of(cell)
+
+    def training(job: Job) -> int:
+        assert job.name == places.diffusion(cell).name
+        return next(int(word.partition("=")[2]) for word in job.words if word.startswith("max_steps="))
+
+    first = jobs(asked)
+    assert next(first).name == run.name
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("".join(f"{step},speed/device_seconds,{step / 10}\n" for step in (5, 10, 15, 20)))
-    assert Sweep(asked, places, None, Results(tmp_path / "rows.csv"))._keep_steps(cell) == 40
-    for changed, steps in ({}, 40), ({"num_samples": 9}, 40), ({"device_seconds": 8}, None):
-        sweep = Sweep({**asked, **changed}, places, None, Results(tmp_path / "rows.csv"))
-        assert sweep._known_steps(cell) == steps
+    assert training(next(first)) == 40 and not run.exists()
+    for same in ({}, {"num_samples": 9}):
+        assert training(next(jobs({**asked, **same}))) == 40
+    assert next(jobs({**asked, "device_seconds": 8})).name == run.name
     write_json(places.folder / "steps.json", {"f1": 40})  # of before they said of what
-    assert sweep._known_steps(cell) is None
+    assert next(jobs(asked)).name == run.name
 
 
 def test_where_a_training_was_stopped_is_no_moment_of_it(tmp_path: Path):
@@ -215,8 +230,6 @@ def test_the_verdict_waits_for_all_cells():
 
 
 def test_torchrun_starts_a_process_for_each_device():
-    from ldm.launching import Job
-
     training = Torchrun(4).command(Job("x", ("experiment=a",)))
     assert "--nproc_per_node=4" in training and training[-2:] == ["experiment=a", "trainer.devices=4"]
     assert Torchrun(4).command(Job("x", ("stage=measure",), script="sweep_f"))[-1] == "stage=measure"

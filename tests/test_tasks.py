@@ -17,7 +17,7 @@ from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
 from ldm.launching.chain import Chain, Step
 from ldm.networks.downloads import locate
-from ldm.sweep.measured_under import SHARDS, same_settings
+from ldm.results.measured_under import SHARDS, same_settings
 from ldm.tasks import trainings
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
@@ -33,7 +33,7 @@ from ldm.tasks.page import write_page
 from ldm.tasks.probe import Nearest, Probe
 from ldm.tasks.report import Chain as UsedChain
 from ldm.tasks.report import _keep, settings_of, tasks_report
-from ldm.tasks.results import Results
+from ldm.tasks.results import results_at, sheet_of
 from ldm.tasks.segmenter import Segmenter, confusion, miou
 from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, needed, parts
 
@@ -299,11 +299,11 @@ def test_what_only_a_judge_would_miss_is_refused_before_anything_trains(
 
 def test_rows_are_kept_as_they_were_and_shown(tmp_path: Path):
     rows = [{"quantity": "IoU, samples", "value": 0.1 + 0.2, "low": 0.25, "high": 0.35, "num": 12}]
-    results, other = Results(tmp_path / "rows.csv"), Results(tmp_path / "rows.csv")
+    results, other = results_at(tmp_path / "rows.csv"), results_at(tmp_path / "rows.csv")
     asked = [Part("layout", seed) for seed in (0, 1, 2)]
-    results.add(asked[0], rows, "{}")
-    other.add(asked[1], [{**rows[0], "value": 0.5}], "{}")
-    again = Results(tmp_path / "rows.csv")
+    results.add(asked[0], [{**row, "settings": "{}"} for row in rows])
+    other.add(asked[1], [{**rows[0], "value": 0.5, "settings": "{}"}])
+    again = results_at(tmp_path / "rows.csv")
     assert again.find(asked[0])[0]["value"] == 0.1 + 0.2 and again.find(asked[2]) == []
     with pytest.raises(UserError, match=r"rows\.csv: its rows layout-seed0 were measured with \{\}"):
         again.check(asked[0], "other")
@@ -316,10 +316,10 @@ def test_rows_are_kept_as_they_were_and_shown(tmp_path: Path):
     }.items():  # fmt: skip
         (tmp_path / "rows.csv").write_text(names + line + "\n")
         with pytest.raises(UserError, match=rf"rows\.csv, {said}"):
-            Results(tmp_path / "rows.csv")
+            results_at(tmp_path / "rows.csv")
     (tmp_path / "rows.csv").write_text("task,seed,quantity,value,settings\nlayout,0,IoU,1,{}\n")
     with pytest.raises(UserError, match="low is None, and not a number"):
-        Results(tmp_path / "rows.csv")
+        results_at(tmp_path / "rows.csv")
 
 
 def test_rows_of_another_judge_and_of_another_recipe_are_not_those_of_the_report(
@@ -327,8 +327,9 @@ def test_rows_of_another_judge_and_of_another_recipe_are_not_those_of_the_report
 ):
     asked, part = tree(tmp_path), Part("semantic_map", 0)
     before = settings_of(asked, part)
-    results = Results(tmp_path / "rows.csv")
-    results.add(part, [{"quantity": "mIoU", "value": 0.5, "low": 0.4, "high": 0.6, "num": 12}], before)
+    results = results_at(tmp_path / "rows.csv")
+    row = {"quantity": "mIoU", "value": 0.5, "low": 0.4, "high": 0.6, "num": 12}
+    results.add(part, [{**row, "settings": before}])
     results.check(part, settings_of(asked, part))
     conf = tmp_path / "conf" / "experiment"
     shutil.copytree(CONF / "experiment", conf)
@@ -370,17 +371,17 @@ def test_a_judgement_becomes_rows_and_one_that_cannot_be_kept_stops_only_what_ne
 ):
     rows = [{"quantity": "IoU", "value": 0.5, "low": 0.25, "high": 0.75, "num": 12}]
     monkeypatch.setitem(JUDGES, "layout", lambda bench: Judgement(rows, torch.zeros(3, 8, 8), "Rows: none."))
-    asked, part, results = tree(tmp_path), Part("layout", 0), Results(tmp_path / "kept" / "rows.csv")
+    asked, part, results = tree(tmp_path), Part("layout", 0), results_at(tmp_path / "kept" / "rows.csv")
     kept = Step(Job("a", ()), (), partial(_keep, asked, part, results))
     chain = Chain([kept, step("b", "a"), step("c")], Launched(), 1)
     assert not chain.run() and chain.failed == ["a"] and chain.pool.launch.ran == ["a", "c"]
     assert "a: " in capsys.readouterr().out
     judge(part, asked)
     assert not Chain([kept], Launched(), 1).run()
-    assert Results(results.path).find(part) == [
+    assert results_at(results.path).find(part) == [
         {"task": "layout", "seed": 0, **rows[0], "settings": settings_of(asked, part)}
     ]
-    assert results.sheet(part).exists()
+    assert sheet_of(results, part).exists()
 
 
 @pytest.mark.slow

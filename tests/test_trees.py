@@ -16,7 +16,7 @@ import toys
 from toys import Process, tiny
 from untrained import untrained_run
 
-from ldm.config import compose, load_plain, overriding
+from ldm.config import CONF, compose, load_plain, overriding
 from ldm.diffusion.noise import DiscreteNoise, LogNormal, Restricted
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.sigmas import ddim_sigmas, karras
@@ -30,13 +30,13 @@ from ldm.trees import report
 from ldm.trees.findings import difference, verdict
 from ldm.trees.growing import grow, steps, tell
 from ldm.trees.judge import LEVELS, Bench
-from ldm.trees.results import Results
-from ldm.trees.schedule import FOLDER, read_schedule
+from ldm.trees.results import Part, results_at
+from ldm.trees.schedule import read_schedule
 from ldm.trees.shares import propose, rows_of, shares, spines, with_gain
 from ldm.trees.split import propose_split
 from ldm.trees.trainings import Growth
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = sorted(path.stem for path in CONF.glob("tree/*.yaml"))
 
 
 # Schedules
@@ -46,7 +46,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 def test_every_schedule_of_conf_is_one_and_begins_with_its_command(name: str):
     schedule = read_schedule(name)
     assert schedule.name == name and schedule.ensembles and schedule.rows[0].origin is None
-    assert f"={name}" in (FOLDER / f"{name}.yaml").read_text().splitlines()[0].replace("[", "")
+    assert f"={name}" in (CONF / "tree" / f"{name}.yaml").read_text().splitlines()[0].replace("[", "")
 
 
 def test_the_rows_are_those_of_the_papers_and_ours():
@@ -325,21 +325,21 @@ def test_a_difference_is_paired_by_training_seed_and_a_verdict_wants_an_interval
 
 
 def test_rows_of_trees_are_kept_as_they_were(tmp_path: Path):
-    row = {"system": "four", "quantity": "loss", "value": 0.1 + 0.2}
-    results, other = Results(tmp_path / "rows.csv"), Results(tmp_path / "rows.csv")
-    results.add("fig7", 0, [row], "{}")
-    other.add("fig7", 1, [{**row, "value": 1.5, "scale": 2.0}], "{}")
-    again = Results(tmp_path / "rows.csv")
-    assert again.find("fig7", 0)[0]["value"] == 0.1 + 0.2 and len(again.rows) == 2
-    with pytest.raises(UserError, match="its rows fig7, seed 0 were measured with"):
-        again.check("fig7", 0, "other")
-    results.add("2024", 0, [{**row, "system": "4"}], "{}")
+    row = {"system": "four", "quantity": "loss", "value": 0.1 + 0.2, "settings": "{}"}
+    results, other = results_at(tmp_path / "rows.csv"), results_at(tmp_path / "rows.csv")
+    results.add(Part("fig7", 0), [row])
+    other.add(Part("fig7", 1), [{**row, "value": 1.5, "scale": 2.0}])
+    again = results_at(tmp_path / "rows.csv")
+    assert again.find(Part("fig7", 0))[0]["value"] == 0.1 + 0.2 and len(again.rows) == 2
+    with pytest.raises(UserError, match="its rows fig7-seed0 were measured with"):
+        again.check(Part("fig7", 0), "other")
+    results.add(Part("2024", 0), [{**row, "system": "4"}])
     text = (tmp_path / "rows.csv").read_text()
     (tmp_path / "rows.csv").write_text(f"\ufeff{text}", encoding="utf-8")  # as a spreadsheet saves it
-    assert Results(tmp_path / "rows.csv").find("2024", 0)[0]["system"] == "4"
+    assert results_at(tmp_path / "rows.csv").find(Part("2024", 0))[0]["system"] == "4"
     (tmp_path / "rows.csv").write_text("schedule,seed,system,quantity,value,settings\nfig7,0,four,loss,much,{}\n")
     with pytest.raises(UserError, match="line 2: value is 'much'"):
-        Results(tmp_path / "rows.csv")
+        results_at(tmp_path / "rows.csv")
 
 
 def test_settings_of_a_tree_say_which_shards_it_is_of(tmp_path: Path):
@@ -353,12 +353,13 @@ def test_settings_of_a_tree_say_which_shards_it_is_of(tmp_path: Path):
         found[schedule] = [report.settings_of(tree, read_schedule(schedule)) for tree in asked]
     assert found["fig7_fashion"][0] != found["fig7_fashion"][1], "that is trained on them"
     assert found["fig7_emoji"][0] == found["fig7_emoji"][1]
-    results = Results(tmp_path / "rows.csv")
-    results.add("fig7_fashion", 0, [{"system": "four", "quantity": "loss", "value": 1.0}], found["fig7_fashion"][0])
-    with pytest.raises(UserError, match="its rows fig7_fashion, seed 0 were measured with"):
-        results.check("fig7_fashion", 0, found["fig7_fashion"][1])
+    results = results_at(tmp_path / "rows.csv")
+    part, row = Part("fig7_fashion", 0), {"system": "four", "quantity": "loss", "value": 1.0}
+    results.add(part, [{**row, "settings": found["fig7_fashion"][0]}])
+    with pytest.raises(UserError, match="its rows fig7_fashion-seed0 were measured with"):
+        results.check(part, found["fig7_fashion"][1])
     without = report.settings_of(compose("experts_report", []), read_schedule("fig7_fashion"))
-    results.check("fig7_fashion", 0, without)  # a page of rows alone
+    results.check(part, without)  # a page of rows alone
 
 
 def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(
@@ -367,8 +368,9 @@ def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(
     monkeypatch.setattr(report.Chain, "run", None)
     (tmp_path / "fig7_emoji.yaml").write_text("rows_of: fig7_emoji")
     for words, said in {
-        ("seeds=[]",): "seeds=", ("seeds=[0,0]",): "of different numbers", ("scales=[1,nan]",): r"scales=\[1, nan\]",
+        ("seeds=[]",): "seeds=", ("seeds=[0,0]",): "different numbers", ("scales=[1,nan]",): r"scales=\[1, nan\]",
         ("scales=[]",): "scales=", ("jobs=0",): "jobs=0", ("results=here",): "ends in .csv",
+        ("schedules=[]",): "schedules=",
         ("train=false",): "none of the 3 trees", ("num_samples=2",): "num_samples=2: must be at least 10",
         ("schedules=[fig7_fashion]",): "shards: experiment=experts/fashion names no data",
         ("schedules=[fig7_fashion]", f"shards={tmp_path}"): "has no train-", ("schedules=[x]",): "schedule=x",
@@ -499,5 +501,5 @@ def test_the_report_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeypat
     shutil.rmtree(tmp_path / "runs")  # another checkout, which has the rows alone
     monkeypatch.setattr(report.Chain, "_do", None)  # nothing is run
     assert "four is" in report.experts_report(own).read_text()
-    with pytest.raises(UserError, match="its rows own, seed 0 were measured with"):
+    with pytest.raises(UserError, match="its rows own-seed0 were measured with"):
         report.experts_report({**own, "num_samples": 11})

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from ldm.data.errors import BadSample
+from ldm.data.rasters import upright_boxes
 
 UNTOLD = (0.0, 0.0)  # the raster of annotations that do not say theirs
 
@@ -34,12 +37,5 @@ def _same_shape(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def _turned(box: list[float], orientation: int) -> list[float]:
-    """As `data.decoding.upright` turns pixels."""
-    left, top, right, bottom = box
-    if orientation >= 5:
-        left, top, right, bottom = top, left, bottom, right
-    if orientation in (3, 4, 7, 8):
-        top, bottom = 1 - bottom, 1 - top
-    if orientation in (2, 3, 6, 7):
-        left, right = 1 - right, 1 - left
-    return [round(share, 6) for share in (left, top, right, bottom)]
+    (turned,) = upright_boxes(np.array([box]), orientation).tolist()
+    return [round(share, 6) for share in turned]

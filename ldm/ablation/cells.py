@@ -11,11 +11,10 @@ import torch
 from ldm.ablation.plan import Plan
 from ldm.build import Parts, load_first_stage
 from ldm.config import compose, overriding
+from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 from ldm.model import recipe
-from ldm.sweep.measured_under import without
 
-MEASURING = ("moments", "num_samples", "num_steps", "metric", "held_out", "scale")
 Tree = dict[str, Any]
 
 
@@ -34,12 +33,11 @@ class Cell:
 
 def cells(tree: Tree, plan: Plan) -> list[Cell]:
     """The cells of `tree` (conf/ablation.yaml), all rows of the first seed first. UserError for no or wrong ones."""
-    rows, seeds = plan.names if tree["rows"] is None else tree["rows"], tree["seeds"]
+    rows = plan.names if tree["rows"] is None else tree["rows"]
     if not rows or any(row not in plan.names for row in rows) or len(set(rows)) < len(rows):
         raise UserError(f"rows={rows}: a list of different ones of {', '.join(plan.names)}")
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={seeds}: a list of different numbers from 0 on")
-    return [Cell(row, seed) for seed in seeds for row in rows]
+    check_seeds(tree)
+    return [Cell(row, seed) for seed in tree["seeds"] for row in rows]
 
 
 class Places:
@@ -135,8 +133,3 @@ def settings_of(tree: Tree, plan: Plan, cell: Cell) -> str:
     of = cell.row if peer is None else peer.data_of
     own = {key: value for key, value in asdict(peer).items() if key != "says"} if peer else None
     return json.dumps({**facts, "words": plan.words_of(of), "peer": own}, sort_keys=True)
-
-
-def training_of(settings: str | None) -> str | None:
-    """Of `settings_of` what the training depends on, and so how many steps a budget is; None for no such text."""
-    return without(settings, MEASURING)

@@ -7,12 +7,12 @@ from typing import Any
 
 from ldm.ablation.cells import Cell
 from ldm.ablation.plan import Plan
-from ldm.ablation.results import Results
 from ldm.evaluation.evaluate import curve_keys
 from ldm.evaluation.table import ends, write_csv
 from ldm.report.interval_dots import Interval, interval_dots
 from ldm.report.page import Figure, Section, Table, Text, write_report
 from ldm.report.plots import loss_curves
+from ldm.results.results import CellResults
 from ldm.sweep.intervals import interval
 from ldm.training.loggers import log_summary
 
@@ -21,14 +21,14 @@ BESIDE = ("fd/", "fid/", "precision/", "recall/", "alignment_score/", "clip_scor
 SHOWN = ("parameters", "batch_size", "steps", "device_seconds")
 
 
-def write_page(tree: dict[str, Any], plan: Plan, folder: Path, asked: Sequence[Cell], results: Results) -> Path:
+def write_page(tree: dict[str, Any], plan: Plan, folder: Path, asked: Sequence[Cell], results: CellResults) -> Path:
     """Figures, ``table.csv`` and index.html of the `asked` cells that are finished; returns the page."""
-    rows = [row for cell in asked for row in [results.find(cell)] if row is not None]
+    rows = [row for cell in asked for row in results.cells.find(cell)]
     kid = curve_keys(rows[0])[0]
     folder.mkdir(parents=True, exist_ok=True)
     table = summary(rows, plan, kid)
     write_csv(folder / "table.csv", table)
-    pictures = _draw(folder, plan, table, rows, results.points, kid)
+    pictures = _draw(folder, plan, table, rows, results.points.rows, kid)
     shown = [key for key in (*SHOWN, kid, f"{kid} low", f"{kid} high", "of the control") if key in table[0]]
     beside = [key for key in table[0] if key.startswith(BESIDE)]
     headers = ["row", "seeds", *shown, *beside, "what it is"]

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.config import CONF, check_words_of_file, load_plain, overriding
+from ldm.config import check_words_of_file, load_plain, named_file, overriding
 from ldm.errors import UserError
 from ldm.lineage import RUN_NAME
-
-FOLDER = CONF / "ablation"
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Plan:
 
 def read_plan(given: str) -> Plan:
     """The ablation of a file, or of a name in conf/ablation. Raises UserError naming file and row for what is none."""
-    path = _path(given)
+    path = named_file("plan", given, "ablation")
     content = dict(load_plain(path, "an ablation"))
     for key, own in {"rows": Row, "peers": Peer}.items():
         listed = content.get(key, [])
@@ -113,16 +111,6 @@ def read_plan(given: str) -> Plan:
     plan = _made(Plan, {"name": path.stem, **content}, str(path))
     _check(plan, path)
     return plan
-
-
-def _path(given: str) -> Path:
-    own, named = Path(given).expanduser(), FOLDER / f"{given}.yaml"
-    if own.suffix == ".yaml" and own.is_file():
-        return own
-    if named.is_file():
-        return named
-    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-    raise UserError(f"plan={given}: neither a file that ends in .yaml nor one of {names}")
 
 
 # What the values of a file may be, by the type of the field that they are for.

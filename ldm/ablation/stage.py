@@ -6,10 +6,11 @@ from ldm.ablation.cells import Cell, Places, cell_words, data_words, settings_of
 from ldm.ablation.plan import Plan, read_plan
 from ldm.config import compose
 from ldm.device import choose
-from ldm.files import read_json, write_json
+from ldm.files import read_json
 from ldm.latent_cache import encode
 from ldm.loading import load
 from ldm.ranks import is_rank_zero
+from ldm.results.measured import write_measured
 from ldm.sweep.budget import logged, step_of, weights_at_moments
 from ldm.sweep.stage import quality
 from ldm.training.callbacks.device_seconds import NAME
@@ -17,7 +18,6 @@ from ldm.training.distributed import process_group
 
 Tree = dict[str, Any]
 Row = dict[str, Any]
-MEASURED = "measured.json"
 
 
 def run_stage(stage: str, cell_name: str, tree: Tree) -> None:
@@ -55,8 +55,7 @@ def _measure(tree: Tree, plan: Plan, cell: Cell) -> None:
 
 def keep(tree: Tree, plan: Plan, cell: Cell, row: Row, points: list[Row]) -> None:
     """What has been measured of a cell, for the process that asked for it, with the settings that it is of."""
-    found = {"settings": settings_of(tree, plan, cell), "row": row, "points": points}
-    write_json(Places(tree, plan).measured(cell) / MEASURED, found)
+    write_measured(Places(tree, plan).measured(cell), settings_of(tree, plan, cell), row, points)
 
 
 STAGES = {"encode": _encode, "measure": _measure}

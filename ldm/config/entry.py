@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from ldm.config.help import answered
@@ -22,6 +23,14 @@ def helped(config_name: str, about: str, arguments: list[str]) -> bool:
     except BrokenPipeError:  # of `--help | head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
+
+
+def shown(path: Path | None) -> int:
+    """Say where to look for what a command has made; the exit status, 3 for None: a training was stopped and saved."""
+    if path is None:
+        return 3
+    print(f"look at {path}")
+    return 0
 
 
 def guarded(main: Callable[[list[str]], int], leave: Callable[[int], NoReturn] = sys.exit) -> None:

@@ -1,12 +1,13 @@
 """Trees as files: written with a run, and read back as untrusted data."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ldm.config.keys import MEASURES, root_type
-from ldm.config.plugins import check_needed
+from ldm.config.plugins import CONF, check_needed
 from ldm.config.refusals import first_line
 from ldm.config.registry import root
 from ldm.config.upgrades import upgrade
@@ -50,6 +51,17 @@ def load_plain(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not {what}")
     return tree
+
+
+def named_file(key: str, given: str, group: str) -> Path:
+    """The YAML of a user's own, or of a name in conf/`group`, for `key`=`given`. Raises UserError for neither."""
+    own, named = Path(os.path.expanduser(given)), CONF / group / f"{given}.yaml"
+    if own.suffix == ".yaml" and own.is_file():
+        return own
+    if named.is_file():
+        return named
+    names = ", ".join(sorted(path.stem for path in named.parent.glob("*.yaml")))
+    raise UserError(f"{key}={given}: neither a file that ends in .yaml nor one of {names}")
 
 
 def load_tree(path: Path) -> dict[str, Any]:

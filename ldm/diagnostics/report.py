@@ -7,11 +7,10 @@ from ldm.config import instantiate
 from ldm.device import choose
 from ldm.diagnostics.report_steps import PARTS, Work, chosen
 from ldm.errors import UserError
-from ldm.files import read_json, write_json
-from ldm.holding import held
+from ldm.files import read_json
 from ldm.launching import Job
 from ldm.launching.chain import Chain, Step, check_chain
-from ldm.launching.local import passing_on
+from ldm.launching.work import finish
 from ldm.report.page import Cell, Code, Figure, ImageGrid, Item, Section, Text, write_report
 
 Tree = dict[str, Any]
@@ -34,21 +33,19 @@ def ediffi_report(tree: Tree) -> Path | None:
         work.check()
     _check_same(tree, folder)
     left = [work for work in works if not work.is_done()]
-    with held(folder, "reporting on eDiff-I into"):
-        write_json(folder / "report.json", {key: tree[key] for key in DECIDES})
-        print(f"{len(works)} steps, {len(works) - len(left)} of them done", flush=True)
-        names = {work.name for work in left}
-        steps = [Step(Job(w.name, w.words, script=w.script), tuple(names.intersection(w.needs))) for w in left]
-        chain = Chain(steps, launch, tree["jobs"])
-        with passing_on():
-            stopped = chain.run()
-        sections = [_section(work) for work in works if work.title]
-        undone = {step.name for step in chain.waiting} | set(chain.failed)
-        said = f"{len(works) - len(undone)} of {len(works)} steps are done."
-        page = write_report(folder, "eDiff-I on the built-in data", said, sections)
-        if chain.failed and not stopped:
-            raise UserError(f"these failed, their messages are above: {', '.join(chain.failed)}")
-    return None if stopped else page
+    names = {work.name for work in left}
+    steps = [Step(Job(w.name, w.words, script=w.script), tuple(names.intersection(w.needs))) for w in left]
+    chain = Chain(steps, launch, tree["jobs"])
+    return finish(
+        chain, folder, "reporting on eDiff-I into", {"report.json": {key: tree[key] for key in DECIDES}},
+        f"{len(works)} steps, {len(works) - len(left)} of them done", lambda: _write_page(folder, works, chain),
+    )  # fmt: skip
+
+
+def _write_page(folder: Path, works: list[Work], chain: Chain) -> Path:
+    undone = {step.name for step in chain.waiting} | set(chain.failed)
+    said = f"{len(works) - len(undone)} of {len(works)} steps are done."
+    return write_report(folder, "eDiff-I on the built-in data", said, [_section(work) for work in works if work.title])
 
 
 def _check(tree: Tree) -> None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ldm.asked import named_models
 from ldm.build import Parts, is_first_stage
 from ldm.config import accepts, compose, instantiate, load_tree, meant
+from ldm.config.numbers import check_least
 from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.drawer import Drawer, check_conditions, turns_of
@@ -64,9 +65,7 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
         if config.exists() and is_first_stage(load_tree(config)):
             return _first_stage(tree, protocol, said)
-    for key, least in (("seed", 0), ("resamples", 0), ("turns", 1)):
-        if tree[key] < least:
-            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    check_least(tree, {"seed": 0, "resamples": 0, "turns": 1})
     if tree["npz"] and Path(tree["npz"]).suffix != ".npz":
         raise UserError(f"npz={tree['npz']}: samples are written as FILE.npz")
     asked = _asked_scales(tree["guidance"].get("scale"))

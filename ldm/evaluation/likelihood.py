@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ldm.config.numbers import check_least
 from ldm.data.batches import Batches
 from ldm.data.errors import printable
 from ldm.data.module import ShardData
@@ -83,10 +84,7 @@ def measure_likelihood(tree: dict[str, Any]) -> tuple[list[Row], Path]:
 
 def check_numbers(tree: dict[str, Any]) -> None:
     """Raises ValueError for a number of `tree` that nothing can be measured with."""
-    least = {"num_samples": 2, "num_timesteps": 2, "num_probes": 1, "batch_size": 1}
-    for key, smallest in least.items():
-        if tree[key] < smallest:
-            raise UserError(f"{key}={tree[key]}: must be at least {smallest}")
+    check_least(tree, {"num_samples": 2, "num_timesteps": 2, "num_probes": 1, "batch_size": 1})
     if tree["num_levels"] is not None and not 1 <= tree["num_levels"] < tree["num_timesteps"]:
         raise UserError(
             f"num_levels={tree['num_levels']}: must be at least 1, and less than num_timesteps="

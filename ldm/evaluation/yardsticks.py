@@ -4,6 +4,7 @@ One of them may serve any number of models: networks are loaded, and training im
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from ldm.build import Parts
 from ldm.config import instantiate
+from ldm.data.paths import expand
+from ldm.errors import UserError
 from ldm.evaluation.reference import reference, seen_as
 from ldm.evaluation.reference_file import Reference
+from ldm.evaluation.stored_reference import facts_of, is_stored
 from ldm.metrics.alignment_score import AlignmentScore, alignment_score
 from ldm.metrics.features import Features
 
@@ -39,6 +43,18 @@ def yardsticks_of(tree: dict[str, Any], device: torch.device) -> Yardsticks:
     parts = Parts(tree)
     backbone, alignment = (instantiate(tree[key], parts, key) for key in ("metric", "alignment"))
     return Yardsticks(backbone, alignment, device)
+
+
+def check_yardsticks(tree: dict[str, Any]) -> None:
+    """Raises UserError for a `metric` or a `reference` that measuring could not use, hours later."""
+    against, weights = tree.get("reference"), tree["metric"].get("path")
+    if is_stored(against):
+        facts_of(against)
+    elif against is not None:
+        expand(against, "reference")
+    if weights is not None and not Path(weights).expanduser().is_file():
+        raise UserError(f"metric.path={weights}: no such file")
+    instantiate(tree["metric"], Parts(tree), "metric")
 
 
 def shared_yardsticks(device: torch.device) -> Yardsticks:

@@ -28,9 +28,12 @@ class Step:
 
 
 def check_chain(tree: Mapping[str, Any], root: str, who: str) -> None:
-    """Raises UserError for keys of conf/`root`.yaml that no chain could be launched with; `who` is what needs it."""
-    for key in ("logger", "launcher"):
-        if tree.get(key) is None:
+    """Raises UserError for keys of conf/`root`.yaml that no chain could be launched with; `who` is what needs it.
+
+    Where it measures, a `metric` is one of them.
+    """
+    for key in ("logger", "launcher", "metric"):
+        if key in tree and tree[key] is None:
             raise UserError(f"{key}=null: {who} needs one; leave it out for that of conf/{root}.yaml")
     if tree["launcher"].get("wait") is False:
         raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")

@@ -2,10 +2,67 @@
 
 import csv
 import itertools
+import shutil
 import statistics
+import threading
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
+from ldm.files import read_json, write_json
+from ldm.launching import Job
+from ldm.results.measured_under import training_of
+from ldm.results.results import CellResults
 from ldm.training.callbacks.device_seconds import NAME
+
+
+class Budget:
+    """How many steps take `device_seconds` of `tree`, by trials of `trial_steps`; ``steps.json`` in `folder` keeps it.
+
+    The seeds of a training have the same; they share the settings on which it depends.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], folder: Path, results: CellResults):
+        self.seconds, self.trial_steps = tree["device_seconds"], tree["trial_steps"]
+        self.path = folder / "steps.json"
+        self.results = results
+        self._trials: dict[str, threading.Lock] = {}
+        self._keeping = threading.Lock()
+
+    def steps(
+        self, name: str, settings: str, run: Path, words_with: Callable[[list[str]], list[str]]
+    ) -> Generator[Job, None, int]:
+        """The steps of a training; before them the job of a trial beside `run`, unless they are known.
+
+        `words_with(more)` are the training's own words and more.
+        """
+        training, trial = training_of(settings), run.with_name(f"{run.name}-trial")
+        with self._trials.setdefault(name, threading.Lock()):
+            found = self.known(name, training)
+            if found is None:
+                yield Job(trial.name, tuple(words_with(trial_words(trial.name, self.trial_steps))))
+                found = self._keep(name, training, trial)
+            return found
+
+    def known(self, name: str, training: str | None) -> int | None:
+        """The steps of a finished cell of the same training, or of its trial; None before there are any."""
+        if training is None:
+            return None
+        rows = self.results.cells.rows
+        finished = next((row["steps"] for row in rows if training_of(row.get("settings")) == training), None)
+        kept = self._kept().get(name)
+        own = kept["steps"] if isinstance(kept, dict) and kept["training"] == training else None
+        return finished or own
+
+    def _keep(self, name: str, training: str | None, trial: Path) -> int:
+        steps = steps_within(trial, self.seconds)
+        with self._keeping:
+            write_json(self.path, {**self._kept(), name: {"steps": steps, "training": training}})
+        shutil.rmtree(trial, ignore_errors=True)
+        return steps
+
+    def _kept(self) -> dict[str, Any]:
+        return read_json(self.path) if self.path.exists() else {}
 
 
 def trial_words(run: str, count: int) -> list[str]:

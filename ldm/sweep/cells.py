@@ -10,13 +10,13 @@ import torch
 
 from ldm.build import Parts
 from ldm.config import compose, overriding
+from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 from ldm.generate import check_size
 from ldm.model import recipe
-from ldm.sweep.measured_under import SHARDS, shards_of, without
+from ldm.results.measured_under import shards_of
 
 FACTORS = (1, 2, 4, 8, 16, 32)
-MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale", SHARDS)
 Tree = dict[str, Any]
 
 
@@ -41,12 +41,11 @@ class Cell:
 
 def cells(tree: Tree) -> list[Cell]:
     """The cells of `tree` (conf/sweep_f.yaml), all f of the first seed first. Raises UserError for no or wrong ones."""
-    factors, seeds, regularizers = tree["f"], tree["seeds"], _regularizers(tree["regularizer"])
+    factors, regularizers = tree["f"], _regularizers(tree["regularizer"])
     if not factors or any(f not in FACTORS for f in factors) or len(set(factors)) < len(factors):
         raise UserError(f"f={factors}: a list of different powers of two from 1 to 32")
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={seeds}: a list of different numbers from 0 on")
-    every = [Cell(f, name if f > 1 else "", seed) for seed in seeds for name in regularizers for f in factors]
+    check_seeds(tree)
+    every = [Cell(f, name if f > 1 else "", seed) for seed in tree["seeds"] for name in regularizers for f in factors]
     return list(dict.fromkeys(every))  # f = 1 once, whatever the regularizers
 
 
@@ -162,8 +161,3 @@ def settings_of(tree: Tree, cell: Cell) -> str:
     facts = {**facts, "of_f": _of_f(tree, cell.f), "latent": _latent(tree, cell) if cell.f > 1 else []}
     facts = {**facts, "device_seconds": float(tree["device_seconds"]) if tree["budget"] == "device_seconds" else None}
     return json.dumps({**facts, **shards_of(tree["shards"])}, sort_keys=True)
-
-
-def training_of(settings: str | None) -> str | None:
-    """Of `settings_of` what the training depends on, and so how many steps a budget is; None for no such text."""
-    return without(settings, MEASURING)

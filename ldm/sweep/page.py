@@ -11,9 +11,9 @@ from ldm.evaluation.table import write_csv
 from ldm.report.error_bars import error_bars
 from ldm.report.page import Figure, Section, Table, Text, write_report
 from ldm.report.plots import loss_curves, quality_over_speed
+from ldm.results.results import CellResults
 from ldm.sweep.cells import Cell
 from ldm.sweep.intervals import ends_are_worse, interval
-from ldm.sweep.results import Results
 from ldm.training.loggers import log_summary
 
 Row = dict[str, Any]
@@ -36,14 +36,14 @@ WITH_INTERVALS = (
 )
 
 
-def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: Results) -> Path:
+def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: CellResults) -> Path:
     """Figures, ``table.csv`` and index.html of the `asked` cells that are finished; returns the page."""
-    rows = [row for cell in asked for row in [results.find(cell)] if row is not None]
-    _check_rows(rows, results)
+    rows = [row for cell in asked for row in results.cells.find(cell)]
+    _check_rows(rows, results.cells.path)
     seconds = {_key(row): row["device_seconds"] / row["steps"] for row in rows}
     points = [
         {**point, "device_seconds": point["step"] * seconds[_key(point)]}
-        for point in results.points
+        for point in results.points.rows
         if _key(point) in seconds
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,12 @@ def write_page(tree: dict[str, Any], folder: Path, asked: list[Cell], results: R
     return page
 
 
-def _check_rows(rows: list[Row], results: Results) -> None:
+def _check_rows(rows: list[Row], path: Path) -> None:
     """Raises UserError for a row without what the page is of."""
     for row in rows:
         name = Cell(row["f"], row["regularizer"], row["seed"]).name
         if row.get("device_seconds") is None or not any(key.startswith(("kid/", "fid/", "fd/")) for key in row):
-            raise UserError(f"{results.path}: its row {name} lacks device_seconds or kid/; delete the row")
+            raise UserError(f"{path}: its row {name} lacks device_seconds or kid/; delete the row")
 
 
 def _named(line: Row, key: str) -> list[str]:

@@ -12,6 +12,7 @@ from ldm.files import read_json, write_json
 from ldm.latent_cache import encode
 from ldm.loading import load
 from ldm.ranks import is_rank_zero
+from ldm.results.measured import write_measured
 from ldm.sweep.budget import logged, step_of, weights_at_moments
 from ldm.sweep.cells import Cell, Places, cells, diffusion_tree, settings_of
 from ldm.training.callbacks.device_seconds import NAME
@@ -19,7 +20,7 @@ from ldm.training.distributed import process_group
 
 Tree = dict[str, Any]
 Row = dict[str, Any]
-ENCODED, MEASURED = "encoded.json", "measured.json"
+ENCODED = "encoded.json"
 
 
 def run_stage(stage: str, cell_name: str, tree: Tree) -> None:
@@ -73,7 +74,7 @@ def _measure(tree: Tree, cell: Cell) -> None:
     encoded = read_json(folder / ENCODED)["device_seconds"] if (folder / ENCODED).exists() else 0.0
     row |= {"encode_device_seconds": encoded, "measure_device_seconds": device_clock(device) - began}
     row = {key: value for key, value in row.items() if key not in ("curve", "step")}
-    write_json(folder / MEASURED, {"settings": settings_of(tree, cell), "row": row, "points": points})
+    write_measured(folder, settings_of(tree, cell), row, points)
 
 
 STAGES = {"encode": _encode, "measure": _measure}

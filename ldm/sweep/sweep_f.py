@@ -6,24 +6,23 @@ are rows of a CSV file, from which the command goes on; whatever a cell has done
 
 import math
 import shutil
-import threading
 from collections.abc import Generator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ldm.config import instantiate
-from ldm.data.paths import expand
+from ldm.config.numbers import check_least
 from ldm.device import choose
 from ldm.errors import UserError
-from ldm.evaluation.stored_reference import facts_of, is_stored
-from ldm.files import read_json, write_json
-from ldm.holding import held
-from ldm.launching import FINISHED, STOPPED, Job, Launcher
-from ldm.launching.local import passing_on
-from ldm.launching.pool import Pool
-from ldm.sweep.budget import length_words, steps_within, trial_words
+from ldm.evaluation.yardsticks import check_yardsticks
+from ldm.launching import Job
+from ldm.launching.chain import check_chain
+from ldm.launching.sequences import Sequences, stage_job
+from ldm.launching.work import finish
+from ldm.results.measured import is_measured, read_measured
+from ldm.results.results import CellResults
+from ldm.sweep.budget import Budget, length_words
 from ldm.sweep.cells import (
     Cell,
     Places,
@@ -33,45 +32,33 @@ from ldm.sweep.cells import (
     diffusion_words,
     first_stage_words,
     settings_of,
-    training_of,
 )
-from ldm.sweep.measured_under import same_settings
 from ldm.sweep.page import write_page
-from ldm.sweep.results import Results
-from ldm.sweep.stage import MEASURED
+from ldm.sweep.results import results_at
 
 Tree = dict[str, Any]
 BUDGETS = ("steps", "device_seconds")
 
 
 def sweep_f(tree: Tree) -> Path | None:
-    """Run the sweep of `tree` (conf/sweep_f.yaml). Returns its folder, None if a training was stopped and saved.
+    """Run the sweep of `tree` (conf/sweep_f.yaml). Returns the page, None if a training was stopped and saved.
 
     Raises UserError for any cell that could not train before one does, and at the end for those that failed.
     """
-    asked, places = cells(tree), Places(tree)
+    asked, folder = cells(tree), Places(tree).folder
     _check_keys(tree)
     launch = instantiate(tree["launcher"], {}, "launcher")
-    results = Results(Path(tree["results"]) if tree["results"] else places.folder / "cells.csv")
-    for cell in asked:
-        results.check(cell, settings_of(tree, cell))
-    missing = [cell for cell in asked if results.find(cell) is None]
-    if not tree["train"] and len(missing) == len(asked):
-        raise UserError(f"train=false: none of the {len(asked)} cells is in {results.path}")
-    check(tree, missing)
-    if missing and tree["train"]:
-        _check_measurement(tree)
-    with held(places.folder, "sweeping into"):
-        write_json(places.folder / "sweep.json", tree)
-        print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {results.path}", flush=True)
-        sweep = Sweep(tree, places, launch, results)
-        with passing_on():
-            stopped = sweep.run(missing if tree["train"] else [])
-        if any(results.find(cell) for cell in asked):
-            write_page(tree, places.folder, asked, results)
-        if sweep.failed:
-            raise UserError(f"these cells failed, their messages are above: {', '.join(sweep.failed)}")
-    return None if stopped else places.folder
+    results = results_at(Path(tree["results"]) if tree["results"] else folder / "cells.csv")
+    left = results.cells.left(asked, "cells", partial(settings_of, tree), tree["train"])
+    check(tree, left)
+    if left:
+        check_yardsticks(tree)
+    sweep = Sweep(tree, results)
+    return finish(
+        Sequences(left, sweep.jobs_of, sweep.keep, launch, tree["jobs"]), folder, "sweeping into",
+        {"sweep.json": tree}, results.cells.said(asked, "cells"),
+        lambda: write_page(tree, folder, asked, results) if results.cells.count(asked) else None,
+    )  # fmt: skip
 
 
 def _check_keys(tree: Tree) -> None:
@@ -82,122 +69,45 @@ def _check_keys(tree: Tree) -> None:
         raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0, and a number")
     if not math.isfinite(tree["scale"]):
         raise UserError(f"scale={tree['scale']}: of guidance, must be a number")
-    for key, least in {"jobs": 1, "moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1}.items():
-        if tree[key] < least:
-            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    check_least(tree, {"moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1})
+    check_chain(tree, "sweep_f", "the sweep")
     counts = tree["sampling_steps"]
     if any(type(count) is not int or count < 1 for count in counts):
         raise UserError(f"sampling_steps={counts}: a list of whole numbers of at least 1")
-    if tree["launcher"].get("wait") is False:
-        raise UserError("launcher.wait=false: what follows needs the trained runs; set it to true")
-
-
-def _check_measurement(tree: Tree) -> None:
-    """Raises ValueError for files that measuring would miss, hours later."""
-    against, weights = tree["reference"], tree["metric"].get("path")
-    if is_stored(against):
-        facts_of(against)
-    elif against is not None:
-        expand(against, "reference")
-    if weights is not None and not Path(weights).expanduser().is_file():
-        raise UserError(f"metric.path={weights}: no such file")
 
 
 class Sweep:
-    """The cells of a sweep under way, `jobs` of them at once."""
+    """What is to be done for the cells of a sweep."""
 
-    def __init__(self, tree: Tree, places: Places, launch: Launcher, results: Results):
+    def __init__(self, tree: Tree, results: CellResults[Cell]):
         self.tree = tree
-        self.places = places
-        self.pool = Pool(launch, tree["jobs"])
+        self.places = Places(tree)
         self.results = results
-        self.failed: list[str] = []
-        self._trials: dict[str, threading.Lock] = {}
-        self._steps = threading.Lock()
+        self.budget = Budget(tree, self.places.folder, results)
 
-    def run(self, missing: list[Cell]) -> bool:
-        """Finish the `missing` cells. Returns whether a training was stopped; a cell that fails stops no other."""
-        self._trials = {cell.model: threading.Lock() for cell in missing}
-        return self.pool.run([partial(self._cell, cell) for cell in missing])
-
-    def _cell(self, cell: Cell) -> None:
-        measured = self.places.measured(cell) / MEASURED
-        with closing(self._chain(cell)) as chain:
-            for job in chain:
-                if self.pool.stops or not self._done(job, cell):
-                    return
-        if self.pool.stops:
-            return
-        found = read_json(measured)
-        self.results.add(cell, {"settings": settings_of(self.tree, cell), **found["row"]}, found["points"])
-        shutil.rmtree(self.places.cache(cell), ignore_errors=True)
-        print(f"{cell.name}: finished, a row of {self.results.path}", flush=True)
-
-    def _chain(self, cell: Cell) -> Generator[Job]:
+    def jobs_of(self, cell: Cell) -> Generator[Job]:
         """The jobs of a cell one after the other; what a later one needs of an earlier is read when it is asked for."""
-        if self._measured(cell):
+        settings, run = settings_of(self.tree, cell), self.places.diffusion(cell)
+        if is_measured(self.places.measured(cell), settings):
             return
         if cell.f > 1:
             yield Job(self.places.first_stage(cell).name, tuple(first_stage_words(self.tree, cell)))
             if self.tree["cache"]:
                 yield self._stage("encode", cell)
-        with self._trials[cell.model]:
-            steps = self._known_steps(cell)
-            if steps is None:
-                yield self._trial(cell)
-                steps = self._keep_steps(cell)
-        length = length_words(self.tree["moments"], steps)
-        yield Job(self.places.diffusion(cell).name, tuple(diffusion_words(self.tree, cell, length)))
+        words_with = partial(diffusion_words, self.tree, cell)
+        if self.tree["budget"] == "steps":
+            steps = diffusion_tree(self.tree, cell)["max_steps"]
+        else:
+            steps = yield from self.budget.steps(cell.model, settings, run, words_with)
+        yield Job(run.name, tuple(words_with(length_words(self.tree["moments"], steps))))
         yield self._stage("measure", cell)
 
-    def _measured(self, cell: Cell) -> bool:
-        """Whether the cell has been measured, and as this sweep would measure it."""
-        path = self.places.measured(cell) / MEASURED
-        return path.exists() and same_settings(read_json(path).get("settings"), settings_of(self.tree, cell))
-
-    def _done(self, job: Job, cell: Cell) -> bool:
-        """Run a job; whether it finished."""
-        status = self.pool.do(job)
-        if status not in (FINISHED, STOPPED):
-            self.failed.append(cell.name)
-        return status == FINISHED
+    def keep(self, cell: Cell) -> None:
+        """A measured cell becomes a row."""
+        row, points = read_measured(self.places.measured(cell))
+        self.results.add(cell, {"settings": settings_of(self.tree, cell), **row}, points)
+        shutil.rmtree(self.places.cache(cell), ignore_errors=True)
+        print(f"{cell.name}: finished, a row of {self.results.cells.path}", flush=True)
 
     def _stage(self, stage: str, cell: Cell) -> Job:
-        words = (f"stage={stage}", f"cell={cell.name}", f"tree={self.places.folder / 'sweep.json'}",
-                 f"device={self.tree['device']}")  # fmt: skip
-        return Job(f"{cell.name}: {stage}", words, script="sweep_f")
-
-    # How many steps the budget is
-
-    def _known_steps(self, cell: Cell) -> int | None:
-        """Of the experiment, or of the budget where a cell of the same model has been measured."""
-        if self.tree["budget"] == "steps":
-            return diffusion_tree(self.tree, cell)["max_steps"]
-        training = training_of(settings_of(self.tree, cell))
-        kept = self._kept_steps().get(cell.model)
-        own = kept["steps"] if isinstance(kept, dict) and kept["training"] == training else None
-        return self.results.steps_of(cell.model, training) or own
-
-    def _kept_steps(self) -> dict[str, Any]:
-        """Of each model the steps that a trial has given, and the training that they are of."""
-        path = self.places.folder / "steps.json"
-        return read_json(path) if path.exists() else {}
-
-    def _trial(self, cell: Cell) -> Job:
-        """A short training whose steps are timed."""
-        run = self._trial_run(cell)
-        short = trial_words(run.name, self.tree["trial_steps"])
-        return Job(run.name, tuple(diffusion_words(self.tree, cell, short)))
-
-    def _trial_run(self, cell: Cell) -> Path:
-        return self.places.runs / f"{self.places.diffusion(cell).name}-trial"
-
-    def _keep_steps(self, cell: Cell) -> int:
-        """The steps that take `device_seconds`."""
-        run = self._trial_run(cell)
-        steps = steps_within(run, self.tree["device_seconds"])
-        with self._steps:
-            found = {"steps": steps, "training": training_of(settings_of(self.tree, cell))}
-            write_json(self.places.folder / "steps.json", {**self._kept_steps(), cell.model: found})
-        shutil.rmtree(run, ignore_errors=True)
-        return steps
+        return stage_job(stage, cell.name, self.places.folder / "sweep.json", self.tree["device"], "sweep_f")

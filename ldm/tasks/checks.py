@@ -1,7 +1,6 @@
 """What only a judge would find out, hours later: said before anything trains."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ldm.build import Parts
@@ -10,6 +9,7 @@ from ldm.data.fields import Derived
 from ldm.data.making.canvas_shards import parse
 from ldm.data.paths import COMPOSED
 from ldm.errors import UserError
+from ldm.evaluation.yardsticks import check_yardsticks
 from ldm.networks.downloads import locate
 from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, words_of
 
@@ -23,10 +23,7 @@ NETWORKS |= dict.fromkeys((*MADE, "image_to_image"), ("lpips_alex",))
 
 def check_judging(tree: Tree, asked: Sequence[Part]) -> None:
     """Raises UserError, naming the key, for what the judges of these parts would miss."""
-    weights = tree["metric"].get("path")
-    if weights is not None and not Path(weights).expanduser().is_file():
-        raise UserError(f"metric.path={weights}: no such file")
-    instantiate(tree["metric"], Parts(tree), "metric")
+    check_yardsticks(tree)
     for task in dict.fromkeys(part.task for part in asked):
         for network in NETWORKS.get(task, ()):
             locate(network)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.report.page import Cell, ImageGrid, Item, Section, Table, Text, write_report
+from ldm.results.results import Results
 from ldm.sweep.intervals import interval
 from ldm.tasks.judging import caption_of
-from ldm.tasks.results import Results
+from ldm.tasks.results import sheet_of
 from ldm.tasks.trainings import Part
 
 Row = dict[str, Any]
@@ -19,8 +20,7 @@ def write_page(folder: Path, asked: Sequence[Part], results: Results, seeds: Seq
     """index.html of the `asked` parts that are judged; returns its path."""
     tasks = list(dict.fromkeys(part.task for part in asked))
     sections = [_section(task, [part for part in asked if part.task == task], results) for task in tasks]
-    judged = sum(bool(results.find(part)) for part in asked)
-    return write_report(folder, "The tasks", f"{judged} of {len(asked)} tasks judged.", sections)
+    return write_report(folder, "The tasks", f"{results.count(asked)} of {len(asked)} tasks judged.", sections)
 
 
 def _section(task: str, own: Sequence[Part], results: Results) -> Section:
@@ -32,7 +32,7 @@ def _section(task: str, own: Sequence[Part], results: Results) -> Section:
     lines = [_line(quantity, list(found.values())) for quantity in quantities]
     items: list[Item] = [Table(headers, lines, numeric=range(1, len(headers)))]
     for part in found:
-        sheet = results.sheet(part)
+        sheet = sheet_of(results, part)
         if sheet.exists():
             label = f"seed {part.seed}: {caption_of(sheet)}"
             items.append(ImageGrid([[Cell((sheet,), label)]], size=WIDE))

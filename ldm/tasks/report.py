@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import compose, instantiate
+from ldm.config.numbers import check_least
 from ldm.device import choose
 from ldm.errors import UserError
-from ldm.files import read_json, write_json
-from ldm.holding import held
+from ldm.files import read_json
 from ldm.launching import Job
 from ldm.launching.chain import Chain, Step, check_chain
-from ldm.launching.local import passing_on
-from ldm.sweep.measured_under import shards_of
+from ldm.launching.work import finish
+from ldm.results.measured_under import shards_of
+from ldm.results.results import Results
 from ldm.tasks.checks import check_judging
 from ldm.tasks.judges import VERSIONS
 from ldm.tasks.judging import JUDGED, SHEET
 from ldm.tasks.page import write_page
-from ldm.tasks.results import Results
+from ldm.tasks.results import results_at, sheet_of
 from ldm.tasks.trainings import (
     FASHION,
     TASKS,
@@ -41,28 +42,18 @@ def tasks_report(tree: Tree) -> Path | None:
 
     Raises UserError for what could not be trained before anything is, and at the end for what failed.
     """
-    asked, places = parts(tree), Places(tree)
+    asked, folder = parts(tree), Places(tree).folder
     _check_keys(tree, asked)
     launch = instantiate(tree["launcher"], {}, "launcher")
-    results = Results(Path(tree["results"]) if tree["results"] else places.folder / "tasks.csv")
-    for part in asked:
-        if results.find(part):
-            results.check(part, settings_of(tree, part))
-    missing = [part for part in asked if not results.find(part)]
-    if not tree["train"] and len(missing) == len(asked):
-        raise UserError(f"train=false: none of the {len(asked)} tasks is in {results.path}")
+    results = results_at(Path(tree["results"]) if tree["results"] else folder / "tasks.csv")
+    left = results.left(asked, "tasks", partial(settings_of, tree), tree["train"])
     if tree["train"]:
-        check_judging(tree, missing)
-    with held(places.folder, "judging tasks into"):
-        write_json(places.folder / "tasks.json", tree)
-        print(f"{len(asked)} tasks, {len(asked) - len(missing)} of them in {results.path}", flush=True)
-        chain = Chain(_steps(tree, missing if tree["train"] else [], results), launch, tree["jobs"])
-        with passing_on():
-            stopped = chain.run()
-        page = write_page(places.folder, asked, results, tree["seeds"]) if results.rows else None
-        if chain.failed and not stopped:
-            raise UserError(f"these failed, their messages are above: {', '.join(chain.failed)}")
-    return None if stopped else page
+        check_judging(tree, left)
+    return finish(
+        Chain(_steps(tree, left, results), launch, tree["jobs"]), folder, "judging tasks into",
+        {"tasks.json": tree}, results.said(asked, "tasks"),
+        lambda: write_page(folder, asked, results, tree["seeds"]) if results.rows else None,
+    )  # fmt: skip
 
 
 def settings_of(tree: Tree, part: Part) -> str:
@@ -83,12 +74,8 @@ def settings_of(tree: Tree, part: Part) -> str:
 
 def _check_keys(tree: Tree, asked: list[Part]) -> None:
     choose(tree["device"])
-    if tree.get("metric") is None:
-        raise UserError("metric=null: the report needs one; leave it out for that of conf/tasks_report.yaml")
     check_chain(tree, "tasks_report", "the report")
-    for key, least in {"num_samples": 10, "batch_size": 1, "resamples": 1}.items():
-        if tree[key] < least:
-            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    check_least(tree, {"num_samples": 10, "batch_size": 1, "resamples": 1})
     trained = needed([part.task for part in asked])
     if any(TRAININGS[name].images == FASHION for name in trained):
         if tree["fashion"] is None:
@@ -100,7 +87,7 @@ def _check_keys(tree: Tree, asked: list[Part]) -> None:
         compose("config", words_of(tree, name, 0))
 
 
-def _steps(tree: Tree, missing: list[Part], results: Results) -> list[Step]:
+def _steps(tree: Tree, missing: list[Part], results: Results[Part]) -> list[Step]:
     """What is to do, in the order in which it is best begun: first stages, then one task after the other."""
     found: dict[str, Step] = {}
     for seed in dict.fromkeys(part.seed for part in missing):
@@ -125,7 +112,7 @@ def _training(tree: Tree, name: str, seed: int) -> Step:
     return Step(Job(run.name, tuple(words_of(tree, name, seed))), needs)
 
 
-def _judgement(tree: Tree, part: Part, results: Results) -> Step:
+def _judgement(tree: Tree, part: Part, results: Results[Part]) -> Step:
     places = Places(tree)
     words = ("stage=judge", f"task={part.task}", f"seed={part.seed}", f"tree={places.folder / 'tasks.json'}")
     needs = tuple(places.run(name, part.seed).name for name in TASKS[part.task])
@@ -133,10 +120,11 @@ def _judgement(tree: Tree, part: Part, results: Results) -> Step:
     return Step(job, needs, partial(_keep, tree, part, results))
 
 
-def _keep(tree: Tree, part: Part, results: Results) -> None:
+def _keep(tree: Tree, part: Part, results: Results[Part]) -> None:
     """The judgement of a part becomes rows, and its sheet lies beside them."""
     folder = Places(tree).judged(part)
     results.path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / SHEET, results.sheet(part))
-    results.add(part, read_json(folder / JUDGED)["rows"], settings_of(tree, part))
+    shutil.copyfile(folder / SHEET, sheet_of(results, part))
+    settings = settings_of(tree, part)
+    results.add(part, [{**row, "settings": settings} for row in read_json(folder / JUDGED)["rows"]])
     print(f"{part.name}: judged, rows of {results.path}", flush=True)

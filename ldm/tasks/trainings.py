@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ldm.config import CONF, compose, overriding
+from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 
 Tree = dict[str, Any]
@@ -74,12 +75,11 @@ class Part:
 
 def parts(tree: Tree) -> list[Part]:
     """The parts of `tree` (conf/tasks_report.yaml), the first seed first. UserError for no or wrong ones."""
-    tasks, seeds = tree["tasks"], tree["seeds"]
+    tasks = tree["tasks"]
     if not tasks or any(task not in TASKS for task in tasks) or len(set(tasks)) < len(tasks):
         raise UserError(f"tasks={tasks}: a list of different ones of {', '.join(TASKS)}")
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={seeds}: a list of different numbers from 0 on")
-    return [Part(task, seed) for seed in seeds for task in tasks]
+    check_seeds(tree)
+    return [Part(task, seed) for seed in tree["seeds"] for task in tasks]
 
 
 def needed(tasks: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldm.checkpoint.rows import is_sharded
 from ldm.device import computes_bf16
 from ldm.errors import UserError
-from ldm.training.optim import check_rates
+from ldm.training.optim import check_rates, decay_groups, trainable
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic x, x^3, x^5: steep at 0, and then about 1
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights are maps from vectors to vectors
@@ -107,26 +107,21 @@ def muon(
 
     Every rank computes the same steps, of whole matrices: raises UserError where they are sharded.
     """
-    check_rates(lr, betas, eps)
-    if weight_decay < 0:
-        raise UserError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
+    check_rates(lr, betas, eps, weight_decay)
     if not 0 <= momentum < 1:
         raise UserError(f"optimizer.momentum={momentum}: must lie in [0, 1)")
     if num_iterations < 1:
         raise UserError(f"optimizer.num_iterations={num_iterations}: must be at least 1")
 
     def build(module: nn.Module) -> Muon:
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        parameters = trainable(module)
         if any(map(is_sharded, parameters)):
             raise UserError("optimizer=muon: takes whole matrices, and trainer.strategy=fsdp has rows; take ddp")
         maps = {id(layer.weight) for layer in module.modules() if isinstance(layer, LAYERS)}
         matrices = [p for p in parameters if id(p) in maps]
         others = [p for p in parameters if id(p) not in maps]
-        groups = [
-            {"params": matrices, "weight_decay": weight_decay, "matrices": True},
-            {"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        mapped = {"params": matrices, "weight_decay": weight_decay, "matrices": True}
+        groups = [mapped, *decay_groups(others, weight_decay)]
         return Muon(groups, lr, momentum, (betas[0], betas[1]), eps, num_iterations, fused)
 
     return build

@@ -54,16 +54,10 @@ def adamw(
 
     Vectors are biases and norms, which the published latent diffusion models decay too.
     """
-    check_rates(lr, betas, eps)
-    if weight_decay < 0:
-        raise UserError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
+    check_rates(lr, betas, eps, weight_decay)
 
     def build(module: nn.Module) -> torch.optim.Optimizer:
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": weight_decay if decay_vectors else 0.0},
-        ]
+        groups = decay_groups(trainable(module), weight_decay, weight_decay if decay_vectors else 0.0)
         return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
     return build
@@ -97,14 +91,25 @@ def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
 def adam(lr: float, betas: Sequence[float] = (0.5, 0.9), eps: float = 1e-8, fused: bool = True) -> Callable:
     """Adam without weight decay, as the published first stages are trained (betas 0.5, 0.9)."""
     check_rates(lr, betas, eps)
-    return lambda module: torch.optim.Adam(
-        [p for p in module.parameters() if p.requires_grad], lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused
-    )
+    return lambda module: torch.optim.Adam(trainable(module), lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
 
-def check_rates(lr: float, betas: Sequence[float], eps: float) -> None:
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimizer steps, in the module's order, by which states are saved."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float, vectors: float = 0.0) -> list[dict[str, Any]]:
+    """Matrices and kernels with their weight decay, and vectors (biases and norms) with theirs, as groups."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": vectors},
+    ]
+
+
+def check_rates(lr: float, betas: Sequence[float], eps: float, weight_decay: float = 0.0) -> None:
     """Raises UserError, naming the key of the optimizer, for numbers that no Adam steps by."""
-    for name, value in (("lr", lr), ("eps", eps)):
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if value < 0:
             raise UserError(f"optimizer.{name}={value}: must be at least 0")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):

@@ -15,7 +15,7 @@ from torch import nn
 from ldm.checkpoint.rows import local
 from ldm.errors import UserError
 from ldm.training.ema import Averages
-from ldm.training.optim import LRSchedule, check_rates
+from ldm.training.optim import LRSchedule, check_rates, decay_groups, trainable
 
 
 class ScheduleFreeAdamW(torch.optim.Optimizer):
@@ -71,21 +71,14 @@ class ScheduleFree:
     """Makes a module's optimizer; weight decay as by optimizer=adamw. `betas[0]` is where y lies between z and x."""
 
     def __init__(self, lr: float, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.01, eps: float = 1e-8):
-        check_rates(lr, betas, eps)
-        if weight_decay < 0:
-            raise UserError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
+        check_rates(lr, betas, eps, weight_decay)
         self.lr = lr
         self.betas = (betas[0], betas[1])
         self.weight_decay = weight_decay
         self.eps = eps
 
     def __call__(self, module: nn.Module) -> ScheduleFreeAdamW:
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2]},
-        ]
-        return ScheduleFreeAdamW(groups, self.lr, self.betas, self.eps)
+        return ScheduleFreeAdamW(decay_groups(trainable(module), self.weight_decay), self.lr, self.betas, self.eps)
 
     def check(self, ema: Averages | None) -> None:
         """Raises UserError unless `ema` is the average that these steps are made for."""

@@ -8,11 +8,10 @@ from ldm.config import instantiate
 from ldm.ensemble import write_manifest
 from ldm.errors import UserError
 from ldm.evaluation.table import write_csv
-from ldm.files import read_json, write_json, write_text
-from ldm.holding import held
+from ldm.files import read_json, write_text
 from ldm.launching import Job
 from ldm.launching.chain import Chain, Step, check_chain
-from ldm.launching.local import passing_on
+from ldm.launching.work import finish
 from ldm.lineage_tree import lineage_of, lines
 from ldm.trees.schedule import read_schedule
 from ldm.trees.systems import systems
@@ -26,27 +25,18 @@ def grow(tree: Tree) -> Path | None:
 
     Raises UserError, before anything trains, for a row that could not, and at the end for rows that failed.
     """
-    check_keys(tree)
-    growth = Growth(tree, read_schedule(tree["schedule"]))
-    launch = instantiate(tree["launcher"], {}, "launcher")
-    done = growth.check()
-    with held(growth.folder, "growing a tree into"):
-        write_json(growth.folder / "tree.json", tree)
-        print(f"{len(growth.rows)} rows, {len(done)} of them finished", flush=True)
-        chain = Chain(steps(growth, done), launch, tree["jobs"])
-        with passing_on():
-            stopped = chain.run()
-        tell(growth)
-        if chain.failed and not stopped:
-            raise UserError(f"these rows failed, their messages are above: {', '.join(chain.failed)}")
-    return None if stopped else growth.folder
-
-
-def check_keys(tree: Tree) -> None:
-    """Raises UserError for a key that no tree could be grown with."""
     if not tree["schedule"]:
         raise UserError("schedule: has to be given, a name of conf/tree such as fig7, or a file")
     check_chain(tree, "grow_tree", "a tree")
+    growth = Growth(tree, read_schedule(tree["schedule"]))
+    launch = instantiate(tree["launcher"], {}, "launcher")
+    done = growth.check()
+    chain, said = (
+        Chain(steps(growth, done), launch, tree["jobs"]),
+        f"{len(growth.rows)} rows, {len(done)} of them finished",
+    )
+    shown = finish(chain, growth.folder, "growing a tree into", {"tree.json": tree}, said, lambda: tell(growth))
+    return None if shown is None else growth.folder
 
 
 def steps(growth: Growth, done: list[str]) -> list[Step]:

@@ -7,22 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm.build import Parts
 from ldm.config import compose, instantiate, overriding
+from ldm.config.numbers import check_least, check_seeds
 from ldm.device import choose
 from ldm.errors import UserError
-from ldm.files import read_json, write_json
-from ldm.holding import held
+from ldm.evaluation.yardsticks import check_yardsticks
+from ldm.files import read_json
 from ldm.launching import Job
-from ldm.launching.chain import Chain, Step
-from ldm.launching.local import passing_on
-from ldm.sweep.measured_under import shards_of
+from ldm.launching.chain import Chain, Step, check_chain
+from ldm.launching.work import finish
+from ldm.results.measured_under import shards_of
+from ldm.results.results import Results
 from ldm.training.loggers import log_summary
 from ldm.trees.findings import difference, sampled
-from ldm.trees.growing import check_keys, steps, tell
+from ldm.trees.growing import steps, tell
 from ldm.trees.judge import ENSEMBLE, JUDGED, check_systems, judge
 from ldm.trees.report_page import FIGURES, write_page
-from ldm.trees.results import Results
+from ldm.trees.results import Part, results_at
 from ldm.trees.schedule import Schedule, read_schedule
 from ldm.trees.trainings import Growth, is_done
 
@@ -36,38 +37,34 @@ def experts_report(tree: Tree) -> Path | None:
     Raises UserError for what could not be trained before anything is, and at the end for what failed.
     """
     _check(tree)
-    schedules = [read_schedule(name).scaled(tree["root_steps"]) for name in tree["schedules"]]
-    names = [schedule.name for schedule in schedules]
-    if len(set(names)) < len(names):
+    schedules = {each.name: each for each in (read_schedule(n).scaled(tree["root_steps"]) for n in tree["schedules"])}
+    if len(schedules) < len(tree["schedules"]):
         raise UserError(f"schedules={tree['schedules']}: two are called the same, and so would be their runs and rows")
     launch = instantiate(tree["launcher"], {}, "launcher")
     folder = Path(tree["runs_dir"]) / "experts"
-    results = Results(Path(tree["results"]) if tree["results"] else folder / "experts.csv")
-    asked = [(schedule, seed) for seed in tree["seeds"] for schedule in schedules]
-    for schedule, seed in asked:
-        results.check(schedule.name, seed, settings_of(tree, schedule))
-    missing = [(schedule, seed) for schedule, seed in asked if not results.find(schedule.name, seed)]
-    if not tree["train"] and len(missing) == len(asked):
-        raise UserError(f"train=false: none of the {len(asked)} trees is in {results.path}")
+    results = results_at(Path(tree["results"]) if tree["results"] else folder / "experts.csv")
+    asked = [Part(name, seed) for seed in tree["seeds"] for name in schedules]
+    left = results.left(asked, "trees", lambda part: settings_of(tree, schedules[part.schedule]), tree["train"])
+    if left:
+        check_yardsticks(tree)
     todo: dict[str, Step] = {}  # schedules may share a first stage
-    for schedule, seed in missing if tree["train"] else []:
-        check_systems(schedule)
-        todo |= {step.name: step for step in _steps(tree, schedule, seed, results, folder)}
-    with held(folder, "judging experts into"):
-        write_json(folder / "experts.json", tree)
-        print(f"{len(asked)} trees, {len(asked) - len(missing)} of them in {results.path}", flush=True)
-        chain = Chain(list(todo.values()), launch, tree["jobs"])
-        with passing_on():
-            stopped = chain.run()
-        page = write_page(folder, schedules, results, tree["seeds"]) if results.rows else None
-        if page is not None:
-            _log(tree, folder, schedules, results)
-        if chain.failed and not stopped:
-            raise UserError(f"these failed, their messages are above: {', '.join(chain.failed)}")
-    return None if stopped else page
+    for part in left:
+        check_systems(schedules[part.schedule])
+        todo |= {step.name: step for step in _steps(tree, schedules[part.schedule], part, results, folder)}
+    return finish(
+        Chain(list(todo.values()), launch, tree["jobs"]), folder, "judging experts into",
+        {"experts.json": tree}, results.said(asked, "trees"),
+        lambda: _show(tree, folder, list(schedules.values()), results) if results.rows else None,
+    )  # fmt: skip
 
 
-def _log(tree: Tree, folder: Path, schedules: list[Schedule], results: Results) -> None:
+def _show(tree: Tree, folder: Path, schedules: list[Schedule], results: Results[Part]) -> Path:
+    page = write_page(folder, schedules, results, tree["seeds"])
+    _log(tree, folder, schedules, results)
+    return page
+
+
+def _log(tree: Tree, folder: Path, schedules: list[Schedule], results: Results[Part]) -> None:
     """Figures, and the differences of the experts to the control, as a W&B run of their own."""
     metrics: dict[str, float] = {}
     pictures: dict[str, Path] = {}
@@ -107,25 +104,16 @@ def settings_of(tree: Tree, schedule: Schedule) -> str:
 
 
 def _check(tree: Tree) -> None:
-    check_keys({**tree, "schedule": tree["schedules"]})
+    if not tree["schedules"]:
+        raise UserError("schedules=[]: has to be names of conf/tree such as fig7_emoji, or files")
+    check_chain(tree, "experts_report", "the report")
     choose(tree["device"])
-    for key, least in {"num_samples": 10, "num_reference": 10, "num_held_out": 2, "batch_size": 1}.items():
-        if tree[key] < least:
-            raise UserError(f"{key}={tree[key]}: must be at least {least}")
-    for key in ("seeds", "sampling_seeds"):
-        numbers = tree[key]
-        if (
-            not numbers
-            or any(type(seed) is not int or seed < 0 for seed in numbers)
-            or len(set(numbers)) < len(numbers)
-        ):
-            raise UserError(f"{key}={numbers}: a list of different numbers from 0 on")
+    check_least(tree, {"num_samples": 10, "num_reference": 10, "num_held_out": 2, "batch_size": 1})
+    check_seeds(tree)
+    check_seeds(tree, "sampling_seeds")
     scales = tree["scales"]
     if not scales or not all(type(scale) in (int, float) and math.isfinite(scale) for scale in scales):
         raise UserError(f"scales={scales}: a list of guidance scales, which are numbers")
-    if tree["metric"] is None:
-        raise UserError("metric=null: samples are measured by one; leave it out for that of conf/experts_report.yaml")
-    instantiate(tree["metric"], Parts(tree), "metric")
 
 
 def _overrides(tree: Tree, schedule: Schedule) -> str:
@@ -152,13 +140,13 @@ def _unnamed(experiment: str) -> bool:
     return compose("config", [f"experiment={experiment}"], complete=False)["data"]["train"] == "???"
 
 
-def _steps(tree: Tree, schedule: Schedule, seed: int, results: Results, folder: Path) -> list[Step]:
+def _steps(tree: Tree, schedule: Schedule, part: Part, results: Results[Part], folder: Path) -> list[Step]:
     """First stage, rows and judgement of a tree; rows that begin anew wait for the first stage."""
-    growth = growth_of(tree, schedule, seed)
+    growth = growth_of(tree, schedule, part.seed)
     done = growth.check()
-    stage = first_stage_run(tree, schedule, seed)
+    stage = first_stage_run(tree, schedule, part.seed)
     found = []
-    words = [f"experiment={schedule.first_stage}", f"run={stage.name}", f"runs_dir={stage.parent}", f"seed={seed}"]
+    words = [f"experiment={schedule.first_stage}", f"run={stage.name}", f"runs_dir={stage.parent}", f"seed={part.seed}"]
     words += ["trainer.precision=auto", f"logger.mode={tree['logger']['mode']}", f"logger.group={growth.name}"]
     words += [*_data(tree, schedule.first_stage), *tree["first_stage_overrides"].split()]
     words = overriding(words)
@@ -168,8 +156,8 @@ def _steps(tree: Tree, schedule: Schedule, seed: int, results: Results, folder: 
         anew = not step.needs and found and found[0].name == stage.name and not _branches(step)
         found.append(replace(step, needs=(stage.name,)) if anew else step)
     trained = tuple(step.name for step in found)
-    words = [f"stage={schedule.name}", f"seed={seed}", f"tree={folder / 'experts.json'}"]
-    keep = partial(_keep, tree, growth, seed, results, folder)
+    words = [f"stage={schedule.name}", f"seed={part.seed}", f"tree={folder / 'experts.json'}"]
+    keep = partial(_keep, tree, schedule, part, results, folder)
     return [*found, Step(Job(f"{growth.name}: judged", tuple(words), script="experts_report"), trained, keep)]
 
 
@@ -177,17 +165,16 @@ def _branches(step: Step) -> bool:
     return any(word.startswith("branch=") for word in step.job.words)
 
 
-def judged_in(folder: Path, schedule: str, seed: int) -> Path:
+def _judged_in(folder: Path, part: Part) -> Path:
     """Where the judgement of a tree lies."""
-    return folder / "judged" / f"{schedule}-seed{seed}"
+    return folder / "judged" / part.name
 
 
-def _keep(tree: Tree, growth: Growth, seed: int, results: Results, folder: Path) -> None:
+def _keep(tree: Tree, schedule: Schedule, part: Part, results: Results[Part], folder: Path) -> None:
     """The judgement of a tree becomes rows."""
-    schedule = growth.schedule
-    rows = read_json(judged_in(folder, schedule.name, seed) / JUDGED)["rows"]
-    results.add(schedule.name, seed, rows, settings_of(tree, schedule))
-    print(f"{growth.name}: judged, rows of {results.path}", flush=True)
+    settings = settings_of(tree, schedule)
+    results.add(part, [{**row, "settings": settings} for row in read_json(_judged_in(folder, part) / JUDGED)["rows"]])
+    print(f"{part.name}: judged, rows of {results.path}", flush=True)
 
 
 def run_judge(tree: Tree, name: str, seed: int) -> None:
@@ -195,4 +182,4 @@ def run_judge(tree: Tree, name: str, seed: int) -> None:
     given = next(given for given in tree["schedules"] if read_schedule(given).name == name)
     growth = growth_of(tree, read_schedule(given).scaled(tree["root_steps"]), seed)
     folder = Path(tree["runs_dir"]) / "experts"
-    judge(tree, growth, tell(growth), judged_in(folder, name, seed), settings_of(tree, growth.schedule))
+    judge(tree, growth, tell(growth), _judged_in(folder, Part(name, seed)), settings_of(tree, growth.schedule))

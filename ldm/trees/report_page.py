@@ -8,9 +8,10 @@ from typing import Any
 from ldm.evaluation.table import write_csv
 from ldm.report.page import Figure, Item, Section, Table, Text, write_report
 from ldm.report.plots import interval_bars, loss_curves, trade_off
+from ldm.results.results import Results
 from ldm.trees.findings import UP, Difference, difference, mean, sampled, seeds_of, verdict
 from ldm.trees.judge import ENSEMBLE, NEEDED
-from ldm.trees.results import Results
+from ldm.trees.results import Part
 from ldm.trees.schedule import Schedule
 
 Row = dict[str, Any]
@@ -21,7 +22,7 @@ def write_page(folder: Path, schedules: Sequence[Schedule], results: Results, se
     """index.html of the judged trees, with a folder of figures and ``differences.csv`` for each; returns its path."""
     sections = []
     for schedule in schedules:
-        rows = [row for seed in seeds for row in results.find(schedule.name, seed)]
+        rows = [row for seed in seeds for row in results.find(Part(schedule.name, seed))]
         own = folder / schedule.name
         own.mkdir(parents=True, exist_ok=True)
         sections += _sections(own, schedule, rows, seeds) if rows else [Section(schedule.name, "Not judged yet.")]

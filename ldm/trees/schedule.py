@@ -4,16 +4,14 @@ A file of conf/tree or of a user's own. It is data: nothing here builds anything
 """
 
 import inspect
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ldm.config import CONF, check_words_of_file, load_plain
+from ldm.config import check_words_of_file, load_plain, named_file
 from ldm.errors import UserError
 
-FOLDER = CONF / "tree"
 WHAT = "a tree's schedule"
 
 
@@ -99,7 +97,7 @@ def read_schedule(given: str, asked_by: tuple[Path, ...] = ()) -> Schedule:
 
     `asked_by` are the files whose rows_of led here.
     """
-    path = _path(given)
+    path = named_file("schedule", given, "tree")
     content = dict(load_plain(path, WHAT))
     like = content.pop("rows_of", None)
     known = {each.name for each in fields(Schedule)} - {"name"}
@@ -120,8 +118,8 @@ def read_schedule(given: str, asked_by: tuple[Path, ...] = ()) -> Schedule:
     if rows is not None and not isinstance(rows, list):
         raise UserError(f"{path}: rows is {rows!r}; expected {_word(list)}")
     line = (*asked_by, path.resolve())
-    if like is not None and _path(like).resolve() in line:
-        raise UserError(f"{path}: rows_of: leads back to {_path(like)}; one of them has to have rows of its own")
+    if like is not None and named_file("schedule", like, "tree").resolve() in line:
+        raise UserError(f"{path}: rows_of: {like} leads back to it; one of them has to have rows of its own")
     own = [_row(row, f"{path}: rows[{n}]") for n, row in enumerate(rows or [])]
     parsed = own if like is None else read_schedule(like, line).rows
     schedule = Schedule(path.stem, parsed, **content)
@@ -131,16 +129,6 @@ def read_schedule(given: str, asked_by: tuple[Path, ...] = ()) -> Schedule:
     for row in schedule.rows:
         check_words_of_file(row.overrides, f"{path}: row {row.name!r}")
     return _needed(schedule) if like else schedule
-
-
-def _path(given: str) -> Path:
-    own, named = Path(os.path.expanduser(given)), FOLDER / f"{given}.yaml"
-    if own.suffix == ".yaml" and own.is_file():
-        return own
-    if named.is_file():
-        return named
-    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-    raise UserError(f"schedule={given}: neither a file that ends in .yaml nor one of {names}")
 
 
 def _row(given: Any, place: str) -> Row:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ldm.compatibility import is_part
 from ldm.config import compose, dump, instantiate, overriding
+from ldm.config.numbers import check_least
 from ldm.device import choose
 from ldm.diffusion.noise import Restricted
 from ldm.errors import UserError
@@ -71,9 +72,7 @@ def propose_split(tree: Tree) -> Path | None:
 
 def _check_keys(tree: Tree) -> None:
     choose(tree["device"])
-    for key, least in {"levels": 1, "num_samples": 2, "bins": 1, "budget": 1}.items():
-        if tree[key] < least:
-            raise UserError(f"{key}={tree[key]}: must be at least {least}")
+    check_least(tree, {"levels": 1, "num_samples": 2, "bins": 1, "budget": 1})
     if not 0 <= tree["least_share"] < 1:
         raise UserError(f"least_share={tree['least_share']}: a share of the steps, from 0 to below 1")
     if tree["steps"] and not tree["continued"] and tree["experiment"] is None:

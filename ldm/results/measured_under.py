@@ -1,13 +1,14 @@
 """Under which settings a row was measured, as JSON: whether they are those that are asked for now."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ldm.data.shards import ShardSet
 
 SHARDS = "shards"
+# What the training does not depend on.
+MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale", SHARDS)
 
 
 def shards_of(folder: str | Path | None) -> dict[str, str]:
@@ -20,10 +21,10 @@ def shards_of(folder: str | Path | None) -> dict[str, str]:
     return {SHARDS: ShardSet.open(own).fingerprint()[:16]} if own else {}
 
 
-def without(settings: str | None, keys: Collection[str]) -> str | None:
-    """A text of settings without some of its `keys`; None for no such text."""
+def training_of(settings: str | None) -> str | None:
+    """Of a text of settings what the training depends on, and so how many steps a budget is; None for no such text."""
     try:
-        own = {key: value for key, value in json.loads(settings or "").items() if key not in keys}
+        own = {key: value for key, value in json.loads(settings or "").items() if key not in MEASURING}
     except (ValueError, AttributeError):
         return None
     return json.dumps(own, sort_keys=True)

@@ -1,0 +1,78 @@
+"""Commands that go on from rows: what has finished is found, what is left told, and other settings are refused."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ldm.errors import UserError
+from ldm.results.measured import is_measured, read_measured, write_measured
+from ldm.results.measured_under import SHARDS
+from ldm.results.results import CellResults, Results
+from ldm.sweep.results import results_at as swept
+from ldm.tasks.results import results_at as judged
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Part:
+    kind: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-seed{self.seed}"
+
+
+def settings_of(part: Part) -> str:
+    return json.dumps({"kind": part.kind})
+
+
+def anything(row: dict, place: str) -> None:
+    """A check that refuses no row."""
+
+
+def test_what_is_left_are_the_parts_without_rows(tmp_path: Path):
+    results: Results[Part] = Results(tmp_path / "rows.csv", anything)
+    asked = [Part("a", 0), Part("a", 1), Part("b", 0)]
+    assert results.left(asked, "parts", settings_of, True) == asked
+    with pytest.raises(UserError, match=r"train=false: none of the 3 parts is in .*rows\.csv"):
+        results.left(asked, "parts", settings_of, False)
+    results.add(asked[1], [{"value": value, "settings": settings_of(asked[1])} for value in (1, 2)])
+    for each in (results, Results(results.path, anything)):
+        assert each.left(asked, "parts", settings_of, True) == [asked[0], asked[2]]
+        assert each.left(asked, "parts", settings_of, False) == [] and each.count(asked) == 1
+        assert [row["value"] for row in each.find(asked[1])] == [1, 2]
+        assert each.said(asked, "parts") == f"3 parts, 1 of them in {results.path}"
+        with pytest.raises(UserError, match="its rows a-seed1 were measured with"):
+            each.left(asked, "parts", lambda part: "{}", True)
+        each.left(asked, "parts", lambda part: json.dumps({"kind": "a", SHARDS: "told since"}), True)
+
+
+def test_a_part_that_finishes_again_has_its_last_rows_alone(tmp_path: Path):
+    results: CellResults[Part] = CellResults(tmp_path / "rows.csv", anything, anything)
+    one, other = Part("a", 0), Part("b", 0)
+    results.add(other, {"value": 9}, [{"step": 9}])
+    for value in (1, 2):
+        results.add(one, {"value": value}, [{"step": step} for step in range(value)])
+    again: CellResults[Part] = CellResults(tmp_path / "rows.csv", anything, anything)
+    assert [row["value"] for row in again.cells.rows] == [9, 2]
+    assert [row["step"] for row in again.points.find(one)] == [0, 1] and len(again.points.rows) == 3
+
+
+def test_what_a_process_has_measured_is_of_its_settings(tmp_path: Path):
+    assert not is_measured(tmp_path, "{}")
+    write_measured(tmp_path, '{"a": 1}', {"value": 0.1 + 0.2}, [{"step": 1}])
+    assert is_measured(tmp_path, '{"a": 1}') and not is_measured(tmp_path, '{"a": 2}')
+    assert read_measured(tmp_path) == ({"value": 0.1 + 0.2}, [{"step": 1}])
+
+
+def test_rows_that_are_kept_with_the_code_are_read():
+    kept = [path for path in (ROOT / "docs" / "results").glob("sweep_f*.csv") if not path.stem.endswith("_points")]
+    assert kept
+    for path in kept:
+        results = swept(path)
+        assert results.cells.rows and results.points.rows
+    assert judged(ROOT / "docs" / "results" / "tasks.csv").rows
