@@ -118,8 +118,8 @@ def read_schedule(given: str, asked_by: tuple[Path, ...] = ()) -> Schedule:
     if rows is not None and not isinstance(rows, list):
         raise UserError(f"{path}: rows is {rows!r}; expected {_word(list)}")
     line = (*asked_by, path.resolve())
-    if like is not None and named_file("schedule", like, "tree").resolve() in line:
-        raise UserError(f"{path}: rows_of: {like} leads back to it; one of them has to have rows of its own")
+    if like is not None and (back := named_file("schedule", like, "tree")).resolve() in line:
+        raise UserError(f"{path}: rows_of: leads back to {back}; one of them has to have rows of its own")
     own = [_row(row, f"{path}: rows[{n}]") for n, row in enumerate(rows or [])]
     parsed = own if like is None else read_schedule(like, line).rows
     schedule = Schedule(path.stem, parsed, **content)
