@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     if helped("ablation", __doc__, arguments):
         return 0
     if any(word.startswith("stage=") for word in arguments):
-        return _stage(words_of_step(arguments, "stage", "cell", "tree"))
+        return _stage(words_of_step(arguments, "stage", "cell", "tree", "device"))
     tree = compose("ablation", arguments)
     from ldm.ablation.ablation import ablation
 

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     if helped("sweep_f", __doc__, arguments):
         return 0
     if any(word.startswith("stage=") for word in arguments):
-        return _stage(words_of_step(arguments, "stage", "cell", "tree"))
+        return _stage(words_of_step(arguments, "stage", "cell", "tree", "device"))
     tree = compose("sweep_f", arguments)
     from ldm.sweep.sweep_f import sweep_f
 
