@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from ldm.errors import UserError
+from ldm.launching.sequences import stage_job
 from ldm.results.measured import is_measured, read_measured, write_measured
 from ldm.results.measured_under import SHARDS
 from ldm.results.results import CellResults, Results
@@ -14,6 +16,7 @@ from ldm.sweep.results import results_at as swept
 from ldm.tasks.results import results_at as judged
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = {"ablation": "ablation", "sweep_f": "sweep"}  # where each script's steps are
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,16 @@ def settings_of(part: Part) -> str:
 
 def anything(row: dict, place: str) -> None:
     """A check that refuses no row."""
+
+
+@pytest.mark.parametrize("script", ["ablation", "sweep_f"])
+def test_a_step_of_a_cell_has_the_words_that_its_script_takes(script: str, tmp_path: Path, monkeypatch):
+    (tmp_path / "tree.json").write_text('{"a": 1}')
+    done: list[tuple] = []
+    monkeypatch.setattr(f"ldm.{STAGES[script]}.stage.run_stage", lambda *given: done.append(given))
+    job = stage_job("measure", "one", tmp_path / "tree.json", "cpu", script)
+    assert import_module(f"scripts.{job.script}").main(list(job.words)) == 0
+    assert done == [("measure", "one", {"a": 1})]
 
 
 def test_what_is_left_are_the_parts_without_rows(tmp_path: Path):
