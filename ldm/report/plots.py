@@ -17,7 +17,7 @@ from ldm.report.point_labels import label_points
 from ldm.report.theme import Theme
 
 LINES = ("-", "--", "-.", ":")
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"  # one more than there are colours, so that no two of the first 42 share both
 Bars = tuple[float, float, float, float]  # ends of the intervals of a point's quality and of its alignment
 
 
