@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm.config import meant
 from ldm.config.keys import bare, is_path
+from ldm.config.numbers import check_above_zero
 from ldm.config.registry import root
 from ldm.errors import UserError
 
@@ -122,9 +123,7 @@ def check_folder(key: str, text: str) -> None:
 
 def check_plan(tree: dict[str, Any]) -> None:
     """Raises UserError for numbers of a tree of conf/cluster_plan.yaml that cannot be."""
-    for key in ABOVE_ZERO:
-        if not 0 < tree[key] < math.inf:
-            raise UserError(f"{key}={tree[key]}: must be above 0, and a number")
+    check_above_zero(tree, *ABOVE_ZERO)
     for key in ("price", "latency_us"):
         if not 0 <= tree[key] < math.inf:
             raise UserError(f"{key}={tree[key]}: must be at least 0, and a number")

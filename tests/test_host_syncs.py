@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import train
 
 from ldm.conditioners import text
-from ldm.conditioners.drop import Drop
 from ldm.run import Run
 from ldm.training import trainer
 from ldm.training.task import Task
@@ -38,7 +37,7 @@ class Reached(Exception):
 
 
 class BlockingCopies(TorchDispatchMode):
-    """Copies to the device that would wait for it, by the line that asked for them."""
+    """Copies to the device that would wait for it, by what was copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,13 +125,3 @@ def test_a_value_that_is_asked_for_is_seen(first_stage: Run, tmp_path: Path, cop
     monkeypatch.setattr(Task, "optimizer_step", asking)
     with pytest.raises(RuntimeError, match="meta"):
         train("quickstart/classifier", tmp_path, f"first_stage={first_stage.folder}", *SELDOM)
-
-
-def test_what_is_dropped_is_known_without_asking():
-    values = torch.tensor([True, False, True])
-    drop = Drop.of(values).to(META)
-    assert drop.device == META and drop.tolist() == [True, False, True]
-    assert bool(drop.any()) and not bool(drop.all())
-    assert type(~drop) is torch.Tensor and type(drop[:, None]) is torch.Tensor
-    assert torch.equal(Drop.of(values).to(torch.device("cpu")).long(), values.long())
-    assert torch.equal(torch.where(Drop.of(values), 1, 0), values.long())

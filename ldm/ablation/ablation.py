@@ -4,7 +4,6 @@ Finished cells are rows of a CSV file, from which the command goes on; whatever 
 again, but for a peer's training, which begins anew.
 """
 
-import math
 from collections.abc import Generator, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from ldm.ablation.page import write_page
 from ldm.ablation.plan import Plan, read_plan
 from ldm.ablation.results import results_at
 from ldm.config import instantiate
-from ldm.config.numbers import check_least
+from ldm.config.numbers import check_above_zero, check_guidance, check_least
 from ldm.device import choose
 from ldm.errors import UserError
 from ldm.evaluation.yardsticks import check_yardsticks
@@ -58,10 +57,8 @@ def ablation(tree: Tree) -> Path | None:
 def _check_keys(tree: Tree) -> None:
     choose(tree["device"])
     check_chain(tree, "ablation", "the ablation")
-    if not 0 < tree["device_seconds"] < math.inf:
-        raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0, and a number")
-    if not math.isfinite(tree["scale"]):
-        raise UserError(f"scale={tree['scale']}: of guidance, must be a number")
+    check_above_zero(tree, "device_seconds")
+    check_guidance(tree)
     check_least(tree, {"moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1})
 
 

@@ -73,6 +73,7 @@ class Conditioner(nn.Module, ABC):
 
     def check(self, batch: Batch) -> None:
         """Raise ValueError for values that it does not take, and say what of them it would not read."""
+        self.check_values(batch)
 
     def check_values(self, batch: Batch) -> None:
         """Raise ValueError for numbers of a batch that it has no row for.

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioners.base import Batch, Conditioner
-from ldm.conditioners.layout_numbers import check_numbers, numbers_of
+from ldm.conditioners.base import Batch
+from ldm.conditioners.layout_numbers import LayoutReader
 
 OCTAVES = 6  # of the sines and cosines of a box's sides
 GRID = 64  # cells a side of who sees what, over the crop: a multiple of most maps
 
 
-class Boxes(Conditioner):
+class Boxes(LayoutReader):
     """batch["layout"] [B, 3 max_objects + 2] (data.fields.Layout) -> tokens [B, 1 + max_objects, width] and who sees
     them, "tokens_mask" [B, 1 + max_objects, 64, 64].
 
@@ -22,29 +22,23 @@ class Boxes(Conditioner):
     the published numbers of corners (`LayoutTransformer`). Boxes are those in the crop. The null has no object.
     """
 
-    key = "layout"
+    name = "boxes"
+    size = "max_objects"
 
     def __init__(self, width: int, vocabulary: int = 8192, max_objects: int = 30, drop_prob: float = 0.0):
-        super().__init__({"tokens": width}, drop_prob, num_tokens=1 + max_objects)
-        self.count, self.none, self.side = 3 * max_objects + 2, vocabulary - 1, math.isqrt(vocabulary)
+        super().__init__({"tokens": width}, drop_prob, 1 + max_objects, 3 * max_objects + 2, vocabulary)
+        self.side = math.isqrt(vocabulary)
         self.ground = nn.Parameter(torch.randn(width))
         self.classes = nn.Embedding(vocabulary, width)
         self.layers = nn.Sequential(nn.Linear(width + 8 * OCTAVES, width), nn.SiLU(), nn.Linear(width, width))
         octaves = math.pi * 2.0 ** torch.arange(OCTAVES)
         self.register_buffer("octaves", octaves, persistent=False)
 
-    def unfit(self, count: int, vocabulary: int) -> dict[str, int]:
-        objects = {} if count == self.count else {"max_objects": (count - 2) // 3}
-        return objects if vocabulary == self.none + 1 else {**objects, "vocabulary": vocabulary}
-
-    def check(self, batch: Batch) -> None:
-        self.check_values(batch)
-
-    def check_values(self, batch: Batch) -> None:
-        check_numbers(batch["layout"], self.count, self.none, "boxes")
+    def sized(self, count: int) -> int:
+        return (count - 2) // 3
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        numbers = numbers_of(batch, drop, self.count, self.none, "boxes")
+        numbers = self.numbers_of(batch, drop)
         objects = numbers[:, :-2].unflatten(1, (-1, 3))
         classes, boxes = objects[..., 0], self._in_crop(objects[..., 1:], numbers[:, -2:])
         angles = boxes[..., None] * self.octaves  # [B, K, 4, octaves]

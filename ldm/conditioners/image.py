@@ -154,9 +154,6 @@ class SemanticMap(Conditioner):
         self.num_classes = num_classes
         self.channel_mapper = nn.Conv2d(num_classes, channels, 1, bias=False)
 
-    def check(self, batch: Batch) -> None:
-        self.check_values(batch)
-
     def check_values(self, batch: Batch) -> None:
         check_classes(batch[self.key], self.num_classes, "segmentation", "conditioner.semantic_map.num_classes")
 

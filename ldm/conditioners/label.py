@@ -31,9 +31,6 @@ class Label(Conditioner):
         self.shape = shapes[slot]
         self.embedding = nn.Embedding(num_classes + has_null, width)
 
-    def check(self, batch: Batch) -> None:
-        self.check_values(batch)
-
     def check_values(self, batch: Batch) -> None:
         check_classes(batch[self.key], self.num_classes, "label", "conditioner.label.num_classes")
 

@@ -5,10 +5,10 @@ conditions merge.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.networks.context import mask_at
 
 
 def bias_of(name: str, tokens: Tensor, drop: Tensor, *biases: Tensor | None) -> Tensor | None:
@@ -41,4 +41,4 @@ def joined_masks(masks: Sequence[Tensor]) -> Tensor:
 def _by_place(mask: Tensor, size: Sequence[int]) -> Tensor:
     if mask.ndim == 2:
         return mask[..., None, None].expand(-1, -1, *size)
-    return F.adaptive_max_pool2d(mask.float(), tuple(size)) > 0
+    return mask_at(mask, size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioners.base import Batch, Conditioner, field
-from ldm.conditioners.layout_numbers import check_numbers, numbers_of
+from ldm.conditioners.layout_numbers import LayoutReader
 from ldm.conditioners.spans import Spans, spans_of
 from ldm.conditioners.unread import tell_unread
 from ldm.errors import UserError
@@ -69,29 +69,18 @@ class CaptionTransformer(Conditioner):
         return {"tokens": self.transformer(torch.tensor(ids).to(drop.device, non_blocking=True))}
 
 
-class LayoutTransformer(Conditioner):
+class LayoutTransformer(LayoutReader):
     """batch["layout"] [B, num_tokens] of token numbers (data.fields.Layout) -> tokens [B, num_tokens, width].
 
     The null is a layout without objects: its last number, none, everywhere.
     """
 
-    key = "layout"
+    name = "layout_transformer"
+    size = "num_tokens"
 
     def __init__(self, width: int, depth: int, vocabulary: int = 8192, num_tokens: int = 92, drop_prob: float = 0.0):
-        super().__init__({"tokens": width}, drop_prob, num_tokens)
+        super().__init__({"tokens": width}, drop_prob, num_tokens, num_tokens, vocabulary)
         self.transformer = TextTransformer(vocabulary, num_tokens, width, depth)
-        self.none = vocabulary - 1
-
-    def unfit(self, count: int, vocabulary: int) -> dict[str, int]:
-        tokens = {} if count == self.num_tokens else {"num_tokens": count}
-        return tokens if vocabulary == self.none + 1 else {**tokens, "vocabulary": vocabulary}
-
-    def check(self, batch: Batch) -> None:
-        self.check_values(batch)
-
-    def check_values(self, batch: Batch) -> None:
-        check_numbers(batch["layout"], self.num_tokens, self.none, "layout_transformer")
 
     def forward(self, batch: Batch, drop: Tensor) -> dict[str, Tensor]:
-        ids = numbers_of(batch, drop, self.num_tokens, self.none, "layout_transformer")
-        return {"tokens": self.transformer(ids)}
+        return {"tokens": self.transformer(self.numbers_of(batch, drop))}

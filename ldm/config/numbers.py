@@ -1,5 +1,6 @@
 """Numbers of a composed tree that its types do not bound."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,19 @@ def check_least(tree: Mapping[str, Any], least: Mapping[str, float]) -> None:
     for key, value in least.items():
         if tree[key] < value:
             raise UserError(f"{key}={tree[key]}: must be at least {value}")
+
+
+def check_above_zero(tree: Mapping[str, Any], *keys: str) -> None:
+    """Raises UserError for a key of `tree` that is not a number above 0."""
+    for key in keys:
+        if not 0 < tree[key] < math.inf:
+            raise UserError(f"{key}={tree[key]}: must be above 0, and a number")
+
+
+def check_guidance(tree: Mapping[str, Any]) -> None:
+    """Raises UserError for a `scale` of guidance that nothing can be drawn with."""
+    if not math.isfinite(tree["scale"]):
+        raise UserError(f"scale={tree['scale']}: of guidance, must be a number")
 
 
 def check_seeds(tree: Mapping[str, Any], key: str = "seeds") -> None:

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 
 from ldm.errors import UserError
 from ldm.report.canvas import WIDTH, css_width, draw, legend, rows
+from ldm.report.plots import MARKERS
 from ldm.report.theme import Theme
 
-MARKERS = "osD^vPX"  # one more than there are colours, so that no two of the first 42 share both
 Interval = tuple[float, float, float]  # value, low, high; NaN ends are not drawn, a NaN value leaves the row empty
 
 

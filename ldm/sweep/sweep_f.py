@@ -4,7 +4,6 @@ Each cell is a chain of fresh processes: first stage, cache of its latents, diff
 are rows of a CSV file, from which the command goes on; whatever a cell has done of its chain is not done again.
 """
 
-import math
 import shutil
 from collections.abc import Generator
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import instantiate
-from ldm.config.numbers import check_least
+from ldm.config.numbers import check_above_zero, check_guidance, check_least
 from ldm.device import choose
 from ldm.errors import UserError
 from ldm.evaluation.yardsticks import check_yardsticks
@@ -65,10 +64,9 @@ def _check_keys(tree: Tree) -> None:
     choose(tree["device"])
     if tree["budget"] not in BUDGETS:
         raise UserError(f"budget={tree['budget']}: choose one of {', '.join(BUDGETS)}")
-    if tree["budget"] == "device_seconds" and not 0 < tree["device_seconds"] < math.inf:
-        raise UserError(f"device_seconds={tree['device_seconds']}: must be above 0, and a number")
-    if not math.isfinite(tree["scale"]):
-        raise UserError(f"scale={tree['scale']}: of guidance, must be a number")
+    if tree["budget"] == "device_seconds":
+        check_above_zero(tree, "device_seconds")
+    check_guidance(tree)
     check_least(tree, {"moments": 1, "trial_steps": 20, "num_samples": 4, "num_steps": 1})
     check_chain(tree, "sweep_f", "the sweep")
     counts = tree["sampling_steps"]

@@ -31,10 +31,8 @@ def grow(tree: Tree) -> Path | None:
     growth = Growth(tree, read_schedule(tree["schedule"]))
     launch = instantiate(tree["launcher"], {}, "launcher")
     done = growth.check()
-    chain, said = (
-        Chain(steps(growth, done), launch, tree["jobs"]),
-        f"{len(growth.rows)} rows, {len(done)} of them finished",
-    )
+    chain = Chain(steps(growth, done), launch, tree["jobs"])
+    said = f"{len(growth.rows)} rows, {len(done)} of them finished"
     shown = finish(chain, growth.folder, "growing a tree into", {"tree.json": tree}, said, lambda: tell(growth))
     return None if shown is None else growth.folder
 
