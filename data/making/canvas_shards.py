@@ -44,7 +44,7 @@ def named_shards(name: str, key: str) -> list[Path]:
         asked = parse(name)
     except UserError as error:
         raise UserError(f"{key}: canvases://{name}: {error}") from None
-    facts = [VERSION, asdict(asked.settings), asked.samples, sha256_of(BUILT_IN / MANIFEST)]
+    facts = [VERSION, _facts(asked.settings), asked.samples, sha256_of(BUILT_IN / MANIFEST)]
     folder = cache_folder() / "canvases" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     if not (folder / MANIFEST).exists():
         partial = folder.with_name(f"{folder.name}.{uuid4().hex}.partial")
@@ -64,7 +64,7 @@ def named_shards(name: str, key: str) -> list[Path]:
 
 
 def parse(name: str) -> Named:
-    """train/size=64x128/samples=100/objects=2-4/sides=0.3-0.5/textured=0/seed=1, of which only the split is needed.
+    """train/size=64x128/samples=100/objects=2-4/sides=0.3-0.5/textured=0/seed=1/names=4; only the split is needed.
 
     Raises UserError.
     """
@@ -88,7 +88,7 @@ def asked_for(tree: Mapping[str, Any]) -> dict[str, Named]:
     words = {
         "size": tuple(size) if isinstance(size, list) else (size, size),
         **{key: tuple(tree[key]) for key in ("objects", "sides")},
-        **{key: tree[key] for key in ("textured", "seed")},
+        **{key: tree[key] for key in ("textured", "seed", "names")},
     }
     for key in ("size", "objects", "sides"):
         if len(words[key]) != 2:
@@ -103,6 +103,11 @@ def asked_for(tree: Mapping[str, Any]) -> dict[str, Named]:
         said = f"samples={counts['train']}, validation_samples={counts['validation']}"
         raise UserError(f"{said}: neither may be negative, nor both 0")
     return found
+
+
+def _facts(settings: CanvasSettings) -> dict[str, Any]:
+    """What a set is known by: as it was before there were `names`, where all are drawn."""
+    return {key: value for key, value in asdict(settings).items() if key != "names" or value is not None}
 
 
 def _value(key: str, text: str) -> Any:
@@ -142,7 +147,7 @@ def make_canvas_shards(out: Path, asked: Mapping[str, Named]) -> dict[str, Any]:
         "class_names": class_names(),
         "map": "0 is the ground, k + 1 the class of number k",
         "splits": {split: splits.get(split, {"samples": 0, "shards": []}) for split in SPLITS},
-        "made_with": {split: {**asdict(own.settings), "version": VERSION} for split, own in asked.items()},
+        "made_with": {split: {**_facts(own.settings), "version": VERSION} for split, own in asked.items()},
     }
     write_manifest(out, manifest)
     return manifest

@@ -15,11 +15,12 @@ from PIL import Image
 
 from ldm.data.counter_random import uniform
 from ldm.data.making import backgrounds
-from ldm.data.making.cutouts import SPLITS, Emoji, cutout, emoji
+from ldm.data.making.cutouts import SPLITS, Emoji, cutout, emoji, few_emoji
 from ldm.data.user_error import UserError
 
 SIDES = (32, 512)  # px of a canvas
 MOST = 30  # objects
+GROUPS = 9  # of emoji
 GAP = 1  # px between objects
 TRIES = 40  # places tried for an object before all are made smaller, by
 SHRINK = 0.9
@@ -31,7 +32,8 @@ class CanvasSettings:
     """What canvases are made of. `textured` is the share of them that have a texture for a ground.
 
     `size` is (height, width), px; `objects` are the fewest and the most, `sides` the longer side of one as a share of
-    the canvas's shorter one: upper bounds, for all of a canvas become smaller until they fit.
+    the canvas's shorter one: upper bounds, for all of a canvas become smaller until they fit. `names` is how many names
+    of each of the nine groups are drawn, in each of their styles; None is all.
     """
 
     split: str = "train"
@@ -40,6 +42,7 @@ class CanvasSettings:
     sides: tuple[float, float] = (0.3, 0.5)
     textured: float = 0.5
     seed: int = 0
+    names: int | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -55,6 +58,8 @@ class CanvasSettings:
             raise UserError(f"textured={self.textured}: a share of the canvases, 0 to 1")
         if not 0 <= self.seed < 1 << 32:
             raise UserError(f"seed={self.seed}: must be between 0 and {(1 << 32) - 1}")
+        if self.names is not None and not 0 < self.objects[1] <= GROUPS * self.names:
+            raise UserError(f"names={self.names} of each of {GROUPS} groups: too few for {self.objects[1]} objects")
 
 
 class Canvas(NamedTuple):
@@ -138,7 +143,8 @@ class _Draws:
 def _choose(settings: CanvasSettings, draw: _Draws) -> list[tuple[Emoji, np.ndarray]]:
     """Emoji of different names, cut out: each time first a group, all being equally frequent, and then one of it."""
     fewest, most = settings.objects
-    by_group = list(emoji(settings.split).values())
+    every = emoji(settings.split) if settings.names is None else few_emoji(settings.split, settings.names)
+    by_group = list(every.values())
     chosen: dict[str, tuple[Emoji, np.ndarray]] = {}
     count = fewest + int(draw(1)[0] * (most - fewest + 1))
     while len(chosen) < count:

@@ -86,6 +86,21 @@ def emoji(split: str) -> dict[int, list[Emoji]]:
     return dict(sorted(found.items()))
 
 
+@cache
+def few_emoji(split: str, names: int) -> dict[int, list[Emoji]]:
+    """Of each group those that can be cut out, of `names` names (of all, where it has fewer), evenly spaced in the
+    alphabet.
+    """
+    found = {}
+    for label, group in emoji(split).items():
+        usable = [one for one in group if cutout(one) is not None]
+        said = sorted({one.caption for one in usable})
+        count = min(names, len(said))
+        kept = {said[(2 * place + 1) * len(said) // (2 * count)] for place in range(count)}
+        found[label] = [one for one in usable if one.caption in kept]
+    return found
+
+
 def class_names() -> list[str]:
     """The names of the nine groups, by their numbers."""
     names: list[str] = json.loads((BUILT_IN / "manifest.json").read_bytes())["class_names"]

@@ -25,7 +25,6 @@ DRAWS = 2  # of each pair, from different noise
 SCALES = (0.0, 0.4, 1.0, 2.0, 4.0)  # w' of eDiff-I; 0 is the plain sample
 VARIANTS = ("per_head", "std")  # conf/painting
 COLOURS = ("#ff0000", "#0000ff")
-UNSEEN = 1 << 24  # number of the first canvas of the training's emoji that is looked at: none was trained on
 SHOWN, ENLARGED = 6, 3
 CROPPED = 64  # px of a region, as it is looked at
 
@@ -38,17 +37,15 @@ class Pair(NamedTuple):
 
 
 def judge_painting(bench: Bench) -> Judgement:
-    """IoU of what is painted and what is drawn, over pairs of phrases of held-out emoji and of those of the training;
-    and which of its two phrases a painted region shows.
-
-    The weight w' is chosen on the phrases of the training's emoji, on canvases that were not trained on.
+    """IoU of what is painted and what is drawn, over pairs of phrases of canvases that are held out, and which of its
+    two phrases a painted region shows. The weight w' is chosen on as many other ones.
     """
     model, count = bench.model("canvas_text"), bench.count(most=PAIRS)
     alignment = shared_yardsticks(bench.device).alignment
     best: float | None = None
-    for name, split, first in (("trained", "train", UNSEEN), ("held-out", "validation", 0)):
-        real = chosen(canvases_of(model.drawer.data, first, 4 * count, split=split, objects=(2, 2)), count)
-        pairs = [pair_of(one, bench.folder / "given", f"{name}-{place}") for place, one in enumerate(real)]
+    for first, which in ((4 * count, ", where w' is chosen"), (0, "")):
+        real = chosen(canvases_of(model.drawer.data, first, 4 * count, objects=(2, 2)), count)
+        pairs = [pair_of(one, bench.folder / "given", f"{first + place:04d}") for place, one in enumerate(real)]
         union = torch.stack([pair.regions.any(0) for pair in pairs])
 
         def drawn(scale: float, variant: str = "per_sample", pairs: Sequence[Pair] = pairs) -> list[Tensor]:
@@ -57,20 +54,20 @@ def judge_painting(bench: Bench) -> Judgement:
         images = {scale: drawn(scale) for scale in SCALES}
         ious = {scale: _ious(own, union) for scale, own in images.items()}
         for scale, own in ious.items():
-            bench.add_mean(f"IoU, w' = {scale:g}, {name} phrases", own)
-        bench.add_mean(f"IoU of real canvases of {name} phrases", things_iou(pixels(real), union))
+            bench.add_mean(f"IoU, w' = {scale:g}{which}", own)
+        bench.add_mean(f"IoU of real canvases{which}", things_iou(pixels(real), union))
         means = {ious[scale].mean().item(): scale for scale in SCALES[1:]}
         best = best or means[max(means)]
         for said, own in {"": images[best][0], ", w' = 0": images[0.0][0], ", real": pixels(real)}.items():
             share = told_apart(alignment, own, pairs, bench)
-            bench.add_mean(f"regions that show their own phrase, not the other, {name} phrases{said}", share)
+            bench.add_mean(f"regions that show their own phrase, not the other{said}{which}", share)
     for variant in VARIANTS:
-        bench.add_mean(f"IoU, w' = {best:g}, held-out phrases, {variant}", _ious(drawn(best, variant), union))
+        bench.add_mean(f"IoU, w' = {best:g}, {variant}", _ious(drawn(best, variant), union))
     both = torch.stack([ious[best], ious[0.0]], dim=1)
-    bench.add_mean(f"IoU, held-out phrases, at the w' that is best of trained ones, {best:g}", both[:, 0])
+    bench.add_mean(f"IoU at the w' that is best of the others, {best:g}", both[:, 0])
     bench.add_statistic("the same as a multiple of w' = 0", both, lambda own: own[:, 0].mean() / own[:, 1].mean())
     bench.add_mean("obeyed: IoU less that of w' = 0", both[:, 0] - both[:, 1])
-    caption = f"Held-out phrases and where they are painted; w' = {', '.join(f'{scale:g}' for scale in SCALES)}."
+    caption = f"Phrases and where they are painted; w' = {', '.join(f'{scale:g}' for scale in SCALES)}."
     shown = _rows(pairs[:SHOWN], {scale: own[0] for scale, own in images.items()})
     return Judgement(bench.rows, grid(torch.stack(shown), columns=len(SCALES)), caption, enlarge=1)
 
