@@ -11,9 +11,10 @@ import torch
 from ldm.config import compose
 from ldm.data.classes import class_names
 from ldm.data.fields import Caption, Layout, Mask, SemanticMap
+from ldm.data.making.canvas_shards import _facts as named_facts
 from ldm.data.making.canvas_shards import asked_for, make_canvas_shards, named_shards, parse
 from ldm.data.making.canvases import CanvasSettings, canvas, describe, members
-from ldm.data.making.cutouts import SPLITS, cut, emoji
+from ldm.data.making.cutouts import SPLITS, cut, emoji, few_emoji
 from ldm.data.making.cutouts import class_names as cutouts_names
 from ldm.data.module import ShardData
 from ldm.data.paths import expand
@@ -58,6 +59,24 @@ def test_groups_are_shared_and_emoji_are_not():
     assert min(np.bincount(chosen, minlength=9)) > len(chosen) / 9 / 2
 
 
+def test_of_few_names_all_canvases_draw_the_same_ones():
+    few = few_emoji("train", 2)
+    names = {one.caption for group in few.values() for one in group}
+    assert len(names) == 18 and {len({one.caption for one in group}) for group in few.values()} == {2}
+    assert len({one.style for group in few.values() for one in group}) == 3
+    for seed in (0, 1):
+        drawn = [canvas(CanvasSettings(size=(32, 32), names=2, seed=seed), number) for number in range(40)]
+        assert {own["phrase"] for one in drawn for own in one.objects} == names
+    assert few_emoji("validation", 1000).keys() == emoji("validation").keys()
+    assert CanvasSettings(names=1, objects=(2, 9)) and named_facts(CanvasSettings(names=1)) != named_facts(
+        CanvasSettings()
+    )
+    assert "names" not in named_facts(CanvasSettings()), "what was made before there were names is the same still"
+    for names in (0, 1):
+        with pytest.raises(UserError, match=f"names={names} of each of 9 groups: too few for 10 objects"):
+            CanvasSettings(names=names, objects=(2, 10))
+
+
 def test_an_edge_is_unmixed_from_white():
     picture = np.full((20, 20, 3), 255, np.uint8)
     picture[4:16, 4:16] = (200, 0, 0)
@@ -87,7 +106,7 @@ def test_named_canvases_are_data_without_shards(tmp_path, monkeypatch):
     [path] = named_shards(name.removeprefix("canvases://"), "data.train")
     before = path.stat().st_mtime_ns
     assert named_shards(name.removeprefix("canvases://"), "data.train") == [path] and path.stat().st_mtime_ns == before
-    for wrong in ("test", "train/size=7", "train/colour=red", "train/size=a", "train/samples=0",
+    for wrong in ("test", "train/size=7", "train/colour=red", "train/size=a", "train/samples=0", "train/names=0",
                   "train/samples=1000001", "train/objects=1-2-3", "train/size=64/size=64"):  # fmt: skip
         with pytest.raises(UserError, match=r"data\.train: canvases://"):
             named_shards(wrong, "data.train")
