@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldm.checkpoint.posthoc_ema import exponent
 from ldm.checkpoint.rows import is_sharded, local, placed
 from ldm.errors import UserError
+from ldm.training.side_stream import SideStream
 
 ALIGNMENT = 16  # values at whose multiples tensors begin in a buffer: 64 bytes of fp32
 
@@ -22,7 +23,8 @@ ALIGNMENT = 16  # values at whose multiples tensors begin in a buffer: 64 bytes 
 class Averages(ABC):
     """Averages of a module's trainable parameters, one for each of `kinds`; the first is meant where none is named.
 
-    Buffers and frozen parameters are not averaged. The averages are fp32 on the parameters' device.
+    Buffers and frozen parameters are not averaged. The averages are fp32 on the parameters' device. On a GPU an update
+    runs beside what follows it: who changes parameters afterwards calls `join` first, as all here that reads averages.
     """
 
     snapshot_every_steps: int | None = None  # how often they are kept for good; None is never
@@ -32,6 +34,7 @@ class Averages(ABC):
         self.module = module
         self.num_updates = 0
         self.kinds = tuple(kinds)
+        self._side = SideStream()
         self.follow()
         self._places: list[int] = []  # where the parameters lay when the buffers were made
         self._buffers: list[Tensor] = []  # one for each kind
@@ -39,6 +42,7 @@ class Averages(ABC):
 
     def follow(self) -> None:
         """Restart the averages from the module's present parameters."""
+        self.join()
         trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         self._names, self._parameters = list(trained), list(trained.values())
         self._averages = [[p.detach().clone().float() for p in self._parameters] for _ in self.kinds]
@@ -55,15 +59,23 @@ class Averages(ABC):
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the current parameters; call once per optimizer step."""
+        self.join()
         if not self._sharded and [parameter.data_ptr() for parameter in self._parameters] != self._places:
             self._gather()
-        for place, decay in enumerate(self.decays(self.num_updates)):
-            if self._current is not None:
-                self._buffers[place].lerp_(self._current, 1 - decay)
-            else:
-                current = [parameter.float() for parameter in self._rows(list(self._parameters))]
-                torch._foreach_lerp_(self._rows(self._averages[place]), current, 1 - decay)
+        decays = self.decays(self.num_updates)
         self.num_updates += 1
+        if self._current is not None:
+            for buffer, decay in zip(self._buffers, decays, strict=True):
+                buffer.lerp_(self._current, 1 - decay)
+        elif self._parameters:
+            with self._side.beside(self._parameters[0].device):
+                current = [parameter.float() for parameter in self._rows(list(self._parameters))]
+                for averages, decay in zip(self._averages, decays, strict=True):
+                    torch._foreach_lerp_(self._rows(averages), current, 1 - decay)
+
+    def join(self) -> None:
+        """What a GPU is given from here on comes after the updates so far: to be called before parameters change."""
+        self._side.join()
 
     def _rows(self, tensors: list[Tensor]) -> list[Tensor]:
         """This rank's rows of each tensor; nothing is checked if none is sharded, as this is called at every step."""
@@ -95,12 +107,14 @@ class Averages(ABC):
 
     def averages_of(self, parameter: nn.Parameter) -> list[Tensor]:
         """The averages of one of the module's trainable parameters, themselves and not copies."""
+        self.join()
         place = next(place for place, own in enumerate(self._parameters) if own is parameter)
         return [averages[place] for averages in self._averages]
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """Within the block the module computes with the first average; the same values come back after it."""
+        self.join()
         with self._copied_in() if self._sharded else self._pointed_to():
             yield
 
@@ -128,6 +142,7 @@ class Averages(ABC):
 
     def averages(self) -> dict[str, dict[str, Tensor]]:
         """kind -> the averages by the parameters' names."""
+        self.join()
         return {
             kind: dict(zip(self._names, own, strict=True)) for kind, own in zip(self.kinds, self._averages, strict=True)
         }
@@ -143,6 +158,7 @@ class Averages(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from averages of the same kinds. Raises ValueError for those of others, or of other parameters."""
+        self.join()
         stored = [state["averages"], *state.get("further", {}).values()]
         if list(state.get("further", {})) != list(self.kinds[1:]):
             raise UserError("the checkpoint's EMA has other profiles than this run's")

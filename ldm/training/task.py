@@ -167,6 +167,8 @@ class Task(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.lr_factor(self.step)
+        if self.ema:
+            self.ema.join()
 
     def configure_gradient_clipping(
         self,

@@ -63,13 +63,13 @@ class CodeRevival(pl.Callback):
         draws = uniform(task.seed, "revival", torch.arange(len(dead), device=dead.device), stream=task.step)[:, 0]
         chosen = (draws * len(features)).long().clamp(max=len(features) - 1)
         weight = self._regularizer.embedding.weight
+        averages = task.ema.averages_of(weight) if task.ema else []
         weight[dead] = features[chosen]
         for value in trainer.optimizers[0].state.get(weight, {}).values():
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 value[dead] = 0
-        if task.ema:
-            for average in task.ema.averages_of(weight):
-                average[dead] = weight[dead].float()
+        for average in averages:
+            average[dead] = weight[dead].float()
         return len(dead)
 
     def state_dict(self) -> dict[str, Any]:
