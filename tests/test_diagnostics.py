@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,16 @@ from toys import clip_folder, text_folder
 from untrained import untrained_run
 
 from ldm.config import compose, overriding
+from ldm.data.fields import Caption
 from ldm.data.making.canvases import CanvasSettings
+from ldm.data.module import ShardData
 from ldm.diagnostics.attention_record import probabilities, recorded
 from ldm.diagnostics.attention_shares import attention_shares
 from ldm.diagnostics.caption_lengths import LengthParts
 from ldm.diagnostics.composed_set import CATEGORIES, ComposedSet, truth
 from ldm.diagnostics.composed_suite import composed_suite
 from ldm.diagnostics.condition_curves import condition_curves
+from ldm.diagnostics.pictures import held_out
 from ldm.diagnostics.prompt_pairs import Pairs
 from ldm.diagnostics.prompt_switch import bound, decided, prompt_switch, switched
 from ldm.drawer import Drawer
@@ -108,6 +112,18 @@ def asked(root: str, *words: str) -> tuple[dict, list[str]]:
 
 
 # Attention
+
+
+def test_what_was_trained_on_is_what_the_runs_filters_left():
+    shards = {"train": "data/quickstart/validation-00000.tar", "validation": "data/quickstart/validation-00000.tar"}
+    data = ShardData(
+        **shards, image_size=32, batch_size=4, fields={"caption": Caption()}, filters={"values": {"class": ["flags"]}}
+    )
+    found = {name: held_out(SimpleNamespace(data=data), {"model": "m", "num_samples": 5, "data": name})
+             for name in (None, "training", shards["train"])}  # fmt: skip
+    assert found[None].num_train == found[shards["train"]].num_train > found["training"].num_train > 5
+    captions = next(iter(found["training"].statistics_loader(batch_size=8)))["caption"]
+    assert all("flag" in text for text in captions)
 
 
 def test_shares_are_those_of_each_layers_own_probabilities(runs: Path):

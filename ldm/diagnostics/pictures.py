@@ -17,6 +17,8 @@ from ldm.model import Model
 from ldm.request import asked_guidance
 from ldm.sampling import Sampling
 
+TRAINING = "training"  # of data=, in the place of shards
+
 
 def opened(tree: Mapping[str, Any], words: Sequence[str], device: torch.device) -> tuple[Drawer, Sampling]:
     """The model of `tree`, which `words` made, and how it is to be sampled. Raises UserError for what does not fit."""
@@ -43,15 +45,17 @@ def members_of(model: Drawer, tree: Mapping[str, Any]) -> list[Model]:
 
 
 def held_out(model: Drawer, tree: Mapping[str, Any]) -> ShardData:
-    """The held-out samples of the model's run, or those of ``data=``. Raises UserError unless they are enough."""
+    """The held-out samples of the model's run, those of ``data=``, or those that it was trained on (TRAINING), without
+    what its filters removed. Raises UserError unless they are enough.
+    """
     own = model.data
     shards = own.validation if tree["data"] is None else meant("reference", tree["data"])
     if shards is None:
         raise UserError(f"model={tree['model']}: it has no held-out images; name shards with data=")
-    data = own.over(shards)
+    data = own.whole() if tree["data"] == TRAINING else own.over(shards)
     data.setup()
     if data.num_train < tree["num_samples"]:
-        raise UserError(f"num_samples={tree['num_samples']}: there are {data.num_train} held-out samples")
+        raise UserError(f"num_samples={tree['num_samples']}: there are {data.num_train} such samples")
     return data
 
 

@@ -94,9 +94,9 @@ def _all(tree: Tree, folder: Path) -> list[Work]:
         Work("cache", "encode", _with(tree, "cache", encoded), None, ("stand_in_clip",)),
         Work("model", "train", _with(tree, "model", trained), None, ("cache",)),
         looked("attention", title="What attention looks at (figure 3)", intro=STAND_INS),
-        looked("switch", title="When the prompt decides (figure 4)", intro=STAND_INS),
+        looked("switch", "data=training", title="When the prompt decides (figure 4)", intro=STAND_INS),
         looked(
-            "conditions", sets, "num_samples=200", "scales=[1,2,4]",
+            "conditions", "data=training", sets, "num_samples=200", "scales=[1,2,4]",
             title="Encoders alone and together (figures 8, 18)", intro=STAND_INS,
         ),
         looked("style", title="Style transfer (figure 16)", intro=STAND_INS),
