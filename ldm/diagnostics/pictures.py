@@ -7,17 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.config import meant
 from ldm.data.module import ShardData
 from ldm.drawer import Drawer
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
+from ldm.evaluation.samples_of import samples_of
 from ldm.loading import load_drawer
 from ldm.model import Model
 from ldm.request import asked_guidance
 from ldm.sampling import Sampling
-
-TRAINING = "training"  # of data=, in the place of shards
 
 
 def opened(tree: Mapping[str, Any], words: Sequence[str], device: torch.device) -> tuple[Drawer, Sampling]:
@@ -45,14 +43,10 @@ def members_of(model: Drawer, tree: Mapping[str, Any]) -> list[Model]:
 
 
 def held_out(model: Drawer, tree: Mapping[str, Any]) -> ShardData:
-    """The held-out samples of the model's run, those of ``data=``, or those that it was trained on (TRAINING), without
-    what its filters removed. Raises UserError unless they are enough.
-    """
-    own = model.data
-    shards = own.validation if tree["data"] is None else meant("reference", tree["data"])
-    if shards is None:
+    """The samples that ``data=`` names (see `samples_of`). Raises UserError unless they are enough."""
+    data = samples_of(model.data, tree["data"])
+    if data is None:
         raise UserError(f"model={tree['model']}: it has no held-out images; name shards with data=")
-    data = own.whole() if tree["data"] == TRAINING else own.over(shards)
     data.setup()
     if data.num_train < tree["num_samples"]:
         raise UserError(f"num_samples={tree['num_samples']}: there are {data.num_train} such samples")

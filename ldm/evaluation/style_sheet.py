@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ldm.build import Parts
-from ldm.config import instantiate, meant
+from ldm.config import instantiate
 from ldm.data.decoding import read_picture
 from ldm.data.module import ShardData
 from ldm.data.transforms import View
@@ -22,6 +22,7 @@ from ldm.device import choose
 from ldm.drawer import Drawer, batched, turns_of
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval
+from ldm.evaluation.samples_of import samples_of
 from ldm.evaluation.stand_ins import stand_ins
 from ldm.evaluation.table import write_csv
 from ldm.generate import Ask
@@ -121,13 +122,12 @@ def _asked(
     """Prompts and reference pictures [M, 3, h, w] as the run's own field reads them: those given, or what is not of
     held-out samples.
     """
-    own = model.data.validation if tree["data"] is None else meant("reference", tree["data"])
+    data = samples_of(model.data, tree["data"])
     given = _read(model, contents)
     if prompts and given:
         return prompts, torch.cat(given)
-    if own is None:
+    if data is None:
         raise UserError(f"model={tree['model']}: it has no held-out samples; name prompts= and styles=, or data=")
-    data = model.data.over(own)
     data.setup()
     captions, pictures = _held_out(data, tree["num_prompts"], tree["num_styles"])
     return prompts or captions, torch.cat(given) if given else pictures
