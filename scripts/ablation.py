@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped, shown, words_of_step
+from ldm.config import compose, guarded, helped, shown, tree_of_step, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -34,9 +34,8 @@ def main(arguments: list[str]) -> int:
 def _stage(words: dict[str, str]) -> int:
     """A step of a cell, which the ablation starts itself: stage=measure cell=muon-seed0 tree=FOLDER/ablation.json."""
     from ldm.ablation.stage import run_stage
-    from ldm.files import read_json
 
-    run_stage(words["stage"], words["cell"], read_json(Path(words["tree"])))
+    run_stage(words["stage"], words["cell"], tree_of_step("ablation", words["tree"]))
     return 0
 
 

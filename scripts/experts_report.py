@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped, shown, words_of_step
+from ldm.config import compose, guarded, helped, shown, tree_of_step, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     if helped("experts_report", __doc__, arguments):
         return 0
     if any(word.startswith("stage=") for word in arguments):
-        return _judge(words_of_step(arguments, "stage", "seed", "tree"))
+        return _judge(words_of_step(arguments, "stage", "seed", "tree", "device"))
     tree = compose("experts_report", arguments)
     from ldm.trees.report import experts_report
 
@@ -33,10 +33,9 @@ def main(arguments: list[str]) -> int:
 
 def _judge(words: dict[str, str]) -> int:
     """A judgement, which the report starts itself: stage=fig7_emoji seed=0 tree=FOLDER/experts.json."""
-    from ldm.files import read_json
     from ldm.trees.report import run_judge
 
-    run_judge(read_json(Path(words["tree"])), words["stage"], int(words["seed"]))
+    run_judge(tree_of_step("experts_report", words["tree"]), words["stage"], int(words["seed"]))
     return 0
 
 

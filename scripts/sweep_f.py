@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped, shown, words_of_step
+from ldm.config import compose, guarded, helped, shown, tree_of_step, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -32,10 +32,9 @@ def main(arguments: list[str]) -> int:
 
 def _stage(words: dict[str, str]) -> int:
     """A step of one cell, which the sweep starts itself: stage=measure cell=kl-f4-seed0 tree=FOLDER/sweep.json."""
-    from ldm.files import read_json
     from ldm.sweep.stage import run_stage
 
-    run_stage(words["stage"], words["cell"], read_json(Path(words["tree"])))
+    run_stage(words["stage"], words["cell"], tree_of_step("sweep_f", words["tree"]))
     return 0
 
 

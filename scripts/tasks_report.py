@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # a file of a checkout that may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.config import compose, guarded, helped, shown, words_of_step
+from ldm.config import compose, guarded, helped, shown, tree_of_step, words_of_step
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     if helped("tasks_report", __doc__, arguments):
         return 0
     if any(word.startswith("stage=") for word in arguments):
-        return _judge(words_of_step(arguments, "stage", "task", "seed", "tree"))
+        return _judge(words_of_step(arguments, "stage", "task", "seed", "tree", "device"))
     tree = compose("tasks_report", arguments)
     from ldm.tasks.report import tasks_report
 
@@ -33,11 +33,9 @@ def main(arguments: list[str]) -> int:
 
 def _judge(words: dict[str, str]) -> int:
     """A judgement, which the report starts itself: stage=judge task=text seed=0 tree=FOLDER/tasks.json."""
-    from ldm.files import read_json
-    from ldm.tasks.judging import judge
-    from ldm.tasks.trainings import Part
+    from ldm.tasks.judging import run_judge
 
-    judge(Part(words["task"], int(words["seed"])), read_json(Path(words["tree"])))
+    run_judge(words["stage"], words["task"], int(words["seed"]), tree_of_step("tasks_report", words["tree"]))
     return 0
 
 

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from ldm.config import compose
 from ldm.errors import UserError
+from ldm.files import write_json
 from ldm.launching.sequences import stage_job
+from ldm.launching.slurm import Nodes, nodes_of
 from ldm.results.measured import is_measured, read_measured, write_measured
 from ldm.results.measured_under import SHARDS
 from ldm.results.results import CellResults, Results
 from ldm.sweep.results import results_at as swept
+from ldm.tasks.report import tasks_report
 from ldm.tasks.results import results_at as judged
+from ldm.trees.report import experts_report
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"ablation": "ablation", "sweep_f": "sweep"}  # where each script's steps are
@@ -39,12 +44,61 @@ def anything(row: dict, place: str) -> None:
 
 @pytest.mark.parametrize("script", ["ablation", "sweep_f"])
 def test_a_step_of_a_cell_has_the_words_that_its_script_takes(script: str, tmp_path: Path, monkeypatch):
-    (tmp_path / "tree.json").write_text('{"a": 1}')
+    tree = compose(script, [])
+    write_json(tmp_path / "tree.json", tree)
     done: list[tuple] = []
     monkeypatch.setattr(f"ldm.{STAGES[script]}.stage.run_stage", lambda *given: done.append(given))
     job = stage_job("measure", "one", tmp_path / "tree.json", "cpu", script)
     assert import_module(f"scripts.{job.script}").main(list(job.words)) == 0
-    assert done == [("measure", "one", {"a": 1})]
+    assert done == [("measure", "one", tree)]
+
+
+STEPS = {
+    "ablation": {"stage": "measure", "cell": "muon-seed0"},
+    "sweep_f": {"stage": "measure", "cell": "kl-f4-seed0"},
+    "tasks_report": {"stage": "judge", "task": "layout", "seed": "0"},
+    "experts_report": {"stage": "fig7_emoji", "seed": "0"},
+}
+
+
+@pytest.mark.parametrize("script", STEPS)
+def test_a_step_of_a_wrong_file_or_of_nothing_in_it_is_refused(script: str, tmp_path: Path):
+    main, path = import_module(f"scripts.{script}").main, tmp_path / "tree.json"
+
+    def refused(message: str, **changed: str) -> None:
+        words = {**STEPS[script], "tree": str(path), "device": "cpu", **changed}
+        with pytest.raises(UserError, match=message):
+            main([f"{key}={value}" for key, value in words.items()])
+
+    refused(f"tree={path}: no such file")
+    write_json(path, {"a": 1})
+    refused(f"tree={path}: has no '.*'; not what scripts/{script}.py writes")
+    write_json(path, compose(script, []))
+    for key in STEPS[script]:
+        refused(r"^\w+=.*77.*: the file of tree= has none of that name; there are ", **{key: "77"})
+
+
+def test_a_peer_of_another_file_or_of_no_peers_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "dev")
+    main, path = import_module("diffusers_loop").main, tmp_path / "tree.json"
+    with pytest.raises(UserError, match=f"tree={path}: no such file"):
+        main(["cell=diffusers-seed0", f"tree={path}"])
+    write_json(path, compose("ablation", []))
+    for cell in ("diffusers", "muon-seed0"):  # without a seed, and a row of ours
+        with pytest.raises(UserError, match=r"cell=.*none of that name"):
+            main([f"cell={cell}", f"tree={path}"])
+
+
+@pytest.mark.parametrize("script", ["tasks_report", "experts_report"])
+def test_a_judgement_asks_a_cluster_for_a_gpu_only_where_it_needs_one(script: str, tmp_path: Path, monkeypatch):
+    report, package = {"tasks_report": (tasks_report, "tasks"), "experts_report": (experts_report, "trees")}[script]
+    begun: list = []
+    monkeypatch.setattr(f"ldm.{package}.report.finish", lambda chain, *more: begun.append(chain))
+    for device, gpus in {"cpu": 0, "auto": 1}.items():
+        one = {"tasks_report": "tasks=[layout]", "experts_report": "schedules=[fig7_emoji]"}[script]
+        report(compose(script, [one, "seeds=[0]", f"device={device}", f"runs_dir={tmp_path}"]))
+        judgement = begun[-1].waiting[-1].job
+        assert judgement.script == script and nodes_of(judgement) == Nodes(1, 1, gpus)
 
 
 def test_what_is_left_are_the_parts_without_rows(tmp_path: Path):

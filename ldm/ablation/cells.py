@@ -10,7 +10,7 @@ import torch
 
 from ldm.ablation.plan import Plan
 from ldm.build import Parts, load_first_stage
-from ldm.config import compose, overriding
+from ldm.config import compose, named_in_step, overriding
 from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 from ldm.model import recipe
@@ -38,6 +38,11 @@ def cells(tree: Tree, plan: Plan) -> list[Cell]:
         raise UserError(f"rows={rows}: a list of different ones of {', '.join(plan.names)}")
     check_seeds(tree)
     return [Cell(row, seed) for seed in tree["seeds"] for row in rows]
+
+
+def cell_named(tree: Tree, plan: Plan, name: str) -> Cell:
+    """The cell of that name. Raises UserError, for a step of the ablation, where there is none."""
+    return named_in_step("cell", name, {cell.name: cell for cell in cells(tree, plan)})
 
 
 class Places:

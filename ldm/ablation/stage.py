@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ldm.ablation.cells import Cell, Places, cell_words, data_words, settings_of
+from ldm.ablation.cells import Cell, Places, cell_named, cell_words, data_words, settings_of
 from ldm.ablation.plan import Plan, read_plan
-from ldm.config import compose
+from ldm.config import compose, named_in_step
 from ldm.device import choose
 from ldm.files import read_json
 from ldm.latent_cache import encode
@@ -22,9 +22,10 @@ Row = dict[str, Any]
 
 def run_stage(stage: str, cell_name: str, tree: Tree) -> None:
     """Run `stage` (encode, measure) of the cell of that name."""
-    row, _, seed = cell_name.rpartition("-seed")
+    run, plan = named_in_step("stage", stage, STAGES), read_plan(tree["plan"])
+    cell = cell_named(tree, plan, cell_name)
     with process_group(choose(tree["device"])):
-        STAGES[stage](tree, read_plan(tree["plan"]), Cell(row, int(seed)))
+        run(tree, plan, cell)
 
 
 def _encode(tree: Tree, plan: Plan, cell: Cell) -> None:

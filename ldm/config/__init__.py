@@ -14,6 +14,7 @@ from ldm.config.keys import SWEPT, UNCHOSEN, is_literal
 from ldm.config.plugins import CONF, use_plugins, versions
 from ldm.config.registry import groups, registry, resolve_target
 from ldm.config.saved import dump, load_plain, load_tree, named_file
+from ldm.config.steps import named_in_step, tree_of_step, words_of_step
 from ldm.config.upgrades import with_begun_fields, with_moved_keys
 from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import (
@@ -25,13 +26,12 @@ from ldm.config.words import (
     run_name,
     split_literal,
     take_plugins,
-    words_of_step,
 )
 
 __all__ = [
     "CONF", "SWEPT", "UNCHOSEN", "accepts", "answered", "check_once", "check_range", "check_words_of_file",
     "completed", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text", "helped", "instantiate",
-    "is_literal", "listed", "load_plain", "load_tree", "meant", "named_file", "overriding", "registry",
-    "resolve_target", "run_name", "shown", "split_literal", "take_plugins", "takes", "use_plugins", "validate",
-    "versions", "with_begun_fields", "with_moved_keys", "words_of_step",
+    "is_literal", "listed", "load_plain", "load_tree", "meant", "named_file", "named_in_step", "overriding", "registry",
+    "resolve_target", "run_name", "shown", "split_literal", "take_plugins", "takes", "tree_of_step", "use_plugins",
+    "validate", "versions", "with_begun_fields", "with_moved_keys", "words_of_step",
 ]  # fmt: skip

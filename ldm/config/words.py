@@ -60,18 +60,6 @@ def check_once(arguments: list[str]) -> None:
             raise UserError(f"{key} is given {count} times{braces}; give it once")
 
 
-def words_of_step(arguments: list[str], *keys: str) -> dict[str, str]:
-    """The words of a step of a report, which starts it itself: each of `keys`, once, and no others; seed is a number.
-
-    Raises UserError for others: somebody has said ``stage=`` who does not know what it is for.
-    """
-    words = dict(word.partition("=")[::2] for word in arguments)
-    if len(arguments) != len(keys) or set(words) != set(keys) or not words.get("seed", "0").isdecimal():
-        named = " ".join(f"{key}=..." for key in keys)
-        raise UserError(f"stage: is of the steps that this command starts itself, by {named}; leave it out")
-    return words
-
-
 def check_words_of_file(text: str, where: str) -> None:
     """Raises UserError, which `where` begins, for words of train.py that are not a file's to say: it may be anybody's.
 

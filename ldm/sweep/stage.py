@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.build import Parts, load_autoencoder
-from ldm.config import compose
+from ldm.config import compose, named_in_step
 from ldm.device import choose, device_clock
 from ldm.evaluation.evaluate import evaluate
 from ldm.evaluation.throughput import samples_per_second
@@ -25,9 +25,10 @@ ENCODED = "encoded.json"
 
 def run_stage(stage: str, cell_name: str, tree: Tree) -> None:
     """Run `stage` (encode, measure) of the cell of that name; done before, it does nothing."""
-    cell = next(cell for cell in cells(tree) if cell.name == cell_name)
+    run = named_in_step("stage", stage, STAGES)
+    cell = named_in_step("cell", cell_name, {cell.name: cell for cell in cells(tree)})
     with process_group(choose(tree["device"])):
-        STAGES[stage](tree, cell)
+        run(tree, cell)
 
 
 def _encode(tree: Tree, cell: Cell) -> None:

@@ -114,7 +114,8 @@ def _training(tree: Tree, name: str, seed: int) -> Step:
 
 def _judgement(tree: Tree, part: Part, results: Results[Part]) -> Step:
     places = Places(tree)
-    words = ("stage=judge", f"task={part.task}", f"seed={part.seed}", f"tree={places.folder / 'tasks.json'}")
+    words = ("stage=judge", f"task={part.task}", f"seed={part.seed}", f"tree={places.folder / 'tasks.json'}",
+             f"device={tree['device']}")  # fmt: skip
     needs = tuple(places.run(name, part.seed).name for name in TASKS[part.task])
     job = Job(f"{part.name}: judged", words, script="tasks_report")
     return Step(job, needs, partial(_keep, tree, part, results))

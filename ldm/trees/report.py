@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm.config import compose, instantiate, overriding
+from ldm.config import compose, instantiate, named_in_step, overriding
 from ldm.config.numbers import check_least, check_seeds
 from ldm.device import choose
 from ldm.errors import UserError
@@ -157,6 +157,7 @@ def _steps(tree: Tree, schedule: Schedule, part: Part, results: Results[Part], f
         found.append(replace(step, needs=(stage.name,)) if anew else step)
     trained = tuple(step.name for step in found)
     words = [f"stage={schedule.name}", f"seed={part.seed}", f"tree={folder / 'experts.json'}"]
+    words += [f"device={tree['device']}"]
     keep = partial(_keep, tree, schedule, part, results, folder)
     return [*found, Step(Job(f"{growth.name}: judged", tuple(words), script="experts_report"), trained, keep)]
 
@@ -178,8 +179,9 @@ def _keep(tree: Tree, schedule: Schedule, part: Part, results: Results[Part], fo
 
 
 def run_judge(tree: Tree, name: str, seed: int) -> None:
-    """What the process of a judgement does: see ldm.trees.judge."""
-    given = next(given for given in tree["schedules"] if read_schedule(given).name == name)
-    growth = growth_of(tree, read_schedule(given).scaled(tree["root_steps"]), seed)
+    """What the process of a judgement does: see ldm.trees.judge. UserError for a tree that the report has not."""
+    schedule = named_in_step("stage", name, {each.name: each for each in map(read_schedule, tree["schedules"])})
+    named_in_step("seed", str(seed), {str(each): each for each in tree["seeds"]})
+    growth = growth_of(tree, schedule.scaled(tree["root_steps"]), seed)
     folder = Path(tree["runs_dir"]) / "experts"
     judge(tree, growth, tell(growth), _judged_in(folder, Part(name, seed)), settings_of(tree, growth.schedule))

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from options import parse
 
-from ldm.config import compose, guarded
+from ldm.config import compose, guarded, named_in_step, tree_of_step
 
 Tree = dict[str, Any]
 KEYS = {"cell": "", "tree": "", "device": "cpu", "stage": "peer"}
@@ -39,13 +39,14 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip())
         return 0
     options = parse(arguments, KEYS)
-    from ldm.ablation.cells import Cell
+    from ldm.ablation.cells import cell_named
     from ldm.ablation.plan import read_plan
-    from ldm.files import read_json
 
-    tree = read_json(Path(options["tree"]))
-    row, _, seed = options["cell"].rpartition("-seed")
-    run({**tree, "device": options["device"]}, read_plan(tree["plan"]), Cell(row, int(seed)))
+    tree = tree_of_step("ablation", options["tree"])
+    plan = read_plan(tree["plan"])
+    cell = cell_named(tree, plan, options["cell"])
+    named_in_step("cell", cell.row, {peer.name: peer for peer in plan.peers})
+    run({**tree, "device": options["device"]}, plan, cell)
     return 0
 
 
