@@ -103,7 +103,7 @@ def test_the_ablation_is_whole_and_goes_on_from_its_rows(tmp_path: Path, monkeyp
         name: [f"ablation-toy-{name}-trial", f"ablation-toy-{name}", f"{name}: measure"]
         for name in ("ours-seed0", "free-seed0", "plain-seed0")
     }
-    begun = ["ablation-toy-autoencoder", "theirs-seed0: encode", "theirs-seed0: peer"]
+    begun = ["theirs-seed0: check", "ablation-toy-autoencoder", "theirs-seed0: encode", "theirs-seed0: peer"]
     assert done == [*begun, *(name for chain in chains.values() for name in chain)]
     rows = {row["row"]: row for row in read(kept)}
     assert set(rows) == {"ours", "free", "plain", "theirs"}
@@ -139,6 +139,21 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
     plan_file(tmp_path, PLAN.replace("ema=null", "ema=null plugins=[theirs]"))
     with pytest.raises(ValueError, match=r"row 'plain': plugins= is not for a file to say"):
         ablation(tree(tmp_path))
+    for old, new, said in (
+        ("experiment: quickstart/diffusion", "experiment: quickstart/classifier", "'ours': experiment: trains no diff"),
+        (
+            "autoencoder: quickstart/auto",
+            "autoencoder: quickstart/diffusion #",
+            "autoencoder of .* trains no first stage",
+        ),
+        ("ours, says", "ours, overrides: optimizer.lrr=1, says", r"row 'ours': optimizer\.lrr: no such key"),
+        ("ours, says", "ours, overrides: adapter=lora, says", "row 'ours': adapter: adapts .* a trained model"),
+        ("ours, says", "ours, overrides: 'callback=[metrics]', says", r"row 'ours': callback\.quality"),
+    ):
+        assert old in PLAN
+        plan_file(tmp_path, PLAN.replace(old, new))
+        with pytest.raises(UserError, match=said):
+            ablation({**tree(tmp_path), "overrides": DATA, "autoencoder_overrides": DATA})
     plan_file(tmp_path)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setattr("ldm.ablation.ablation.find_spec", lambda name: None)
@@ -161,12 +176,42 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("hypothesis: Ours is better.\n", "", "hypothesis: has to be given"),
         ("rows:\n", "rows: 3\nwords:\n", "rows: a list"),
         ("batch_size: 4", "batch_size: true", "batch_size is True"),
+        ("batch_size: 4", "batch_size: 0", "peer 'theirs': batch_size=0: must be above 0"),
+        ("batch_size: 4", "lr: .nan", "peer 'theirs': lr=nan: must be above 0"),
+        ("batch_size: 4", "snr_gamma: -1", "peer 'theirs': snr_gamma=-1: must be above 0"),
+        ("ema=null", "ema=null ema=default", "row 'plain': ema is given 2 times"),
+        ("ema=null", "seed=3", "row 'plain': seed= is the same for all rows"),
+        ("target: 0.8", "target: 0.8\ntarget: 0.5", "it has the key 'target' twice"),
     ],
 )  # fmt: skip
 def test_a_plan_that_is_none_is_named(tmp_path: Path, old: str, new: str, said: str):
     assert old in PLAN
     with pytest.raises(UserError, match=rf"toy\.yaml: .*{said}"):
         read_plan(str(plan_file(tmp_path, PLAN.replace(old, new))))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("layers_per_block: 1", "layers: 1", "unexpected keyword argument 'layers'"),
+        ("norm_num_groups: 4", "norm_num_groups: 7", "network: "),
+        ("[CrossAttnDownBlock2D]", "[Nothing]", "network: .*Nothing"),
+        ("says: the quickstart", "overrides: 'conditioner=[]', says: x", "data_of 'ours': has no tokens"),
+    ],
+)  # fmt: skip
+def test_a_peer_that_cannot_be_built_is_named_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, said: str
+):
+    pytest.importorskip("diffusers")
+    plan_file(tmp_path, PLAN.replace(old, new))
+    assert old in PLAN
+    asked, plan = tree(tmp_path), read_plan(str(tmp_path / "toy.yaml"))
+    first = next(Ablation(asked, plan, None, results_at(tmp_path / "rows.csv"), cells(asked, plan))._shared())
+    assert first.name == "theirs-seed0: check"
+    write_json(tmp_path / "runs" / "ablation-toy" / "ablation.json", asked)
+    monkeypatch.syspath_prepend(CONF.parent / "scripts" / "dev")
+    with pytest.raises(UserError, match=f"peer 'theirs': .*{said}"):
+        importlib.import_module("diffusers_loop").main([*first.words])
 
 
 def test_a_row_has_the_words_of_what_it_comes_from_but_those_of_an_option_that_it_replaces():

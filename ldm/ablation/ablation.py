@@ -91,7 +91,10 @@ class Ablation:
         return self.cells.run()
 
     def _shared(self) -> Iterator[Job]:
-        """What all cells need."""
+        """What all cells need, and before it what only a peer's own script can tell of it."""
+        peers = {peer.name for peer in self.plan.peers}
+        for cell in {cell.row: cell for cell in self.left if cell.row in peers}.values():
+            yield self._stage("check", cell, PEERS)
         if self.left and not self.tree["first_stage"]:
             yield Job(self.places.first_stage.name, tuple(first_stage_words(self.tree, self.plan)))
         if self.left:

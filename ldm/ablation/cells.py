@@ -1,7 +1,8 @@
 """The cells of an ablation, a row or peer with one seed each, and the words that train them on the same latents."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 
 from ldm.ablation.plan import Plan
-from ldm.build import Parts, load_first_stage
+from ldm.asked import check_training
+from ldm.build import Parts, is_first_stage, kind_of, load_first_stage
 from ldm.config import compose, named_in_step, overriding
 from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
@@ -102,29 +104,46 @@ def data_words(tree: Tree, plan: Plan) -> list[str]:
 
 def check(tree: Tree, plan: Plan, asked: Sequence[Cell]) -> None:
     """Raises UserError, naming the row, for a cell that could not train, be sampled from, or read the same cache."""
-    channels = _channels(tree, plan)
-    data = compose("config", data_words(tree, plan))
-    for name in dict.fromkeys(cell.row for cell in asked if cell.row not in {peer.name for peer in plan.peers}):
-        try:
-            own = compose("config", row_words(tree, plan, name))
+    channels = channels_of(tree, plan)
+    with _naming(plan.rows[0].name):
+        data = compose("config", data_words(tree, plan))
+    for cell in {cell.row: cell for cell in asked if cell.row not in {peer.name for peer in plan.peers}}.values():
+        with _naming(cell.row):
+            own = compose("config", row_words(tree, plan, cell.row))
+            if kind_of(own) != "diffusion":
+                raise UserError(f"experiment: trains no diffusion model (it is of a {kind_of(own)}); choose another")
+            check_training(compose("config", cell_words(tree, plan, cell)))
             parts = Parts({**own, **recipe({"num_steps": tree["num_steps"]}, own, True)}, **channels)
             for part in ("noise", "weighting", "sampling", "optimizer", "lr", "ema", "representation"):
                 _ = parts[part]
             with torch.device("meta"):
                 _ = parts["denoiser"]
-        except ValueError as error:
-            raise UserError(f"row {name!r}: {error}") from error
         for key in ("image_size", "crop_size"):
             if own[key] != data[key]:
-                raise UserError(f"row {name!r}: {key}={own[key]}, and the latents of all are of {key}={data[key]}")
+                raise UserError(f"row {cell.row!r}: {key}={own[key]}, and the latents of all are of {key}={data[key]}")
 
 
-def _channels(tree: Tree, plan: Plan) -> dict[str, int]:
-    """Channels of the latents, as the parts of a network ask for them."""
+@contextmanager
+def _naming(row: str) -> Iterator[None]:
+    """Errors name the row that they are of."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"row {row!r}: {error}") from error
+
+
+def channels_of(tree: Tree, plan: Plan) -> dict[str, int]:
+    """Channels of the latents, as the parts of a network ask for them. Raises UserError for no first stage."""
     if tree["first_stage"]:
         count = load_first_stage(Path(tree["first_stage"])).spec.channels
     else:
-        count = Parts(compose("config", first_stage_words(tree, plan)))["regularizer"].latent_channels
+        try:
+            own = compose("config", first_stage_words(tree, plan))
+        except ValueError as error:
+            raise UserError(f"autoencoder of plan={plan.name}: {error}") from error
+        if not is_first_stage(own):
+            raise UserError(f"autoencoder of plan={plan.name}: experiment={plan.autoencoder} trains no first stage")
+        count = Parts(own)["regularizer"].latent_channels
     return {"in_channels": count, "out_channels": count}
 
 

@@ -4,14 +4,20 @@ A file of conf/ablation or of a user's own. It is data: nothing here builds anyt
 """
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ldm.config import check_words_of_file, load_plain, named_file, overriding
+from ldm.config.keys import bare
 from ldm.errors import UserError
 from ldm.lineage import RUN_NAME
+
+# What the ablation says to every row itself, over what a file would say.
+OWN = ("seed", "first_stage", "max_steps", "data.cache", "callback_add", "task.keep_latents",
+       "callback.quality.every_steps")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,9 +158,19 @@ def _check(plan: Plan, path: Path) -> None:
     for name in plan.names:
         if not RUN_NAME.fullmatch(name) or plan.names.count(name) > 1:
             raise UserError(f"{path}: {name!r}: names differ, and are made of letters, digits, '-', '_' and '.'")
-    check_words_of_file(plan.overrides, f"{path}: overrides")
-    for row in plan.rows:
-        check_words_of_file(row.overrides, f"{path}: row {row.name!r}")
+    places = {f"{path}: overrides": plan.overrides, **{f"{path}: row {row.name!r}": row.overrides for row in plan.rows}}
+    for place, text in places.items():
+        check_words_of_file(text, place)
+        for word in text.split():
+            if bare(word) in OWN:
+                raise UserError(
+                    f"{place}: {bare(word)}= is the same for all rows, and not a file's to say; leave it out"
+                )
+    for peer in plan.peers:
+        for key in ("lr", "batch_size", "snr_gamma"):
+            value = getattr(peer, key)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{path}: peer {peer.name!r}: {key}={value}: must be above 0, and a number")
     if plan.control not in plan.names:
         raise UserError(f"{path}: control: {plan.control!r} is neither a row nor a peer")
     if not 0 < plan.target <= 1:

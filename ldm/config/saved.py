@@ -1,6 +1,7 @@
 """Trees as files: written with a run, and read back as untrusted data."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def dump(tree: dict[str, Any]) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML loader that refuses aliases, which can grow exponentially, deep nesting and numbers slow to parse."""
+    """YAML loader that refuses aliases, which can grow exponentially, deep nesting, numbers slow to parse, and a key
+    that is given twice.
+    """
 
     depth = 0
 
@@ -39,6 +42,11 @@ class _PlainLoader(yaml.SafeLoader):
         self.depth -= 1
         if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str" and len(node.value) > 100:
             raise yaml.YAMLError("it has an endless number")
+        if isinstance(node, yaml.MappingNode):
+            counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            twice = next((name for name, count in counts.items() if count > 1), None)
+            if twice is not None:
+                raise yaml.YAMLError(f"it has the key {twice[:100]!r} twice")
         return node
 
 

@@ -63,8 +63,12 @@ def check_once(arguments: list[str]) -> None:
 def check_words_of_file(text: str, where: str) -> None:
     """Raises UserError, which `where` begins, for words of train.py that are not a file's to say: it may be anybody's.
 
-    They are those that would run its author's code, or write where something else may lie.
+    They are those that would run its author's code, or write where something else may lie. Nor may one be there twice.
     """
+    try:
+        check_once(text.split())
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     for word in text.split():
         if bare(word) in NOT_OF_FILES:
             raise UserError(f"{where}: {bare(word)}= is not for a file to say; leave it out")

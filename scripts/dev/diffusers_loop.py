@@ -6,7 +6,7 @@
 cell=        # a peer of the ablation, and its seed
 tree=        # what scripts/ablation.py, which starts this, has written of itself
 device=cpu
-stage=peer
+stage=peer   # or check: only whether the peer's network can be built
 
 As examples/text_to_image/train_text_to_image.py of diffusers: DDPM's noise at uniform timesteps of Stable Diffusion's
 schedule, eps by squared error, AdamW with a constant rate, no average, no dropped captions, gradients clipped at 1. It
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from options import parse
 
 from ldm.config import compose, guarded, named_in_step, tree_of_step
+from ldm.errors import UserError
 
 Tree = dict[str, Any]
 KEYS = {"cell": "", "tree": "", "device": "cpu", "stage": "peer"}
@@ -45,9 +46,39 @@ def main(arguments: list[str]) -> int:
     tree = tree_of_step("ablation", options["tree"])
     plan = read_plan(tree["plan"])
     cell = cell_named(tree, plan, options["cell"])
-    named_in_step("cell", cell.row, {peer.name: peer for peer in plan.peers})
+    peer = named_in_step("cell", cell.row, {peer.name: peer for peer in plan.peers})
+    if named_in_step("stage", options["stage"], {"peer": False, "check": True}):
+        check(tree, plan, peer)
+        return 0
     run({**tree, "device": options["device"]}, plan, cell)
     return 0
+
+
+def check(tree: Tree, plan: Any, peer: Any) -> None:
+    """Raises UserError, naming the peer, if its network cannot be built for the latents and texts of its row."""
+    import torch
+
+    from ldm.ablation.cells import channels_of, row_words
+    from ldm.build import Parts
+
+    parts = Parts(compose("config", row_words(tree, plan, peer.data_of)))
+    with torch.device("meta"):
+        network_of(peer, channels_of(tree, plan)["in_channels"], parts["conditioner"])
+
+
+def network_of(peer: Any, channels: int, conditioner: Any) -> Any:
+    """The UNet2DConditionModel of a peer. Raises UserError for what there is none of."""
+    from diffusers import UNet2DConditionModel
+
+    width = conditioner.widths()["tokens_width"]
+    if not width:
+        raise UserError(f"peer {peer.name!r}: data_of {peer.data_of!r}: has no tokens, which the peer reads")
+    try:
+        return UNet2DConditionModel(
+            in_channels=channels, out_channels=channels, cross_attention_dim=width, **peer.network
+        )
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AttributeError) as error:
+        raise UserError(f"peer {peer.name!r}: network: {error}") from error
 
 
 def run(tree: Tree, plan: Any, cell: Any) -> None:
@@ -75,17 +106,14 @@ class Peer:
 
     def __init__(self, peer: Any, parts: Any, seed: int, device: Any):
         import torch
-        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from diffusers import DDPMScheduler
 
         from ldm.device import computes_bf16
 
         torch.manual_seed(seed)
         self.peer, self.parts, self.seed, self.device = peer, parts, seed, device
         self.first_stage, self.conditioner = parts["first_stage"].to(device), parts["conditioner"].to(device)
-        channels, width = self.first_stage.spec.channels, self.conditioner.widths()["tokens_width"]
-        self.network = UNet2DConditionModel(
-            in_channels=channels, out_channels=channels, cross_attention_dim=width, **peer.network
-        ).to(device)
+        self.network = network_of(peer, self.first_stage.spec.channels, self.conditioner).to(device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=peer.lr, betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY, eps=1e-8
         )
