@@ -126,7 +126,7 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
     plan_file(tmp_path)
     for words, said in {
         ("rows=[none]",): "rows=.*different ones of theirs, ours, free, plain", ("rows=[ours,ours]",): "different ones",
-        ("seeds=[-1]",): "different numbers", ("device_seconds=0",): "above 0",
+        ("seeds=[-1]",): "different numbers", ("seeds=[99999999999]",): "to 42949", ("device_seconds=0",): "above 0",
         ("device_seconds=inf",): "device_seconds=inf", ("scale=nan",): "scale=nan", ("moments=0",): "moments=0",
         ("results=here",): "ends in .csv", ("launcher=submitit",): "launcher.wait", ("reference=typo.npz",): "typo.npz",
         ("train=false",): "none of the 4 cells", ("plan=nowhere",): "nor one of .*emoji",

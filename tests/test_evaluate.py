@@ -116,7 +116,7 @@ def sampled_never(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], ["guidance.scale=[1,2,nan]"], r"guidance\.scale: must be finite"),
         ([], ["guidance.scale=[]"], "at least one scale"),
         ([], ["image_size=64"], "image_size=64: is of a first stage's images"),
-        ([], ["guidance.scale=[1]", "num_samples=3"], "num_samples at least 4"),
+        ([], ["guidance.scale=[1]", "num_samples=3"], "num_samples=3: at least 4"),
         (["conditioner=[]"], ["guidance.scale=[1,2]"], r"guidance\.scale=2: this model has no conditions"),
         (["conditioner.label.drop_prob=0"], ["guidance.scale=[1,2]"], r"guidance\.scale=2: .*label\.drop_prob=0"),
         ([], ["guidance.scale=[1]", "use_conditions=[text]"], "use_conditions: no condition text; .* model: label"),

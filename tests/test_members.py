@@ -99,3 +99,18 @@ def test_objects_are_not_converted(entry: dict[str, object]) -> None:
     with pytest.raises(BadSample) as caught:
         Layout(num_classes=4).read(content, picture((8, 8), 1, 8))
     assert caught.value.kind == "broken objects"
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [
+        ([{"category": 1}], "objects: a list of objects is meant, each with category and box"),
+        ([1, 2], "objects: a list of objects is meant, each with category and box"),
+        ({"category": 1, "box": [0, 0, 1, 1]}, "objects: a list of objects is meant, each with category and box"),
+        ([{"category": 9, "box": [0, 0, 1, 1]}], "objects: category 9 is not in 0..3"),
+    ],
+)
+def test_objects_that_are_none_are_told_of_in_words_and_not_by_a_name_of_python(objects: object, said: str) -> None:
+    with pytest.raises(BadSample) as caught:
+        Layout(num_classes=4).read(json.dumps({"objects": objects}).encode(), picture((8, 8), 1, 8))
+    assert caught.value.kind == "broken objects" and str(caught.value) == said

@@ -70,13 +70,16 @@ class Layout(Field):
         """The objects of the model's classes."""
         entries = read_entries(content)
         objects = entry(entries, self.key, "missing objects")
+        told = isinstance(objects, list) and all(isinstance(each, dict) for each in objects)
+        if not told or not all({"category", "box"} <= each.keys() for each in objects):
+            raise BadSample("broken objects", f"{self.key}: a list of objects is meant, each with category and box")
         try:
             tokens = [(self._class_token(found), _box(found["box"])) for found in objects]
             known = [(token, box) for token, box in tokens if token is not None]
             classes = np.array([token for token, _ in known], dtype=np.int64)
             boxes = np.array([box for _, box in known], dtype=np.float64).reshape(-1, 4)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BadSample("broken objects", f"{self.key}: {type(error).__name__} {error}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadSample("broken objects", f"{self.key}: {error}") from None
         if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, :2] > boxes[:, 2:]).any():
             raise BadSample("broken objects", f"{self.key}: a box is left, top, right, bottom in shares of the image")
         raster = entries.get("width"), entries.get("height")

@@ -169,7 +169,7 @@ POSITIVE = frozenset(
 )
 # Upper limits beyond what anyone uses: otherwise a few digits in an untrusted file could take all memory.
 AT_MOST = {"image_size": 1 << 16, "height": 1 << 16, "width": 1 << 24, "num_timesteps": 1_000_000, "num_steps": 1 << 20,
-           "enlarge": 64}  # fmt: skip
+           "enlarge": 64, "seed": (1 << 63) - 1}  # fmt: skip
 # Types of Lightning's keys whose annotations allow less than it accepts, or more.
 TRAINER_TYPES = {
     "trainer.devices": int | list[int] | Literal["auto"],

@@ -30,5 +30,6 @@ def check_guidance(tree: Mapping[str, Any]) -> None:
 def check_seeds(tree: Mapping[str, Any], key: str = "seeds") -> None:
     """Raises UserError for what is no list of different seeds."""
     seeds = tree[key]
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{key}={seeds}: a list of different numbers from 0 on")
+    known = all(type(seed) is int and 0 <= seed < 1 << 32 for seed in seeds)
+    if not seeds or not known or len(set(seeds)) < len(seeds):
+        raise UserError(f"{key}={seeds}: a list of different numbers from 0 to {(1 << 32) - 1}")

@@ -42,6 +42,7 @@ def attention_shares(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[l
     samples with 95 % intervals: SHARE + condition, which sum to 1, and SELF and CROSS, which do too.
     """
     device = choose(tree["device"])
+    _check(tree)
     model, sampling = opened(tree, words, device)
     members = members_of(model, tree)
     if not any("tokens" in part.widths for member in members for part in _conditioners(member)):
@@ -66,14 +67,18 @@ def _conditioners(member: Model) -> list[Any]:
     return list(member.conditioner.parts.values())
 
 
-def _levels(tree: Mapping[str, Any], sampling: Sampling) -> list[float]:
-    """Noise levels, the highest first: those asked for, or evenly in ln sigma over what the sampler goes through."""
+def _check(tree: Mapping[str, Any]) -> None:
     if tree["at"] is not None:
         if not tree["at"] or not all(sigma > 0 and math.isfinite(sigma) for sigma in tree["at"]):
             raise UserError(f"at={tree['at']}: noise levels are finite and above 0, and at least one")
-        return sorted(set(tree["at"]), reverse=True)
-    if tree["num_levels"] < 2:
+    elif tree["num_levels"] < 2:
         raise UserError(f"num_levels={tree['num_levels']}: must be at least 2; at=[SIGMA] is a single one")
+
+
+def _levels(tree: Mapping[str, Any], sampling: Sampling) -> list[float]:
+    """Noise levels, the highest first: those asked for, or evenly in ln sigma over what the sampler goes through."""
+    if tree["at"] is not None:
+        return sorted(set(tree["at"]), reverse=True)
     positive = sampling.sigmas[sampling.sigmas > 0]
     highest, lowest = math.log(positive.max().item()), math.log(positive.min().item())
     return torch.linspace(highest, lowest, tree["num_levels"], dtype=torch.float64).exp().tolist()

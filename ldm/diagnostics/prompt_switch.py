@@ -71,11 +71,11 @@ def prompt_switch(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[list
     alignment with each.
     """
     device = choose(tree["device"])
+    _check(tree)
     model, sampling = opened(tree, words, device)
     if not any("caption" in fields for fields in model.conditions(sampling).values()):
         raise UserError(f"model={tree['model']}: reads no prompt that could be switched")
     members_of(model, tree)
-    _check(tree)
     pairs = pairs_of(model, sampling, tree)
     alignment = instantiate(tree["alignment"], Parts(tree), "alignment").to(device)
     measure = METRICS[LPIPS](device) if model.image_size >= SMALLEST[LPIPS] else None

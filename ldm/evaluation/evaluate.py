@@ -83,10 +83,10 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
     asked_cells = list(cells(tree))
     device = choose(tree["device"])
     with process_group(device) as (rank, world_size), ExitStack() as stack:
-        if tree["num_samples"] < max(FEWEST, world_size):
+        if tree["num_samples"] < (fewest := max(FEWEST, world_size)):
             raise UserError(
-                f"num_samples at least {max(FEWEST, world_size)}: precision asks for the third neighbour, and each "
-                "process for a sample"
+                f"num_samples={tree['num_samples']}: at least {fewest}; precision asks for the third neighbour, and "
+                "each process for a sample"
             )
         with together():
             folder = _folder(tree, paths)

@@ -56,7 +56,7 @@ def nearest_images(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[lis
         raise UserError(f"num_samples={tree['num_samples']}, neighbours={tree['neighbours']}: must be at least 1")
     with process_group(device) as (rank, world_size), ExitStack() as stack:
         if tree["num_samples"] < world_size:
-            raise UserError(f"num_samples at least {world_size}: each process needs a sample")
+            raise UserError(f"num_samples={tree['num_samples']}: at least {world_size}; each process needs a sample")
         with together():
             model = cast(Model | Ensemble, load_drawer(path, tree["first_stage"], tree["ema"])).to(device)
             model.tuned(tree["compile"])
