@@ -1,7 +1,7 @@
 """What runs beside a GPU's training is waited for where it has to be, by the device alone."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,11 +85,21 @@ def test_whoever_reads_averages_waits_for_them(read, monkeypatch: pytest.MonkeyP
     assert joined
 
 
+def test_only_who_asks_for_it_has_averages_beside(monkeypatch: pytest.MonkeyPatch):
+    asked: list[torch.device] = []
+    monkeypatch.setattr(SideStream, "beside", lambda side, device: [asked.append(device), nullcontext()][1])
+    ema = EMA(torch.nn.Linear(2, 2).bfloat16())  # whose average is another tensor's, as on a GPU
+    ema.update()
+    assert not asked
+    ema.update(beside=True)
+    assert len(asked) == 1
+
+
 def test_no_step_changes_weights_that_are_being_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     events: list[str] = []
     optimizer = import_module("torch.optim.adam")  # whose function `adam` AdamW calls once gradients are there
     update, step = Averages.update, optimizer.adam
-    monkeypatch.setattr(Averages, "update", lambda ema: [update(ema), events.append("update")])
+    monkeypatch.setattr(Averages, "update", lambda ema, **how: [update(ema, **how), events.append("update")])
     monkeypatch.setattr(SideStream, "join", lambda side: events.append("join"))
     monkeypatch.setattr(optimizer, "adam", lambda *a, **k: [events.append("step"), step(*a, **k)])
     train("quickstart/diffusion", tmp_path, "max_steps=3")

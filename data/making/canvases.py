@@ -58,7 +58,7 @@ class CanvasSettings:
             raise UserError(f"textured={self.textured}: a share of the canvases, 0 to 1")
         if not 0 <= self.seed < 1 << 32:
             raise UserError(f"seed={self.seed}: must be between 0 and {(1 << 32) - 1}")
-        if self.names is not None and not 0 < self.objects[1] <= GROUPS * self.names:
+        if self.names is not None and self.objects[1] > GROUPS * self.names:
             raise UserError(f"names={self.names} of each of {GROUPS} groups: too few for {self.objects[1]} objects")
 
 

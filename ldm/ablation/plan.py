@@ -4,7 +4,6 @@ A file of conf/ablation or of a user's own. It is data: nothing here builds anyt
 """
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from ldm.config import check_words_of_file, load_plain, named_file, overriding
 from ldm.config.keys import bare
+from ldm.config.numbers import check_above_zero
 from ldm.errors import UserError
 from ldm.lineage import RUN_NAME
 
@@ -167,10 +167,11 @@ def _check(plan: Plan, path: Path) -> None:
                     f"{place}: {bare(word)}= is the same for all rows, and not a file's to say; leave it out"
                 )
     for peer in plan.peers:
-        for key in ("lr", "batch_size", "snr_gamma"):
-            value = getattr(peer, key)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{path}: peer {peer.name!r}: {key}={value}: must be above 0, and a number")
+        given = {key: value for key in ("lr", "batch_size", "snr_gamma") if (value := getattr(peer, key)) is not None}
+        try:
+            check_above_zero(given, *given)
+        except UserError as error:
+            raise UserError(f"{path}: peer {peer.name!r}: {error}") from None
     if plan.control not in plan.names:
         raise UserError(f"{path}: control: {plan.control!r} is neither a row nor a peer")
     if not 0 < plan.target <= 1:

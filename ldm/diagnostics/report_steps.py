@@ -14,6 +14,7 @@ SCHEDULE = "fig7_emoji"
 STAND_INS = (
     "Its encoders are stand-ins: MiniLM for T5, a small CLIP of texts, EfficientNet's features for CLIP's of images."
 )
+TRAINED = " Captions are those that it was trained on: of others it knows little."
 # What each part needs before it, in the order in which that is begun.
 PARTS = {
     "attention": ("stand_in_clip", "cache", "model"),
@@ -94,10 +95,10 @@ def _all(tree: Tree, folder: Path) -> list[Work]:
         Work("cache", "encode", _with(tree, "cache", encoded), None, ("stand_in_clip",)),
         Work("model", "train", _with(tree, "model", trained), None, ("cache",)),
         looked("attention", title="What attention looks at (figure 3)", intro=STAND_INS),
-        looked("switch", "data=training", title="When the prompt decides (figure 4)", intro=STAND_INS),
+        looked("switch", "data=training", title="When the prompt decides (figure 4)", intro=STAND_INS + TRAINED),
         looked(
             "conditions", "data=training", sets, "num_samples=200", "scales=[1,2,4]",
-            title="Encoders alone and together (figures 8, 18)", intro=STAND_INS,
+            title="Encoders alone and together (figures 8, 18)", intro=STAND_INS + TRAINED,
         ),
         looked("style", title="Style transfer (figure 16)", intro=STAND_INS),
         looked("cost", title="What experts cost (figure 13)", intro="Of the network of that model."),

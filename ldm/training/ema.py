@@ -6,7 +6,7 @@ any other length can be made afterwards (ldm/checkpoint/posthoc_ema.py).
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,8 +23,7 @@ ALIGNMENT = 16  # values at whose multiples tensors begin in a buffer: 64 bytes 
 class Averages(ABC):
     """Averages of a module's trainable parameters, one for each of `kinds`; the first is meant where none is named.
 
-    Buffers and frozen parameters are not averaged. The averages are fp32 on the parameters' device. On a GPU an update
-    runs beside what follows it: who changes parameters afterwards calls `join` first, as all here that reads averages.
+    Buffers and frozen parameters are not averaged. The averages are fp32 on the parameters' device.
     """
 
     snapshot_every_steps: int | None = None  # how often they are kept for good; None is never
@@ -57,8 +56,12 @@ class Averages(ABC):
         """What has to be known of the averages to combine them; it goes beside the weights."""
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the current parameters; call once per optimizer step."""
+    def update(self, beside: bool = False) -> None:
+        """Move the averages towards the current parameters; call once per optimizer step.
+
+        `beside`: on a GPU it runs beside what follows, and whoever changes the parameters calls `join` first. All here
+        that reads averages does so itself.
+        """
         self.join()
         if not self._sharded and [parameter.data_ptr() for parameter in self._parameters] != self._places:
             self._gather()
@@ -68,13 +71,13 @@ class Averages(ABC):
             for buffer, decay in zip(self._buffers, decays, strict=True):
                 buffer.lerp_(self._current, 1 - decay)
         elif self._parameters:
-            with self._side.beside(self._parameters[0].device):
+            with self._side.beside(self._parameters[0].device) if beside else nullcontext():
                 current = [parameter.float() for parameter in self._rows(list(self._parameters))]
                 for averages, decay in zip(self._averages, decays, strict=True):
                     torch._foreach_lerp_(self._rows(averages), current, 1 - decay)
 
     def join(self) -> None:
-        """What a GPU is given from here on comes after the updates so far: to be called before parameters change."""
+        """What a GPU is given from here on comes after the updates so far."""
         self._side.join()
 
     def _rows(self, tensors: list[Tensor]) -> list[Tensor]:

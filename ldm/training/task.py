@@ -224,7 +224,7 @@ class Task(pl.LightningModule):
         self.stepped = True
         self.step += 1
         if self.ema:
-            self.ema.update()
+            self.ema.update(beside=True)
         self.stopwatch.lap("optimizer")
         if self.step >= self.max_steps:
             self.trainer.should_stop = True
