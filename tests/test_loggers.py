@@ -4,6 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from ldm.files import read_json
 from ldm.fit import fit
 from ldm.training.loggers import CSVLog, close, curves, forget, log_histogram, read_metrics, wandb
 from ldm.training.offline_log import records as wandb_records
+from ldm.training.offline_log import wait_for_end
 
 
 def log_of(path: Path, *steps: int) -> CSVLog:
@@ -111,6 +113,42 @@ def test_wandb_offline_holds_the_metrics_under_the_runs_own_id(tmp_path, monkeyp
         assert row["weights.bins"] == [step * edge for edge in (-1.0, 0.0, 1.0, 2.0, 3.0)]
     runs = [record.run for record in wandb_records(files[0]) if record.WhichOneof("record_type") == "run"]
     assert {(run.run_id, run.display_name, run.project) for run in runs} == {("toy-0123abcd", "toy", "tests")}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An offline log of several blocks, as the client left it."""
+    folder = tmp_path_factory.mktemp("written")
+    logger = wandb(folder, run_id="toy-0123abcd", run_name="toy", project="tests")
+    logger.config["words"] = "x" * 70_000
+    for step in range(3):
+        logger.log_metrics({"train/loss": step / 4}, step)
+    close([logger])
+    return next(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_log_of_the_client_cut_anywhere_holds_the_records_before(written, tmp_path):
+    whole, cut = list(wandb_records(written)), tmp_path / "cut.wandb"
+    content = written.read_bytes()
+    for end in (*range(7, len(content), 997), *range(len(content) - 60, len(content))):
+        cut.write_bytes(content[:end])
+        found = list(wandb_records(cut))
+        assert found == whole[: len(found)] and len(found) < len(whole)
+        assert not wait_for_end(cut, seconds=0)
+    assert wait_for_end(written, seconds=0) and len(content) > 2 * 32768
+
+
+def test_a_run_has_ended_when_all_of_its_log_is_in_the_file(written, tmp_path, caplog):
+    file, content = tmp_path / "late.wandb", written.read_bytes()
+
+    def late() -> None:  # as the client, which writes in a process of its own
+        for end in (0, 40_000, len(content)):
+            Timer(end / 200_000, file.write_bytes, [content[:end]]).start()
+
+    logger = wandb(tmp_path, run_id="toy-0123abcd", run_name="toy", project="tests")
+    logger._run = SimpleNamespace(settings=SimpleNamespace(mode="offline", sync_file=str(file)), finish=late)
+    close([logger])
+    assert file.read_bytes() == content and not caplog.records
 
 
 def test_another_mode_of_wandb_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.files import refusals_named, sync, write_text
 from ldm.redaction import hide_on_terminal, redacted
+from ldm.training.offline_log import wait_for_end
+
+log = logging.getLogger(__name__)
 
 
 class CSVLog(Logger):
@@ -152,7 +156,7 @@ class WandB(Logger):
     def finish(self) -> None:
         """Send what is pending and end the client's run."""
         if self._run is not None:
-            self._run.finish()
+            _end(self._run)
             self._run = None
 
 
@@ -181,6 +185,14 @@ def _begun(**settings: Any) -> Any:
         sys.argv = own
     hide_on_terminal()
     return run
+
+
+def _end(run: Any) -> None:
+    """End the client's run; offline, not before all of it is in its file, which it can be read or sent from."""
+    file = Path(run.settings.sync_file) if run.settings.mode == "offline" else None
+    run.finish()
+    if file and not wait_for_end(file):
+        log.warning("%s: the W&B client has not written all of it yet", file)
 
 
 def _checkout() -> dict[str, str]:
@@ -286,4 +298,4 @@ def log_summary(
         columns = list(rows[0])
         run.log({f"{table}/points": client.Table(columns, [[row[column] for column in columns] for row in rows])})
     run.log({**metrics, **{f"pictures/{title}": client.Image(str(path)) for title, path in pictures.items()}})
-    run.finish()
+    _end(run)

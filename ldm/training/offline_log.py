@@ -5,6 +5,8 @@ A ``.wandb`` file is a LevelDB log (blocks of 32 KiB, chunks of checksum, length
 
 import json
 import struct
+import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +101,31 @@ def records(file: Path) -> Iterator[Any]:
     """The client's records in a ``.wandb`` file; what a crash has cut off at its end is left out."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    return (Record.FromString(content) for content in _contents(file))
+
+
+def wait_for_end(file: Path, seconds: float = 30.0) -> bool:
+    """Wait until the last record of a ``.wandb`` file says that the run ended; False if none did within `seconds`.
+
+    The client writes on in a process of its own after its `finish` has returned.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    until = time.monotonic() + seconds
+    while not (whole := _last_is_exit(file, Record)) and time.monotonic() < until:
+        time.sleep(0.02)
+    return whole
+
+
+def _last_is_exit(file: Path, record: Any) -> bool:
+    if not file.exists() or file.stat().st_size < HEADER:
+        return False
+    last = deque(_contents(file), maxlen=1)
+    return bool(last) and record.FromString(last[0]).WhichOneof("record_type") == "exit"
+
+
+def _contents(file: Path) -> Iterator[bytes]:
+    """The records as they are stored."""
     content = file.read_bytes()
     if content[:4] != b":W&B":
         raise UserError(f"{file}: not a log of the W&B client")
@@ -109,8 +136,10 @@ def records(file: Path) -> Iterator[Any]:
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + CHUNK])
-        record += content[place + CHUNK : place + CHUNK + length]
         place += CHUNK + length
+        if place > len(content):
+            return  # the chunk itself is cut
+        record += content[place - length : place]
         if kind in (WHOLE, LAST):
-            yield Record.FromString(record)
+            yield record
             record = b""
