@@ -5,7 +5,8 @@ widths of the conditions it will see: facts are derived here or stated once at t
 """
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,9 @@ def _conditioner(parts: Parts) -> Conditioners:
 
 
 def _network(parts: Parts) -> Any:
-    network, adapter = instantiate(parts.tree.get("network"), parts, "network"), parts["adapter"]
+    within = partial(torch.device, "meta") if parts["weightless"] else nullcontext
+    network = instantiate(parts.tree.get("network"), parts, "network", within)
+    adapter = parts["adapter"]
     return network if network is None or adapter is None else adapter(network)
 
 
@@ -262,6 +265,7 @@ FACTS = {
     "window_size": Fact(lambda parts: window_size(parts.tree)),
     "first_stage": Fact(_first_stage, _has_latents),
     "company": Fact(lambda parts: lambda manifest, residency: None),  # of an expert; a run that trains is given its own
+    "weightless": Fact(lambda parts: False),  # whether another process gives the network its weights
     "samples_before": Fact(lambda parts: 0),  # those that the parents of a run have seen
     "denoiser": Fact(_denoiser, lambda tree: bool(tree.get("network"))),
     "sampling": Fact(_sampling),

@@ -37,6 +37,7 @@ from ldm.training.callbacks.held import WhileHeld
 from ldm.training.callbacks.signals import handlers_kept
 from ldm.training.distributed import end_process_group, lost_ranks_named
 from ldm.training.loggers import CSVLog, close, forget
+from ldm.training.sharded import FullySharded
 from ldm.training.task import Task
 from ldm.training.trainer import check_trainer, make_trainer
 from ldm.training.wandb_links import alert, failure_told, introduce, refer_to_weights
@@ -101,6 +102,7 @@ def _fit(run: Run, hold: Hold | None) -> Run:
     pl.seed_everything(tree["seed"], workers=True, verbose=False)
     own: dict[str, Any] = {"run_name": run.name, "run_id": run.lineage["wandb_id"], "root_run": root(run.lineage)}
     own |= {"samples_before": samples_before(run.lineage)}
+    own["weightless"] = tree["trainer"]["strategy"] == FullySharded.strategy_name and not is_rank_zero()
     own["company"] = lambda manifest, residency: company_of(
         run.name, run.folder, run.lineage, parts, manifest, residency
     )

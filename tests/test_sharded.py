@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import Process, curve, state, tiny, train
 
+from ldm.build import Parts
 from ldm.checkpoint import resume
 from ldm.checkpoint.rows import Rows, joined, split
+from ldm.config import compose
 from ldm.networks.dit import DiT
 from ldm.run import Run
 from ldm.training import sharded
@@ -106,6 +108,43 @@ def test_a_model_is_brought_and_cut_block_by_block(monkeypatch: pytest.MonkeyPat
     brought = [address for what, address in done if what == "brought"]
     assert len(set(brought)) == len(brought) == sum(parameter.requires_grad for parameter in network.parameters())
     assert most < len(brought)
+
+
+def test_a_rank_without_weights_gets_rank_zeros(monkeypatch: pytest.MonkeyPatch):
+    """As two ranks that cut one after the other: what the first sends, the second receives."""
+    monkeypatch.setattr(sharded, "init_device_mesh", lambda *_: None)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(sharded, "is_sharded", lambda tensor: id(tensor) in cut)
+
+    def fully_shard(module: nn.Module, **_: object) -> None:
+        cut.update(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
+
+    monkeypatch.setattr(sharded, "fully_shard", fully_shard)
+    tree = compose("config", tiny("quickstart/diffusion", Path("runs")))
+    tree |= {"first_stage": None, "image_size": 8}  # on pixels: no run has to be there
+    cut, sent = set(), []
+    ranks = [Parts(tree, weightless=rank == 1)["network"] for rank in range(2)]
+    for network in ranks:
+        network.blocks[0].requires_grad_(False)
+        network.register_buffer("facts", torch.full((2,), 7.0, device=next(network.parameters()).device))
+    assert all(parameter.is_meta for parameter in ranks[1].parameters())
+    held = list(ranks[1].parameters())
+
+    def send(tensor: torch.Tensor, src: int) -> None:
+        sent.append(tensor.clone())
+
+    def receive(tensor: torch.Tensor, src: int) -> None:
+        tensor.copy_(sent.pop(0))
+
+    for network, exchange in zip(ranks, (send, receive), strict=True):
+        monkeypatch.setattr(sharded, "broadcast", exchange)
+        sharded.shard(nn.ModuleDict({"network": network}), torch.device("cpu"))
+        sharded.share(t for t in (*network.parameters(), *network.buffers()) if id(t) not in cut)
+    assert not sent and all(a is b for a, b in zip(held, ranks[1].parameters(), strict=True))
+    whole, given = (network.state_dict() for network in ranks)
+    torch.testing.assert_close(given, whole, rtol=0, atol=0)
+    frozen = [not parameter.requires_grad for parameter in ranks[1].parameters()]
+    assert frozen == [not parameter.requires_grad for parameter in ranks[0].parameters()] and any(frozen)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Tree -> objects: nested targets first; arguments that the tree leaves out are looked up by name."""
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,12 +21,15 @@ class Offered(Protocol):
     def __getitem__(self, name: str) -> Any: ...
 
 
-def instantiate(node: Any, offered: Offered, where: str) -> Any:
+def instantiate(
+    node: Any, offered: Offered, where: str, within: Callable[[], AbstractContextManager] = nullcontext
+) -> Any:
     """Build `node`: nested targets first, then its own; a parameter the tree leaves out is asked of `offered` by name.
 
     It is taken where the parameter's annotation accepts it, else the default is; without annotation, only where there
     is no default. Raises UserError for a required parameter that neither the tree nor `offered` gives, and for a part
     of another class than the one asked for. Of what a constructor raises only a ValueError becomes a UserError.
+    Its own target alone is called `within`.
     """
     if isinstance(node, list):
         return [instantiate(item, offered, f"{where}[{position}]") for position, item in enumerate(node)]
@@ -41,7 +46,8 @@ def instantiate(node: Any, offered: Offered, where: str) -> Any:
             late = inspect.isfunction(target)
             built |= _found(name, parameter, offered, f"{where} ({target.__name__})", where, late)
     try:
-        return target(**built)
+        with within():
+            return target(**built)
     except UserError:
         raise
     except ValueError as error:  # torch's too: numbers that do not go together
