@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     check_paint(tree, arguments, conditions)
     check_files(tree, lambda: trained_on(tree["model"]))
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"], tree["residency"])
-    model = model.to(device).tuned(tree["compile"])
+    model = model.to(device).tuned(tree["compile"], tree["precision"])
     request = Request(model, tree, arguments, device)
     recipes = Recipes(model, request.rows, request.sampling, tree, device, Path(tree["out"]))
     sheet = write_images(

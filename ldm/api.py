@@ -27,6 +27,7 @@ from ldm.first_stage.first_stage import FirstStage
 from ldm.images import to_uint8
 from ldm.loading import load
 from ldm.networks.compiling import Compile
+from ldm.networks.precision import Precision
 from ldm.options import tree_of
 from ldm.request import Request
 
@@ -136,7 +137,7 @@ class Pipeline(Codec):
 
 def open_model(
     path: str | Path, first_stage: str | Path | None, ema: str | float, device: str, compile: Compile,
-    plugins: Sequence[str] | None, residency: str | None = None,
+    plugins: Sequence[str] | None, residency: str | None = None, precision: Precision = "fp32",
 ) -> Any:  # fmt: skip
     """See ldm.load."""
     if plugins is not None:
@@ -147,7 +148,7 @@ def open_model(
     if isinstance(found, FirstStage | NoisyClassifier):
         return Codec(found, place) if isinstance(found, FirstStage) else found
     asked = {"model": str(path), "first_stage": stage, "plugins": used}
-    return Pipeline(found.tuned(compile), place, asked)
+    return Pipeline(found.tuned(compile, precision), place, asked)
 
 
 def _pixels(picture: Picture) -> Tensor:

@@ -2,12 +2,16 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import time
+from functools import cache
 
 import torch
 
 from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def choose(name: str = "auto") -> torch.device:
@@ -56,6 +60,13 @@ def computes_bf16(accelerator: str = "auto") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
+
+
+@cache
+def doubt_bf16(kind: str) -> None:
+    """Warn, once, that devices of this kind (``cuda``, ``cpu``) only emulate what is asked of them, if they do."""
+    if not computes_bf16("auto" if kind == "cuda" else kind):
+        log.warning("precision=bf16: this processor only emulates it; fp32 is many times faster here")
 
 
 def mixed_precision(accelerator: str = "auto") -> str:

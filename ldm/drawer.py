@@ -17,6 +17,7 @@ from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.generate import Ask, NotFinite, Size
 from ldm.networks.compiling import Compile
+from ldm.networks.precision import Precision
 from ldm.sampling import Sampling
 
 
@@ -131,7 +132,7 @@ class Drawer(Protocol):
     def hollow(self) -> Self:
         """Itself without its networks' weights, from now on: it says what it would do, and draws no more."""
 
-    def tuned(self, compile: Compile = False) -> Self:
+    def tuned(self, compile: Compile = False, precision: Precision = "fp32") -> Self:
         """Itself, with its networks laid out for its device (layers.tuned); call it after `to`."""
 
 

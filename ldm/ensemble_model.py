@@ -20,6 +20,7 @@ from ldm.errors import UserError
 from ldm.generate import Ask, NotFinite, Size, addressed, drawable, drawn, finished, latent_shape
 from ldm.model import Model
 from ldm.networks.compiling import Compile
+from ldm.networks.precision import Precision
 from ldm.residency import AllResident, Residency
 from ldm.sampling import Sampling, levels_asked
 from ldm.turns import Turn, Waiting
@@ -174,9 +175,9 @@ class Ensemble:
             member.hollow()
         return self
 
-    def tuned(self, compile: Compile = False) -> "Ensemble":
+    def tuned(self, compile: Compile = False, precision: Precision = "fp32") -> "Ensemble":
         """The same with the networks of all members laid out for their device; call it after `to`."""
-        self._residency.tuned(self.members, compile)
+        self._residency.tuned(self.members, compile, precision)
         return self
 
     def guided(

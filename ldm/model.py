@@ -20,6 +20,7 @@ from ldm.conditioners.base import Conditioners
 from ldm.conditioners.paint import check_painted, takes_paint, without_paint
 from ldm.config import load_tree, takes
 from ldm.data.module import ShardData
+from ldm.device import doubt_bf16
 from ldm.diffusion.classifier import NoisyClassifier
 from ldm.diffusion.denoiser import Denoise
 from ldm.diffusion.guidance import Bound
@@ -32,10 +33,22 @@ from ldm.first_stage.spec import LatentSpec
 from ldm.generate import Ask, Size, bind, bound_to, check_guidance, drawable, generate, guided
 from ldm.networks.compiling import Compile
 from ldm.networks.layers import tuned
+from ldm.networks.precision import Precision, low_dtype, lower
 from ldm.places import first_stage_of, paths_of
 from ldm.sampling import Sampling
 
 CLASSIFIER_FREE = {"_target_": "ldm.diffusion.guidance.ClassifierFree", "scale": 1.0}
+
+
+def lower_denoiser(denoiser: nn.Module, precision: Precision, device: torch.device) -> None:
+    """Evaluate the denoiser's network in `precision`, its weights held in it, from now on (networks/precision.py).
+
+    Warns where the device only emulates that.
+    """
+    if precision == "bf16":
+        doubt_bf16(device.type)
+    denoiser.low = low_dtype(precision)  # type: ignore[assignment]  # a Denoiser
+    lower(denoiser.network, precision)  # type: ignore[arg-type]  # networks are modules
 
 
 @dataclass
@@ -121,6 +134,8 @@ class Model:
         except ValueError as error:
             raise UserError(f"weak_model={path}: {error}") from error
         weak.to(next(self.denoiser.parameters()).device)
+        if self.denoiser.low:
+            weak.tuned(precision="bf16")
         denoiser = tiling(weak.denoiser) if tiling else weak.denoiser
         unused = self.conditioner.parts.keys() - self.conditioner.used(use).keys()
         own = [name for name in weak.conditioner.parts if name not in unused]
@@ -169,10 +184,12 @@ class Model:
         self.weights = [own.without_values() for own in self.weights]
         return self
 
-    def tuned(self, compile: Compile = False) -> "Model":
+    def tuned(self, compile: Compile = False, precision: Precision = "fp32") -> "Model":
         """The same model with its networks laid out for its device (layers.tuned); call it after `to`."""
+        device = next(self.denoiser.parameters()).device
+        lower_denoiser(self.denoiser, precision, device)
         for network in self.networks:
-            tuned(network, next(network.parameters()).device, compile)
+            tuned(network, device, compile)
         return self
 
     def guided(

@@ -13,7 +13,7 @@ from ldm.config.validation import check_root_key, nearest
 from ldm.errors import UserError
 
 # Keys of sample.py that ldm.load takes.
-OF_LOAD = ("model", "ema", "first_stage", "device", "compile", "plugins", "residency")
+OF_LOAD = ("model", "ema", "first_stage", "device", "compile", "precision", "plugins", "residency")
 OF_FILES = ("out", "enlarge", "again", "keep_stages")  # and those that say how it writes its files
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # of PIL images that PNG keeps
 

@@ -17,6 +17,7 @@ from ldm.errors import UserError
 from ldm.model import Model
 from ldm.networks.compiling import Compile, compile_network
 from ldm.networks.layers import tuned
+from ldm.networks.precision import Precision
 from ldm.stored_model import Loaded, Stored
 
 
@@ -31,7 +32,7 @@ class Residency(Protocol):
     def to(self, members: Sequence[Model], device: torch.device | str) -> None:
         """Evaluate on this device from now on."""
 
-    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
+    def tuned(self, members: Sequence[Model], compile: Compile, precision: Precision = "fp32") -> None:
         """See layers.tuned."""
 
     def plan(self, numbers: Sequence[int]) -> None:
@@ -60,9 +61,9 @@ class AllResident:
         for member in members:
             member.to(device)
 
-    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
+    def tuned(self, members: Sequence[Model], compile: Compile, precision: Precision = "fp32") -> None:
         for member in members:
-            member.tuned(compile)
+            member.tuned(compile, precision)
 
     def plan(self, numbers: Sequence[int]) -> None:
         pass
@@ -99,12 +100,14 @@ class OneResident:
         for stored in self._stored:
             stored.leave(self._device)
 
-    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
+    def tuned(self, members: Sequence[Model], compile: Compile, precision: Precision = "fp32") -> None:
         self._tuned = True
         if compile == "graphs":
             raise UserError(f"residency={self._name}: compile=graphs holds the weights where they are")
         for stored in self._stored:
+            stored.lower(precision, self._device)
             compile_network(stored.network, compile, self._device)
+        self._inside = None
 
     def plan(self, numbers: Sequence[int]) -> None:
         if not numbers:
@@ -169,8 +172,8 @@ class Among:
     def to(self, members: Sequence[Model], device: torch.device | str) -> None:
         self._whole.to(members, device)
 
-    def tuned(self, members: Sequence[Model], compile: Compile) -> None:
-        self._whole.tuned(members, compile)
+    def tuned(self, members: Sequence[Model], compile: Compile, precision: Precision = "fp32") -> None:
+        self._whole.tuned(members, compile, precision)
 
     def plan(self, numbers: Sequence[int]) -> None:
         found = (self._numbers[number] for number in numbers)

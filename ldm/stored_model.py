@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ldm.checkpoint.pieces import pieces
 from ldm.device import give_memory_back
 from ldm.errors import UserError
-from ldm.model import Model
+from ldm.model import Model, lower_denoiser
+from ldm.networks.precision import Precision
 
 BLOCK = 1 << 20  # bytes that are read ahead at a time
 Loaded = dict[str, Tensor]
@@ -50,6 +51,11 @@ class Stored:
             own = self._own[name]
             own.data = tensor.to(device, own.dtype, non_blocking=True, copy=True)
         self.nbytes = sum(tensor.nbytes for tensor in self._own.values())
+
+    def lower(self, precision: Precision, device: torch.device) -> None:
+        """Take the weights in this precision from now on; those that are there leave, all else is on `device`."""
+        lower_denoiser(self.model.denoiser, precision, device)
+        self.leave(device)
 
     def pinned(self, device: torch.device) -> Loaded:
         """The weights in memory that a GPU copies from by itself."""

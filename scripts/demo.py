@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     residency, averaged = residencies(paths, tree["residency"]), averages(paths, tree["ema"])
     models: list[Shown] = []
     for path in paths:
-        drawer = load_drawer(path, None, averaged[path], residency[path]).to(device).tuned(tree["compile"])
+        drawer = load_drawer(path, None, averaged[path], residency[path]).to(device)
+        drawer = drawer.tuned(tree["compile"], tree["precision"])
         taken = any(shown.name == drawer.name for shown in models)
         models.append(Shown(path, path if taken else drawer.name, averaged[path], drawer))
     serve(page(models, tree, device), tree)

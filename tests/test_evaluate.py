@@ -57,6 +57,7 @@ def test_points_whose_samples_or_columns_have_changed_are_of_another_identity():
     plain = identity({"label"}, 8)
     assert plain == identity({"image"}, 1), "older points of these stay valid"
     assert identity({"image", "mask"}, 8) != plain, "they keep the known pixels now"
+    assert identity({"label"}, 8, "precision=bf16") != plain
     assert identity(set(), 1, "paired=[psnr]") != identity(set(), 8, "paired=[psnr]"), "which has a ceiling now"
 
 

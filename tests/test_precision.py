@@ -1,10 +1,12 @@
 """Low precision is inside networks only: noise arithmetic is fp32 under autocast, and bf16 training follows fp32."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from toys import curve
+from untrained import randomise
 
 from ldm.device import mixed_precision
 from ldm.diffusion import samplers, weighting
@@ -17,6 +19,11 @@ from ldm.diffusion.precond import EDM, Eps, Flow, V
 from ldm.diffusion.schedule import VE, scaled_linear
 from ldm.diffusion.schedule import Flow as FlowSchedule
 from ldm.diffusion.sigmas import karras
+from ldm.model import lower_denoiser
+from ldm.networks.adm_unet import ADMUNet
+from ldm.networks.dit import DiT
+from ldm.networks.efficient_unet import EfficientUNet
+from ldm.networks.unet import UNet
 from ldm.run import Run
 
 Train = Callable[..., Run]
@@ -60,6 +67,36 @@ def test_guided_sampling_is_the_same_bits_under_autocast(sampler):
     exact = sample()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(sample(), exact)
+
+
+OWN = {"tokens_width": 8, "vector_width": 8, "norm_groups": 4}
+NETWORKS = {
+    "unet": partial(UNet, 4, 4, 16, (1, 2), 1, (1, 2), head_channels=8, **OWN),
+    "scale-shift": partial(
+        UNet, 4, 4, 16, (1, 2), 1, (2,), num_heads=2, scale_shift_norm=True, resblock_updown=True, **OWN
+    ),
+    "adm": partial(ADMUNet, 4, 4, 16, (1, 2), 1, (2,), head_channels=8, **OWN),
+    "efficient": partial(EfficientUNet, 4, 4, 16, (1, 2), (1, 1), 1, (2,), (2,), head_channels=8, **OWN),
+    "dit": partial(DiT, 4, 4, 1, 16, 2, 2, tokens_width=8, vector_width=8),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_lowered_to_bf16_gives_what_autocast_gives_bit_for_bit(name: str):
+    torch.manual_seed(0)
+    network = NETWORKS[name]().requires_grad_(False)
+    randomise(network, 0.1, 0)
+    denoiser = Denoiser(network, EDM(VE(), sigma_data=1.0))
+    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 5.0])
+    cond = {"tokens": torch.randn(2, 3, 8), "vector": torch.randn(2, 8)}
+    exact, size = denoiser(x, sigma, cond), sum(p.nbytes for p in network.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = denoiser(x, sigma, cond)
+    lower_denoiser(denoiser, "bf16", torch.device("cpu"))
+    made = denoiser(x, sigma, cond)
+    assert made.dtype == torch.float32 and made.equal(expected)
+    assert 0 < (made - exact).abs().mean() < 0.02 * exact.abs().mean()
+    assert sum(p.nbytes for p in network.parameters()) < 0.6 * size
 
 
 @pytest.mark.parametrize("able", [True, False])

@@ -113,10 +113,10 @@ def test_a_picture_has_all_that_it_is_a_function_of(here, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "words",
     [
-        "model=toy label=1 num_images=5 batch_size=3 sampler=euler_ancestral enlarge=3",
+        "model=toy label=1 num_images=5 batch_size=3 sampler=euler_ancestral enlarge=3 precision=bf16",
         "model=toy label=animals-nature num_images=1 width=16 tiling=blended tiling.size=8 seed=12",
         "model=toy label=1 ema=raw guidance.scale=3 guidance.limits.profile=[[0.1,1],[80,0]] sigmas=exponential",
-        "model=toy label=1 guidance=autoguidance weak_model=weak guidance.limits.sigma_lo=0.1",
+        "model=toy label=1 guidance=autoguidance weak_model=weak guidance.limits.sigma_lo=0.1 precision=bf16",
         "model=toy label=1 guidance=per_condition guidance.scales={label:3} guidance.limits=null",
         "model=toy/weights/step_00000001.raw.safetensors label=1 sigmas=given sigmas.levels=[9,1,0]",
         "model=experts.yaml label=1 num_images=4 batch_size=3 use_conditions=[label]",

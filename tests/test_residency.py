@@ -85,6 +85,16 @@ def test_images_are_the_same_bit_for_bit_wherever_members_are(models: dict[str, 
     assert all(map(torch.equal, whole, each)) and all(map(torch.equal, whole, together))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_members_that_come_and_go_are_in_bf16_bit_for_bit_as_those_that_stay(manifest: Path, mode: str):
+    whole, model = (load_ensemble(manifest, residency=own).to("cpu").tuned(precision="bf16") for own in ("all", mode))
+    exact = resident(manifest, mode)
+    ask, plain = asks(whole)[0], asks(exact)[0]
+    images = whole.generate(*ask)
+    assert model.generate(*ask).equal(images) and not exact.generate(*plain).equal(images)
+    assert model.residency["peak_bytes"] < 0.7 * exact.residency["peak_bytes"]
+
+
 @pytest.mark.parametrize("name", ["heun", "kutta3", "dpmpp_2m"])
 def test_all_batches_advance_together_so_that_each_expert_comes_once(manifest: Path, name: str):
     model, sampler = resident(manifest, "one"), option("sampler", name)

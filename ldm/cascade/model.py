@@ -21,6 +21,7 @@ from ldm.editing import Edit
 from ldm.errors import UserError
 from ldm.generate import Ask, NotFinite, Size
 from ldm.networks.compiling import Compile
+from ldm.networks.precision import Precision
 from ldm.sampling import Sampling
 
 # Of sample.py's keys that only the first stage knows, what needs its weights before it draws.
@@ -218,10 +219,10 @@ class Cascade:
             stage.drawer = stage.drawer.hollow()
         return self
 
-    def tuned(self, compile: Compile = False) -> "Cascade":
+    def tuned(self, compile: Compile = False, precision: Precision = "fp32") -> "Cascade":
         """The same with the networks of all stages laid out for their device; call it after `to`."""
         for stage in self.stages:
-            stage.tuned(compile)
+            stage.tuned(compile, precision)
         return self
 
     def guided(

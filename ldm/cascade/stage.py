@@ -13,6 +13,7 @@ from ldm.drawer import Drawer
 from ldm.editing import Edit
 from ldm.generate import NotFinite
 from ldm.networks.compiling import Compile
+from ldm.networks.precision import Precision
 from ldm.sampling import Sampling
 
 LOW = "low_resolution"  # the field that a stage reads of what the one before it drew
@@ -43,9 +44,9 @@ class Stage:
         """Move it, at once or as soon as it draws."""
         self._wish("device", device)
 
-    def tuned(self, compile: Compile) -> None:
+    def tuned(self, compile: Compile, precision: Precision) -> None:
         """Lay out its networks for its device, at once or as soon as it draws."""
-        self._wish("compile", compile)
+        self._wish("tuned", (compile, precision))
 
     def decode_in_tiles(self, size: int | None) -> None:
         """Decode in tiles, from now on."""
@@ -114,8 +115,8 @@ class Stage:
 def _grant(drawer: Drawer, wishes: Mapping[str, Any]) -> Drawer:
     if "device" in wishes:
         drawer = drawer.to(wishes["device"])
-    if "compile" in wishes:
-        drawer = drawer.tuned(wishes["compile"])
+    if "tuned" in wishes:
+        drawer = drawer.tuned(*wishes["tuned"])
     if "tile" in wishes:
         drawer.decode_in_tiles(wishes["tile"])
     return drawer

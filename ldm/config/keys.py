@@ -150,6 +150,7 @@ ROOT_TYPES = {
     "callback_add": list[str],
     "plugins": list[str],
     "flips": bool,
+    "precision": Literal["fp32", "bf16"],
     "encode.precision": Literal["fp16", "fp32"],
     "quickstart.precision": Literal[PRECISIONS],
 }

@@ -29,8 +29,8 @@ BRUSHES = {"red": "#e6194b", "green": "#3cb44b", "blue": "#4363d8", "yellow": "#
 # Settings with inputs of their own, and keys that a page decides for all of its visitors.
 SETTINGS = ("num_images", "seed", "num_steps", "sampler", "sigmas", "guidance.scale", "height", "width")
 OF_PAGE = (
-    "model", "ema", "residency", "compile", "device", "plugins", "prompts", "phrases", "given", "batch_size",
-    "alignment", "distance", "keep_stages", "one_call",
+    "model", "ema", "residency", "compile", "precision", "device", "plugins", "prompts", "phrases", "given",
+    "batch_size", "alignment", "distance", "keep_stages", "one_call",
 )  # fmt: skip
 
 

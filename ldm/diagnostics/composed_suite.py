@@ -93,7 +93,7 @@ def _draw(
     """The pictures of a model that are not there yet."""
     jobs = drawing.missing(folder, [(place, 0) for place in range(len(prompts))])
     if jobs:
-        sampling = drawing.sampling_of(model.to(device).tuned(tree["compile"]), tree)
+        sampling = drawing.sampling_of(model.to(device).tuned(tree["compile"], tree["precision"]), tree)
         for _ in drawing.draw(model, path, sampling, prompts, jobs, folder, tree, device):
             pass
 

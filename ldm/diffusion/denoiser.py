@@ -1,7 +1,9 @@
 """The denoiser: a network under a parametrisation, `(x, sigma, cond) -> x0`; all that samplers and losses ever see."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.cond import Condition
@@ -20,7 +22,12 @@ def expand(value: Tensor, x: Tensor) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma) = c_skip x + c_out F(c_in x, c_noise) (EDM, equation 7); fp32 in and out, also under autocast."""
+    """D(x; sigma) = c_skip x + c_out F(c_in x, c_noise) (EDM, equation 7); fp32 in and out, also under autocast.
+
+    The network is evaluated under autocast to `low`, where that is a type.
+    """
+
+    low: torch.dtype | None = None
 
     def __init__(self, network: Callable[..., Tensor], precond: Precond):
         super().__init__()
@@ -44,7 +51,8 @@ class Denoiser(nn.Module):
         """
         x, sigma = x.float(), sigma.float()
         c_skip, c_out, c_in, c_noise = self.precond(sigma)
-        output = self.network(expand(c_in, x) * x, c_noise, **cond).float()
+        with torch.autocast(x.device.type, self.low) if self.low else nullcontext():
+            output = self.network(expand(c_in, x) * x, c_noise, **cond).float()
         channels = x.shape[1]
         if output.ndim != x.ndim or (output.shape[0], *output.shape[2:]) != (x.shape[0], *x.shape[2:]):
             raise UserError(

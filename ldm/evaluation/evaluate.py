@@ -161,7 +161,7 @@ def _drawers(tree: dict[str, Any], asked: list[Cell], device: Any, rank: int) ->
     own = residencies(list(dict.fromkeys(cell.tree["model"] for cell in asked)), tree["residency"])
     for path, ema in dict.fromkeys((cell.tree["model"], cell.tree["ema"]) for cell in asked):
         model = load_drawer(path, tree["first_stage"], ema, own[path])
-        model = model.to(device).tuned(tree["compile"])
+        model = model.to(device).tuned(tree["compile"], tree["precision"])
         plain = [str(weights.path) for weights in model.weights if weights.path.name.endswith(".raw.safetensors")]
         if plain and ema == "ema" and str(path) not in plain and rank == 0:
             log.warning("%s keeps no average of its weights: ema=ema measures the raw ones, as ema=raw does", path)

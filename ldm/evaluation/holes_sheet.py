@@ -40,7 +40,8 @@ def holes_sheet(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[Row, P
     if tree["num_answers"] < 1:
         raise UserError(f"num_answers={tree['num_answers']}: must be at least 1")
     device, path = choose(tree["device"]), Path(tree["model"]).expanduser()
-    model = load_drawer(path, tree["first_stage"], tree["ema"], tree["residency"]).to(device).tuned(tree["compile"])
+    model = load_drawer(path, tree["first_stage"], tree["ema"], tree["residency"]).to(device)
+    model = model.tuned(tree["compile"], tree["precision"])
     sampling = model.sampling({**tree, "guidance": asked_guidance(words, tree["guidance"])})
     model.left_out(sampling)
     if not {"image", "mask"} <= set().union(*model.conditions(sampling).values()):

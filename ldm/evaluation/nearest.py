@@ -33,6 +33,7 @@ from ldm.metrics.features import Features
 from ldm.metrics.nearest import authentic, data_copying, nearest
 from ldm.model import Model
 from ldm.networks.lpips import pretrained_lpips
+from ldm.networks.precision import precision_told
 from ldm.request import asked_guidance
 from ldm.sampling import Sampling
 from ldm.training.distributed import process_group, together
@@ -59,7 +60,7 @@ def nearest_images(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[lis
             raise UserError(f"num_samples={tree['num_samples']}: at least {world_size}; each process needs a sample")
         with together():
             model = cast(Model | Ensemble, load_drawer(path, tree["first_stage"], tree["ema"])).to(device)
-            model.tuned(tree["compile"])
+            model.tuned(tree["compile"], tree["precision"])
             sampling = _sampling(model, tree)
             data = model.data.over(tree["data"]) if tree["data"] else model.data
             _check(model, data, sampling, tree)
@@ -175,6 +176,7 @@ def _compare(
         "training_images": len(known),
         "held_out_images": len(others),
         **{key: tree[key] for key in FACTS},
+        **precision_told(tree["precision"]),
     }
     write_json(folder / "memorisation.json", {"protocol": protocol, "metrics": rows})
     write_csv(folder / "memorisation.csv", rows)

@@ -11,6 +11,7 @@ from ldm.errors import UserError
 from ldm.evaluation.guidance_curve import Point
 from ldm.evaluation.stored_reference import facts_of
 from ldm.files import read_json, write_json
+from ldm.networks.precision import precision_told
 
 KEPT = "points.json"
 
@@ -43,6 +44,7 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
         facts["use_conditions"] = sorted(tree["use_conditions"])
     facts |= {key: tree[key] for key in ("tiling", "paired", "resamples", "derived") if tree[key]}
     facts |= {key: tree[key] for key in ("data", "reference") if tree[key] is not None}
+    facts |= precision_told(tree["precision"])
     if tree["protocol"]:
         facts["protocol"] = {key: tree["protocol"].get(key) for key in ("name", "subsets")}
     facts |= facts_of(tree["reference"])

@@ -40,7 +40,7 @@ def again(command: Mapping[str, Any], words: Sequence[str]) -> str:
     tree, weights = tree_from(recipe, command, picture)
     device, tree["device"] = _device(recipe, words, command["device"])
     drawer = load_drawer(weights, tree["first_stage"], tree["ema"], tree["residency"])
-    drawer = drawer.to(device).tuned(tree["compile"])
+    drawer = drawer.to(device).tuned(tree["compile"], tree["precision"])
     _check_model(drawer, recipe, tree["model"], picture)
     words = ["guidance", "tiling"]  # as the recipe says, and nothing added to it
     request = Request(drawer, tree, words, device)

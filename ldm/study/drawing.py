@@ -22,6 +22,7 @@ from ldm.errors import UserError
 from ldm.files import discard, read_json, write_json
 from ldm.generate import Ask
 from ldm.measuring import Ranks, in_rounds
+from ldm.networks.precision import precision_told
 from ldm.provenance.recipe import Recipes
 from ldm.sampling import Sampling
 from ldm.study.names import INDEX, file_name
@@ -56,7 +57,7 @@ def identity_of(model: Drawer, tree: Mapping[str, Any], prompts: Sequence[Prompt
     keys = ("sampler", "sigmas", "guidance", "num_steps", "use_conditions", "num_images", "seed")
     facts = {"weights": [weights.digest for weights in model.weights], "prompts": [p.prompt for p in prompts]}
     settings = {"settings": model.settings} if model.settings else {}
-    return digest({**facts, **settings, **{key: tree[key] for key in keys}})
+    return digest({**facts, **settings, **precision_told(tree["precision"]), **{key: tree[key] for key in keys}})
 
 
 def begin(suite: Path, name: str, identity: str) -> Path:

@@ -109,7 +109,7 @@ def _draw(tree: Mapping[str, Any], path: str, prompts: Sequence[Prompt], folder:
     drawn: Iterator[int] = iter(())
     with together():
         if own:
-            model = _load(tree, path).to(ranks.device).tuned(tree["compile"])
+            model = _load(tree, path).to(ranks.device).tuned(tree["compile"], tree["precision"])
             drawn = drawing.draw(
                 model, path, drawing.sampling_of(model, tree), prompts, own, folder, tree, ranks.device
             )

@@ -5,9 +5,10 @@ import torch
 from benchmarks import unet
 from benchmarks.measure import Case, compare
 from ldm.networks.layers import tuned
+from ldm.networks.precision import Precision, lower
 
 GOALS = {False: 1.10, True: 1.20}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"diffusers": torch.contiguous_format, "diffusers channels_last": torch.channels_last}
 
 
@@ -21,9 +22,11 @@ def run(options: dict) -> None:
         if options["precision"] not in (name, "both"):
             continue
         for compiled in (False, True) if options["compile"] else (False,):
-            ours = tuned(unet.ours().eval().requires_grad_(False), torch.device("cpu"), compile=compiled)
+            network = unet.ours().eval().requires_grad_(False)
+            lower(network, name)
+            ours = tuned(network, torch.device("cpu"), compile=compiled)
             contestants = {f"ours{' compiled' * compiled}": _evaluation(ours, unet.run_ours, given, dtype)}
-            for who, layout in LAYOUTS.items():  # the peer's weights are bf16 too, as its pipelines hold them
+            for who, layout in LAYOUTS.items():  # in bf16 its weights are that too, as its pipelines hold them
                 peer = unet.theirs(state).eval().to(memory_format=layout, dtype=dtype)
                 contestants[who] = _evaluation(peer, unet.run_theirs, given, dtype)
             compare(f"sampling {name}", contestants, options["repeats"], GOALS[compiled])
