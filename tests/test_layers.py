@@ -34,6 +34,37 @@ def test_both_attention_kernels_compute_the_same(masked, monkeypatch):
         assert torch.allclose(out.float(), expected, atol=0.05)
 
 
+@pytest.mark.parametrize("block", [1, 5 * 7, 3 * 5 * 7, 4 * 7, layers.BLOCK])
+def test_attention_in_blocks_is_the_same_whatever_the_block(block: int, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    parts = [torch.randn(2, count, 3, 8).transpose(1, 2) for count in (5, 7, 7)]  # as heads are split from tokens
+    expected, low = plain_attention(*parts), [part.bfloat16() for part in parts]
+    exact = attention(*low)  # SDPA
+    monkeypatch.setattr(layers, "BLOCKED_FROM", 7)
+    monkeypatch.setattr(layers, "BLOCK", block)
+    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", None)
+    found = attention(*low)
+    assert found.shape == expected.shape and found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), expected, atol=0.03) and torch.allclose(found, exact, atol=0.03)
+
+
+def test_blocks_of_attention_are_for_bf16_without_mask_and_gradient(monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("taken in blocks")
+
+    monkeypatch.setattr(layers, "_in_blocks", refused)
+    q, k, v = (torch.randn(1, 2, 64, 8) for _ in range(3))
+    low, mask = [part.bfloat16() for part in (q, k, v)], torch.ones(1, 1, 1, 64, dtype=torch.bool)
+    attention(q, k, v)
+    attention(*low, mask)
+    attention(low[0][..., :9, :], low[1][..., :9, :], low[2][..., :9, :])
+    trained = low[0].clone().requires_grad_()
+    attention(trained, *low[1:]).sum().backward()
+    assert trained.grad is not None
+    with torch.no_grad(), pytest.raises(AssertionError, match="in blocks"):
+        attention(trained, *low[1:])
+
+
 def test_masked_positions_do_not_matter():
     q, k, v = (torch.randn(1, 1, 4, 8) for _ in range(3))
     mask = torch.tensor([True, True, False, False]).view(1, 1, 1, 4)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.networks.context import Context
 from ldm.networks.layers import attention, join_heads, pointwise, split_heads, to_grid, to_tokens, zeroed
+from ldm.networks.norm_silu import group_norm
 
 
 class Cond(NamedTuple):
@@ -39,7 +40,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        qkv = pointwise(to_tokens(self.norm(x)), self.qkv)  # [B, N, 3C]
+        qkv = pointwise(to_tokens(group_norm(self.norm, x)), self.qkv)  # [B, N, 3C]
         if self.legacy_order:
             qkv = qkv.unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
         else:
@@ -95,7 +96,7 @@ class CrossAttentionBlock(nn.Module):
         zeroed(self.attn.to_out)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        h = self.attn(to_tokens(self.norm(x)), cond.context.at(x.shape[-2:]))  # [B, N, C]
+        h = self.attn(to_tokens(group_norm(self.norm, x)), cond.context.at(x.shape[-2:]))  # [B, N, C]
         return x + to_grid(h, x)
 
 
@@ -167,7 +168,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zeroed(projection(channels, channels))
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        h = pointwise(to_tokens(self.norm(x)), self.proj_in)  # [B, N, C]
+        h = pointwise(to_tokens(group_norm(self.norm, x)), self.proj_in)  # [B, N, C]
         context = cond.context.at(x.shape[-2:])
         for block in self.transformer_blocks:
             h = block(h, context)

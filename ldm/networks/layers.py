@@ -18,6 +18,7 @@ from ldm.networks.bias import Bias
 from ldm.networks.compiling import Compile, compile_network
 
 BMM_LIMIT = 1024 * 1024  # query-key pairs per head up to which CPU bf16 training multiplies matrices itself
+BLOCK, BLOCKED_FROM = 1024 * 1024, 64  # scores at a time, 2 MB, and keys from which CPU bf16 inference takes blocks
 GEMM_LIMIT = 16  # positions per map up to which it forms the weight gradient of 3x3 convolutions by one product
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -30,17 +31,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias:
     heads, queries and visible keys, so that it does not depend on the batch (eDiff-I, arXiv 2211.01324, section 4.3),
     or in those of a `Bias`. Without a bias nothing is computed for it.
 
-    The backward of SDPA in bf16 on a CPU costs at least 6 ms a call, so training there uses plain products.
+    The backward of SDPA in bf16 on a CPU costs at least 6 ms a call, so training there uses plain products; without
+    gradients products in blocks that stay in the cache take .6 to .75 of SDPA's time.
     """
     if bias is not None:
         mask = _added(q, k, mask, bias)
-    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
-    if not plain or q.shape[-2] * k.shape[-2] > BMM_LIMIT:
+    low, learns = q.device.type == "cpu" and q.dtype == torch.bfloat16, torch.is_grad_enabled() and q.requires_grad
+    if low and not learns and mask is None and k.shape[-2] >= BLOCKED_FROM and not torch.compiler.is_compiling():
+        return _in_blocks(q, k, v)
+    if not (low and learns) or q.shape[-2] * k.shape[-2] > BMM_LIMIT:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1) @ v
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention without gradients by matrix products, of at most `BLOCK` scores at a time, so in flat memory."""
+    num_queries, num_keys = q.shape[-2], k.shape[-2]
+    queries, keys, values = (part.flatten(0, 1) for part in (q, k, v))
+    result, nothing = torch.empty_like(queries), queries.new_empty(())
+    num_heads, rows = max(BLOCK // (num_queries * num_keys), 1), max(BLOCK // num_keys, 1)
+    for place in range(0, len(queries), num_heads):
+        across, own = keys[place : place + num_heads].transpose(1, 2), values[place : place + num_heads]
+        for row in range(0, num_queries, rows):
+            some = queries[place : place + num_heads, row : row + rows]
+            scores = torch.baddbmm(nothing, some, across, beta=0, alpha=q.shape[-1] ** -0.5)
+            result[place : place + num_heads, row : row + rows] = scores.softmax(-1) @ own
+    return result.unflatten(0, q.shape[:2])
 
 
 def _added(q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | Bias) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.networks.attention import AttentionBlock, Cond, CrossAttentionBlock
 from ldm.networks.layers import conv3x3, zeroed
-from ldm.networks.norm_silu import norm_silu
+from ldm.networks.norm_silu import group_norm, norm_silu
 
 
 class Downsample(nn.Module):
@@ -91,7 +91,7 @@ class ResBlock(nn.Module):
         norm, act, dropout, conv = self.out_layers
         if self.scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
-            h = act(norm(h) * (1 + scale) + shift)
+            h = act(group_norm(norm, h) * (1 + scale) + shift)
         else:
             h = norm_silu(norm, h + emb)
         return self.skip_connection(self.resample(x)) + conv3x3(conv, dropout(h))
