@@ -14,6 +14,7 @@ from ldm import load
 from ldm.config import compose, overriding
 from ldm.data.drawn_boxes import draw_boxes
 from ldm.diffusion.denoiser import Denoiser
+from ldm.files import sha256
 from sample import main
 
 
@@ -126,6 +127,39 @@ def test_a_picture_with_a_hole_is_resized_and_keeps_its_shape(models, tmp_path, 
     picture, mask = saved(tmp_path / "photo.png", noise(60, 40)), saved(tmp_path / "hole.png", hole)
     image = drawn(models("holes"), tmp_path / "out", f"image={picture}", f"mask={mask}", *words)
     assert image.shape == (*size, 3)
+
+
+# The picture made anew
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("low", ["low={photo}"]), ("low", ["image={photo}"]), ("map", ["map={map}", "height=6"]),
+    ("holes", ["image={photo}", "mask={hole}"]), ("holes", ["image={photo}", "mask={hole}", "paste=true"]),
+    ("layout", ["boxes={boxes}"]), ("embeddings", ["neighbours={neighbours}"]),
+])  # fmt: skip
+def test_a_picture_from_files_has_their_hashes_and_is_made_anew_bit_for_bit(models, tmp_path, capsys, kind, words):
+    hole = np.zeros((9, 13), np.uint8)
+    hole[2:5, 3:9] = 255
+    files = {"photo": saved(tmp_path / "photo.png", noise(13, 9)), "hole": saved(tmp_path / "hole.png", hole),
+             "map": saved(tmp_path / "map.png", noise(13, 9)[..., 0] % 3)}  # fmt: skip
+    files["boxes"] = Path(layout(tmp_path / "boxes.json", [0.1, 0.2, 0.6, 0.9]).partition("=")[2])
+    files["neighbours"] = tmp_path / "neighbours.npy"
+    np.save(files["neighbours"], np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32))
+    given = [word.format(**files) for word in words]
+    out = tmp_path / "out"
+    assert main([f"model={models(kind)}", *given, "num_images=2", "num_steps=2", f"out={out}"]) == 0
+    [picture] = out.glob("*_0001.png")
+    recipe = json.loads(Image.open(picture).text["recipe"])
+    used = dict(word.split("=") for word in given if str(tmp_path) in word)
+    assert {key: file["sha256"] for key, file in recipe["files"].items()} == {
+        key: sha256(Path(path)) for key, path in used.items()
+    }
+    capsys.readouterr()
+    assert main([f"again={picture}", f"out={tmp_path}/new"]) == 0
+    assert f"made anew, bit for bit as {picture} was" in capsys.readouterr().out
+    Path(next(iter(used.values()))).unlink()
+    with pytest.raises(ValueError, match=rf"made with {next(iter(used))}=.*, which is not there"):
+        main([f"again={picture}", f"out={tmp_path}/new"])
 
 
 # What else is given

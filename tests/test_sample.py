@@ -703,3 +703,4 @@ def test_help_needs_no_model(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert "python sample.py model=" in shown and "prompt=" in shown and "dpmpp_2m" in shown
+    assert "Of mask= white is the hole" in shown
