@@ -73,10 +73,12 @@ def check_bounded(size: tuple[int, int], given: str) -> None:
 
 def tell_changes(given: str, picture: Picture, reduces: int | None) -> None:
     """Say what of a file is not used, because the image has another shape, and that one is resized which is taken as it
-    is otherwise, on 1 / `reduces` of the image.
+    is otherwise, on 1 / `reduces` of the image. What is lost where the image's sides are rounded, less than one of its
+    pixels, is not said.
     """
     (width, height), (left, top, right, bottom) = picture.upright, picture.window or (0, 0, *picture.upright)
-    if width - (right - left) > 1 or height - (bottom - top) > 1:
+    least = max(1, (right - left) / picture.size[0])  # px of the file, one of the image
+    if width - (right - left) > least or height - (bottom - top) > least:
         log.warning(
             "%s: of %d x %d px the middle %d x %d are used; leave out height= or width= to use all",
             given, width, height, round(right - left), round(bottom - top),

@@ -129,6 +129,17 @@ def test_a_picture_with_a_hole_is_resized_and_keeps_its_shape(models, tmp_path, 
     assert image.shape == (*size, 3)
 
 
+def test_what_another_shape_cuts_off_is_told_and_what_whole_pixels_do_is_not(models, tmp_path, caplog):
+    picture, hole = noise(48, 64), np.zeros((64, 48), np.uint8)
+    hole[20:40, 10:30] = 255
+    files = [f"image={saved(tmp_path / 'photo.png', picture)}", f"mask={saved(tmp_path / 'hole.png', hole)}"]
+    assert drawn(models("holes"), tmp_path / "1", *files).shape == (11, 8, 3)  # 10.67 x 8
+    assert caplog.messages == []
+    drawn(models("holes"), tmp_path / "2", *files, "height=8", "width=8")
+    [told] = caplog.messages
+    assert told.endswith("photo.png: of 48 x 64 px the middle 48 x 48 are used; leave out height= or width= to use all")
+
+
 # The picture made anew
 
 
