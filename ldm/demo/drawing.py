@@ -1,7 +1,9 @@
 """Pictures for a page: drawn batch by batch, each step told, written with their recipes."""
 
+import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,13 +35,16 @@ def new_folder(out: Path) -> Path:
 
 
 def pictures(
-    drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device, folder: Path, tell: Tell
-) -> Iterator[list[Path]]:
+    drawer: Drawer, tree: Mapping[str, Any], words: Sequence[str], device: torch.device, folder: Path, tell: Tell,
+    say: Callable[[str], Any],
+) -> Iterator[list[Path]]:  # fmt: skip
     """All files that are written by now, batch after batch, for what `tree` (conf/sample.yaml, by `words`) asks.
 
+    `say` gets what sample.py tells of the request beside: what of a prompt is not read, that a file is resized or cut.
     Raises what Request raises, and NotFinite for images that are not.
     """
-    request = Request(drawer, tree, words, device)
+    with heard(say):
+        request = Request(drawer, tree, words, device)
     recipes = Recipes(drawer, request.rows, request.sampling, tree, device, folder)
     pairs = [(row, number) for row in range(len(request.rows)) for number in range(tree["num_images"])]
     starts, sampling = range(0, len(pairs), tree["batch_size"]), request.sampling
@@ -54,6 +59,28 @@ def pictures(
         images = request.images(part).cpu()
         files += [recipes.save(folder / f"{len(files) + at:04d}.png", images[at], part, at) for at in range(len(part))]
         yield list(files)
+
+
+@contextmanager
+def heard(say: Callable[[str], Any]) -> Iterator[None]:
+    """Within the block `say` gets what is logged as a warning, too."""
+    logger, handler = logging.getLogger("ldm"), _Heard(say)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Heard(logging.Handler):
+    """Gives what is logged to a function."""
+
+    def __init__(self, say: Callable[[str], Any]):
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
 
 
 def with_steps(sampling: Sampling, tell: Callable[[float], Any]) -> Sampling:

@@ -98,19 +98,21 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
     def draw(*values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008  # gradio's way
         given = {key: None if value == OWN else value for key, value in zip(names, values, strict=True)}
         done: list[Path] = []
+        beside: list[str] = []
         yield "drawing", [], gr.update(interactive=False), "", "", []
         try:
             folder = new_folder(out)
             words = words_of(inputs, given, folder, shown.drawer.image_size)
             asked = tree_of(shown.path, shown.ema, words, tree["batch_size"], tree["device"], folder)
             line = command(shown.path, shown.ema, words, tree["batch_size"])
-            for done in pictures(shown.drawer, asked, words, device, folder, progress):
-                yield f"{len(done)} images", [_served(path) for path in done], gr.skip(), line, _recipe(done, 0), done
+            for done in pictures(shown.drawer, asked, words, device, folder, progress, beside.append):
+                state = "\n".join([f"{len(done)} images", *beside])
+                yield state, [_served(path) for path in done], gr.skip(), line, _recipe(done, 0), done
         except (UserError, OSError) as error:
             yield f"error: {told(error)}", gr.skip(), gr.skip(), gr.skip(), gr.skip(), done
             return
         everything = gr.update(value=_served(packed(folder)), interactive=True)
-        yield f"{len(done)} images in {folder}", gr.skip(), everything, gr.skip(), gr.skip(), done
+        yield "\n".join([f"{len(done)} images in {folder}", *beside]), gr.skip(), everything, gr.skip(), gr.skip(), done
 
     def chosen(done: list[Path], event: gr.SelectData) -> str:
         return _recipe(done, event.index)
@@ -176,7 +178,8 @@ def _component(each: Input, drawer: Drawer) -> Any:
         return _classes(label, each.choices)
     if each.kind == kinds.PICTURE_AND_HOLE:
         brush = gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size="auto")
-        return gr.ImageEditor(label=label, type="pil", brush=brush, transforms=(), layers=False, format="png")
+        return gr.ImageEditor(label=label, type="pil", brush=brush, transforms=(), layers=False, format="png",
+                              elem_classes=f"{each.key}-picture")  # fmt: skip
     if each.kind == kinds.PAINT:
         side = max(drawer.image_size, 384)
         brush = gr.Brush(colors=list(BRUSHES.values()), color_mode="fixed", default_size=side // 12)
@@ -193,7 +196,8 @@ def _boxes(label: str, names: Sequence[str], size: int) -> Any:
     """A canvas on which two clicks are the corners of a box, and the boxes as text, which may be written too."""
     side = max(size, 384)
     category = _classes("Class of the next box", names)
-    canvas = gr.Image(_drawn([], [], side), label="Two clicks are a box", interactive=False, height=400, buttons=[])
+    canvas = gr.Image(_drawn([], [], side), label="Two clicks are a box", interactive=False, height=400, buttons=[],
+                      elem_classes="corners")  # fmt: skip
     text = gr.Code("[]", label=label, language="json", elem_classes="boxes")
     corner = gr.State([])
 
