@@ -474,15 +474,20 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 @pytest.mark.slow
 def test_a_picture_of_1024_px_is_drawn_in_bounded_memory(tmp_path):
-    """64 -> 256 -> 1024 px by networks of a tiny width, of which the last was trained on crops of 256 px."""
+    """64 -> 256 -> 1024 px by eDiff-I's Efficient U-Nets with 4 channels for 128, the last trained on crops of 256."""
+    both = ["conditioner=[label,low_resolution]", *LABEL[1:], "derived=[degraded]", "network=efficient_unet"]
 
-    def enlarging(size: int) -> list[str]:
-        levels = ["network.multipliers=[1,1,1,1,1]", "conditioner=[low_resolution]", "derived=[degraded]"]
-        return [f"image_size={size}", *levels, "num_steps=1"]
+    def enlarging(name: str) -> list[str]:
+        """What a stage of conf/experiment/ediffi is, but for its width, its texts and its steps."""
+        tree = compose("config", [f"experiment=ediffi/{name}"], complete=False)
+        keys = ("multipliers", "num_blocks", "block_multipliers", "self_attention_factors", "cross_attention_factors")
+        network = [f"network.{key}={tree['network'][key]}".replace(" ", "") for key in keys]
+        crop = [f"crop_size={tree['crop_size']}"] if tree["crop_size"] else []
+        return [*both, *network, f"image_size={tree['image_size']}", *crop, "num_steps=1"]
 
     untrained_run(tmp_path / "base", *LABEL, "image_size=64", "num_steps=2")
-    untrained_run(tmp_path / "sr256", *enlarging(256))
-    untrained_run(tmp_path / "sr1024", *enlarging(1024), "crop_size=256")
+    untrained_run(tmp_path / "sr256", *enlarging("sr256"))
+    untrained_run(tmp_path / "sr1024", *enlarging("sr1024"))
     write(tmp_path, "c.yaml", ["base", "sr256", "sr1024"], "sr1024.batch_size=1", "resident=one")
 
     def peak(model: str, count: int, *words: str) -> float:

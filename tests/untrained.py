@@ -11,20 +11,25 @@ from ldm.checkpoint import weights
 from ldm.config import compose, dump, overriding
 from ldm.diffusion.experts import Expert
 
+ATTENDS = "network.attention_factors=[]"
 OVERRIDES = [
     "task=diffusion", "data=quickstart", "network=unet", "schedule=edm", "precond=edm",
     "noise=log_normal", "weighting=native", "expert=default", "sigmas=karras", "sampler=euler",
     "guidance=classifier_free", "callback=[]", "~logger", "image_size=8", "num_steps=3", "network.channels=4",
-    "network.multipliers=[1,1]", "network.num_blocks=1", "network.attention_factors=[]", "network.head_channels=4",
+    "network.multipliers=[1,1]", "network.num_blocks=1", ATTENDS, "network.head_channels=4",
     "network.norm_groups=2",
 ]  # fmt: skip
 LABEL = ["conditioner=[label]", "conditioner.label.num_classes=5", "conditioner.label.width=4"]
 
 
 def untrained_run(folder: Path, *overrides: str, seed: int = 0, finished: bool = True, shared: int = 0) -> Path:
-    """A run of a U-Net in pixel space, its weights drawn by `seed`, its conditioner (a label) by `shared`."""
+    """A run of a U-Net in pixel space, its weights drawn by `seed`, its conditioner (a label) by `shared`.
+
+    Of an Efficient U-Net, network=efficient_unet, which has these for both kinds, the factors are as it comes.
+    """
     chosen = any(word.startswith("conditioner=") for word in overrides)
-    tree = compose("config", overriding([*OVERRIDES, *([] if chosen else LABEL), *overrides]))
+    own = [word for word in OVERRIDES if word != ATTENDS or "network=efficient_unet" not in overrides]
+    tree = compose("config", overriding([*own, *([] if chosen else LABEL), *overrides]))
     parts = Parts(tree)
     model = nn.ModuleDict({"network": parts["denoiser"].network, "conditioner": parts["conditioner"]})
     randomise(model["network"], 0.2, seed)
