@@ -1,6 +1,7 @@
 """Diagnostics of eDiff-I's figures: attention shares are those of the formula, at a cost of nothing to the model."""
 
 import csv
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from ldm.diagnostics.prompt_switch import bound, decided, prompt_switch, switche
 from ldm.drawer import Drawer
 from ldm.ensemble import write_manifest
 from ldm.errors import UserError
+from ldm.evaluation.stand_ins import NOTE
 from ldm.evaluation.yardsticks import Yardsticks
 from ldm.generate import drawn, latent_shape
 from ldm.loading import load_drawer
@@ -326,6 +328,29 @@ def test_encoders_are_compared_over_guidance_and_by_length(runs: Path, tmp_path:
     }  # fmt: skip
     monkeypatch.setattr("ldm.diagnostics.condition_curves.make", lambda *_, **__: pytest.fail("measured again"))
     assert condition_curves(*given, yardsticks)[0] == rows
+
+
+def test_every_figure_of_a_model_with_stand_ins_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    encoder = shutil.copytree(text_folder(), tmp_path / "encoder")
+    (encoder / NOTE).write_text("{}")
+    both = ["conditioner=[text,clip_text,null_token]", f"conditioner.clip_text.path={clip_folder()}"]
+    model = untrained_run(tmp_path / "run", *TEXTS, *both, f"conditioner.text.path={encoder}")
+    said: dict[str, str] = {}
+    for module in ("lines", "plots"):
+        monkeypatch.setattr(f"ldm.report.{module}.label", lambda _axes, _theme, across, up: said.setdefault(up, across))
+    monkeypatch.setattr("ldm.diagnostics.prompt_switch.instantiate", lambda *_: Lengths())
+    for module in ("prompt_switch", "condition_curves"):
+        monkeypatch.setattr(
+            f"ldm.diagnostics.{module}.labelled_sheet", lambda path, *given: said.setdefault(str(path), given[-1])
+        )
+    given = [f"model={model}", "resamples=0"]
+    attention_shares(*asked("attention_shares", *given, "num_samples=2", "at=[1]", f"out={tmp_path}/a"))
+    prompt_switch(*asked("prompt_switch", *given, "num_samples=3", "num_switches=2", f"out={tmp_path}/b"))
+    few = ["num_samples=24", "scales=[1]", "batch_size=12", f"out={tmp_path}/c"]
+    yardsticks = Yardsticks(Pooled(), Lengths(), torch.device("cpu"))
+    condition_curves(*asked("condition_curves", *given, *few), yardsticks)
+    assert len(said) == 2 + 3 + 4, "attention, both kinds; switch, ranks and sheet; three parts of captions and a sheet"
+    assert all("stand-ins for published encoders: text" in text for text in said.values())
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ldm.device import choose
 from ldm.diagnostics.attention_record import AttentionRecord, Looked, recorded
-from ldm.diagnostics.logged import log
 from ldm.diagnostics.pictures import folder_of, held_out, members_of, on, opened
 from ldm.diffusion.counter_random import normal
 from ldm.diffusion.denoiser import Denoise
 from ldm.drawer import Drawer, check_conditions
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval
+from ldm.evaluation.logged import log
+from ldm.evaluation.stand_ins import with_stand_ins
 from ldm.evaluation.table import ends, write_csv
 from ldm.generate import addressed
 from ldm.holding import held
@@ -59,7 +60,7 @@ def attention_shares(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[l
             _look(model, members, sampling, on(device, batch), numbers.to(device), levels, tree["seed"], seen)
         rows = [_row(key, looked, tree) for key, looked in seen.items()]
         rows.sort(key=lambda row: (ON.index(row["on"]), -row["sigma"]))
-        _write(folder, rows, tree)
+        _write(folder, rows, tree, with_stand_ins("sigma", model))
     return rows, folder
 
 
@@ -131,20 +132,20 @@ def _row(key: tuple[str, float], looked: Sequence[Looked], tree: Mapping[str, An
     return row
 
 
-def _write(folder: Path, rows: Sequence[Row], tree: Mapping[str, Any]) -> None:
-    """attention.csv; attention.png and self_and_cross.png over sigma; the same in W&B."""
+def _write(folder: Path, rows: Sequence[Row], tree: Mapping[str, Any], across: str) -> None:
+    """attention.csv; attention.png and self_and_cross.png over sigma, labelled `across`; the same in W&B."""
     write_csv(folder / "attention.csv", rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     shares = [name for name in names if name.startswith(SHARE)]
     pictures = {"attention": folder / "attention.png", "self_and_cross": folder / "self_and_cross.png"}
     lines(
         pictures["attention"], _curves(rows, shares),
-        x_label="sigma", y_label="share of the attention to tokens", log_x=True,
+        x_label=across, y_label="share of the attention to tokens", log_x=True,
     )  # fmt: skip
     if any(SELF in row for row in rows):
         lines(
             pictures["self_and_cross"], _curves(rows, [SELF, CROSS]),
-            x_label="sigma", y_label="share of what the attentions of a block add", log_x=True,
+            x_label=across, y_label="share of what the attentions of a block add", log_x=True,
         )  # fmt: skip
     log(tree, folder, {on_: [row for row in rows if row["on"] == on_] for on_ in ON}, pictures)
 

@@ -17,9 +17,10 @@ from ldm.data.making.cutouts import SPLITS
 from ldm.data.transforms import to_tensor
 from ldm.device import choose
 from ldm.diagnostics.composed_set import ComposedSet, Item, truth
-from ldm.diagnostics.logged import log
 from ldm.drawer import Drawer
 from ldm.errors import UserError
+from ldm.evaluation.logged import log
+from ldm.evaluation.stand_ins import said_of
 from ldm.evaluation.table import write_csv
 from ldm.files import write_text
 from ldm.holding import held
@@ -64,7 +65,8 @@ def composed_suite(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[lis
             images[name] = to_tensor(pixels)
         verdicts = {name: _judged(asked, own) for name, own in images.items()}
         rows = [row for name, found in verdicts.items() for row in _rows(name, asked.items, found)]
-        _write(folder, asked, images, verdicts, rows, tree)
+        told = [f"{name}: {said}" for name, model in drawers.items() if (said := said_of(model))]
+        _write(folder, asked, images, verdicts, rows, tree, "; ".join(told))
     return rows, folder
 
 
@@ -125,9 +127,11 @@ def _rows(name: str, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list
 
 def _write(
     folder: Path, asked: ComposedSet, images: Mapping[str, Tensor], verdicts: Mapping[str, Sequence[Verdict]],
-    rows: Sequence[Row], tree: Mapping[str, Any],
+    rows: Sequence[Row], tree: Mapping[str, Any], told: str,
 ) -> None:  # fmt: skip
-    """composed.csv, pictures.csv, sheet.png; the prompts with their canvases as set.csv and truth/; the same in W&B."""
+    """composed.csv, pictures.csv, and sheet.png with what is `told` below; the prompts with their canvases as set.csv
+    and truth/; the same in W&B.
+    """
     write_csv(folder / "composed.csv", rows)
     each = [
         {"model": name, "category": item.category, "prompt": item.prompt, "passes": right, "seen": seen}
@@ -142,13 +146,17 @@ def _write(
         file = save_image(folder / "truth" / file_name(place, 0), image)
         table.writerow([item.prompt, item.category, GROUP, str(file.relative_to(folder))])
     write_text(folder / "set.csv", text.getvalue())
-    _sheet(folder / "sheet.png", asked.items, images, verdicts)
+    _sheet(folder / "sheet.png", asked.items, images, verdicts, told)
     tables = {f"{row['model']}/{row['category']}": [row] for row in rows}
     log(tree, folder, tables, {"sheet": folder / "sheet.png"})
 
 
 def _sheet(
-    path: Path, items: Sequence[Item], images: Mapping[str, Tensor], verdicts: Mapping[str, Sequence[Verdict]]
+    path: Path,
+    items: Sequence[Item],
+    images: Mapping[str, Tensor],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    told: str,
 ) -> None:
     """The first prompts of each category; a mark beside a prompt says whose pictures show it."""
     categories = [item.category for item in items]
@@ -160,4 +168,4 @@ def _sheet(
     for place in shown:
         right = [name for name in names[1:] if verdicts[name][place][0]]
         texts.append(f"{categories[place]}: {items[place].prompt} [{', '.join(right) or 'none'}]")
-    labelled_sheet(path, torch.stack(same, dim=1), names, texts)
+    labelled_sheet(path, torch.stack(same, dim=1), names, texts, told)

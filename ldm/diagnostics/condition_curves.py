@@ -16,13 +16,14 @@ from torch import Tensor
 from ldm.data.module import ShardData
 from ldm.device import choose
 from ldm.diagnostics.caption_lengths import LengthParts, num_words
-from ldm.diagnostics.logged import log
 from ldm.diagnostics.pictures import folder_of, held_out, on, opened
 from ldm.drawer import Drawer, begun_of, check_conditions, turns_of
 from ldm.errors import UserError
 from ldm.evaluation.curves import curve_keys
 from ldm.evaluation.intervals import mean_interval, set_intervals
+from ldm.evaluation.logged import log
 from ldm.evaluation.points import keep, points_of
+from ldm.evaluation.stand_ins import said_of, with_stand_ins
 from ldm.evaluation.table import ends, write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.generate import Ask
@@ -87,7 +88,7 @@ def condition_curves(
                     row = {"conditions": name, "captions": part, "scale": scale, **point}
                     found.setdefault((part, name), []).append(row)
         rows = [row for part in parts.names for name in sets for row in found[part, name]]
-        _write(folder, rows, tree)
+        _write(folder, rows, tree, model)
         _sheet(folder / "sheet.png", model, sets, data, truth, tree, device)
         pictures = {path.stem: path for path in sorted(folder.glob("*.png")) if path.stem.count(".") == 0}
         log(tree, folder, {f"{part}/{name}": own for (part, name), own in found.items()}, pictures)
@@ -182,7 +183,7 @@ def _table(
     return found
 
 
-def _write(folder: Path, rows: Sequence[Row], tree: Mapping[str, Any]) -> None:
+def _write(folder: Path, rows: Sequence[Row], tree: Mapping[str, Any], model: Drawer) -> None:
     """conditions.csv, and a plot for each part of the captions: all.png, up_to_8_words.png and so on."""
     write_csv(folder / "conditions.csv", rows)
     quality, alignment = curve_keys(rows[0])
@@ -197,7 +198,8 @@ def _write(folder: Path, rows: Sequence[Row], tree: Mapping[str, Any]) -> None:
         bars = {name: [tuple(row[key] for key in columns) for row in some] for name, some in own.items()} \
             if tree["resamples"] else None  # fmt: skip
         path = folder / f"{part.replace(' ', '_')}.png"
-        trade_off(path, curves, quality_label=quality, alignment_label=f"{alignment}, {part}", bars=bars)
+        across = with_stand_ins(quality, model)
+        trade_off(path, curves, quality_label=across, alignment_label=f"{alignment}, {part}", bars=bars)
 
 
 def _shown_at(tree: Mapping[str, Any]) -> float:
@@ -221,4 +223,4 @@ def _sheet(
     order = sorted(range(len(numbers)), key=lambda place: num_words(batch["caption"][place]))
     shown = torch.stack(images, dim=1)[order]
     names = ["data", *(f"{name}, {scale:g}" for name in sets)]
-    labelled_sheet(path, shown, names, [batch["caption"][place] for place in order])
+    labelled_sheet(path, shown, names, [batch["caption"][place] for place in order], said_of(model))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ldm.build import Parts
 from ldm.config import instantiate
 from ldm.device import choose
-from ldm.diagnostics.logged import log
 from ldm.diagnostics.pictures import folder_of, members_of, on, opened
 from ldm.diagnostics.prompt_pairs import Pairs, pairs_of
 from ldm.diffusion.denoiser import Denoise
@@ -23,7 +22,9 @@ from ldm.diffusion.experts import route
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval
+from ldm.evaluation.logged import log
 from ldm.evaluation.paired import METRICS, SMALLEST, Measure
+from ldm.evaluation.stand_ins import said_of, with_stand_ins
 from ldm.evaluation.table import ends, write_csv
 from ldm.generate import drawn, latent_shape
 from ldm.holding import held
@@ -96,7 +97,7 @@ def prompt_switch(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[list
                 if place == 0:
                     sheet.append(images[:SHOWN].cpu())
         rows = [_row(sigma, columns[sigma], sampling, tree) for sigma in switches]
-        _write(folder, rows, torch.stack(sheet, dim=1), pairs[0], tree)
+        _write(folder, rows, torch.stack(sheet, dim=1), pairs[0], tree, model)
     return rows, folder
 
 
@@ -203,23 +204,26 @@ def _while(rows: Sequence[Row], holds: Callable[[Row], bool]) -> Row | None:
     return last
 
 
-def _write(folder: Path, rows: Sequence[Row], images: Tensor, part: Pairs, tree: Mapping[str, Any]) -> None:
+def _write(
+    folder: Path, rows: Sequence[Row], images: Tensor, part: Pairs, tree: Mapping[str, Any], model: Drawer
+) -> None:
     """switch.csv, decided.csv, switch.png, ranks.png and sheet.png; the same in W&B."""
     write_csv(folder / "switch.csv", rows)
     write_csv(folder / "decided.csv", [decided(rows)])
     texts = [f"{a} -> {b}" for a, b in zip(part.batch["caption"], part.others, strict=True)][: len(images)]
     names = [f"{row['sigma']:.3g} ({row['steps']:.0f} %)" for row in rows]
-    labelled_sheet(folder / "sheet.png", images, names, texts)
+    labelled_sheet(folder / "sheet.png", images, names, texts, said_of(model))
     key = LPIPS if f"{LPIPS}_to_a" in rows[0] else RMS
     pictures = {name: folder / f"{name}.png" for name in ("switch", "ranks", "sheet")}
     said = {
         pictures["switch"]: (f"{key}_to_a", f"{key}_to_b", key),
         pictures["ranks"]: ("rank_a", "rank_b", "mean rank of the prompt (1 is best)"),
     }
+    across = with_stand_ins("switching sigma: A at and above it, B below", model)
     for path, (first, second, label) in said.items():
         if first in rows[0]:
             curves = {f"prompt {name[-1].upper()}": [_point(row, name) for row in rows] for name in (first, second)}
-            lines(path, curves, x_label="switching sigma: A at and above it, B below", y_label=label, log_x=True)
+            lines(path, curves, x_label=across, y_label=label, log_x=True)
     log(tree, folder, {"switch": rows}, pictures)
 
 

@@ -83,8 +83,7 @@ def _all(tree: Tree, folder: Path) -> list[Work]:
 
     def looked(name: str, *words: str, title: str, intro: str) -> Work:
         script, out = SCRIPTS[name], folder / name
-        more = () if script == "expert_cost" else (logger,)
-        given = _with(tree, name, [f"model={model}", f"out={out}", device, *more, *words])
+        given = _with(tree, name, [f"model={model}", f"out={out}", device, logger, *words])
         last = out / LAST[name]
         return Work(name, script, given, last, ("model",), title, intro, lambda: sorted(out.glob("*.png")))
 

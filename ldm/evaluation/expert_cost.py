@@ -21,6 +21,7 @@ from ldm.diffusion.boundaries import quantile
 from ldm.drawer import Drawer
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
+from ldm.evaluation.logged import log
 from ldm.evaluation.table import write_csv
 from ldm.generate import latent_shape
 from ldm.measuring import conditions
@@ -59,7 +60,10 @@ def expert_cost(tree: dict[str, Any]) -> tuple[list[Row], Path]:
         row["ratio"] = row["seconds_per_image"] / rows[0]["seconds_per_image"]
     folder = Path(tree["out"])
     write_csv(folder / "expert_cost.csv", rows)
-    _draw(folder / "expert_cost.png", rows)
+    names = dict.fromkeys(row["system"] for row in rows)
+    systems = {name: [row for row in rows if row["system"] == name] for name in names}
+    _draw(folder / "expert_cost.png", systems)
+    log(tree, folder, systems, {"expert_cost": folder / "expert_cost.png"})
     return rows, folder
 
 
@@ -128,9 +132,8 @@ def _seconds_per_image(drawer: Drawer, model: Model, passes: int, size: int, dev
     return seconds * len(levels) / len(numbers)
 
 
-def _draw(path: Path, rows: list[Row]) -> None:
+def _draw(path: Path, systems: dict[str, list[Row]]) -> None:
     curves = {}
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = [row for row in rows if row["system"] == system]
+    for system, own in systems.items():
         curves[system] = ([row["parameters_m"] for row in own], [row["seconds_per_image"] for row in own])
     loss_curves(path, curves, smoothing=0.0, x_label="parameters, millions", y_label="seconds per image")

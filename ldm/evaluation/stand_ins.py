@@ -20,3 +20,14 @@ def stand_ins(model: Drawer) -> list[str]:
             if part["_target_"] == STAND_IN or (folder and (Path(folder).expanduser() / NOTE).exists()):
                 found[name] = None
     return list(found)
+
+
+def said_of(model: Drawer) -> str:
+    """What a figure of `model` says of its stand-ins; nothing where it has none."""
+    found = stand_ins(model)
+    return f"stand-ins for published encoders: {', '.join(found)}" if found else ""
+
+
+def with_stand_ins(label: str, model: Drawer) -> str:
+    """The label of an axis, and above it what has to be said."""
+    return "\n".join(filter(None, (said_of(model), label)))

@@ -23,7 +23,7 @@ from ldm.drawer import Drawer, batched, turns_of
 from ldm.errors import UserError
 from ldm.evaluation.intervals import mean_interval
 from ldm.evaluation.samples_of import samples_of
-from ldm.evaluation.stand_ins import stand_ins
+from ldm.evaluation.stand_ins import said_of
 from ldm.evaluation.table import write_csv
 from ldm.generate import Ask
 from ldm.given_files import content_of, naming, reader_of
@@ -82,8 +82,7 @@ def style_sheet(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[list[R
         write_csv(folder / "style.csv", rows)
         write_csv(folder / "pairs.csv", _pairs(columns, prompts))
         told = f"{model.name}: style by {reads}; similarity by {similarity.name}, alignment by {alignment.name}"
-        replaced = stand_ins(model)
-        told += f"; stand-ins for published encoders: {', '.join(replaced)}" if replaced else ""
+        told = "; ".join(filter(None, (told, said_of(model))))
         _sheet(folder / "sheet.png", made, styles, prompts, told)
         if tree["logger"]:
             metrics = {f"{row['metric']}/{name}": row[name] for row in rows for name in ("styled", "plain", "gain")}
