@@ -150,7 +150,7 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
         raise UserError("callback: without checkpoint nothing of the run would be saved; put it into callback=[...]")
     restore = Restore(
         run.folder, csv, begun_from(run.lineage, run.folder), keep_optimizer=tree["branch_optimizer"] == "keep",
-        begin=run.begin, anew=run.anew, read=run.lineage.get("first_stage"),
+        averaged=tree["branch_weights"] == "ema", begin=run.begin, anew=run.anew, read=run.lineage.get("first_stage"),
     )  # fmt: skip
     callbacks = [restore, *parts.callbacks]
     if hold is not None:

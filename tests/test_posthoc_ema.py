@@ -10,6 +10,7 @@ from toys import assert_equal_runs, same, state
 
 from ldm.checkpoint import posthoc_ema, weights
 from ldm.checkpoint.posthoc_ema import coefficients, exponent
+from ldm.errors import UserError
 from ldm.run import Run, load
 from ldm.training.ema import PowerEMA
 
@@ -155,6 +156,20 @@ def test_a_branch_keeps_what_its_parent_adds(diffusion: Run, train_diffusion: Tr
     assert first.metadata["ema_profiles"]["num_updates"] == 2
     assert weights.load(run.folder).metadata["ema_profiles"]["num_updates"] == 4
     assert posthoc_ema.load(run.folder, "0.2").state.keys() == parent.keys()
+
+
+def test_a_branch_may_begin_from_its_parents_average(diffusion: Run, train_diffusion: Train):
+    [checkpoint] = (diffusion.folder / "checkpoints").glob("step_00000002.ckpt")
+    still = (f"branch={checkpoint}", "optimizer.lr=0.0", "max_steps=1")
+    average, last = (posthoc_ema.load(diffusion.folder, kind).state for kind in ("ema", "raw"))
+    assert not same(average, last)
+    averaged = train_diffusion(*still, "branch_weights=ema", run="averaged")
+    plain = train_diffusion(*still, "ema=null", run="plain")
+    for kind in ("ema", "raw"):
+        assert same(posthoc_ema.load(averaged.folder, kind).state, average)
+    assert same(posthoc_ema.load(plain.folder, "raw").state, last)
+    with pytest.raises(UserError, match=r"branch_weights=ema: .*plain.* has no average"):
+        train_diffusion(f"branch={plain.folder}", "branch_weights=ema", run="refused")
 
 
 def test_what_cannot_be_had_is_refused(diffusion: Run, power: Run, train_diffusion: Train):

@@ -146,6 +146,7 @@ ROOT_TYPES = {
     "steps": list[int],
     "prompts": str | list[str],
     "branch_optimizer": Literal["fresh", "keep"],
+    "branch_weights": Literal["ema"],
     "branch_changes": list[str],
     "callback_add": list[str],
     "plugins": list[str],

@@ -296,23 +296,25 @@ class Task(pl.LightningModule):
         self.base_digest = state.get("base")
         self.step = state["step"]
 
-    def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool) -> None:
+    def branch_from(self, state: dict[str, Any], source: str, keep_optimizer: bool, averaged: bool = False) -> None:
         """Start from another run's model: weights, EMA (from the weights where it has none), its optimizer if asked.
 
         A part that only training needs (a discriminator) starts fresh where the parent has none of it, as an imported
-        model, and is dropped where this run has none. What is frozen here is the parent's average, as it is sampled,
-        and adapters that the parent lacks start fresh.
+        model, and is dropped where this run has none. What is frozen here, and all if `averaged`, is the parent's
+        average, as it is sampled, and adapters that the parent lacks start fresh.
         """
         self.accept(state["about"])
+        if averaged and not state["ema"]:
+            raise UserError(f"branch_weights=ema: {source} has no average; leave it out")
         own = self.trained.state_dict()
-        averages = with_adapters((state["ema"] or {}).get("averages", {}), own) if self.frozen else {}
-        averages = {name: tensor for name, tensor in averages.items() if name in self.frozen}
+        averages = with_adapters((state["ema"] or {}).get("averages", {}), own) if self.frozen or averaged else {}
+        averages = {name: tensor for name, tensor in averages.items() if averaged or name in self.frozen}
         parents = with_adapters(state["trained"], own) | averages
         parts = {name for name, _ in self.trained.named_children()}
         fresh = parts - {name for name, _ in self.model.named_children()} - {_part(name) for name in parents}
         taken = {name: tensor for name, tensor in parents.items() if _part(name) in parts}
         load_strict(self.trained, taken | {n: t for n, t in own.items() if _part(n) in fresh}, source)
-        if self.ema and state["ema"] and not averages:
+        if self.ema and state["ema"] and not (self.frozen and averages):
             self.ema.start_from(state["ema"])
         elif self.ema and not state["ema"]:
             self.ema.follow()

@@ -209,6 +209,7 @@ class Restore(pl.Callback):
         csv: CSVLog,
         branch: Path | None,
         keep_optimizer: bool,
+        averaged: bool = False,
         begin: Callable[[], None] = nothing,
         anew: bool = False,
         read: str | None = None,
@@ -217,6 +218,7 @@ class Restore(pl.Callback):
         self.csv = csv
         self.branch = branch
         self.keep_optimizer = keep_optimizer
+        self.averaged = averaged
         self.begin = begin
         self.anew = anew
         self.read = read
@@ -259,4 +261,4 @@ class Restore(pl.Callback):
                 resume.check(branch)
         if task.sharded:
             state = resume.load_checked(branch, lazy=True)
-        task.branch_from(state, str(branch), self.keep_optimizer)
+        task.branch_from(state, str(branch), self.keep_optimizer, self.averaged)
