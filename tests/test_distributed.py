@@ -130,6 +130,25 @@ def test_two_ranks_stop_together_and_one_goes_on(
 
 
 @pytest.mark.slow
+def test_an_expert_that_is_killed_goes_on_with_another_number_of_ranks(first_stage: Run, tmp_path: Path):
+    own = (f"first_stage={first_stage.folder}", *OPTIONS)
+    parent = train("quickstart/diffusion", tmp_path, *own, run="parent")
+    own = (*own, f"branch={parent.folder}", "expert.node=[1,1]", "callback.checkpoint.every_steps=2")
+    words = tiny("quickstart/diffusion", tmp_path, *own, "max_steps=1000", *TWO_RANKS, "run=killed")
+    process = Process([*TORCHRUN, "train.py", *words], tmp_path / "killed.txt")
+    process.wait_for_checkpoint(tmp_path / "killed")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    last = newest_step(tmp_path / "killed") + 2
+    killed, once = (train("quickstart/diffusion", tmp_path, *own, f"max_steps={last}", run=name).folder
+                    for name in ("killed", "once"))  # fmt: skip
+    assert curve(killed) == pytest.approx(curve(once), abs=1e-6) and len(curve(once)) == last
+    torch.testing.assert_close(state(killed, last)["trained"], state(once, last)["trained"], rtol=0, atol=1e-6)
+    found = [json.loads((run / f"weights/step_{last:08d}.json").read_text())["intervals"] for run in (killed, once)]
+    assert found[0] == found[1] != [[0.0, float("inf")]]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer", ["kl", "vq"])
 def test_two_ranks_measure_and_revive_what_one_process_does(regularizer: str, tmp_path: Path):
     callbacks = ["metrics", "gan_health", "validation", "panels", "checkpoint", "signals", "progress"]
