@@ -166,6 +166,7 @@ REFUSED = {
     "scripts/ensemble.py": ["out=x", "members=[nowhere]"],
     "scripts/evaluate.py": ["model=nowhere"],
     "scripts/expert_cost.py": ["model=nowhere"],
+    "scripts/expert_loss.py": ["models=[nowhere]"],
     "scripts/fetch_pretrained.py": ["nothing"],
     "scripts/likelihood.py": ["model=nowhere"],
     "scripts/make_shards.py": ["sorce=x"],

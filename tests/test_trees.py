@@ -17,16 +17,19 @@ from toys import Process, tiny
 from untrained import untrained_run
 
 from ldm.config import CONF, compose, load_plain, overriding
+from ldm.diffusion.experts import Expert
 from ldm.diffusion.noise import DiscreteNoise, LogNormal, Restricted
 from ldm.diffusion.schedule import scaled_linear
 from ldm.diffusion.sigmas import ddim_sigmas, karras
 from ldm.ensemble import write_manifest
 from ldm.errors import UserError
 from ldm.evaluation.interval_loss import held_out, interval_loss
+from ldm.evaluation.loss_over_sigma import over_sigma
 from ldm.fit import fit
 from ldm.generate import Ask, NotFinite
 from ldm.lineage_tree import lineage_of, lines, total
 from ldm.trees import report
+from ldm.trees.expert_loss import expert_loss
 from ldm.trees.findings import difference, verdict
 from ldm.trees.growing import grow, steps, tell
 from ldm.trees.judge import LEVELS, Bench
@@ -204,7 +207,8 @@ def test_what_could_not_train_is_refused_before_anything_does(grown: Growth, tmp
 
 def test_a_split_is_proposed_and_grown(grown: Growth, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = [f"model={grown.run('base')}", f"continued={grown.run('control')}", f"out={tmp_path}", "num_samples=4"]
-    asked = compose("propose_split", [*words, "bins=2", "levels=3", "num_steps=4", "device=cpu", "least_share=0.2"])
+    words += ["bins=2", "levels=3", "num_steps=4", "device=cpu", "least_share=0.2", "budget=4", "logger.mode=disabled"]
+    asked = compose("propose_split", words)
     assert propose_split(asked) == tmp_path
     with (tmp_path / "split.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -219,13 +223,68 @@ def test_a_split_is_proposed_and_grown(grown: Growth, tmp_path: Path, capsys: py
     proposed = read_schedule(str(tmp_path / "proposed.yaml"))
     assert proposed.rows[0].steps == 2 and proposed.ensembles["proposed"] == [row.name for row in proposed.rows[1:]]
     own = tree(grown.runs, "own.yaml", f"base={grown.run('base')}", f"overrides={toy(grown.runs)}")
-    assert Growth({**own, "name": "proposed"}, proposed).check() == []
+    growth = Growth({**own, "name": "proposed"}, proposed)
+    assert growth.check() == []
+    for step in steps(growth, []):
+        fit(compose("config", list(step.job.words)), step.job.name)
+    manifest = load_plain(tell(growth)["proposed"], "a manifest")
+    assert [member["run"] for member in manifest["members"]] == [f"../proposed-{row.name}" for row in proposed.rows[1:]]
     assert "% of the training" in capsys.readouterr().out
     for key in ("model", "continued"):
         with pytest.raises(UserError, match=f"{key}=.*trained on all of the noise"):
             propose_split({**asked, key: str(grown.run("low"))})
     with pytest.raises(UserError, match="experiment: says what trains the model on"):
         propose_split({**without, "steps": 2})
+
+
+def test_experts_are_held_against_what_they_were_branched_from(
+    grown: Growth, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    few = ["num_samples=6", "bins=3", "device=cpu", "logger.mode=disabled", f"out={tmp_path}"]
+    low, rest = grown.run("low"), grown.run("rest")
+    rows, folder = expert_loss(compose("expert_loss", [f"models=[{low},{rest}]", *few]))
+    assert [(row["model"], row["parent"]) for row in rows] == [("tree-low", "tree-base"), ("tree-rest", "tree-base")]
+    assert rows[0]["sigma_lo"] == 0 < rows[0]["sigma_hi"] == rows[1]["sigma_lo"] < rows[1]["sigma_hi"] == math.inf
+    with (folder / "loss_over_sigma.csv").open() as file:
+        curve = list(csv.DictReader(file))
+    for row in rows:
+        own = [each for each in curve if each["model"] == row["model"]]
+        assert len(own) == 3 and all(row["sigma_lo"] <= float(each["sigma"]) < row["sigma_hi"] for each in own)
+        for each in (row, *own):
+            assert float(each["gain"]) == pytest.approx(float(each["parent_loss"]) - float(each["loss"]), abs=1e-6)
+        assert (folder / f"{row['model']}.png").exists()
+    same, _ = expert_loss(compose("expert_loss", [f"models={low}", f"parent={low}", *few]))
+    assert same[0]["gain"] == 0 and same[0]["loss"] == same[0]["parent_loss"] == rows[0]["loss"]
+    capsys.readouterr()
+    worse = {"parent_loss": 1.0, "loss": 2.0, "gain": -1.0, "half_interval": 0.5}
+    monkeypatch.setattr("ldm.trees.expert_loss.measure", lambda *_: lambda *_: worse)
+    expert_loss(compose("expert_loss", [f"models={low}", *few]))
+    assert capsys.readouterr().out.count("warning: tree-low is worse than tree-base at sigma") == 3
+    for words, problem in {
+        ("models=[]",): "at least one", (f"models={grown.run('base')}",): "was branched from nothing; parent=",
+        (f"models=[{low},{low}]",): "two are called the same", (f"models={low}", "bins=0"): "bins=0",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=problem):
+            expert_loss(compose("expert_loss", overriding([*few, *words])))
+
+
+def test_bins_tile_an_experts_own_noise_and_empty_ones_are_left_out():
+    asked: list = []
+
+    def measured(intervals, num_levels):
+        asked.append(list(intervals))
+        return {"gain": 0.0}
+
+    noise = LogNormal(-1.2, 1.2)
+    own = [(0.0, 0.1), (1.0, 5.0)]
+    rows = over_sigma(measured, noise, own, 5)
+    assert len(rows) == 5 == len(asked) and [row["sigma"] for row in rows] == sorted(row["sigma"] for row in rows)
+    assert all(inside[0][0] <= row["sigma"] < inside[-1][1] for row, inside in zip(rows, asked, strict=True))
+    ends = {end for intervals in asked for interval in intervals for end in interval}
+    assert {0.0, 0.1, 1.0, 5.0} <= ends and not any(0.1 < end < 1.0 for end in ends)
+    assert [Restricted(noise, inside).mass for inside in asked] == pytest.approx([Restricted(noise, own).mass / 5] * 5)
+    chain = DiscreteNoise(scaled_linear(0.00085, 0.012))
+    assert 1 < len(over_sigma(measured, chain, Expert(node=(8, 0)).intervals(chain), 16)) < 16, "four steps of a chain"
 
 
 # Lineage

@@ -47,6 +47,7 @@ TOYS = {
     "scripts/sampler_table": ["device=cpu", *METRIC, "steps=[2]", "samplers=[heun,dpmpp_2m]"],
     "scripts/cluster_plan": ["experiments=[ldm/ffhq]", "gpus=[1,8]"],
     "scripts/cost_table": ["device=cpu", "batch_size=2"],
+    "scripts/expert_loss": ["device=cpu", "num_samples=4", "bins=2"],
     "scripts/expert_cost": ["device=cpu", "batch_size=2", "passes=2", "experts=[1,2]"],
     "scripts/sweep_report": ["device=cpu", *METRIC],
     "scripts/encode": ["device=cpu", *DATA],

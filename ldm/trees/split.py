@@ -1,10 +1,8 @@
 """Where to cut the noise: what each node has of training and of sampling, what training on gains there, a schedule."""
 
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -12,9 +10,10 @@ from ldm.compatibility import is_part
 from ldm.config import compose, dump, instantiate, overriding
 from ldm.config.numbers import check_least
 from ldm.device import choose
-from ldm.diffusion.noise import Restricted
 from ldm.errors import UserError
-from ldm.evaluation.interval_loss import gain, held_out, interval_loss
+from ldm.evaluation.interval_loss import held_out
+from ldm.evaluation.logged import log
+from ldm.evaluation.loss_over_sigma import LEVELS, WHOLE, draw, loses, measure, over_sigma
 from ldm.evaluation.table import write_csv
 from ldm.files import write_text
 from ldm.launching import Job
@@ -28,7 +27,6 @@ from ldm.trees.shares import NodeShare, propose, rows_of, shares, spines, with_g
 
 Tree = dict[str, Any]
 Row = dict[str, Any]
-LEVELS = 4  # of noise at which a held-out image is measured in a bin, and twice as many in a node
 NAME = "proposed"  # of the schedule's file
 
 
@@ -67,6 +65,8 @@ def propose_split(tree: Tree) -> Path | None:
         )
     _draw(folder / "split.png", found, {share.node for share in proposed})
     _write(tree, model, proposed, folder / f"{NAME}.yaml", parent)
+    pictures = {name: folder / f"{name}.png" for name in ("split", "loss_over_sigma")}
+    log(tree, folder, {"split": table}, pictures)
     return folder
 
 
@@ -117,33 +117,17 @@ def _with_gains(tree: Tree, parent: Model, child: Any, found: list[NodeShare], f
     parent.to(device)
     child.to(device)
 
-    def measured(interval: tuple[float, float], num_levels: int) -> dict[str, float]:
-        inside = noise if interval == (0.0, math.inf) else Restricted(noise, [interval])
-        of, over = (interval_loss(model, seen, inside, seed, num_levels) for model in (child, parent))
-        return gain(of, over, seen.captions)
-
-    curve = []
-    for k in range(tree["bins"]):
-        u = torch.tensor([k, k + 0.5, k + 1], dtype=torch.float64) / tree["bins"]
-        low, middle, high = noise.icdf(u).tolist()
-        interval = (0.0 if k == 0 else low, math.inf if k == tree["bins"] - 1 else high)
-        if interval[0] < interval[1]:
-            curve.append({"sigma": middle, "ln_sigma": math.log(middle), **_losses(measured(interval, LEVELS))})
+    measured = measure(child, parent, seen, noise, seed)
+    curve = over_sigma(measured, noise, WHOLE, tree["bins"])
     write_csv(folder / "loss_over_sigma.csv", curve)
-    _draw_losses(folder / "loss_over_sigma.png", curve)
-    gains = [measured(share.interval, 2 * LEVELS) for share in found]
-    worse = [row for row in curve if row["gain"] < -row["half_interval"]]
-    for row in worse:
+    draw(folder / "loss_over_sigma.png", curve, "trained on")
+    gains = [measured([share.interval], 2 * LEVELS) for share in found]
+    for row in filter(loses, curve):
         print(
             f"warning: at sigma {row['sigma']:.4g} the model that was trained on is worse, {row['parent_loss']:.4g} -> "
             f"{row['loss']:.4g}: more training of the same kind only learns pictures by heart there"
         )
     return [with_gain(share, own["gain"], own["half_interval"]) for share, own in zip(found, gains, strict=True)]
-
-
-def _losses(found: dict[str, float]) -> Row:
-    return {"parent_loss": found["over"], "loss": found["loss"], "gain": found["gain"],
-            "half_interval": found["half_interval"]}  # fmt: skip
 
 
 def _row(share: NodeShare) -> Row:
@@ -184,23 +168,5 @@ def _draw(path: Path, found: list[NodeShare], proposed: set[tuple[int, int]]) ->
     left.legend()
     right.barh(places, [share.payoff for share in found])
     right.set(xlabel="payoff: sure gain x sampling / training")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def _draw_losses(path: Path, curve: list[Row]) -> None:
-    """Held-out losses of parent and child over ln(sigma), and their difference."""
-    figure = Figure(figsize=(6, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    x = [row["ln_sigma"] for row in curve]
-    top.plot(x, [row["parent_loss"] for row in curve], "o-", label="parent")
-    top.plot(x, [row["loss"] for row in curve], "s--", label="trained on")
-    top.set(ylabel="held-out loss")
-    top.legend()
-    halves = [row["half_interval"] if math.isfinite(row["half_interval"]) else 0.0 for row in curve]
-    bottom.errorbar(x, [row["gain"] for row in curve], halves, fmt="o", capsize=3)
-    bottom.axhline(0, color="black", linewidth=0.8)
-    bottom.set(xlabel="ln(sigma)", ylabel="gain")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})
