@@ -135,9 +135,9 @@ def test_an_expert_that_is_killed_goes_on_with_another_number_of_ranks(first_sta
     parent = train("quickstart/diffusion", tmp_path, *own, run="parent")
     own = (*own, f"branch={parent.folder}", "expert.node=[1,1]", "callback.checkpoint.every_steps=2")
     words = tiny("quickstart/diffusion", tmp_path, *own, "max_steps=1000", *TWO_RANKS, "run=killed")
-    process = Process([*TORCHRUN, "train.py", *words], tmp_path / "killed.txt")
+    process = Process(["train.py", *words], tmp_path / "killed.txt")  # which starts its own second rank
     process.wait_for_checkpoint(tmp_path / "killed")
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # both of them
     process.wait()
     last = newest_step(tmp_path / "killed") + 2
     killed, once = (train("quickstart/diffusion", tmp_path, *own, f"max_steps={last}", run=name).folder
