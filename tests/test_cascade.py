@@ -405,7 +405,8 @@ def test_a_page_and_python_draw_with_it_and_its_files_are_verified(here, capsys)
     assert {"label", "low", "start"} <= inputs.keys() and inputs["low"].sets_size
     told: list[float] = []
     tree = tree_of(str(manifest), "ema", ["label=0", "num_images=2"], 2, "cpu", here.folder / "page")
-    [files] = pictures(model, tree, ["label=0"], torch.device("cpu"), here.folder / "page", lambda s, w: told.append(s))
+    folder = here.folder / "page"
+    [files] = pictures(model, tree, ["label=0"], torch.device("cpu"), folder, lambda s, w: told.append(s), print)
     assert len(files) == 2 and told == sorted(told) and told[0] < 1 / 3 and told[-1] > 2 / 3
     own = load(manifest, device="cpu")
     [image] = own.sample(label=0, num_images=1)
