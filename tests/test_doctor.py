@@ -54,6 +54,23 @@ def test_a_healthy_run_passes(kind: str, first_stage: Run, diffusion: Run, tmp_p
     assert loss == pytest.approx(curve(run.folder)[1], abs=1e-4) if run else loss > 0
 
 
+@pytest.mark.parametrize(
+    ("word", "check", "said"),
+    [
+        ("trainer.gradient_clip_algorithm=other", "training step", "Allowed algorithms: ['value', 'norm']"),
+        ("trainer.limit_val_batches=-1", "training step", "limit_val_batches"),
+        ("trainer.profiler=other", "training step", "it can only be one of ['simple', 'advanced'"),
+        ("trainer.precision=64", "training step", "trainer.precision=64: a run's weights are in fp32"),
+        ("trainer.devices=[]", "plan", "trainer.devices=[], trainer.num_nodes=1: no process would train"),
+        ("trainer.num_nodes=0", "plan", "trainer.num_nodes=0: no process would train"),
+    ],
+)
+def test_what_lightning_refuses_is_a_finding(word: str, check: str, said: str, first_stage: Run, tmp_path: Path):
+    found = failed(look("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}", word))
+    assert set(found) == {"device", check}
+    assert said in found[check]
+
+
 def test_the_memory_is_that_of_the_run(first_stage: Run, diffusion: Run, tmp_path: Path):
     said = look("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}")["memory"].said
     state = torch.load(diffusion.folder / "checkpoints/step_00000002.ckpt/state.pt", weights_only=True)

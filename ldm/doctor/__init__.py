@@ -6,6 +6,7 @@ weights that the run begins from.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from ldm.data.plan import BatchPlan
 from ldm.data.shards import ShardSet
 from ldm.doctor import machine
 from ldm.doctor.finding import FAIL, PASS, WARN, Finding, attempt
+from ldm.errors import UserError
 from ldm.fine_tuning import begun_from_published
 from ldm.fit import quieten, read_cache
 from ldm.ranks import check_ranks
 from ldm.run import branch_point, inherit, open_run, settle_precision
 from ldm.training.dry_run import Trial, try_steps
 from ldm.training.sharded import FullySharded, check_shardable
-from ldm.training.trainer import check_trainer
+from ldm.training.trainer import check_trainer, make_trainer
 
 SAMPLED = 64  # training samples that are decoded
 
@@ -112,6 +114,9 @@ def _samples(data: ShardData) -> Finding:
 
 
 def _plan(tree: dict[str, Any], data: ShardData, world_size: int) -> Finding:
+    if world_size < 1:
+        asked = ", ".join(f"trainer.{key}={tree['trainer'][key]}" for key in ("devices", "num_nodes"))
+        raise UserError(f"{asked}: no process would train; ask for one at least")
     share = BatchPlan(data.batch_size, 0, world_size, tree["accumulation"], 0)
     steps, epochs = data.num_train / data.batch_size, tree["max_steps"] * data.batch_size / data.num_train
     said = (
@@ -146,8 +151,8 @@ def _trial(tree: dict[str, Any], name: str, world_size: int) -> Trial:
     check_parts(parts)
     checkpoint = branch_point(tree["branch"])
     parent = (resume.load_checked(checkpoint), str(checkpoint)) if checkpoint else None
-    make_trainer = instantiate({**alone["trainer"], "_partial_": True}, parts, "trainer")
-    return try_steps(make_trainer, parts["task"], parts["data"], parent)
+    make = instantiate({**alone["trainer"], "_partial_": True}, parts, "trainer")
+    return try_steps(partial(make_trainer, alone["trainer"], make), parts["task"], parts["data"], parent)
 
 
 def _learned(tree: dict[str, Any], trial: Trial, world_size: int) -> list[Finding]:
