@@ -339,9 +339,9 @@ def test_a_target_hidden_in_a_new_key_is_refused():
      "'", "", " padded ", "__literal_0__", "käse 火 🦊", "a # b", "%s {0}", "[1,2]", "a\nb"],
 )  # fmt: skip
 def test_text_is_taken_verbatim(text):
-    tree = compose("sample", [f"model={text}", f"prompt={text}", "seed=7"])
-    assert tree["prompt"] == tree["model"] == text
-    assert tree["seed"] == 7
+    path = text or "x"  # an empty path is refused
+    tree = compose("sample", [f"model={path}", f"prompt={text}", "seed=7"])
+    assert (tree["prompt"], tree["model"], tree["seed"]) == (text, path, 7)
 
 
 def test_null_is_no_prompt_and_a_tilde_is_one():
@@ -455,6 +455,21 @@ def test_a_path_that_is_empty_is_a_variable_that_is_not_set():
             compose("config", ["data=shards", *(["data.train=/a"] if word != "data.train=" else []), word])
     assert compose("config", ["branch=null", "run=null"])["branch"] is None
     assert compose("sample", ["model=a", "prompt=", "negative_prompt="])["prompt"] == ""
+    for root in ("sample", "evaluate", "sampler_table", "propose_split", "expert_cost", "nearest", "likelihood"):
+        with pytest.raises(ValueError, match=r"^model=: nothing is given .* not set\?\); model=runs/NAME"):
+            compose(root, ["model="])
+    with pytest.raises(ValueError, match=r"^members=: nothing is given .* members=\[runs/a,runs/b\]"):
+        compose("ensemble", ["out=e.yaml", "members="])
+
+
+def test_a_list_of_paths_with_an_empty_one_is_a_variable_that_is_not_set():
+    for text in ("[,runs/a]", "[runs/a,]", "['',runs/a]", "['']", "[,]"):
+        with pytest.raises(ValueError, match=r"^members=.*: one of the list is empty .* not set"):
+            compose("ensemble", ["out=e.yaml", f"members={text}"])
+    for text in ("[]", "[ ]"):
+        assert compose("ensemble", ["out=e.yaml", f"members={text}"])["members"] == []
+    with pytest.raises(ValueError, match=r"one of the list is empty"):
+        compose("config", ["data=shards", "data.train=[a.tar,]"])
 
 
 def test_members_and_validation_are_lists_of_paths(monkeypatch):

@@ -78,7 +78,16 @@ LATER_PATHS = frozenset(
 )
 LITERAL = TEXTS | PATHS | LATER_PATHS
 # Keys for which an empty text, as from an unset shell variable, would silently mean something else.
-NEVER_EMPTY = LATER_PATHS | {"run", *PATHS} - {"model", "source", "checkpoint", "members", "stages"}
+NEVER_EMPTY = LATER_PATHS | PATHS | {"run"}
+# Those among them that a command has nothing to do without, and what is given for them.
+NEVER_LEFT_OUT = {
+    "model": "runs/NAME, a run or a manifest",
+    "checkpoint": "FILE, of weights",
+    "source": "FOLDER, of images",
+    "models": "runs/NAME or [runs/a,runs/b]",
+    "members": "[runs/a,runs/b]",
+    "stages": "[runs/a,runs/b]",
+}
 # A list of paths is one of these.
 SHARDS = frozenset(("data.train", "data.validation", "validation", "reference", "shards", "held_out"))
 LISTS = SHARDS | {"members", "models", "stages", "answers", "styles", "plugins"}  # where [a,b] are several

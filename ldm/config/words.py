@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.config.keys import LISTS, NEVER_EMPTY, PATHS, SHARDS, bare, is_literal, is_path
+from ldm.config.keys import LISTS, NEVER_EMPTY, NEVER_LEFT_OUT, PATHS, SHARDS, bare, is_literal, is_path
 from ldm.config.overrides import parse
 from ldm.config.plugins import CONF, use_plugins
 from ldm.errors import UserError
@@ -82,14 +82,18 @@ def overriding(words: Iterable[str]) -> list[str]:
 def meant(key: str, text: str, several: bool = False) -> Any:
     """The value of a literal text after ``key=``: a path with its home, a list where the key takes one, else the text.
 
-    Raises ValueError for a home directory of no user, unclosed braces, and quotes that the shell has not removed.
+    Raises ValueError for a path that is empty, alone or in a list, for a home directory of no user, for braces too deep
+    within each other, and for quotes that the shell has not removed.
     """
     key = key.lstrip("+")
     if (key in LISTS or several) and re.fullmatch(r"\[.*\]", text, re.DOTALL) and not _exists(text):
-        items = [_unquoted(item.strip()) for item in _split(text[1:-1])]
-        return [meant(key, item) for item in items if item]
+        items = [_unquoted(item.strip()) for item in _split(text[1:-1])] if text[1:-1].strip() else []
+        if "" in items:
+            raise UserError(f"{key}={text[:200]}: one of the list is empty (a variable that is not set?)")
+        return [meant(key, item) for item in items]
     if not text and key in NEVER_EMPTY:
-        raise UserError(f"{key}=: nothing is given after it (a variable that is not set?); {key}=null leaves it out")
+        way = f"{key}={NEVER_LEFT_OUT[key]}" if key in NEVER_LEFT_OUT else f"give it, or leave {key}= out"
+        raise UserError(f"{key}=: nothing is given after it (a variable that is not set?); {way}")
     if not is_path(key) or (several and key not in LISTS):
         return text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and not _exists(text):
