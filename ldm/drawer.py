@@ -72,6 +72,9 @@ class Drawer(Protocol):
     def missing(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
         """Name and field of the conditions used that a batch has to give and does not."""
 
+    def absent(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
+        """Name and field of the conditions used that a batch does not give and need not: they are dropped."""
+
     def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
         """Say what of a batch its conditions do not read. Raises ValueError for values that they do not take, naming
         by `given` {field: words} where they come from.

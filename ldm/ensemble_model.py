@@ -139,6 +139,12 @@ class Ensemble:
             name: field for member, own in self._each(sampling) for name, field in member.missing(batch, own).items()
         }
 
+    def absent(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
+        """Name and field of the conditions that a member uses, and that a batch does not give and need not."""
+        return {
+            name: field for member, own in self._each(sampling) for name, field in member.absent(batch, own).items()
+        }
+
     def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
         """Say what of a batch a member does not read. Raises ValueError for values that it does not take."""
         for member, own in self._each(sampling):

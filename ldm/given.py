@@ -41,7 +41,11 @@ def check_given(tree: Mapping[str, Any], model: Drawer, sampling: Sampling, capt
             raise UserError(f"{key}: this model{without} reads no {name}; {given}")
     present = {*asked.values(), *files, *made, *(["caption"] if captioned and "caption" not in files else [])}
     for name, needed in model.missing(dict.fromkeys(present), sampling).items():
-        raise UserError(f"conditioner {name} needs {needed!r}: give {WAYS.get(needed, f'given.{needed}=FILE')}")
+        raise UserError(f"conditioner {name} needs {needed!r}: give {_way(needed)}")
+    absent = model.absent(dict.fromkeys(present), sampling)
+    if absent:
+        conditions, ways = ", ".join(absent), ", ".join(dict.fromkeys(map(_way, absent.values())))
+        log.warning("%s: sampled without %s, as if dropped in training; to give it: %s", model.name, conditions, ways)
     if captioned and tree["prompt"] is None and tree["prompts"] is None and "caption" not in files:
         _check_without_prompt(model, sampling)
     negative = negatives(tree)
@@ -51,6 +55,11 @@ def check_given(tree: Mapping[str, Any], model: Drawer, sampling: Sampling, capt
             "negative_prompt: would not be read: it is for the text that guidance leaves out, and guidance.scale=1, "
             "autoguidance and scales without the text leave none out"
         )
+
+
+def _way(field: str) -> str:
+    """How the command line gives a field."""
+    return WAYS.get(field, f"given.{field}=FILE")
 
 
 def _check_without_prompt(model: Drawer, sampling: Sampling) -> None:

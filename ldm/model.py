@@ -154,6 +154,12 @@ class Model:
         """Name and field of the conditions used that a batch has to give and does not."""
         return self.conditioner.missing(batch, sampling.use_conditions)
 
+    def absent(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
+        """Name and field of the conditions used that a batch does not give and need not: they are dropped."""
+        absent, used = self.conditioner.absent(batch, sampling.use_conditions), self.conditioner.used()
+        return {name: next(field for field in (part.key, *part.also) if field and field not in batch)
+                for name, part in used.items() if name in absent}  # fmt: skip
+
     def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
         """Say what of a batch its conditions do not read; ValueError for values that they do not take."""
         self.conditioner.check(batch, sampling.use_conditions, given)

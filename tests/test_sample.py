@@ -419,13 +419,18 @@ def test_what_was_never_left_out_is_given_to_the_reference_too(tmp_path):
         main([f"model={both}", "prompt=a cat", f"out={tmp_path}/out"])
 
 
-def test_conditions_that_are_not_given_are_null_beside_one_that_is(tmp_path):
+def test_conditions_that_are_not_given_are_null_beside_one_that_is_and_told(tmp_path, caplog):
     both = untrained_run(
         tmp_path / "both", "conditioner=[text,label]", "conditioner.label.slot=vector", "network.attention_factors=[1]"
     )
     prompted = first_image(both, tmp_path / "prompted", "prompt=a cat")
+    assert caplog.messages == ["both: sampled without label, as if dropped in training; to give it: label=N"]
+    caplog.clear()
     assert not np.array_equal(prompted, first_image(both, tmp_path / "joint", "prompt=a cat", "label=1"))
+    assert np.array_equal(prompted, first_image(both, tmp_path / "used", "prompt=a cat", "use_conditions=[text]"))
+    assert not caplog.messages, "all is given, or left out on purpose"
     assert not np.array_equal(prompted, first_image(both, tmp_path / "labelled", "label=1"))
+    assert caplog.messages == ["both: sampled without text, as if dropped in training; to give it: prompt=TEXT"]
 
 
 def test_a_sample_uses_the_conditions_it_is_told_to(tmp_path, monkeypatch):

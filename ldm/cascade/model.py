@@ -173,6 +173,13 @@ class Cascade:
             found |= stage.drawer.missing({**batch, LOW: None} if place else batch, own)
         return found
 
+    def absent(self, batch: Mapping[str, Any], sampling: Sampling) -> dict[str, str]:
+        """Name and field of the conditions that a stage uses, and that a batch does not give and need not."""
+        found: dict[str, str] = {}
+        for place, (stage, own) in enumerate(self._each(sampling)):
+            found |= stage.drawer.absent({**batch, LOW: None} if place else batch, own)
+        return found
+
     def check(self, batch: Mapping[str, Any], sampling: Sampling, given: Mapping[str, str]) -> None:
         """Say what of a batch a stage does not read. Raises ValueError for values that it does not take."""
         for place, (stage, own) in enumerate(self._each(sampling)):
