@@ -149,10 +149,13 @@ class ShardData(pl.LightningDataModule):
         """As `parts`, with all samples of their shards, including those that `filters` remove."""
         return [self._samples(ShardSet(part.shards.shards)) for part in self.parts()]
 
-    def over(self, shards: str | Sequence[str]) -> "ShardData":
-        """A copy that reads other shards: all of their samples for training, none held out, no cache."""
+    def over(self, shards: str | Sequence[str], key: str) -> "ShardData":
+        """A copy that reads other shards: all of their samples for training, none held out, no cache.
+
+        `key` is what of the command line or of the run names them, for errors.
+        """
         other = self._copied()
-        other.training_set = TrainingSet(shards, {}, read_filters(None), self.num_workers)
+        other.training_set = TrainingSet(shards, {}, read_filters(None), self.num_workers, key)
         other.validation = other.cache = other.max_samples = other.validation_samples = None
         return other
 

@@ -38,12 +38,21 @@ def read_mixture(mixture: Mapping[str, Source] | None) -> dict[str, Source]:
 
 
 class TrainingSet:
-    """`train`, or the data sets of `mixture` one after the other under one running index."""
+    """`train`, or the data sets of `mixture` one after the other under one running index.
+
+    `key` is what errors call `train`.
+    """
 
     def __init__(
-        self, train: str | Sequence[str] | None, mixture: Mapping[str, Source], filters: Filters, num_workers: int
+        self,
+        train: str | Sequence[str] | None,
+        mixture: Mapping[str, Source],
+        filters: Filters,
+        num_workers: int,
+        key: str = "data.train",
     ):
         self.train = train
+        self.key = key
         self.mixture = mixture
         self.filters = filters
         self.num_workers = num_workers
@@ -58,7 +67,7 @@ class TrainingSet:
         """The shards of each set."""
         if self.mixture:
             return [expand(source["shards"], f"data.mixture.{name}.shards") for name, source in self.mixture.items()]
-        return [expand(self.train, "data.train")]
+        return [expand(self.train, self.key)]
 
     @cached_property
     def _selected(self) -> tuple[ShardSet, dict[str, int]]:

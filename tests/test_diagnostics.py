@@ -126,6 +126,11 @@ def test_what_was_trained_on_is_what_the_runs_filters_left():
     assert found[None].num_train == found[shards["train"]].num_train > found["training"].num_train > 5
     captions = next(iter(found["training"].statistics_loader(batch_size=8)))["caption"]
     assert all("flag" in text for text in captions)
+    with pytest.raises(ValueError, match=r"^data: no shard nosuch\.tar"):
+        held_out(SimpleNamespace(data=data), {"model": "m", "num_samples": 5, "data": "nosuch.tar"})
+    data.validation = "gone.tar"
+    with pytest.raises(ValueError, match=r"^data\.validation: no shard gone\.tar"):
+        held_out(SimpleNamespace(data=data), {"model": "m", "num_samples": 5, "data": None})
 
 
 def test_shares_are_those_of_each_layers_own_probabilities(runs: Path):
@@ -281,6 +286,7 @@ def test_what_is_decided_when_is_read_off_the_curve():
         (["model={runs}/one", "switch=[0]"], r"switch=.*above 0"),
         (["model={runs}/one", "num_switches=1"], "num_switches=1: must be at least 2"),
         (["model={runs}/one", "num_samples=1"], "num_samples=1: held-out samples of two captions"),
+        (["model={runs}/one", "num_samples=1", "data=training"], "num_samples=1: training samples of two captions"),
         (["model={runs}/one", "num_samples=0"], "num_samples=0: must be at least 1"),
     ],
 )
@@ -463,6 +469,7 @@ def test_experts_that_come_and_go_are_told_of_the_same_and_seldom_change(
         (["models=[]"], r"models=\[\]: at least one"),
         (["models={runs}/label"], "models: label reads no prompt"),
         (["models={runs}/one", "categories=[color]"], "categories=.*choose of colour, counting"),
+        (["models={runs}/one", "categories=[long,long]"], r"categories=.*choose of colour, .*, each once"),
         (["models={runs}/one", "split=test"], "split=test: emoji are of train or validation"),
         (["models={runs}/one", "num_prompts=0"], "num_prompts=0: must be at least 1"),
         (["models={runs}/one", "size=8"], "size=8x8: height and width of a canvas are"),

@@ -172,8 +172,8 @@ class ComposedSet:
 
     def __init__(self, settings: CanvasSettings, categories: Sequence[str], count: int):
         unknown = [name for name in categories if name not in CATEGORIES]
-        if unknown or not categories:
-            raise UserError(f"categories={list(categories)}: choose of {', '.join(CATEGORIES)}")
+        if unknown or not categories or len(set(categories)) < len(categories):
+            raise UserError(f"categories={list(categories)}: choose of {', '.join(CATEGORIES)}, each once")
         if count < 1:
             raise UserError(f"num_prompts={count}: must be at least 1")
         self.settings = replace(settings, textured=0.0)  # things are found on a plain ground

@@ -1,4 +1,4 @@
-"""Pairs of prompts: one that is asked for, or held-out captions against each other."""
+"""Pairs of prompts: one that is asked for, or captions of held-out or other samples against each other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm.diagnostics.pictures import held_out
 from ldm.drawer import Drawer, check_conditions
 from ldm.errors import UserError
+from ldm.evaluation.samples_of import TRAINING
 from ldm.measuring import conditions
 from ldm.sampling import Sampling
 
@@ -26,9 +27,9 @@ class Pairs:
 def pairs_of(model: Drawer, sampling: Sampling, tree: Mapping[str, Any]) -> list[Pairs]:
     """The pairs that `tree` (conf/prompt_switch.yaml) asks for, by batches. Raises UserError for what makes none."""
     if (tree["prompt"] is None) != (tree["to_prompt"] is None):
-        raise UserError("prompt and to_prompt: both are needed, or neither for pairs of held-out captions")
+        raise UserError("prompt and to_prompt: both are needed, or neither for pairs of captions of data=")
     if tree["prompt"] is None:
-        return _held_out(model, sampling, tree)
+        return _of_samples(model, sampling, tree)
     if tree["prompt"] == tree["to_prompt"]:
         raise UserError(f"to_prompt={tree['to_prompt']}: the same as prompt, so there is nothing to switch to")
     return _given(model, sampling, tree)
@@ -44,8 +45,8 @@ def _given(model: Drawer, sampling: Sampling, tree: Mapping[str, Any]) -> list[P
     ]
 
 
-def _held_out(model: Drawer, sampling: Sampling, tree: Mapping[str, Any]) -> list[Pairs]:
-    """Held-out samples, each with the caption of the one half of all of them further on, or the next that differs."""
+def _of_samples(model: Drawer, sampling: Sampling, tree: Mapping[str, Any]) -> list[Pairs]:
+    """Samples of ``data=``, each with the caption of the one half of them further on, or the next that differs."""
     data = held_out(model, tree)
     check_conditions(model, data.batch_spec, sampling)
     needed = {*model.fields, "caption"}
@@ -55,7 +56,8 @@ def _held_out(model: Drawer, sampling: Sampling, tree: Mapping[str, Any]) -> lis
     ]
     captions = [text for part in found for text in part.batch["caption"]]
     if len(set(captions)) < 2:
-        raise UserError(f"num_samples={tree['num_samples']}: held-out samples of two captions at least are needed")
+        kind = {None: "held-out ", TRAINING: "training "}.get(tree["data"], "")
+        raise UserError(f"num_samples={tree['num_samples']}: {kind}samples of two captions at least are needed")
     half = len(captions) // 2
 
     def other(place: int) -> str:

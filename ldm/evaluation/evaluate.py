@@ -241,7 +241,7 @@ def _sets(curves: list[Curve], protocol: Protocol | None) -> Sets:
     for curve in curves:
         tree, own = curve.tree, curve.model.data
         if tree["model"] not in found:
-            shards = own if tree["data"] is None else own.over(tree["data"])
+            shards = own if tree["data"] is None else own.over(tree["data"], "data")
             data = with_fields_of(tree, shards, curve.model, curve.sampling)
             images = reference_of(own, tree["reference"])
             _check_images(data, images, tree)
@@ -256,7 +256,7 @@ def reference_of(data: ShardData, given: str | list[str] | None) -> ShardData | 
     """What samples are compared with: images, or what a file has of them."""
     if is_stored(given):
         return stored(str(given), data)
-    return data if given is None else data.over(given)
+    return data if given is None else data.over(given, "reference")
 
 
 def _check_fields(curve: Curve, spec: dict[str, str]) -> None:

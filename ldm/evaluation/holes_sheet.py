@@ -72,7 +72,8 @@ def _pictures(model: Drawer, tree: dict[str, Any], sampling: Sampling) -> ShardD
     shards = own.validation if tree["data"] is None else meant("reference", tree["data"])
     if shards is None:
         raise UserError(f"model={tree['model']}: it has no held-out images; name shards with data=")
-    data = with_fields_of(tree, own.over(shards), model, sampling)
+    data = own.over(shards, "data.validation" if tree["data"] is None else "data")
+    data = with_fields_of(tree, data, model, sampling)
     data.setup()
     if data.num_train < tree["num_samples"]:
         raise UserError(f"num_samples={tree['num_samples']}: there are {data.num_train} pictures")

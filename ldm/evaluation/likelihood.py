@@ -102,7 +102,7 @@ def _meter(model: Model | Ensemble, tree: dict[str, Any]) -> Meter:
 
 def _held_out(model: Drawer, tree: dict[str, Any], meter: Meter) -> tuple[ShardData, int]:
     """The data, and how many of its samples are measured. Raises ValueError for data without what the model reads."""
-    data = model.data.over(tree["data"]) if tree["data"] else model.data
+    data = model.data.over(tree["data"], "data") if tree["data"] else model.data
     data.setup()
     there = data.num_train if tree["data"] else data.num_validation
     count = min(tree["num_samples"], there)

@@ -62,7 +62,7 @@ def nearest_images(tree: dict[str, Any], words: Sequence[str] = ()) -> tuple[lis
             model = cast(Model | Ensemble, load_drawer(path, tree["first_stage"], tree["ema"])).to(device)
             model.tuned(tree["compile"], tree["precision"])
             sampling = _sampling(model, tree)
-            data = model.data.over(tree["data"]) if tree["data"] else model.data
+            data = model.data.over(tree["data"], "data") if tree["data"] else model.data
             _check(model, data, sampling, tree)
             own = (path if path.is_dir() else path.parent) / f"nearest-{model.name}"
             folder = Path(tree["out"]) if tree["out"] else own
@@ -89,7 +89,7 @@ def _sampling(model: Drawer, tree: dict[str, Any]) -> Sampling:
 
 def _check(model: Drawer, data: ShardData, sampling: Sampling, tree: dict[str, Any]) -> None:
     """Raises ValueError unless there are images to compare with, and what the model is conditioned on."""
-    others = [model.data.over(tree["held_out"])] if tree["held_out"] else []
+    others = [model.data.over(tree["held_out"], "held_out")] if tree["held_out"] else []
     for each in (data, model.data, *others):
         each.setup()
     if "image" not in model.data.batch_spec:
@@ -137,7 +137,7 @@ def _samples(
 def _held_out(model: Model | Ensemble, backbone: Features, tree: dict[str, Any], device: torch.device) -> Tensor:
     """Features [M, D] of images that were not trained on, as the first stage gives them back or as they are."""
     if tree["held_out"]:
-        loader = model.data.over(tree["held_out"]).statistics_loader(batch_size=tree["batch_size"])
+        loader = model.data.over(tree["held_out"], "held_out").statistics_loader(batch_size=tree["batch_size"])
     else:
         loader = model.data.validation_loader(batch_size=tree["batch_size"])
     found = []

@@ -45,7 +45,7 @@ def _data(tree: dict[str, Any]) -> ShardData:
         kept, workers = tree["max_samples"], tree["num_workers"]
         return ShardData(tree["shards"], tree["image_size"], tree["batch_size"], num_workers=workers, max_samples=kept)
     data = load_drawer(tree["model"]).data
-    data = data if tree["shards"] is None else data.over(tree["shards"])
+    data = data if tree["shards"] is None else data.over(tree["shards"], "shards")
     if tree["max_samples"] is not None:
         data.max_samples = tree["max_samples"]
     return data

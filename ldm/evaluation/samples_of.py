@@ -13,4 +13,4 @@ def samples_of(own: ShardData, named: str | None) -> ShardData | None:
     if named == TRAINING:
         return own.whole()
     shards = own.validation if named is None else meant("reference", named)
-    return None if shards is None else own.over(shards)
+    return None if shards is None else own.over(shards, "data.validation" if named is None else "data")
