@@ -351,3 +351,11 @@ def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
     work.keep(cell)
     (row,) = work.results.cells.find(cell)
     assert row["kid/x"] == 1.0 and row["settings"] == own
+
+
+def test_each_row_is_composed_once_to_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan_file(tmp_path)
+    asked, plan, composed = tree(tmp_path), read_plan(str(tmp_path / "toy.yaml")), []
+    monkeypatch.setattr("ldm.ablation.cells.compose", lambda *given: composed.append(given) or compose(*given))
+    check(asked, plan, cells(asked, plan))
+    assert len(composed) == 2 + len(plan.rows), "the first stage, what the cache is of, and the rows"

@@ -109,11 +109,10 @@ def check(tree: Tree, plan: Plan, asked: Sequence[Cell]) -> None:
         data = compose("config", data_words(tree, plan))
     for cell in {cell.row: cell for cell in asked if cell.row not in {peer.name for peer in plan.peers}}.values():
         with _naming(cell.row):
-            own = compose("config", row_words(tree, plan, cell.row))
-            if kind_of(own) != "diffusion":
-                raise UserError(f"experiment: trains no diffusion model (it is of a {kind_of(own)}); choose another")
-            check_training(compose("config", cell_words(tree, plan, cell)))
-            parts = Parts({**own, **recipe({"num_steps": tree["num_steps"]}, own, True)}, **channels)
+            own = _composed(tree, plan, cell)
+            check_training(own)
+            alone = {**own, "first_stage": None}  # which may have to be trained first
+            parts = Parts({**alone, **recipe({"num_steps": tree["num_steps"]}, own, True)}, **channels)
             for part in ("noise", "weighting", "sampling", "optimizer", "lr", "ema", "representation"):
                 _ = parts[part]
             with torch.device("meta"):
@@ -121,6 +120,22 @@ def check(tree: Tree, plan: Plan, asked: Sequence[Cell]) -> None:
         for key in ("image_size", "crop_size"):
             if own[key] != data[key]:
                 raise UserError(f"row {cell.row!r}: {key}={own[key]}, and the latents of all are of {key}={data[key]}")
+
+
+def _composed(tree: Tree, plan: Plan, cell: Cell) -> Tree:
+    """What a row trains. Raises UserError for a mistake in the row, or one that trains no diffusion model."""
+    try:
+        own = compose("config", cell_words(tree, plan, cell))
+    except UserError:
+        _check_kind(compose("config", row_words(tree, plan, cell.row)))  # whose mistake would have another name
+        raise
+    _check_kind(own)
+    return own
+
+
+def _check_kind(own: Tree) -> None:
+    if kind_of(own) != "diffusion":
+        raise UserError(f"experiment: trains no diffusion model (it is of a {kind_of(own)}); choose another")
 
 
 @contextmanager
