@@ -171,14 +171,14 @@ def in_rounds(items: Iterable[Any], ranks: Ranks) -> Iterator[tuple[Any, bool]]:
 
 def row_of(
     made: Made, real: Tensor | None, backbone: Features, alignment: nn.Module | None, seed: int,
-    real_moments: Moments | None = None,
+    real_moments: Moments | None = None, real_radii: Tensor | None = None,
 ) -> Row:  # fmt: skip
     """The metrics, ``METRIC/BACKBONE``, of images on rank 0 of those that made them, as `sample_quality` has them.
 
     They are compared with features real [M, D], or what there is of them.
     """
     generator = torch.Generator().manual_seed(seed)
-    row = sample_quality(real, made.features, backbone, generator, real_moments)
+    row = sample_quality(real, made.features, backbone, generator, real_moments, real_radii)
     if alignment is not None and made.alignments is not None:
         row[alignment_key(alignment)] = made.alignments.mean().item()
     return row

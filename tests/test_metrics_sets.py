@@ -13,7 +13,7 @@ from ldm.metrics.features import FeatureBank
 from ldm.metrics.frechet import Moments, frechet_distance, moments
 from ldm.metrics.inception_score import inception_score
 from ldm.metrics.kid import kernel_distance, polynomial_mmd
-from ldm.metrics.precision_recall import precision_recall
+from ldm.metrics.precision_recall import precision_recall, radii_of
 
 
 def normal(*shape, seed=0):
@@ -151,6 +151,8 @@ def test_blocks_on_both_sides_are_all_at_once():
     for chunk in (256, 1000, 5000):
         assert precision_recall(real, fake, chunk_samples=chunk) == expected
     assert precision_recall(real[:40], fake[:30], chunk_samples=2) == at_once(real[:40], fake[:30])
+    assert precision_recall(real, fake, real_radii=radii_of(real)) == expected
+    assert precision_recall(real, fake, real_radii=torch.zeros(len(real)))[0] == 0.0, "they are read"
     found = moments(real, chunk_samples=77)
     assert torch.allclose(found.covariance, torch.cov(real.double().T), rtol=1e-12, atol=1e-14)
     assert torch.allclose(found.mean, real.double().mean(0))

@@ -20,6 +20,7 @@ from ldm.evaluation.paired import Paired
 from ldm.evaluation.reference import Reference
 from ldm.measuring import FEWEST, Made, Ranks, alignment_key, make, row_of
 from ldm.metrics.features import Features
+from ldm.metrics.quality import device_of
 from ldm.sampling import Sampling
 from ldm.training.distributed import broadcast, gather_objects
 
@@ -88,7 +89,8 @@ def table_of(
     seed: int,
 ) -> Point:  # fmt: skip
     """The metrics of the images that were `made`, as `measure` has them."""
-    table = row_of(made, against.features, backbone, alignment, seed, against.moments)
+    known = against.moments, against.radii(device_of(backbone))
+    table = row_of(made, against.features, backbone, alignment, seed, *known)
     if resamples:
         table |= set_intervals(table, against.features, made.features, backbone, resamples, seed, against.moments)
         if made.alignments is not None:

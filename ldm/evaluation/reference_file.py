@@ -5,7 +5,7 @@ It is read memory-mapped: features of a million images take no memory but that o
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.files import replace
 from ldm.metrics.frechet import Moments, moments
+from ldm.metrics.precision_recall import radii_of
 
 KIND = "ldm reference"
 KEY = "reference"  # of the metadata, which are in no order of their own: one, so that equal files have equal bytes
@@ -31,6 +32,13 @@ class Reference:
     features: Tensor | None
     moments: Moments
     made_of: Provenance
+    _radii: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+
+    def radii(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """Those of its features for precision and recall, [M], computed on `device` when they are first asked for."""
+        if self.features is not None and not self._radii:
+            self._radii.append(radii_of(self.features, device=device))
+        return self._radii[0] if self._radii else None
 
 
 def write_reference(

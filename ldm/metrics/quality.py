@@ -19,13 +19,15 @@ def sample_quality(
     backbone: Features,
     generator: torch.Generator,
     real_moments: Moments | None = None,
+    real_radii: Tensor | None = None,
 ) -> dict[str, float]:
     """FD (or FID), KID, precision, recall and Inception score of features real [M, D] and fake [N, D] of `backbone`.
 
     Both sets must have come through the same resizing and colour handling, or the table measures that. They may be
-    memory-mapped; what is computed is computed on the backbone's device. `real_moments` are not computed again where
-    they are known; where there is nothing else of the real images (`real` is None), KID, precision and recall are left
-    out. The Inception score has 10 splits from 5,000 samples on, as published, and one below.
+    memory-mapped; what is computed is computed on the backbone's device. `real_moments` and `real_radii` (radii_of) are
+    not computed again where they are known; where there is nothing else of the real images (`real` is None), KID,
+    precision and recall are left out. The Inception score has 10 splits from 5,000 samples on, as published, and one
+    below.
     """
     device = device_of(backbone)
     if real_moments is None:
@@ -33,7 +35,7 @@ def sample_quality(
     table = {backbone.frechet: frechet_distance(real_moments, moments(fake, device=device))}
     if real is not None:
         table["kid"], table["kid_std"] = kernel_distance(real, fake, generator, device=device)
-        table["precision"], table["recall"] = precision_recall(real, fake, device=device)
+        table["precision"], table["recall"] = precision_recall(real, fake, device=device, real_radii=real_radii)
     logits = torch.cat([backbone.classify(rows.to(device)).cpu() for rows in fake.split(CHUNK)])
     table["is"], _ = inception_score(logits, num_splits=10 if len(fake) >= 5000 else 1)
     return {f"{metric}/{backbone.name}": value for metric, value in table.items()}
