@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 from toys import train
+from untrained import untrained_run
 
 from ldm.build import Parts
 from ldm.config import compose, groups, overriding
+from ldm.errors import UserError
+from ldm.evaluation import reference_file
 from ldm.evaluation.sampler_table import evaluations, sampler_table
+from ldm.metrics.precision_recall import radii_of
 from ldm.run import Run
 
 
@@ -19,8 +23,10 @@ def tree(model: Path, *words: str) -> dict:
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")
 def test_a_table_is_whole_and_restartable(diffusion: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    words = (f"out={tmp_path}", "samplers=[heun,ddpm]")
+    words, looked = (f"out={tmp_path}", "samplers=[heun,ddpm]"), []
+    monkeypatch.setattr(reference_file, "radii_of", lambda x, **given: looked.append(x) or radii_of(x, **given))
     rows, folder = sampler_table(tree(diffusion.folder, *words))
+    assert len(looked) == 1, "of the training images, whose number makes it slow, once for all cells"
     assert [(row["sampler"], row["steps"], row["evaluations"]) for row in rows] == [
         ("heun", 1, 1), ("heun", 2, 3), ("ddpm", 1, 1), ("ddpm", 2, 2),
     ]  # fmt: skip
@@ -61,6 +67,36 @@ def test_other_runs_stand_beside_it_by_their_own_samplers(diffusion: Run, tmp_pa
 def test_samplers_and_steps_that_do_not_exist_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"samplers: no sampler huen; there are .*heun"):
         sampler_table(tree(tmp_path, "samplers=[huen]"))
-    for steps in ("[]", "[0,5]"):
-        with pytest.raises(ValueError, match="steps="):
+    for steps in ("[]", "[0,5]", "[2,2]", "[100000000]"):
+        with pytest.raises(ValueError, match=r"steps=.*different numbers of steps"):
             sampler_table(tree(tmp_path, f"steps={steps}"))
+    for samplers in ("[]", "[heun,heun]"):
+        with pytest.raises(ValueError, match=r"samplers=.*different ones of .*heun"):
+            sampler_table(tree(tmp_path, f"samplers={samplers}"))
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["metric=null"], "metric=null: .*leave it out"),
+        (["alignment=null"], "alignment=null: .*leave it out"),
+        (["num_samples=3"], "num_samples=3: must be at least 4"),
+        (["seed=-1"], "seed=-1: must be at least 0"),
+        (["scale=nan"], "scale=nan"),
+        (["out={file}"], r"out=.*: .*file is a file; name a folder"),
+        (["model=[{label},{label}]"], r"model=\[.*\]: is one; models= has others"),
+        (["model={first_stage}"], r"^model=.*: a first stage, which draws no images"),
+        (["models=[{first_stage}]"], r"^models=.*: a first stage, which draws no images"),
+    ],
+)
+def test_a_table_that_cannot_be_measured_is_refused_before_anything_is_loaded(
+    words: list[str], problem: str, first_stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ldm.evaluation.sampler_table.yardsticks_of", None)
+    (tmp_path / "file").touch()
+    label = untrained_run(tmp_path / "label")
+    places = {"file": tmp_path / "file", "label": label, "first_stage": first_stage.folder}
+    given = [f"out={tmp_path}/out", *(word.format(**places) for word in words)]
+    with pytest.raises(UserError, match=problem):
+        sampler_table(tree(label, *given))
+    assert not (tmp_path / "out").exists()

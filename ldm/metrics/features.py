@@ -62,12 +62,17 @@ class Features(nn.Module, ABC):
 
 
 class EfficientNetFeatures(Features):
-    """Pooled last features of EfficientNet-lite0, images resized to `size` px: bicubic, or `clean`."""
+    """Pooled last features of EfficientNet-lite0, images resized to `size` px: bicubic, or `clean`.
+
+    Raises UserError for a size that is none.
+    """
 
     def __init__(
         self, network: EfficientNetLite0, size: int = 128, resize: Literal["bicubic", "clean"] = "bicubic"
     ) -> None:
         super().__init__()
+        if size < 1:
+            raise UserError(f"metric.size={size}: images are resized to so many px, at least 1")
         # Depthwise convolutions on CPU run about 1.4 times faster channels-last.
         self.network, self.size = network.to(memory_format=torch.channels_last), size
         self.resize = {"bicubic": ways.bicubic, "clean": ways.clean_signed}[resize]

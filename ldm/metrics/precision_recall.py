@@ -38,7 +38,7 @@ def precision_recall(
 def radii_of(x: Tensor, k: int = 3, chunk_samples: int = 2048, device: torch.device | str = "cpu") -> Tensor:
     """Distance [N] of each of x [N, D] to its k-th nearest neighbour; the nearest of all is the point itself.
 
-    Its time grows with N^2: of 60,000 images it is that of everything else that samples are compared by, many times.
+    Its time grows with N^2, and of many images it is most of what a comparison with them takes.
     """
     radii = torch.empty(len(x), dtype=torch.float64, device=device)
     for own, rows in _blocks(x, chunk_samples, device):
