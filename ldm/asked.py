@@ -64,16 +64,24 @@ def check_scores(tree: Mapping[str, Any]) -> None:
 
 
 def check_there(tree: Mapping[str, Any]) -> None:
-    """Raises UserError for a run or a manifest that is named at the root of a tree and does not exist."""
+    """Raises UserError for a run or a manifest that is named at the root of a tree and does not exist, or is a file of
+    another kind.
+    """
     if "model" in tree:
         models = named_models(tree["model"])
         for model in models if isinstance(models, list) else [models]:
-            there(model)
+            _check_kind("model", there(model))
     for key in RUNS:
         value = tree.get(key) or []
         for path in value if isinstance(value, list) else [value]:
             if not Path(path).expanduser().exists():
                 raise UserError(f"{key}={path}: no weights found, there is no such run")
+            _check_kind(key, Path(path).expanduser())
+
+
+def _check_kind(key: str, path: Path) -> None:
+    if path.is_file() and path.suffix not in (".yaml", ".safetensors"):
+        raise UserError(f"{key}={path}: is none of a run's folder, its weights (.safetensors) and a manifest (.yaml)")
 
 
 def split(config_name: str, words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 import yaml
 
+from ldm.asked import check_there
 from ldm.build import Parts
 from ldm.config import (
     CONF,
@@ -470,6 +471,15 @@ def test_a_list_of_paths_with_an_empty_one_is_a_variable_that_is_not_set():
         assert compose("ensemble", ["out=e.yaml", f"members={text}"])["members"] == []
     with pytest.raises(ValueError, match=r"one of the list is empty"):
         compose("config", ["data=shards", "data.train=[a.tar,]"])
+
+
+def test_a_file_of_another_kind_is_no_run(tmp_path):
+    for name in ("notes.txt", "run.yaml", "step_1.ema.safetensors"):
+        (tmp_path / name).touch()
+    for tree in ({"model": f"{tmp_path}/notes.txt"}, {"models": [f"{tmp_path}/run.yaml", f"{tmp_path}/notes.txt"]}):
+        with pytest.raises(ValueError, match=r"^models?=.*notes\.txt: is none of a run's folder, its weights"):
+            check_there(tree)
+    check_there({"model": f"{tmp_path}/run.yaml", "members": [str(tmp_path), f"{tmp_path}/step_1.ema.safetensors"]})
 
 
 def test_members_and_validation_are_lists_of_paths(monkeypatch):

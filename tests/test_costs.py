@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from untrained import untrained_run
 
-from ldm.config import compose
+from ldm.config import compose, overriding
 from ldm.evaluation.costs import TABLE_18, costs
 from ldm.evaluation.expert_cost import expert_cost
 from ldm.files import read_json
@@ -72,12 +72,15 @@ def test_experts_cost_parameters_and_no_time_and_a_deeper_network_both(tmp_path:
     ("words", "problem"),
     [
         (["experts=[0]"], r"experts=\[0\]: a list of how many"),
+        (["experts=[5000]"], r"experts=\[5000\]: .*up to 4096"),
         (["passes=0"], "passes=0: must be at least 1"),
+        (["out={file}"], r"out=.*: .*config\.yaml is a file; name a folder"),
         (["deepen=height"], "deepen=height: the network of run has no such number"),
     ],
 )
 def test_a_cost_of_experts_that_cannot_be_measured_is_refused(words: list[str], problem: str, tmp_path: Path):
     run = untrained_run(tmp_path / "run")
     with pytest.raises(ValueError, match=problem):
-        expert_cost(compose("expert_cost", [f"model={run}", "device=cpu", *words, f"out={tmp_path}/out"]))
+        given = [word.format(file=run / "config.yaml") for word in words]
+        expert_cost(compose("expert_cost", overriding([f"model={run}", "device=cpu", f"out={tmp_path}/out", *given])))
     assert not (tmp_path / "out").exists()

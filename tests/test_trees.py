@@ -233,8 +233,21 @@ def test_a_split_is_proposed_and_grown(grown: Growth, tmp_path: Path, capsys: py
     for key in ("model", "continued"):
         with pytest.raises(UserError, match=f"{key}=.*trained on all of the noise"):
             propose_split({**asked, key: str(grown.run("low"))})
-    with pytest.raises(UserError, match="experiment: says what trains the model on"):
-        propose_split({**without, "steps": 2})
+    (tmp_path / "file").touch()
+    for given, said in (
+        ({"steps": 2}, "experiment: says what trains the model on"),
+        ({"steps": 0, "experiment": "quickstart/control"}, "steps=0: must be at least 1"),
+        ({"experiment": "quickstart/control"}, "experiment: is of a short training, which steps= asks for"),
+        ({"overrides": "lr=constant"}, "overrides: is of a short training, which steps= asks for"),
+        ({"steps": 2, "continued": str(grown.run("control"))}, "steps: is of a short training, in whose place"),
+        ({"continued": str(tmp_path / "none")}, "continued=.*none: no such run"),
+        ({"steps": 2, "experiment": "quickstart/control", "logger": None}, "logger=null: the short training needs one"),
+        ({"steps": 2, "experiment": "quickstart/control", "overrides": "run=x"}, "overrides: run= says where"),
+        ({"out": str(tmp_path / "file")}, "out=.*: .*file is a file; name a folder"),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            propose_split({**without, **given})
 
 
 def test_experts_are_held_against_what_they_were_branched_from(

@@ -18,6 +18,7 @@ from ldm.config.steps import named_in_step, tree_of_step, words_of_step
 from ldm.config.upgrades import with_begun_fields, with_moved_keys
 from ldm.config.validation import accepts, check_range, validate
 from ldm.config.words import (
+    added_words,
     check_once,
     check_words_of_file,
     expand_sweep,
@@ -29,9 +30,10 @@ from ldm.config.words import (
 )
 
 __all__ = [
-    "CONF", "SWEPT", "UNCHOSEN", "accepts", "answered", "check_once", "check_range", "check_words_of_file",
-    "completed", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text", "helped", "instantiate",
-    "is_literal", "listed", "load_plain", "load_tree", "meant", "named_file", "named_in_step", "overriding", "registry",
-    "resolve_target", "run_name", "shown", "split_literal", "take_plugins", "takes", "tree_of_step", "use_plugins",
-    "validate", "versions", "with_begun_fields", "with_moved_keys", "words_of_step",
+    "CONF", "SWEPT", "UNCHOSEN", "accepts", "added_words", "answered", "check_once", "check_range",
+    "check_words_of_file", "completed", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text",
+    "helped", "instantiate", "is_literal", "listed", "load_plain", "load_tree", "meant", "named_file",
+    "named_in_step", "overriding", "registry", "resolve_target", "run_name", "shown", "split_literal",
+    "take_plugins", "takes", "tree_of_step", "use_plugins", "validate", "versions", "with_begun_fields",
+    "with_moved_keys", "words_of_step",
 ]  # fmt: skip

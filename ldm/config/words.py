@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,23 @@ def check_words_of_file(text: str, where: str) -> None:
     for word in text.split():
         if bare(word) in NOT_OF_FILES:
             raise UserError(f"{where}: {bare(word)}= is not for a file to say; leave it out")
+
+
+def added_words(text: str | None, where: str, kept: Collection[str]) -> list[str]:
+    """The words of a text that is put behind those of a step of a longer job.
+
+    Raises UserError, which `where` begins, for a key that is there twice, and for one of those `kept`: by them the job
+    finds what the step makes.
+    """
+    words = (text or "").split()
+    try:
+        check_once(words)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    for word in words:
+        if bare(word) in kept:
+            raise UserError(f"{where}: {bare(word)}= says where this command looks for what is made; leave it out")
+    return words
 
 
 def overriding(words: Iterable[str]) -> list[str]:

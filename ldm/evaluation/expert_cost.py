@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.asked import check_folder
 from ldm.build import Parts
+from ldm.config.numbers import check_least
 from ldm.device import choose, device_clock
 from ldm.diffusion.boundaries import quantile
 from ldm.drawer import Drawer
@@ -31,6 +33,7 @@ from ldm.sampling import levels_asked
 
 Row = dict[str, Any]
 DEEPER = ("depth", "num_blocks")  # of the networks here
+MOST = 4096  # experts, all in memory
 
 
 def expert_cost(tree: dict[str, Any]) -> tuple[list[Row], Path]:
@@ -40,11 +43,10 @@ def expert_cost(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     one network's. Raises ValueError for numbers that cannot be, and for a network that nothing makes deeper.
     """
     counts, passes, size = tree["experts"], tree["passes"], tree["batch_size"]
-    if not isinstance(counts, list) or not counts or not all(type(n) is int and n > 0 for n in counts):
-        raise UserError(f"experts={counts}: a list of how many there are, such as [1,2,4,8,16]")
-    for key in ("passes", "batch_size"):
-        if tree[key] < 1:
-            raise UserError(f"{key}={tree[key]}: must be at least 1")
+    if not isinstance(counts, list) or not counts or not all(type(n) is int and 0 < n <= MOST for n in counts):
+        raise UserError(f"experts={counts}: a list of how many there are, such as [1,2,4,8,16], up to {MOST}")
+    check_least(tree, {"passes": 1, "batch_size": 1})
+    check_folder("out", tree["out"])
     device, model = choose(tree["device"]), load_model(Path(tree["model"]).expanduser())
     key = _deeper(model, tree["deepen"])
     counts = sorted({1, *counts})

@@ -6,8 +6,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ldm.asked import check_folder
 from ldm.compatibility import is_part
-from ldm.config import compose, dump, instantiate, overriding
+from ldm.config import added_words, compose, dump, instantiate, overriding
 from ldm.config.numbers import check_least
 from ldm.device import choose
 from ldm.errors import UserError
@@ -28,6 +29,7 @@ from ldm.trees.shares import NodeShare, propose, rows_of, shares, spines, with_g
 Tree = dict[str, Any]
 Row = dict[str, Any]
 NAME = "proposed"  # of the schedule's file
+PLACES = ("run", "runs_dir", "branch")  # of the short training
 
 
 def propose_split(tree: Tree) -> Path | None:
@@ -52,6 +54,7 @@ def propose_split(tree: Tree) -> Path | None:
             return None
         child = load(child_run)
         _check_whole("continued", child_run, child)
+        _check_latents(child_run, parent, child)
         found = _with_gains(tree, parent, child, found, folder)
     proposed = propose(found, tree["least_share"])
     table = [_row(share) for share in found]
@@ -72,17 +75,45 @@ def propose_split(tree: Tree) -> Path | None:
 
 def _check_keys(tree: Tree) -> None:
     choose(tree["device"])
-    check_least(tree, {"levels": 1, "num_samples": 2, "bins": 1, "budget": 1})
+    check_least(tree, {"levels": 1, "num_samples": 2, "bins": 1, "budget": 1, "seed": 0})
+    if tree["out"]:
+        check_folder("out", tree["out"])
     if not 0 <= tree["least_share"] < 1:
         raise UserError(f"least_share={tree['least_share']}: a share of the steps, from 0 to below 1")
-    if tree["steps"] and not tree["continued"] and tree["experiment"] is None:
-        raise UserError("experiment: says what trains the model on for steps=; or name a run, continued=")
+    _check_training(tree)
+
+
+def _check_training(tree: Tree) -> None:
+    """Raises UserError for keys of a short training that would not be read, or that it could not be begun with."""
+    said = [key for key in ("steps", "experiment", "overrides") if tree[key] not in (None, "")]
+    if tree["continued"] is not None:
+        if said:
+            raise UserError(f"{said[0]}: is of a short training, in whose place continued= names a run; leave one out")
+        if not Path(tree["continued"]).expanduser().exists():
+            raise UserError(f"continued={tree['continued']}: no such run")
+    elif tree["steps"] is not None:
+        check_least(tree, {"steps": 1})
+        if tree["experiment"] is None:
+            raise UserError("experiment: says what trains the model on for steps=; or name a run, continued=")
+        for key in ("logger", "launcher"):
+            if tree[key] is None:
+                raise UserError(f"{key}=null: the short training needs one; leave it out")
+    elif said:
+        raise UserError(f"{said[0]}: is of a short training, which steps= asks for; leave it out, or say how many")
 
 
 def _check_whole(key: str, path: Path, model: Any) -> None:
     """Raises UserError for what is no diffusion model of all of the noise."""
     if not isinstance(model, Model) or is_part(model.parts.tree):
         raise UserError(f"{key}={path}: where to cut is asked of a diffusion model trained on all of the noise")
+
+
+def _check_latents(run: Path, parent: Model, child: Model) -> None:
+    """Raises UserError for a run of other latents, whose losses are not those of the same images under noise."""
+    try:
+        parent.first_stage.spec.check(child.first_stage.spec)
+    except ValueError as error:
+        raise UserError(f"continued={run}: was not branched from model=; {error}") from error
 
 
 def _continued(tree: Tree, model: Path) -> Path | None:
@@ -92,7 +123,7 @@ def _continued(tree: Tree, model: Path) -> Path | None:
     run = branched_run(str(model))
     words = [f"experiment={tree['experiment']}", f"branch={model}", f"run={run.name}-continued"]
     words += [f"runs_dir={run.parent}", f"max_steps={tree['steps']}", f"seed={tree['seed']}", "trainer.precision=auto"]
-    words += [f"logger.mode={tree['logger']['mode']}", *tree["overrides"].split()]
+    words += [f"logger.mode={tree['logger']['mode']}", *added_words(tree["overrides"], "overrides", PLACES)]
     words = overriding(words)
     branch_point(str(model))
     if is_part(compose("config", words)):  # a mistake is told before a process starts
