@@ -472,6 +472,8 @@ def test_experts_that_come_and_go_are_told_of_the_same_and_seldom_change(
         (["models={runs}/one", "categories=[long,long]"], r"categories=.*choose of colour, .*, each once"),
         (["models={runs}/one", "split=test"], "split=test: emoji are of train or validation"),
         (["models={runs}/one", "num_prompts=0"], "num_prompts=0: must be at least 1"),
+        (["models={runs}/one", "num_prompts=1000000"], "num_prompts=1000000: .*at most 10000"),
+        (["models={runs}/one", "size=0"], "size=0x0: height and width of a canvas are"),
         (["models={runs}/one", "size=8"], "size=8x8: height and width of a canvas are"),
     ],
 )

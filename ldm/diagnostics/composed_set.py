@@ -25,6 +25,7 @@ WRITTEN = frozenset(
 )  # fmt: skip
 ORDINARY = 6  # names of each group that the other categories are made of
 MOST = 4  # objects on a canvas
+MOST_PROMPTS = 10_000  # of a category
 TRIES = 40  # canvases for each that is asked for
 
 
@@ -174,8 +175,8 @@ class ComposedSet:
         unknown = [name for name in categories if name not in CATEGORIES]
         if unknown or not categories or len(set(categories)) < len(categories):
             raise UserError(f"categories={list(categories)}: choose of {', '.join(CATEGORIES)}, each once")
-        if count < 1:
-            raise UserError(f"num_prompts={count}: must be at least 1")
+        if not 1 <= count <= MOST_PROMPTS:
+            raise UserError(f"num_prompts={count}: must be at least 1, and at most {MOST_PROMPTS}")
         self.settings = replace(settings, textured=0.0)  # things are found on a plain ground
         self.words = Vocabulary(settings.split)
         lacking = [name for name in categories if not CATEGORIES[name].enough(self.words)]

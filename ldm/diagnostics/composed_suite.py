@@ -84,7 +84,7 @@ def _drawers(tree: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Drawer]
 
 
 def _asked(tree: Mapping[str, Any], image_size: int) -> ComposedSet:
-    size = tree["size"] or min(max(image_size, SIDES[0]), SIDES[1])
+    size = min(max(image_size, SIDES[0]), SIDES[1]) if tree["size"] is None else tree["size"]
     settings = CanvasSettings(tree["split"], (size, size), seed=tree["seed"])
     return ComposedSet(settings, tree["categories"], tree["num_prompts"])
 
