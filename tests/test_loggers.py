@@ -151,9 +151,13 @@ def test_a_run_has_ended_when_all_of_its_log_is_in_the_file(written, tmp_path, c
     assert file.read_bytes() == content and not caplog.records
 
 
-def test_another_mode_of_wandb_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"logger\.mode=on: choose offline, online or disabled"):
-        wandb(tmp_path, "id", "name", mode="on")
+@pytest.mark.parametrize("root", ["config", "composed_suite", "ediffi_report", "tasks_report"])
+def test_another_mode_of_wandb_is_refused_before_anything_is_built(root):
+    given = {"config": ["experiment=quickstart/autoencoder"], "composed_suite": ["models=x"]}.get(root, [])
+    with pytest.raises(
+        ValueError, match=r"logger\.mode='on-line': expected Literal\['offline', 'online', 'disabled'\]"
+    ):
+        compose(root, [*given, "logger.mode=on-line"])
 
 
 def test_steps_done_again_after_a_kill_are_not_told_twice(tmp_path, monkeypatch):

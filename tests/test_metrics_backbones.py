@@ -221,3 +221,8 @@ def test_alignment_score_recognises_shrunk_pictures():
     assert score.name == "efficientnet_lite0@128+minilm"
     assert (score.rank(x, captions[:16], captions) == 1).float().mean() > 0.7
     assert (score(x, captions[:16]) - score(x, captions[16:32])).mean() > 0.3
+
+
+def test_a_size_that_no_image_has_is_refused(efficientnet):
+    with pytest.raises(ValueError, match=r"metric\.size=0: .*at least 1"):
+        EfficientNetFeatures(efficientnet.network, size=0)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pytorch_lightning.loggers.logger import Logger
@@ -212,7 +212,7 @@ def wandb(
     run_id: str,
     run_name: str,
     project: str = "ldm",
-    mode: str = "offline",
+    mode: Literal["offline", "online", "disabled"] = "offline",
     group: str | None = None,
     root_run: str | None = None,
 ) -> WandB:
@@ -222,8 +222,6 @@ def wandb(
     `root_run`, the run that a tree of branches began with. `mode`: offline (files in the run's folder, sent later with
     ``wandb sync``), online or disabled.
     """
-    if mode not in ("offline", "online", "disabled"):
-        raise UserError(f"logger.mode={mode}: choose offline, online or disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
     _client()  # report a missing client now, not at the first logged value
     settings = {
