@@ -53,8 +53,13 @@ def test_a_step_that_fails_or_stops_keeps_what_needs_it_waiting(tmp_path: Path, 
 def test_what_cannot_be_is_told_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for word, problem in {
         "parts=[fig3]": r"parts=\['fig3'\]: some of attention, switch",
-        "words.switch=num_sample=4": "num_sample: no such key",
+        "words.switch=num_sample=4": r"^words\.switch: num_sample: no such key",
         "parts=[]": "parts=.*: some of",
+        "parts=[cost,cost]": "parts=.*: some of .*, each once",
+        "seeds=[]": r"seeds=\[\]: a list of different numbers",
+        "seed=-1": "seed=-1: must be between 0",
+        "words.attention=out=/tmp/x": "words.attention: out= says where",
+        "words.switch=num_samples=4 num_samples=8": "words.switch: num_samples is given 2 times",
     }.items():
         with pytest.raises(ValueError, match=problem):
             done(monkeypatch, tmp_path, word)

@@ -260,7 +260,9 @@ def test_what_could_not_train_is_refused_before_anything_does(tmp_path: Path, mo
         ("tasks=[class_fashion]",): "fashion=FOLDER", ("num_samples=2",): "num_samples=2: must be at least 10",
         ("tasks=[class_fashion]", f"fashion={tmp_path}"): "has no train-", ("results=here",): "ends in .csv",
         ("overrides_of.paint=x",): "overrides_of.paint", ("train=false",): "none of the 10 tasks",
-        ("overrides='max_step=3'",): "max_step", ("launcher=submitit",): "launcher.wait",
+        ("overrides=max_step=3",): "^overrides: max_step: no such key", ("launcher=submitit",): "launcher.wait",
+        ("overrides=run=x",): "overrides: run= says where", ("overrides=lr=constant lr=cosine",): "lr is given 2 times",
+        ("overrides_of.text=seed=3",): "overrides_of.text: seed= says where",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):
             tasks_report(tree(tmp_path / "runs", *words))

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from ldm.asked import check_folder
 from ldm.config import instantiate
+from ldm.config.numbers import check_seeds
 from ldm.device import choose
 from ldm.diagnostics.report_steps import PARTS, Work, chosen
 from ldm.errors import UserError
@@ -30,7 +32,10 @@ def ediffi_report(tree: Tree) -> Path | None:
     folder = Path(tree["runs_dir"]) / "ediffi"
     works = chosen(tree, folder)
     for work in works:
-        work.check()
+        try:
+            work.check()
+        except UserError as error:  # the report's own words compose
+            raise UserError(f"words.{work.name}: {error}" if tree["words"].get(work.name) else str(error)) from error
     _check_same(tree, folder)
     left = [work for work in works if not work.is_done()]
     names = {work.name for work in left}
@@ -51,9 +56,13 @@ def _write_page(folder: Path, works: list[Work], chain: Chain) -> Path:
 def _check(tree: Tree) -> None:
     choose(tree["device"])
     check_chain(tree, "ediffi_report", "the report")
-    unknown = [name for name in tree["parts"] if name not in PARTS]
-    if unknown or not tree["parts"]:
-        raise UserError(f"parts={tree['parts']}: some of {', '.join(PARTS)}")
+    parts = tree["parts"]
+    if not parts or any(name not in PARTS for name in parts) or len(set(parts)) < len(parts):
+        raise UserError(f"parts={parts}: some of {', '.join(PARTS)}, each once")
+    check_seeds(tree)
+    if not 0 <= tree["seed"] < 1 << 32:
+        raise UserError(f"seed={tree['seed']}: must be between 0 and {(1 << 32) - 1}")
+    check_folder("runs_dir", tree["runs_dir"])
 
 
 def _check_same(tree: Tree, folder: Path) -> None:

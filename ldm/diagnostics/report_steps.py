@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.config import compose, overriding
+from ldm.config import added_words, compose, overriding
 from ldm.evaluation.stand_ins import NOTE
 
 Tree = dict[str, Any]
@@ -15,6 +15,7 @@ STAND_INS = (
     "Its encoders are stand-ins: MiniLM for T5, a small CLIP of texts, EfficientNet's features for CLIP's of images."
 )
 TRAINED = " Captions are those that it was trained on: of others it knows little."
+PLACES = ("out", "run", "runs_dir")  # of what a step makes
 # What each part needs before it, in the order in which that is begun.
 PARTS = {
     "attention": ("stand_in_clip", "cache", "model"),
@@ -140,4 +141,4 @@ LAST = {
 
 def _with(tree: Tree, name: str, words: list[str]) -> tuple[str, ...]:
     """The words of a step under those that `tree` has for it."""
-    return tuple(overriding([*words, *(tree["words"].get(name) or "").split()]))
+    return tuple(overriding([*words, *added_words(tree["words"].get(name), f"words.{name}", PLACES)]))

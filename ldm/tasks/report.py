@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldm.asked import check_folder
 from ldm.config import compose, instantiate
 from ldm.config.numbers import check_least
 from ldm.device import choose
@@ -75,6 +76,7 @@ def settings_of(tree: Tree, part: Part) -> str:
 def _check_keys(tree: Tree, asked: list[Part]) -> None:
     choose(tree["device"])
     check_chain(tree, "tasks_report", "the report")
+    check_folder("runs_dir", tree["runs_dir"])
     check_least(tree, {"num_samples": 10, "batch_size": 1, "resamples": 1})
     trained = needed([part.task for part in asked])
     if any(TRAININGS[name].images == FASHION for name in trained):
@@ -84,7 +86,13 @@ def _check_keys(tree: Tree, asked: list[Part]) -> None:
             if not list(Path(tree["fashion"]).glob(f"{split}-*.tar")):
                 raise UserError(f"fashion={tree['fashion']}: has no {split}-*.tar")
     for name in trained:
-        compose("config", words_of(tree, name, 0))
+        words = words_of(tree, name, 0)
+        try:
+            compose("config", words)
+        except UserError as error:
+            given = {"overrides": tree["overrides"], f"overrides_of.{name}": tree["overrides_of"].get(name)}
+            said = " or ".join(key for key, text in given.items() if text)
+            raise UserError(f"{said}: {error}" if said else str(error)) from error
 
 
 def _steps(tree: Tree, missing: list[Part], results: Results[Part]) -> list[Step]:

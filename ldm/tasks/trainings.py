@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from ldm.config import CONF, compose, overriding
+from ldm.config import CONF, added_words, compose, overriding
 from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 
 Tree = dict[str, Any]
+PLACES = ("run", "runs_dir", "seed")  # of a training, by which it is told from others
 EMOJI, FASHION, CANVASES = "emoji", "fashion", "canvases"  # images: built in, of fashion=, made of those built in
 
 
@@ -113,8 +114,9 @@ def words_of(tree: Tree, name: str, seed: int) -> list[str]:
         found.append(f"first_stage={places.run(training.first_stage, seed)}")
     if training.images == FASHION:
         found += [f"data.{part}={Path(tree['fashion']) / part}-*.tar" for part in ("train", "validation")]
-    own = tree["overrides_of"].get(name) or ""
-    return overriding([*found, *tree["overrides"].split(), *own.split()])
+    shared = added_words(tree["overrides"], "overrides", PLACES)
+    own = added_words(tree["overrides_of"].get(name), f"overrides_of.{name}", PLACES)
+    return overriding([*found, *shared, *own])
 
 
 def steps_of(tree: Tree, name: str) -> int:
