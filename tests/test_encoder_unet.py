@@ -57,7 +57,9 @@ def test_the_pool_is_attention_of_the_mean_to_all_positions_and_itself():
         ({"num_classes": 1}, r"network\.num_classes=1"),
         ({"latent_size": 9}, r"network\.multipliers: 2 levels"),
         ({"num_heads": 2}, r"network\.num_heads or network\.head_channels"),
-        ({"head_channels": 3}, r"network\.head_channels: does not divide 16 channels"),
+        ({"head_channels": 3}, r"network\.head_channels=3: does not divide 16 channels"),
+        ({"head_channels": 64}, r"network\.head_channels=64: does not divide 16 channels"),
+        ({"head_channels": 0}, r"network\.head_channels=0: does not divide 16 channels"),
     ],
 )
 def test_bad_tables_are_refused(more, problem):

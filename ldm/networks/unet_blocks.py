@@ -122,11 +122,10 @@ class AtFactors:
 
     def heads(self, width: int) -> int:
         """The number of heads of an attention of that width."""
-        heads = self.num_heads or width // self.head_channels
-        if width % heads or (self.head_channels and width % self.head_channels):
-            key = "num_heads" if self.num_heads else "head_channels"
-            raise UserError(f"network.{key}: does not divide {width} channels")
-        return heads
+        for key, count in {"num_heads": self.num_heads, "head_channels": self.head_channels}.items():
+            if count is not None and (count < 1 or width % count):
+                raise UserError(f"network.{key}={count}: does not divide {width} channels")
+        return self.num_heads or width // self.head_channels
 
 
 def in_turn(*several: Attentions) -> Attentions:
