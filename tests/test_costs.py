@@ -75,6 +75,8 @@ def test_experts_cost_parameters_and_no_time_and_a_deeper_network_both(tmp_path:
         (["experts=[5000]"], r"experts=\[5000\]: .*up to 4096"),
         (["passes=0"], "passes=0: must be at least 1"),
         (["out={file}"], r"out=.*: .*config\.yaml is a file; name a folder"),
+        (["deepen=head_channels"], r"network\.head_channels=5: does not divide 4 channels"),
+        (["deepen="], "deepen=: the network of run has no such number"),
         (["deepen=height"], "deepen=height: the network of run has no such number"),
     ],
 )

@@ -50,6 +50,8 @@ def expert_cost(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     device, model = choose(tree["device"]), load_model(Path(tree["model"]).expanduser())
     key = _deeper(model, tree["deepen"])
     counts = sorted({1, *counts})
+    for count in counts:  # a mistake is told before anything is measured
+        _as_large(model, key, count)
     rows: list[Row] = []
     for system, count, drawer, depth in _systems(model, counts, key):
         networks = drawer.to(device).tuned().networks  # type: ignore[attr-defined]  # of models and ensembles
@@ -72,9 +74,10 @@ def expert_cost(tree: dict[str, Any]) -> tuple[list[Row], Path]:
 def _deeper(model: Model, asked: str | None) -> str:
     """The key of the network that says how deep it is."""
     network = model.parts.tree["network"]
-    found = [key for key in ([asked] if asked else DEEPER) if type(network.get(key)) is int]
+    keys = DEEPER if asked is None else (asked,)
+    found = [key for key in keys if type(network.get(key)) is int]
     if not found:
-        raise UserError(f"deepen={asked or DEEPER}: the network of {model.name} has no such number")
+        raise UserError(f"deepen={' or '.join(keys)}: the network of {model.name} has no such number")
     return found[0]
 
 
@@ -106,6 +109,8 @@ def _as_large(model: Model, key: str, count: int) -> int:
     for more in (0, 1):
         with torch.device("meta"):
             sizes.append(sum(p.numel() for p in _with(model, key, depth + more)["network"].parameters()))
+    if sizes[1] <= sizes[0]:
+        raise UserError(f"deepen={key}: one more of it gives the network of {model.name} no more parameters")
     return depth + round((count - 1) * sizes[0] / (sizes[1] - sizes[0]))
 
 
