@@ -243,6 +243,11 @@ def test_a_split_is_proposed_and_grown(grown: Growth, tmp_path: Path, capsys: py
         ({"continued": str(tmp_path / "none")}, "continued=.*none: no such run"),
         ({"steps": 2, "experiment": "quickstart/control", "logger": None}, "logger=null: the short training needs one"),
         ({"steps": 2, "experiment": "quickstart/control", "overrides": "run=x"}, "overrides: run= says where"),
+        (
+            {"steps": 2, "experiment": "quickstart/autoencoder"},
+            "experiment=quickstart/autoencoder: trains no diffusion",
+        ),
+        ({"steps": 2, "experiment": "quickstart/control", "overrides": "nosuch=3"}, "overrides: nosuch: no such key"),
         ({"out": str(tmp_path / "file")}, "out=.*: .*file is a file; name a folder"),
         ({"seed": -1}, "seed=-1: must be at least 0"),
     ):

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ldm.asked import check_folder
+from ldm.build import kind_of
 from ldm.compatibility import is_part
 from ldm.config import added_words, compose, dump, instantiate, overriding
 from ldm.config.numbers import check_least
@@ -126,7 +127,13 @@ def _continued(tree: Tree, model: Path) -> Path | None:
     words += [f"logger.mode={tree['logger']['mode']}", *added_words(tree["overrides"], "overrides", PLACES)]
     words = overriding(words)
     branch_point(str(model))
-    if is_part(compose("config", words)):  # a mistake is told before a process starts
+    try:  # a mistake is told before a process starts
+        composed = compose("config", words)
+    except UserError as error:
+        raise UserError(f"overrides: {error}" if tree["overrides"] else str(error)) from error
+    if kind_of(composed) != "diffusion":
+        raise UserError(f"experiment={tree['experiment']}: trains no diffusion model (it is of a {kind_of(composed)})")
+    if is_part(composed):
         raise UserError("overrides: the short training is for all of the noise; leave expert out")
     job = Job(f"{run.name}-continued", tuple(words))
     chain = Chain([Step(job)], instantiate(tree["launcher"], {}, "launcher"), 1)
