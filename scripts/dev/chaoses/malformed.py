@@ -37,8 +37,9 @@ def run(runs: int, rng: random.Random, folder: Path) -> Outcome:
 
 
 def _problems(experiment: str, key: str, word: str) -> list[str]:
+    before = [] if word.startswith("experiment=") else [f"experiment={experiment}"]  # which may be given once
     try:
-        tree = compose("config", [f"experiment={experiment}", word], complete=False)
+        tree = compose("config", [*before, word], complete=False)
     except UserError as error:
         message = str(error)
     except Exception as error:
