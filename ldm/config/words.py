@@ -65,13 +65,18 @@ def check_words_of_file(text: str, where: str) -> None:
 
     They are those that would run its author's code, or write where something else may lie. Nor may one be there twice.
     """
-    try:
-        check_once(text.split())
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    _check_once(text.split(), where)
     for word in text.split():
         if bare(word) in NOT_OF_FILES:
             raise UserError(f"{where}: {bare(word)}= is not for a file to say; leave it out")
+
+
+def _check_once(words: list[str], where: str) -> None:
+    """check_once of words that are not the command line's own; errors begin with `where`."""
+    try:
+        check_once(words)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def added_words(text: str | None, where: str, kept: Collection[str]) -> list[str]:
@@ -81,10 +86,7 @@ def added_words(text: str | None, where: str, kept: Collection[str]) -> list[str
     finds what the step makes.
     """
     words = (text or "").split()
-    try:
-        check_once(words)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    _check_once(words, where)
     for word in words:
         if bare(word) in kept:
             raise UserError(f"{where}: {bare(word)}= says where this command looks for what is made; leave it out")

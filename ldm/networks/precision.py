@@ -1,7 +1,7 @@
 """bf16 for a network that samples: its products are computed in it, and the weights of these are held in it.
 
-Twice as fast or more where a device multiplies bf16 itself, and half the memory; the mathematics around the network
-stays in fp32. The result is that of autocast with fp32 weights, bit for bit, which casts them at every evaluation.
+Faster where a device multiplies bf16 itself, and half the memory; the mathematics around the network stays in fp32. The
+result is that of autocast with fp32 weights, bit for bit, which casts them at every evaluation.
 """
 
 from collections.abc import Mapping
