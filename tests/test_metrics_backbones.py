@@ -14,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchvision.models import vgg16
 from torchvision.transforms.functional import pil_to_tensor
 
+from ldm.errors import UserError
 from ldm.metrics.alignment_score import HEADS, AlignmentHeads, AlignmentScore, alignment_score, sentence_encoder
 from ldm.metrics.clip_score import open_clip_score
-from ldm.metrics.features import EfficientNetFeatures, efficientnet_features, inception_features
+from ldm.metrics.features import EfficientNetFeatures, efficientnet_features, inception_features, vgg16_features
 from ldm.metrics.quality import sample_quality
 from ldm.metrics.reconstruction import psnr, reconstruction_errors, ssim
 from ldm.networks.efficientnet import EfficientNetLite0
@@ -135,6 +138,25 @@ def test_inception_loads_a_local_file_without_running_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read"):
         inception_features(tmp_path / "bomb.pth")
     assert not os.path.exists("/tmp/ldm-test-inception-bomb")
+
+
+def test_vgg16_is_torchvisions_without_its_last_layer(tmp_path):
+    network = vgg16().eval()
+    save_file(network.state_dict(), tmp_path / "vgg16.safetensors")
+    features = vgg16_features(tmp_path / "vgg16.safetensors")
+    x = images(2, 224)
+    normal = (x + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    found = features(x)
+    assert (features.name, found.shape) == ("vgg16", (2, features.dim)) and not found.requires_grad
+    with torch.no_grad():
+        expected = network(normal / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+    torch.testing.assert_close(features.classify(found), expected)
+    assert features(images(1, 40)).shape == (1, features.dim), "of any size"
+    with pytest.raises(UserError, match=r"no VGG16 weights at .*vgg16-397923af\.pth"):
+        vgg16_features(tmp_path / "absent.pth")
+    save_file({"features.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="cannot be read as weights of VGG16"):
+        vgg16_features(tmp_path / "other.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------ CLIP score

@@ -39,7 +39,7 @@ from ldm.tasks.trainings import CANVASES, TASKS, TRAININGS, Part, needed, parts
 
 # Whose judges are run here, and those of others for which one of these does as well.
 MODELS = ("text", "layout", "semantic_map", "canvas_text", "superres_x4", "inpainting")
-MODEL_OF = {"unconditional": "text", "superres_x4_bsr": "superres_x4", "superres_x2": "superres_x4"}
+MODEL_OF = {"unconditional": "text"} | dict.fromkeys(("superres_x4_bsr", *TASKS["superres_x2"]), "superres_x4")
 
 
 def tree(folder: Path, *more: str) -> dict:

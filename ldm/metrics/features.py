@@ -7,6 +7,8 @@ EfficientNet-lite0 stands in where there are none: its numbers compare runs with
 import hashlib
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Literal
@@ -18,13 +20,14 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchvision.models import VGG, vgg16
 
 from ldm.errors import UserError
 from ldm.metrics import resize as ways
 from ldm.networks.efficientnet import EfficientNetLite0, pretrained_efficientnet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-INCEPTION_SIZE = 299  # px
+INCEPTION_SIZE, VGG_SIZE = 299, 224  # px
 INCEPTION_LAYERS = (
     "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
     "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
@@ -122,6 +125,31 @@ class InceptionFeatures(Features):
             return features @ self.network.fc.weight.T  # without the bias, as the published Inception score does
 
 
+class Vgg16Features(Features):
+    """The 4,096 values behind the second fully connected layer of torchvision's VGG16, images resized to 224 px.
+
+    They are the features of improved precision and recall (arXiv 1904.06991).
+    """
+
+    def __init__(self, network: VGG) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.name, self.dim, self.frechet = "vgg16", 4096, "fd"
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            images = (ways.bicubic(images.float(), VGG_SIZE) + 1) / 2
+            maps = self.network.features((images - self.mean) / self.std)  # [B, 512, 7, 7]
+            return self.network.classifier[:-1](maps.flatten(1))
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return self.network.classifier[-1](features)
+
+
 def efficientnet_features(
     size: int = 128, path: str | Path | None = None, resize: Literal["bicubic", "clean"] = "bicubic"
 ) -> EfficientNetFeatures:
@@ -137,15 +165,42 @@ def inception_features(path: str | Path, resize: Literal["tensorflow", "clean"] 
             f"no Inception weights at {path}: FID needs weights-inception-2015-12-05-6726825d.pth of "
             "torch-fidelity's release v0.2.0; download it and give its path, or use efficientnet_features"
         )
-    # torch-fidelity unpickles its file without restriction, so it only ever sees a copy that we wrote ourselves.
-    copy = io.BytesIO()
-    try:
-        torch.save(load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True), copy)
+    with _reading(path, "Inception"):
+        # torch-fidelity unpickles its file without restriction, so it only ever sees a copy that we wrote ourselves.
+        copy = io.BytesIO()
+        torch.save(_weights(path), copy)
         copy.seek(0)
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], copy)
-    except (UnpicklingError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read as weights of Inception: {str(error).splitlines()[0]}") from error
     return InceptionFeatures(network, resize)
+
+
+def vgg16_features(path: str | Path) -> Vgg16Features:
+    """VGG16's from a local copy of torchvision's vgg16-397923af.pth (or its safetensors)."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"no VGG16 weights at {path}: download vgg16-397923af.pth of torchvision and give its path, "
+            "or use efficientnet_features"
+        )
+    with torch.device("meta"):
+        network = vgg16()
+    with _reading(path, "VGG16"):
+        network.load_state_dict(_weights(path), assign=True)
+    return Vgg16Features(network.float())
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Of a safetensors file, or of a pickled one, whose code is not run."""
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+
+
+@contextmanager
+def _reading(path: Path, network: str) -> Iterator[None]:
+    """What the file at `path` cannot be read for becomes a UserError."""
+    try:
+        yield
+    except (UnpicklingError, SafetensorError, RuntimeError, TypeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as weights of {network}: {str(error).splitlines()[0]}") from error
 
 
 class FeatureBank(Metric):
