@@ -82,6 +82,8 @@ def check_there(tree: Mapping[str, Any]) -> None:
 def _check_kind(key: str, path: Path) -> None:
     if path.is_file() and path.suffix not in (".yaml", ".safetensors"):
         raise UserError(f"{key}={path}: is none of a run's folder, its weights (.safetensors) and a manifest (.yaml)")
+    if path.is_dir() and not (path / "config.yaml").exists():
+        raise UserError(f"{key}={path}: no weights found, it is not a run's folder, which has a config.yaml")
 
 
 def split(config_name: str, words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -474,7 +474,10 @@ def test_a_list_of_paths_with_an_empty_one_is_a_variable_that_is_not_set():
 
 
 def test_a_file_of_another_kind_is_no_run(tmp_path):
-    for name in ("notes.txt", "run.yaml", "step_1.ema.safetensors"):
+    for tree in ({"model": str(tmp_path)}, {"members": [str(tmp_path)]}):
+        with pytest.raises(ValueError, match=r"^(model|members)=.*: no weights found, it is not a run's folder"):
+            check_there(tree)
+    for name in ("notes.txt", "run.yaml", "step_1.ema.safetensors", "config.yaml"):
         (tmp_path / name).touch()
     for tree in ({"model": f"{tmp_path}/notes.txt"}, {"models": [f"{tmp_path}/run.yaml", f"{tmp_path}/notes.txt"]}):
         with pytest.raises(ValueError, match=r"^models?=.*notes\.txt: is none of a run's folder, its weights"):
