@@ -11,14 +11,13 @@ import pytest
 import torch
 import toys
 
-from ldm.config import CONF, compose, overriding
+from ldm.config import CONF, compose, overriding, recipes
 from ldm.data.making.canvases import CanvasSettings, canvas
 from ldm.errors import UserError
 from ldm.launching import FINISHED, STOPPED, Job
 from ldm.launching.chain import Chain, Step
 from ldm.networks.downloads import locate
 from ldm.results.measured_under import SHARDS, same_settings
-from ldm.tasks import trainings
 from ldm.tasks.bench import Bench, Judgement
 from ldm.tasks.canvases import boxes, maps, pixels
 from ldm.tasks.finding import best_overlaps, found_boxes, overlap, things, things_iou
@@ -336,7 +335,7 @@ def test_rows_of_another_judge_and_of_another_recipe_are_not_those_of_the_report
     conf = tmp_path / "conf" / "experiment"
     shutil.copytree(CONF / "experiment", conf)
     with monkeypatch.context() as changing:
-        changing.setattr(trainings, "CONF", conf.parent)
+        changing.setattr(recipes, "folders", lambda: (conf.parent,))
         file = conf / "quickstart" / "autoencoder.yaml"  # which that of canvases begins with
         file.write_text("# a comment\n" + file.read_text())
         assert settings_of(asked, part) == before

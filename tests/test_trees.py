@@ -435,8 +435,17 @@ def test_settings_of_a_tree_say_which_shards_it_is_of(tmp_path: Path):
     results.add(part, [{**row, "settings": found["fig7_fashion"][0]}])
     with pytest.raises(UserError, match="its rows fig7_fashion-seed0 were measured with"):
         results.check(part, found["fig7_fashion"][1])
-    without = report.settings_of(compose("experts_report", []), read_schedule("fig7_fashion"))
+    schedule = read_schedule("fig7_fashion")
+    without = report.settings_of(compose("experts_report", []), schedule)
     results.check(part, without)  # a page of rows alone
+    other = [replace(row, node=[2, 3]) if row.name == "n20" else row for row in schedule.rows]
+    assert (
+        replace(schedule, hypothesis="none", quoted={}).recipe
+        == schedule.recipe
+        != replace(schedule, rows=other).recipe
+    )
+    with pytest.raises(UserError, match="its rows fig7_fashion-seed0 were measured with"):
+        results.check(part, report.settings_of(compose("experts_report", []), replace(schedule, rows=other)))
 
 
 def test_a_report_that_could_not_be_made_is_refused_before_anything_trains(

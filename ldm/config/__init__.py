@@ -12,6 +12,7 @@ from ldm.config.entry import guarded, helped, shown
 from ldm.config.help import answered, help_text
 from ldm.config.keys import SWEPT, UNCHOSEN, is_literal
 from ldm.config.plugins import CONF, use_plugins, versions
+from ldm.config.recipes import recipe_of
 from ldm.config.registry import groups, registry, resolve_target
 from ldm.config.saved import dump, load_plain, load_tree, named_file
 from ldm.config.steps import named_in_step, tree_of_step, words_of_step
@@ -33,7 +34,7 @@ __all__ = [
     "CONF", "SWEPT", "UNCHOSEN", "accepts", "added_words", "answered", "check_once", "check_range",
     "check_words_of_file", "completed", "compose", "dump", "expand_sweep", "groups", "guarded", "help_text",
     "helped", "instantiate", "is_literal", "listed", "load_plain", "load_tree", "meant", "named_file",
-    "named_in_step", "overriding", "registry", "resolve_target", "run_name", "shown", "split_literal",
+    "named_in_step", "overriding", "recipe_of", "registry", "resolve_target", "run_name", "shown", "split_literal",
     "take_plugins", "takes", "tree_of_step", "use_plugins", "validate", "versions", "with_begun_fields",
     "with_moved_keys", "words_of_step",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.asked import check_folder
-from ldm.config import compose, instantiate
+from ldm.config import compose, instantiate, recipe_of
 from ldm.config.numbers import check_least
 from ldm.device import choose
 from ldm.errors import UserError
@@ -30,7 +30,6 @@ from ldm.tasks.trainings import (
     Places,
     needed,
     parts,
-    recipe_of,
     steps_of,
     words_of,
 )
@@ -68,7 +67,7 @@ def settings_of(tree: Tree, part: Part) -> str:
     own = {name: tree["overrides_of"].get(name) for name in trained if tree["overrides_of"].get(name)}
     facts = {key: tree[key] for key in keys} | {"metric": tree["metric"], "overrides_of": own}
     facts |= {"steps": {name: steps_of(tree, name) for name in trained}}
-    facts |= {"recipes": {name: recipe_of(name) for name in trained}, "judge": VERSIONS[part.task]}
+    facts |= {"recipes": {name: recipe_of(f"tasks/{name}") for name in trained}, "judge": VERSIONS[part.task]}
     facts |= shards_of(tree["fashion"]) if any(TRAININGS[name].images == FASHION for name in trained) else {}
     return json.dumps(facts, sort_keys=True)
 

@@ -1,15 +1,11 @@
 """What the report on the tasks trains: experiments of conf/experiment/tasks, and what each needs first."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ldm.config import CONF, added_words, compose, overriding
+from ldm.config import added_words, compose, overriding
 from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 
@@ -124,14 +120,3 @@ def words_of(tree: Tree, name: str, seed: int) -> list[str]:
 def steps_of(tree: Tree, name: str) -> int:
     """How long a training is."""
     return compose("config", words_of(tree, name, 0))["max_steps"]
-
-
-def recipe_of(name: str) -> str:
-    """A digest of what the YAML of a training's experiment says, and of those that it begins with; not of comments."""
-    return hashlib.sha256(json.dumps(_said(f"/experiment/tasks/{name}"), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _said(experiment: str) -> list[Tree]:
-    tree = yaml.safe_load((CONF / f"{experiment.lstrip('/')}.yaml").read_text(encoding="utf-8"))
-    before = [entry for entry in tree["defaults"] if isinstance(entry, str) and entry.startswith("/experiment/")]
-    return [*(said for entry in before for said in _said(entry)), tree]

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm.config import compose, instantiate, named_in_step, overriding
+from ldm.config import compose, instantiate, named_in_step, overriding, recipe_of
 from ldm.config.numbers import check_least, check_seeds
 from ldm.device import choose
 from ldm.errors import UserError
@@ -94,11 +94,14 @@ def first_stage_run(tree: Tree, schedule: Schedule, seed: int) -> Path:
 
 
 def settings_of(tree: Tree, schedule: Schedule) -> str:
-    """What a tree's numbers depend on, as text: rows of other settings are not this report's; with what shards= holds,
-    where a schedule is trained on them.
+    """What a tree's numbers depend on, as text: rows of other settings are not this report's.
+
+    With what shards= holds, where a schedule is trained on them.
     """
     facts = {key: tree[key] for key in (*SAMPLED, "overrides", "first_stage_overrides")} | {"metric": tree["metric"]}
-    facts["rows"] = {row.name: row.steps for row in schedule.rows}
+    facts |= {"rows": {row.name: row.steps for row in schedule.rows}, "tree": schedule.recipe}
+    used = (schedule.experiment, schedule.branch_experiment, schedule.first_stage)
+    facts |= {"recipes": {name: recipe_of(name) for name in used if name}}
     own = shards_of(tree["shards"]) if schedule.experiment and _unnamed(schedule.experiment) else {}
     return json.dumps({**facts, **own}, sort_keys=True)
 

@@ -3,9 +3,11 @@
 A file of conf/tree or of a user's own. It is data: nothing here builds anything.
 """
 
+import hashlib
 import inspect
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,12 @@ class Schedule:
     control: str | None = None
     quoted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hypothesis: str | None = None
+
+    @property
+    def recipe(self) -> str:
+        """A digest of what is trained, steps aside, and of what draws together; not of what is said about it."""
+        said = asdict(replace(self, rows=[replace(row, steps=0) for row in self.rows], quoted={}, hypothesis=None))
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
     def row(self, name: str) -> Row:
         """The row of that name."""
