@@ -22,6 +22,7 @@ for at 224 px a step takes seconds; the discriminator has four levels, for six l
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"seeds={options['seeds']}: whole numbers, such as 0,1,2")
     if options["device_seconds"] < 1 or options["num_samples"] < 2:
         raise UserError("device_seconds and num_samples: at least 1 second and 2 images")
+    if set(names) & set(PEERS) and find_spec("diffusers") is None:
+        raise UserError(f"rows={options['rows']}: needs diffusers: pip install diffusers, or rows=ours")
     path = Path(options["results"] or Path(options["runs_dir"]) / "vqgan" / "rows.csv")
     if path.suffix != ".csv":
         raise UserError(f"results={path}: name a file that ends in .csv")
@@ -189,7 +192,7 @@ class Peer:
         from ldm.networks.lpips import pretrained_lpips
 
         torch.manual_seed(seed)
-        self.name, self.options, self.device = name, options, choose(options["device"])
+        self.options, self.device = options, choose(options["device"])
         self.parts = Parts(compose("config", words_of(options, seed)))
         codes = self.parts["regularizer"].num_codes
         down, up = ["DownEncoderBlock2D"] * 3, ["UpDecoderBlock2D"] * 3
