@@ -25,7 +25,7 @@ from ldm.networks.lora import adapted_layers, with_adapters
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.judged import Asked, Judged, Measuring
-from ldm.training.optim import LRSchedule, load_state
+from ldm.training.optim import LRSchedule, go_on_from, load_state
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
 
@@ -324,7 +324,7 @@ class Task(pl.LightningModule):
             if state["optimizer"] is None:
                 raise UserError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")
             try:
-                load_state(self.trainer.optimizers[0], state["optimizer"])
+                go_on_from(self.trainer.optimizers[0], state["optimizer"])
             except ValueError as error:
                 raise UserError(f"branch_optimizer=keep: {source} trained other parameters; use fresh") from error
 
