@@ -176,6 +176,23 @@ def test_rows_become_runs_and_ensembles_manifests(grown: Growth, capsys: pytest.
     assert load_plain(manifests["both"], "a manifest")["members"][0]["run"] == "../tree-low"
 
 
+def test_a_tree_of_more_steps_is_another_tree(grown: Growth, tmp_path: Path):
+    shutil.copytree(grown.runs, tmp_path / "runs")
+    own = tree(tmp_path / "runs", "own.yaml", f"overrides={toy(tmp_path / 'runs')}")
+    longer = Growth({**own, "root_steps": 4}, grown.schedule)
+    with pytest.raises(UserError, match=r"tree-low: began from step 2 of 'base', .* step 4; choose"):
+        longer.check()
+    assert not longer.is_finished("base") and not longer.is_finished("low"), "their runs have half of the steps"
+    base = {**own, "base": str(tmp_path / "runs/tree-base")}
+    assert sorted(Growth(base, grown.schedule).check()) == ["control", "low", "rest"]
+    words = [*grown.words(grown.schedule.rows[0]), f"runs_dir={tmp_path / 'runs'}", "max_steps=3"]
+    fit(compose("config", overriding(words)), "tree-base")
+    assert len(Growth(base, grown.schedule).check()) == 3, "nothing is left to begin from another step"
+    shutil.rmtree(tmp_path / "runs/tree-rest")
+    with pytest.raises(UserError, match=r"tree-low: began from step 2 of 'base', .* step 3; choose"):
+        Growth(base, grown.schedule).check()
+
+
 def test_what_could_not_train_is_refused_before_anything_does(grown: Growth, tmp_path: Path):
     folder = grown.runs
 
