@@ -1,5 +1,7 @@
 """Decoded pixels of any kind as 8-bit RGB: transparency lies on white, 16 bits are scaled.
 
+What says nothing of its black and white, numbers of other ranges, is a BadSample.
+
 Whatever is made on the way is made in strips, so that an image costs little more than itself and its RGB.
 """
 
@@ -8,13 +10,18 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from ldm.data.errors import BadSample
+
+WAY = "save it with 8 bits, or with 16 from black at 0 to white at 65535"
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 BAND_PIXELS = 1 << 20
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Decoded and of 8 bits, as it lies in the file."""
+    """Decoded and of 8 bits, as it lies in the file. BadSample for fractions, and numbers of more than 16 bits."""
     image.load()
+    if image.mode == "F":
+        raise BadSample("unusable picture", f"its values are fractions, of which none is known to be white; {WAY}")
     if image.mode in DEEP_MODES:
         return _eight_bits(image).convert("RGB")
     if not image.has_transparency_data:
@@ -30,7 +37,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey to the nearest of 8 bits by scale; PIL's own conversion would clip."""
     grey = np.empty((image.height, image.width), np.uint8)
     for top, band in _bands(image):
-        deep = np.clip(np.asarray(band), 0, 65535).astype(np.uint32)
+        deep = np.asarray(band)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise BadSample("unusable picture", f"its values go from {deep.min()} to {deep.max()}; {WAY}")
+        deep = deep.astype(np.uint32)
         grey[top : top + band.height] = (deep + 128) // 257  # half way lies no whole number
     return Image.fromarray(grey)
 

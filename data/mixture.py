@@ -70,6 +70,8 @@ def slots(weights: Sequence[float]) -> list[int]:
     if parts <= PERIOD:
         return [int(share * (PERIOD // parts * parts)) for share in shares]
     rounded = [max(1, int(share * PERIOD)) for share in shares]
-    rest = PERIOD - sum(rounded)
+    while sum(rounded) > PERIOD and max(rounded) > 1:  # what small sets got too much, the largest gives
+        rounded[rounded.index(max(rounded))] -= 1
+    rest = max(PERIOD - sum(rounded), 0)
     missing = sorted(range(len(shares)), key=lambda i: rounded[i] - shares[i] * PERIOD)
     return [count + (i in missing[:rest]) for i, count in enumerate(rounded)]

@@ -88,7 +88,7 @@ class TrainingSet:
         return self._selected[1]
 
     @cached_property
-    def _starts(self) -> list[int]:
+    def starts(self) -> list[int]:
         """The index of each set's first sample."""
         held = {shard.path for shard in self.shards.shards}  # without those that have no samples
         counts = [sum(path in held for path in paths) for paths in self._paths]
@@ -103,13 +103,13 @@ class TrainingSet:
 
     def source(self, index: int) -> str:
         """The name of the set that a sample is from."""
-        return list(self.mixture)[bisect_right(self._starts, index) - 1]
+        return list(self.mixture)[bisect_right(self.starts, index) - 1]
 
     def order(self, num_samples: int, seed: int, shuffle_block: int | None) -> Plan | Mixture:
         """The order of the first `num_samples` samples; of all where sets are mixed."""
         if not self.mixture:
             return Plan(num_samples, seed, shuffle_block)
-        ends = [*self._starts[1:], len(self.shards)]
-        sizes = {name: end - start for name, start, end in zip(self.mixture, self._starts, ends, strict=True)}
+        ends = [*self.starts[1:], len(self.shards)]
+        sizes = {name: end - start for name, start, end in zip(self.mixture, self.starts, ends, strict=True)}
         weights = {name: source["weight"] for name, source in self.mixture.items()}
         return Mixture(sizes, weights, seed, shuffle_block)

@@ -22,6 +22,7 @@ PLACES = {
 }
 KEYS = {
     "train_layout": "data.train",
+    "train_sets": "data.mixture",
     "validation_layout": "data.validation",
     "train_kept": "data.filters",
     "cache_made": "data.cache",
@@ -83,6 +84,8 @@ def bad_shards(data: ShardData) -> dict[str, Stopped]:
 def _identities(data: ShardData) -> dict[str, str]:
     names = ("train_layout", "validation_layout")
     found = {name: layout(part.shards) for name, part in zip(names, data.parts(), strict=False)}
+    if data.training_set.mixture:  # the same shards in other sets have the same layout
+        found["train_sets"] = " ".join(map(str, data.training_set.starts))
     kept = data.parts()[0].shards.kept
     if kept is not None:
         found["train_kept"] = kept.digest
@@ -99,6 +102,7 @@ def _repairs(data: ShardData, entry: str, known: str, stopped: Mapping[str, Stop
 
 def _difference(entry: str) -> str:
     return {
+        "train_sets": "its sets begin at other samples (a shard is in another one)",
         "train_kept": "other samples pass the filters (another list to exclude, other json)",
         "cache_made": "the cache was made with something else",
     }.get(entry, "the shards' members have other names, sizes or places")

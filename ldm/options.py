@@ -10,6 +10,7 @@ from ldm.config import compose, groups, is_literal, meant
 from ldm.config.keys import root_type
 from ldm.config.registry import root
 from ldm.config.validation import check_root_key, nearest
+from ldm.data.colours import rgb
 from ldm.errors import UserError
 
 # Keys of sample.py that ldm.load takes.
@@ -48,7 +49,7 @@ def _plain(value: Any, file: Path) -> Any:
     """An option as a tree has it: pictures are files, in a folder that is there for as long as they are read."""
     if isinstance(value, Image.Image):
         file = file.with_suffix(".png")
-        (value if value.mode in MODES else value.convert("RGB")).save(file)
+        (value if value.mode in MODES else rgb(value)).save(file)
         return str(file)
     if isinstance(value, Mapping):
         return {key: _plain(item, file.with_name(f"{file.name}-{key}")) for key, item in value.items()}

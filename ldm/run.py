@@ -5,6 +5,7 @@ The same command again resumes; a changed key that would change the result is re
 
 import secrets
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,8 @@ FREE = (
     "plugins",
     "callback_add",
 )
+# What of these alters the weights all the same.
+BOUND = ("callback.code_revival",)
 
 
 @dataclass
@@ -221,13 +224,18 @@ def check_unchanged(saved: dict[str, Any], tree: dict[str, Any], folder: Path) -
     """Raises ValueError if `tree` differs from the `saved` one in a key that changes the mathematics."""
     before, now = (_flat(completed(redacted(each))) for each in (saved, tree))
     for key in sorted(before.keys() | now.keys()):
-        is_free = any(key == free or key.startswith(f"{free}.") for free in FREE)
+        is_free = _under(key, FREE) and not _under(key, BOUND)
         if not is_free and not agrees(before.get(key), now.get(key)):
             length = f"{key}={before.get(key)} keeps the schedule, " if key.endswith(".max_steps") else ""
             raise UserError(
                 f"{key} is {now.get(key)!r}, but the run in {folder} was started with {before.get(key)!r}: {length}"
                 "give the new one its own folder with run=NAME, start from this one with branch=, or overwrite=true"
             )
+
+
+def _under(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def inherit(tree: dict[str, Any], name: str) -> dict[str, Any]:

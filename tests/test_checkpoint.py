@@ -282,6 +282,18 @@ def test_without_an_average_the_raw_weights_are_used(tmp_path):
     assert weights.load(tmp_path).path.name == "step_00000001.raw.safetensors"
 
 
+def test_the_raw_weights_do_not_stand_for_an_average_that_is_gone(tmp_path, caplog):
+    for step in (1, 2):
+        weights.save(tmp_path / "weights", step, states(step), {})
+    (tmp_path / "weights" / "step_00000002.ema.safetensors").unlink()
+    assert weights.load(tmp_path).path.name == "step_00000001.ema.safetensors"
+    assert "step_00000002.ema.safetensors: no such weights" in caplog.text
+    (tmp_path / "weights" / "step_00000001.ema.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"step_00000001\.ema\.safetensors: no such weights"):
+        weights.load(tmp_path)
+    assert weights.load(tmp_path, "raw").path.name == "step_00000002.raw.safetensors"
+
+
 def test_amending_adds_facts_to_the_newest_and_keeps_the_others(tmp_path):
     folder = tmp_path / "weights"
     weights.save(folder, 1, states(), {})

@@ -10,6 +10,7 @@ from range_server import serving
 from test_data_module import NUM, make, sample, spoil, take, write
 
 from ldm.data.errors import TooManyBadSamples
+from ldm.data.module import ShardData
 from ldm.data_places import bad_shards, check_data, with_saved_places
 from ldm.run import check_unchanged
 
@@ -63,6 +64,19 @@ def test_places_may_be_spelt_anew_only_where_the_lineage_says_what_is_there() ->
         heavier = {"data": {"mixture": {"a": {"shards": "/a", "weight": 2}}}}
         check_unchanged(mixed, with_saved_places(heavier, mixed, lineage), FOLDER)
     check_unchanged({"data": {"max_bad_fraction": 0.0}}, {"data": {"max_bad_fraction": 0.5}}, FOLDER)
+
+
+def test_the_same_shards_in_other_sets_of_a_mixture_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, [sample(i) for i in range(NUM)])
+
+    def mixed(*sets: str) -> ShardData:
+        places = {name: f"{tmp_path}/train-{own}.tar" for name, own in zip("xy", sets, strict=True)}
+        return make(None, mixture={name: {"shards": place, "weight": 1} for name, place in places.items()})
+
+    lineage = begun(mixed("{0,1}", "2"))
+    assert check_data(dict(lineage), FOLDER, mixed("[01]", "2")) == []
+    with pytest.raises(ValueError, match=r"^data\.mixture: its sets begin at other samples"):
+        check_data(dict(lineage), FOLDER, mixed("0", "{1,2}"))
 
 
 def test_another_list_to_exclude_is_refused_though_its_path_is_the_same(tmp_path: Path) -> None:

@@ -53,6 +53,22 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert (decode_mask(encoded(Image.fromarray(deep))).values == (deep > 32767)).all()
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.linspace(0, 1, 64, dtype=np.float32), "fractions"),  # black all over, by Pillow's conversion
+        (np.linspace(0, 255, 64, dtype=np.float32), "fractions"),
+        (np.linspace(0, 2**31 - 1, 64).astype(np.int32), "0 to 2147483647"),
+        (np.linspace(-32768, 32767, 64).astype(np.int32), "-32768 to 32767"),
+    ],
+)
+def test_numbers_whose_white_is_not_known_are_no_picture(values: np.ndarray, said: str) -> None:
+    content = encoded(Image.fromarray(values.reshape(8, 8)), "TIFF")
+    for read in (decode_image, lambda content: PilDecoder()(content, 8), lambda content: PilDecoder()(content, 4)):
+        with pytest.raises(BadSample, match=f"{said}.*; save it with 8 bits, or with 16"):
+            read(content)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_lies_on_white(mode: str) -> None:
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))

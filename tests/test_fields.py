@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,7 +306,7 @@ def test_a_picture_is_read_again_at_its_own_size_and_moves_with_the_image() -> N
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (32, 64, 3))
     field = Picture(size=16)
     value = field.read(png(np.ascontiguousarray(ramp)), picture((64, 32), 1, 8))
-    assert value.shape == (16, 32, 3)
+    assert value.values.shape == (16, 32, 3)
     left, right = (field.collate([value], [View(left=place)], 8) for place in (0.0, 0.999))
     assert left.shape == (1, 3, 16, 16) and left.min() >= -1 and right.mean() > left.mean() + 0.5
     assert torch.equal(field.collate([value], [View(left=0.0, flip=True)], 8), left.flip(-1))
@@ -315,6 +316,21 @@ def test_a_picture_is_read_again_at_its_own_size_and_moves_with_the_image() -> N
     for wrong in ({"size": 0}, {"factor": 0}, {"size": 8, "factor": 2}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Picture(**wrong)
+
+
+@pytest.mark.parametrize(("width", "left"), [(33, 0.9), (44, 0.5), (48, 0.9), (64, 0.3)])
+def test_a_small_picture_shows_the_image_s_window(width: int, left: float) -> None:
+    ramp = np.broadcast_to((np.arange(width) * 4).astype(np.uint8)[None, :, None], (32, width, 3)).copy()
+    small = np.asarray(Image.fromarray(ramp).resize((round(width / 4), 8), Image.Resampling.BICUBIC))
+    field, view = Picture(factor=4), View(left=left)
+    shown = field.collate([field.read(png(small), picture((width, 32), 1, 32))], [view], 32)
+    window = Image.fromarray(np.ascontiguousarray(view.crop(ramp, 32))).resize((8, 8), Image.Resampling.BICUBIC)
+    expected = torch.tensor(np.asarray(window)).permute(2, 0, 1)[None] / 127.5 - 1
+    assert (shown - expected)[..., 2:6].abs().max() < 0.1 * 16 / 127.5, "of a small pixel"
+    flipped = field.collate([field.read(png(small), picture((width, 32), 1, 32))], [replace(view, flip=True)], 32)
+    assert torch.equal(flipped, shown.flip(-1))
+    whole = field.collate([field.read(png(small), picture((width, 32), 1, 32))], [View(left=0.0)], 32)
+    assert width % 4 or torch.equal(whole[0, 0, 0], torch.tensor(small[0, :8, 0]) / 127.5 - 1), "pixels as they are"
 
 
 WINDOWS = torch.rand(6, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -69,6 +69,15 @@ def test_an_adapter_goes_on_in_a_branch_and_nothing_else_takes_its_weights(adapt
     assert [path.name for path in tmp_path.iterdir()] == ["further"]
 
 
+def test_an_adapter_that_begins_from_its_parents_average_goes_on_averaging_it(adapted, tmp_path):
+    still = ("optimizer.lr=0", "branch_weights=ema", "max_steps=1")
+    further = start(adapted.folder, tmp_path, *still, run="further")
+    average = weights.load(adapted.folder).state
+    for kind in ("raw", "ema"):
+        own = weights.load(further.folder, kind).state
+        assert all(torch.allclose(own[name], average[name], rtol=0, atol=1e-6) for name in average)
+
+
 def test_sampling_needs_the_base_as_it_was(adapted, diffusion, tmp_path):
     assert not torch.equal(sampled(adapted.folder), sampled(diffusion.folder))
     assert torch.equal(sampled(start(diffusion.folder, tmp_path, "optimizer.lr=0").folder), sampled(diffusion.folder))

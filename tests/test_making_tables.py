@@ -51,6 +51,8 @@ def test_a_table_names_images_captions_and_facts(tmp_path: Path, kind: str) -> N
     found = facts_of(tmp_path / "shards")
     assert found["b.png"] == {"caption": ROWS[0]["text"], "score": 6.25, "width": 40, "id": "007"}
     assert found["a.png"]["caption"] == ["a dog", "a puppy"] and found["a.png"]["width"] == 41
+    assert manifest["notes"] == ["rows of one image differ in id (1 images, the first: 'a.png'); that of the first row "
+                                 "is kept"]  # fmt: skip
 
 
 def test_a_table_may_have_no_captions(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ WEIGHTS = {"photos": 5, "drawings": 2, "icons": 1}
         ([7], [1000]),
         ([1e-9, 1], [1, 999]),
         ([0.123456, 0.876544], [123, 877]),
+        ([1e-4, 1e-4, 1], [1, 1, 998]),
+        ([1, 1e-5, 1e-5, 1e-5, 3], [249, 1, 1, 1, 748]),
     ],
 )
 def test_shares_are_exact_or_to_the_nearest_thousandth(weights: list[float], parts: list[int]) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.optim import adam, adamw, constant, cosine, load_state
+from ldm.training.optim import adam, adamw, constant, cosine, go_on_from, load_state
+from ldm.training.schedule_free import ScheduleFree, ScheduleFreeAdamW
 
 
 def test_constant_warms_up_linearly_and_stays():
@@ -129,3 +130,28 @@ def test_betas_that_are_none_are_named_before_there_are_parameters(betas):
             make(lr=1e-3, betas=betas)
     with pytest.raises(ValueError, match=r"^optimizer\.weight_decay=-1"):
         adamw(lr=1e-3, weight_decay=-1)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_state_that_is_gone_on_from_brings_moments_and_no_settings(free: bool):
+    def made(lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        torch.manual_seed(0)
+        build = ScheduleFree(lr, weight_decay=weight_decay) if free else adamw(lr, weight_decay=weight_decay)
+        optimizer = build(nn.Linear(3, 2))
+        for group in optimizer.param_groups:
+            group["base_lr"] = lr
+        return optimizer
+
+    parent, child = made(0.1, 0.5), made(0.01, 0.0)
+    for group in parent.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    parent.step()
+    go_on_from(child, copy.deepcopy(parent.state_dict()))
+    for group, before in zip(child.param_groups, parent.param_groups, strict=True):
+        assert (group["lr"], group["base_lr"], group["weight_decay"]) == (0.01, 0.01, 0.0)
+        assert [group.get(key) for key in ScheduleFreeAdamW.COUNTS] == [
+            before.get(key) for key in ScheduleFreeAdamW.COUNTS
+        ]
+    held, own = parent.state_dict()["state"], child.state_dict()["state"]
+    assert all(torch.equal(held[place][name], own[place][name]) for place in held for name in held[place])

@@ -535,6 +535,14 @@ def test_a_free_name_frees_no_other_that_begins_like_it():
         check_unchanged(saved, {**saved, "data": {"num_workers": 9, "num_workers_x": 1}}, Path("x"))
 
 
+def test_callbacks_are_free_but_for_one_that_alters_the_weights():
+    saved = {"callback": {"progress": {"every_steps": 1}, "code_revival": {"every_steps": 500}}}
+    check_unchanged(saved, {"callback": {"code_revival": {"every_steps": 500}}}, Path("x"))
+    for revival in ({"code_revival": {"every_steps": 100}}, {}):
+        with pytest.raises(ValueError, match=r"^callback\.code_revival\.every_steps is .* with 500"):
+            check_unchanged(saved, {"callback": {"progress": {"every_steps": 2}, **revival}}, Path("x"))
+
+
 def test_a_part_left_out_or_added_is_a_change():
     with pytest.raises(ValueError, match=r"^ema\.decay is None"):
         check_unchanged({"ema": {"decay": 0.5}}, {"ema": None}, Path("x"))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from toys import train
 
+from ldm.checkpoint import weights
 from ldm.training.ema import EMA
 from ldm.training.optim import constant, load_state
 from ldm.training.schedule_free import ScheduleFree, average
@@ -120,3 +121,16 @@ def test_a_run_with_one_of_the_two_is_refused_before_its_folder_is_made(words, t
     with pytest.raises(ValueError, match=r"schedule_free|ScheduleFree"):
         train("quickstart/autoencoder", tmp_path, *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_branch_with_a_fresh_optimizer_begins_its_average_anew(diffusion, tmp_path):
+    run = train(
+        "quickstart/diffusion",
+        tmp_path,
+        f"branch={diffusion.folder}",
+        "optimizer=schedule_free",
+        "ema=schedule_free",
+        "max_steps=1",
+    )
+    one, other = (weights.load(run.folder, kind).state for kind in ("ema", "raw"))
+    assert all(torch.equal(one[name], other[name]) for name in one), "the average of one iterate is that iterate"

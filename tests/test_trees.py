@@ -24,7 +24,7 @@ from ldm.diffusion.sigmas import ddim_sigmas, karras
 from ldm.ensemble import write_manifest
 from ldm.errors import UserError
 from ldm.evaluation.interval_loss import held_out, interval_loss
-from ldm.evaluation.loss_over_sigma import over_sigma
+from ldm.evaluation.loss_over_sigma import WHOLE, over_sigma
 from ldm.fit import fit
 from ldm.generate import Ask, NotFinite
 from ldm.lineage_tree import lineage_of, lines, total
@@ -32,7 +32,7 @@ from ldm.trees import report
 from ldm.trees.expert_loss import expert_loss
 from ldm.trees.findings import difference, verdict
 from ldm.trees.growing import grow, steps, tell
-from ldm.trees.judge import LEVELS, Bench
+from ldm.trees.judge import BINS, LEVELS, Bench, bins
 from ldm.trees.results import Part, results_at
 from ldm.trees.schedule import read_schedule
 from ldm.trees.shares import propose, rows_of, shares, spines, with_gain
@@ -176,6 +176,23 @@ def test_rows_become_runs_and_ensembles_manifests(grown: Growth, capsys: pytest.
     assert load_plain(manifests["both"], "a manifest")["members"][0]["run"] == "../tree-low"
 
 
+def test_a_tree_of_more_steps_is_another_tree(grown: Growth, tmp_path: Path):
+    shutil.copytree(grown.runs, tmp_path / "runs")
+    own = tree(tmp_path / "runs", "own.yaml", f"overrides={toy(tmp_path / 'runs')}")
+    longer = Growth({**own, "root_steps": 4}, grown.schedule)
+    with pytest.raises(UserError, match=r"tree-low: began from step 2 of 'base', .* step 4; choose"):
+        longer.check()
+    assert not longer.is_finished("base") and not longer.is_finished("low"), "their runs have half of the steps"
+    base = {**own, "base": str(tmp_path / "runs/tree-base")}
+    assert sorted(Growth(base, grown.schedule).check()) == ["control", "low", "rest"]
+    words = [*grown.words(grown.schedule.rows[0]), f"runs_dir={tmp_path / 'runs'}", "max_steps=3"]
+    fit(compose("config", overriding(words)), "tree-base")
+    assert len(Growth(base, grown.schedule).check()) == 3, "nothing is left to begin from another step"
+    shutil.rmtree(tmp_path / "runs/tree-rest")
+    with pytest.raises(UserError, match=r"tree-low: began from step 2 of 'base', .* step 3; choose"):
+        Growth(base, grown.schedule).check()
+
+
 def test_what_could_not_train_is_refused_before_anything_does(grown: Growth, tmp_path: Path):
     folder = grown.runs
 
@@ -303,6 +320,18 @@ def test_bins_tile_an_experts_own_noise_and_empty_ones_are_left_out():
     assert [Restricted(noise, inside).mass for inside in asked] == pytest.approx([Restricted(noise, own).mass / 5] * 5)
     chain = DiscreteNoise(scaled_linear(0.00085, 0.012))
     assert 1 < len(over_sigma(measured, chain, Expert(node=(8, 0)).intervals(chain), 16)) < 16, "four steps of a chain"
+
+
+def test_bins_of_a_chain_hold_equally_many_of_its_steps():
+    asked: list = []
+    chain = DiscreteNoise(scaled_linear(0.00085, 0.012, num_timesteps=8))
+    rows = over_sigma(lambda intervals, _: asked.append(intervals) or {}, chain, WHOLE, 4)
+    held = [[atom for atom in chain.atoms.tolist() if low <= atom < high] for [(low, high)] in asked]
+    assert [len(atoms) for atoms in held] == [2] * 4
+    assert all(row["sigma"] in atoms for row, atoms in zip(rows, held, strict=True))
+    sixteen = DiscreteNoise(scaled_linear(0.00085, 0.012, num_timesteps=2 * BINS))
+    ends = bins(sixteen)
+    assert [sum(low <= atom < high for atom in sixteen.atoms.tolist()) for low, high in ends] == [2] * BINS
 
 
 # Lineage

@@ -60,18 +60,29 @@ def read_table(settings: Settings) -> Sources:
         _check_columns([row for _, row in head], settings)
     elif not left_out:
         raise UserError(f"source={path} has no rows")
+    lost: dict[str, dict[str, None]] = {}  # column -> the images of which it has several values
     for where, row in chain(head, rows):
         try:
-            _add(images, row, settings, folder)
+            _add(images, row, settings, folder, lost)
         except BadSample as error:
             tell(where, error.kind, str(error))
     hidden = NAME not in (settings.image_column, settings.caption_column) and any(NAME in row for _, row in head)
     notes = [f"the column {NAME} is not kept: the .json has the image's own name there"] if hidden else []
+    notes += [
+        f"rows of one image differ in {column} ({len(names)} images, the first: {next(iter(names))!r}); that of the "
+        "first row is kept"
+        for column, names in lost.items()
+    ]
     return Sources([_source(image, settings) for image in images.values()], left_out=left_out, notes=notes)
 
 
-def _add(images: dict[str, _Image], row: Row, settings: Settings, folder: Folder) -> None:
-    """Take a row into the image that it names; BadSample if it cannot be used."""
+def _add(
+    images: dict[str, _Image], row: Row, settings: Settings, folder: Folder, lost: dict[str, dict[str, None]]
+) -> None:
+    """Take a row into the image that it names; BadSample if it cannot be used.
+
+    `lost` gets the names of images, by the columns in which another row of theirs had said something else.
+    """
     name = row.get(settings.image_column)
     if name is None or name == "":
         raise BadSample("row without an image", f"nothing under {settings.image_column}")
@@ -87,6 +98,11 @@ def _add(images: dict[str, _Image], row: Row, settings: Settings, folder: Folder
     identity = str(path)  # a name may be spelled ./a.png and a.png
     if identity not in images:
         images[identity] = _Image(path, name, _facts(row, settings), problem)
+    elif (facts := _facts(row, settings)) != images[identity].facts:
+        now, before = json.loads(facts), json.loads(images[identity].facts)
+        for column in dict.fromkeys([*before, *now]):
+            if before.get(column) != now.get(column):
+                lost.setdefault(column, {})[images[identity].name] = None
     images[identity].captions |= dict.fromkeys(captions)
 
 

@@ -102,7 +102,7 @@ def _score(description: Path, name: str | None) -> float | None:
 def load(path: Path, kind: str = "ema") -> Weights:
     """Weights of a run's folder (the newest whole ones), of one of its checkpoints, or of one ``.safetensors`` file.
 
-    EMA by default, raw where there is no EMA. Raises ValueError if there are none, or all are damaged.
+    EMA by default, raw where the run kept no EMA. Raises ValueError if there are none, or all are damaged.
     """
     if path.suffix == ".safetensors":
         return read(path)
@@ -115,7 +115,9 @@ def load(path: Path, kind: str = "ema") -> Weights:
     for place, description in enumerate(found):
         file = description.with_suffix(f".{kind}.safetensors")
         try:
-            return read(file if file.exists() else description.with_suffix(".raw.safetensors"))
+            # one that was kept and is gone is missed, and not replaced
+            kept = file.exists() or (description.exists() and kind in describe(description)["sha256"])
+            return read(file if kept else description.with_suffix(".raw.safetensors"))
         except ValueError as error:
             if place == len(found) - 1:
                 raise

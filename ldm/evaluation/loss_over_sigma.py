@@ -10,7 +10,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ldm.diffusion.boundaries import Interval
+from ldm.diffusion.boundaries import Interval, quantile
 from ldm.diffusion.noise import MIN_MASS, NoiseDistribution, Restricted
 from ldm.drawer import Drawer
 from ldm.evaluation.interval_loss import HeldOut, gain, interval_loss
@@ -41,7 +41,7 @@ def over_sigma(measured: Measure, noise: NoiseDistribution, intervals: Sequence[
     Bins that are empty under a discrete noise are left out.
     """
     inside = noise if list(intervals) == WHOLE else Restricted(noise, intervals)
-    edges = inside.icdf(torch.arange(1, num_bins, dtype=torch.float64) / num_bins).tolist()
+    edges = [quantile(inside, number / num_bins) for number in range(1, num_bins)]
     ends = [intervals[0][0], *edges, intervals[-1][1]]
     middles = inside.icdf((torch.arange(num_bins, dtype=torch.float64) + 0.5) / num_bins).tolist()
     rows = []

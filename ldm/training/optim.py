@@ -82,6 +82,18 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
                 held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def go_on_from(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state`, but for the rates and other settings, which stay this optimizer's own.
+
+    Torch takes the settings of the `state` too. What a class names as its `COUNTS` are no settings.
+    """
+    counts = {"params", *getattr(optimizer, "COUNTS", ())}
+    own = [{key: value for key, value in group.items() if key not in counts} for group in optimizer.param_groups]
+    load_state(optimizer, state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
 def _placed(held: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
     """The optimizer's state of a parameter, sharded as the parameter is."""
     return {name: placed(v, parameter) if isinstance(v, torch.Tensor | Rows) and v.shape == parameter.shape else v

@@ -25,6 +25,8 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
     without any gradient, as of a step that the guard rejects, changes nothing.
     """
 
+    COUNTS = ("num_steps", "largest_lr", "weight_sum")  # of its steps so far, in each group
+
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "fused": False}
         super().__init__(groups, {**defaults, "num_steps": 0, "largest_lr": 0.0, "weight_sum": 0.0})

@@ -21,11 +21,11 @@ from ldm.charts import Curve
 from ldm.checkpoint.weights import load_strict
 from ldm.conditioners.classes import OutOfRange
 from ldm.errors import UserError
-from ldm.networks.lora import with_adapters
+from ldm.networks.lora import adapted_layers, with_adapters
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.judged import Asked, Judged, Measuring
-from ldm.training.optim import LRSchedule, load_state
+from ldm.training.optim import LRSchedule, go_on_from, load_state
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
 
@@ -301,7 +301,8 @@ class Task(pl.LightningModule):
 
         A part that only training needs (a discriminator) starts fresh where the parent has none of it, as an imported
         model, and is dropped where this run has none. What is frozen here, and all if `averaged`, is the parent's
-        average, as it is sampled, and adapters that the parent lacks start fresh.
+        average, as it is sampled, and adapters that the parent lacks start fresh, as does an average that goes with a
+        fresh optimizer's steps.
         """
         self.accept(state["about"])
         if averaged and not state["ema"]:
@@ -314,15 +315,16 @@ class Task(pl.LightningModule):
         fresh = parts - {name for name, _ in self.model.named_children()} - {_part(name) for name in parents}
         taken = {name: tensor for name, tensor in parents.items() if _part(name) in parts}
         load_strict(self.trained, taken | {n: t for n, t in own.items() if _part(n) in fresh}, source)
-        if self.ema and state["ema"] and not (self.frozen and averages):
+        adapted = bool(adapted_layers(own)) and not adapted_layers(state["trained"])  # the parent averaged other things
+        if self.ema and state["ema"] and not adapted and (keep_optimizer or self.ema.of is None):
             self.ema.start_from(state["ema"])
-        elif self.ema and not state["ema"]:
+        elif self.ema:
             self.ema.follow()
         if keep_optimizer:
             if state["optimizer"] is None:
                 raise UserError(f"branch_optimizer=keep: {source} is imported and has no optimizer's state")
             try:
-                load_state(self.trainer.optimizers[0], state["optimizer"])
+                go_on_from(self.trainer.optimizers[0], state["optimizer"])
             except ValueError as error:
                 raise UserError(f"branch_optimizer=keep: {source} trained other parameters; use fresh") from error
 

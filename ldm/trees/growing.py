@@ -8,7 +8,7 @@ from ldm.config import instantiate
 from ldm.ensemble import write_manifest
 from ldm.errors import UserError
 from ldm.evaluation.table import write_csv
-from ldm.files import read_json, write_text
+from ldm.files import write_text
 from ldm.launching import Job
 from ldm.launching.chain import Chain, Step, check_chain
 from ldm.launching.work import finish
@@ -57,13 +57,13 @@ def tell(growth: Growth) -> dict[str, Path]:
     """
     written: dict[str, Path] = {}
     for name, members in growth.schedule.ensembles.items():
-        left = [member for member in members if not is_finished(growth.run(member))]
+        left = [member for member in members if not growth.is_finished(member)]
         if left:
             print(f"ensemble {name}: not written, not finished: {', '.join(left)}", flush=True)
             continue
         write_manifest(growth.manifest(name), [growth.run(member) for member in members])
         written[name] = growth.manifest(name)
-    finished = [run for row in growth.schedule.rows if is_finished(run := growth.run(row.name))]
+    finished = [growth.run(row.name) for row in growth.schedule.rows if growth.is_finished(row.name)]
     if finished:
         text = lines(lineage_of(finished))
         write_text(growth.folder / "tree.txt", "\n".join(text) + "\n")
@@ -79,9 +79,3 @@ def tell(growth: Growth) -> dict[str, Path]:
                 f"{row['samples']:,} samples{said}"
             )
     return written
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a run has done the steps that it was begun for."""
-    path = run / "lineage.json"
-    return path.exists() and "finished_step" in read_json(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.build import Parts
 from ldm.config import instantiate
 from ldm.device import choose
-from ldm.diffusion.boundaries import Interval
+from ldm.diffusion.boundaries import Interval, quantile
 from ldm.diffusion.noise import Restricted
 from ldm.drawer import Drawer, begun_of
 from ldm.ensemble import WHOLE
@@ -217,6 +217,6 @@ class Bench:
 
 def bins(noise: Any) -> list[Interval]:
     """`BINS` intervals of equally likely noise, lowest first, without those that are empty under a discrete one."""
-    edges = noise.icdf(torch.arange(1, BINS, dtype=torch.float64) / BINS).tolist()
+    edges = [quantile(noise, number / BINS) for number in range(1, BINS)]
     ends = [0.0, *edges, math.inf]
     return [(low, high) for low, high in itertools.pairwise(ends) if low < high]

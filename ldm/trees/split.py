@@ -24,8 +24,8 @@ from ldm.launching.local import passing_on
 from ldm.lineage import branch_point, branched_run
 from ldm.loading import load
 from ldm.model import Model
-from ldm.trees.growing import is_finished
 from ldm.trees.shares import NodeShare, propose, rows_of, shares, spines, with_gain
+from ldm.trees.trainings import is_finished
 
 Tree = dict[str, Any]
 Row = dict[str, Any]

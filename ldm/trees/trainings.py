@@ -10,7 +10,9 @@ from ldm.config import compose, load_tree, overriding, with_begun_fields
 from ldm.diffusion.experts import Interval, check_cover, subtract
 from ldm.ensemble import WHOLE, share
 from ldm.errors import UserError
-from ldm.lineage import RUN_NAME, branch_point, branched_run
+from ldm.files import read_json
+from ldm.lineage import NAME as LINEAGE
+from ldm.lineage import RUN_NAME, begun_from, branch_point, branched_run, read_lineage
 from ldm.run import inherit, open_run, settle_precision
 from ldm.trees.schedule import Row, Schedule
 
@@ -104,7 +106,34 @@ class Growth:
                 check_cover(share([intervals[member] for member in members]))
             except ValueError as error:
                 raise UserError(f"ensembles.{ensemble} of {members}: {error}") from error
+        self._check_begun()
         return [row.name for row in self.rows if is_done(self.run(row.name), trees[row.name], f"row {row.name!r}")]
+
+    def _check_begun(self) -> None:
+        """Raises UserError for a row whose run has begun from fewer, or more, steps of its origin than others would."""
+        first, base = self.schedule.rows[0].name, self.tree["base"]
+        begun = [(row, self._begun_at(row)) for row in self.rows if row.origin is not None]
+        steps: dict[str, int | None] = {row.name: row.steps for row in self.schedule.rows}
+        if base:
+            left = any(row.origin == first and at is None for row, at in begun)
+            steps[first] = step_of(branch_point(base)) if left else None
+        for row, at in begun:
+            if at is not None and steps[row.origin] not in (None, at):
+                raise UserError(
+                    f"{self.run(row.name)}: began from step {at} of {row.origin!r}, and in this tree it comes from "
+                    f"step {steps[row.origin]}; choose another name="
+                )
+
+    def _begun_at(self, row: Row) -> int | None:
+        """The step of its origin that the run of a row began from; None where it has not begun."""
+        run = self.run(row.name)
+        parent = begun_from(read_lineage(run, "none"), run) if (run / LINEAGE).exists() else None
+        return None if parent is None else step_of(parent)
+
+    def is_finished(self, name: str) -> bool:
+        """Whether the run of a row has done its steps; of one that is only taken, those that it was begun for."""
+        steps = next((row.steps for row in self.rows if row.name == name), 0)
+        return is_finished(self.run(name), steps)
 
     def _composed(self, row: Row) -> Tree:
         try:
@@ -137,6 +166,12 @@ class Growth:
             print(f"row {row.name!r}: {row.origin!r}, which it comes from, was not trained on sigma {where}")
 
 
+def is_finished(run: Path, steps: int = 0) -> bool:
+    """Whether a run has done the steps that it was begun for, and `steps` at least."""
+    path = run / LINEAGE
+    return path.exists() and read_json(path).get("finished_step", -1) >= steps
+
+
 def is_done(run: Path, tree: Tree, asked: str) -> bool:
     """Whether the training of a `tree` into `run` has finished. Raises UserError for a run of other keys, or of more
     steps than are `asked` for by what it names, in its place.
@@ -148,6 +183,11 @@ def is_done(run: Path, tree: Tree, asked: str) -> bool:
     if steps > tree["max_steps"]:
         raise UserError(f"{run}: has {steps} steps, and {asked} asks for {tree['max_steps']}; choose another name=")
     return found.finished
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(checkpoint.stem.removeprefix("step_"))
 
 
 def _cuts(row: Row) -> list[str]:
