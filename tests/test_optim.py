@@ -155,3 +155,11 @@ def test_a_state_that_is_gone_on_from_brings_moments_and_no_settings(free: bool)
         ]
     held, own = parent.state_dict()["state"], child.state_dict()["state"]
     assert all(torch.equal(held[place][name], own[place][name]) for place in held for name in held[place])
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_state_of_another_kind_of_optimizer_is_refused(free: bool):
+    built = [build(nn.Linear(3, 2)) for build in (adamw(0.1), ScheduleFree(0.1))]
+    parent, child = built if free else reversed(built)
+    with pytest.raises(ValueError, match="another kind of optimizer"):
+        go_on_from(child, parent.state_dict())

@@ -85,9 +85,13 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 def go_on_from(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`load_state`, but for the rates and other settings, which stay this optimizer's own.
 
-    Torch takes the settings of the `state` too. What a class names as its `COUNTS` are no settings.
+    Torch takes the settings of the `state` too. What a class names as its `COUNTS` are no settings. Raises UserError for
+    a state of other parameters, or of another kind of optimizer.
     """
     counts = {"params", *getattr(optimizer, "COUNTS", ())}
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        if saved.keys() - group.keys() or counts - saved.keys():
+            raise UserError("optimizer: its state is of another kind of optimizer")
     own = [{key: value for key, value in group.items() if key not in counts} for group in optimizer.param_groups]
     load_state(optimizer, state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):

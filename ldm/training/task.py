@@ -326,7 +326,7 @@ class Task(pl.LightningModule):
             try:
                 go_on_from(self.trainer.optimizers[0], state["optimizer"])
             except ValueError as error:
-                raise UserError(f"branch_optimizer=keep: {source} trained other parameters; use fresh") from error
+                raise UserError(f"branch_optimizer=keep: {source}: {error}; use fresh") from error
 
 
 def _part(name: str) -> str:
