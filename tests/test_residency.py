@@ -95,6 +95,16 @@ def test_members_that_come_and_go_are_in_bf16_bit_for_bit_as_those_that_stay(man
     assert model.residency["peak_bytes"] < 0.7 * exact.residency["peak_bytes"]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_member_that_is_there_stays_while_its_precision_does(manifest: Path, mode: str):
+    model = resident(manifest, mode)
+    [ask] = asks(model, 1)
+    images, inside = model.generate(*ask), held(model)
+    assert inside and held(model.tuned()) == inside, "laid out where it is, not read again"
+    assert model.generate(*ask).equal(images)
+    assert held(model.tuned(precision="bf16")) < 0.01 * inside, "it comes again in the other precision"
+
+
 @pytest.mark.parametrize("name", ["heun", "kutta3", "dpmpp_2m"])
 def test_all_batches_advance_together_so_that_each_expert_comes_once(manifest: Path, name: str):
     model, sampler = resident(manifest, "one"), option("sampler", name)
