@@ -107,7 +107,8 @@ def write_images(
     out, names = Path(tree["out"]), file_names(conditions)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
     parts = [rows[start : start + tree["batch_size"]] for start in range(0, len(rows), tree["batch_size"])]
-    shown, count, room, problem = [], 0, len(rows), None
+    shown: list[Any] = []
+    count, room, problem = 0, len(rows), None
     with Progress(disable=len(parts) < 2 or not sys.stderr.isatty(), console=Console(stderr=True)) as bars:
         bar = bars.add_task(f"sampling {len(rows)} images", total=len(parts))
         draws = begun(parts, lambda words: bars.update(bar, description=f"sampling with {words}"))
