@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     check_there(tree)
     check_folder("out", tree["out"])
 
-    from ldm.device import choose
+    from ldm.device import choose, keep_memory
     from ldm.given_files import check_files
     from ldm.loading import load_drawer, trained_on
     from ldm.phrases import check_paint
@@ -63,6 +63,8 @@ def main(arguments: list[str]) -> int:
     from ldm.residency import words_of
 
     device = choose(tree["device"])
+    if device.type == "cpu":
+        keep_memory()
     check_paint(tree, arguments, conditions)
     check_files(tree, lambda: trained_on(tree["model"]))
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"], tree["residency"])

@@ -152,6 +152,13 @@ def test_images_carry_their_facts_and_a_grid_shows_all(model, tmp_path, capsys):
     assert "3 images in" in capsys.readouterr().out
 
 
+def test_on_a_cpu_what_an_evaluation_frees_is_kept_for_the_next(model, tmp_path, monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr("ldm.device.keep_memory", lambda: asked.append(True))
+    assert main([f"model={model}", "label=3", "num_images=1", "device=cpu", f"out={tmp_path}"]) == 0
+    assert asked == [True]
+
+
 def test_several_classes_are_rows_of_one_sheet_each_as_alone(model, tmp_path):
     assert main([f"model={model}", "label=[3,animals-nature]", "num_images=3", f"out={tmp_path}/both"]) == 0
     both = pixels(tmp_path / "both")
