@@ -27,7 +27,7 @@ Each file has its recipe inside, and beside it as JSON; again=FILE makes it anew
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,7 +36,7 @@ from ldm.asked import check_folder, check_there, is_again
 from ldm.config import compose, guarded, helped
 from ldm.prompts import read_conditions
 
-MAX_SHOWN = 1000  # images in the grid
+MAX_SHOWN = 1000  # images in the grid, or as many as make a picture that again= reads
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     check_there(tree)
     check_folder("out", tree["out"])
 
-    from ldm.device import choose
+    from ldm.device import choose, keep_memory
     from ldm.given_files import check_files
     from ldm.loading import load_drawer, trained_on
     from ldm.phrases import check_paint
@@ -63,19 +63,21 @@ def main(arguments: list[str]) -> int:
     from ldm.residency import words_of
 
     device = choose(tree["device"])
+    if device.type == "cpu":
+        keep_memory()
     check_paint(tree, arguments, conditions)
     check_files(tree, lambda: trained_on(tree["model"]))
     model = load_drawer(tree["model"], tree["first_stage"], tree["ema"], tree["residency"])
     model = model.to(device).tuned(tree["compile"], tree["precision"])
     request = Request(model, tree, arguments, device)
     recipes = Recipes(model, request.rows, request.sampling, tree, device, Path(tree["out"]))
-    sheet = write_images(
+    sheet, shown = write_images(
         tree, conditions, recipes, request.begun, request.drawing, lambda: words_of(model.residency), request.stages
     )
     count = len(conditions) * tree["num_images"]
-    shown = "all" if count <= MAX_SHOWN else f"the first {MAX_SHOWN}"
+    which = "all" if count == shown else f"the first {shown}"
     moved = words_of(model.residency)
-    print(f"{count} images in {tree['out']}/, {shown} together in {sheet}" + (f"; {moved}" if moved else ""))
+    print(f"{count} images in {tree['out']}/, {which} together in {sheet}" + (f"; {moved}" if moved else ""))
     return 0
 
 
@@ -87,8 +89,9 @@ def write_images(
     drawing: Callable | None = None,
     moved: Callable[[], str] = str,
     stages: Mapping[str, Any] = MappingProxyType({}),
-) -> Path:
-    """Write the images of `begun` (Request.begun) as they are made, then the grid; returns its path.
+) -> tuple[Path, int]:
+    """Write the images of `begun` (Request.begun) as they are made, then the grid; returns its path and the number of
+    images in it.
 
     `moved` has words for the line of progress. Each image has its recipe of `recipes`. With a `drawing`
     (Request.drawing) conditions.png has each beside itself with that. `stages` has what earlier stages drew of the
@@ -106,7 +109,8 @@ def write_images(
     out, names = Path(tree["out"]), file_names(conditions)
     rows = [(place, number) for place in range(len(conditions)) for number in range(tree["num_images"])]
     parts = [rows[start : start + tree["batch_size"]] for start in range(0, len(rows), tree["batch_size"])]
-    shown, count, problem = [], 0, None
+    shown: list[Any] = []
+    count, room, problem = 0, len(rows), None
     with Progress(disable=len(parts) < 2 or not sys.stderr.isatty(), console=Console(stderr=True)) as bars:
         bar = bars.add_task(f"sampling {len(rows)} images", total=len(parts))
         draws = begun(parts, lambda words: bars.update(bar, description=f"sampling with {words}"))
@@ -122,18 +126,33 @@ def write_images(
                     recipes.save(out / name, images[at], part, at)
                     for stage, drawn in stages.items():
                         save_image(out / "stages" / stage / name, drawn[at].cpu(), factor=tree["enlarge"])
-            if count < MAX_SHOWN:
-                shown.append(images[: MAX_SHOWN - count])
+            room = room if shown else in_grid(len(rows), tree["num_images"], images.shape[2:], tree["enlarge"])
+            if count < room:
+                shown.append(images[: room - count])
             count += len(part)
             bars.update(bar, advance=1, description=" ".join(filter(None, (f"sampling {len(rows)} images", moved()))))
     if problem:
         raise problem
-    sheet, columns = torch.cat(shown), min(tree["num_images"], MAX_SHOWN)
+    sheet, columns = torch.cat(shown), min(tree["num_images"], room)
     if drawing:
         write_condition_sheet(out / "conditions.png", sheet, drawing, columns, tree["enlarge"])
     made = rows[: -(-len(sheet) // tree["batch_size"]) * tree["batch_size"]]
     grid_of_all = grid(sheet, columns=columns)
-    return recipes.save_sheet(out / "grid.png", grid_of_all, made, len(sheet), columns, tree["batch_size"])
+    path = recipes.save_sheet(out / "grid.png", grid_of_all, made, len(sheet), columns, tree["batch_size"])
+    return path, len(sheet)
+
+
+def in_grid(count: int, columns: int, size: Sequence[int], factor: int) -> int:
+    """How many of `count` images of `size`, px, the grid shows, enlarged by `factor`, at most `columns` in a row."""
+    from ldm.data.decoding import MAX_PIXELS
+    from ldm.images import grid_size
+
+    def pixels(shown: int) -> int:
+        height, width = grid_size(shown, min(columns, shown), size)
+        return height * width * factor**2
+
+    most = min(count, MAX_SHOWN)
+    return next((shown for shown in range(most, 1, -1) if pixels(shown) <= MAX_PIXELS), 1)
 
 
 def file_names(conditions: list[dict[str, Any]]) -> list[str]:

@@ -34,9 +34,11 @@ def choose(name: str = "auto") -> torch.device:
 
 
 def keep_memory() -> None:
-    """Let the C library keep what is freed for the next step; else each training step on a CPU gets cleared pages anew.
+    """Let the C library keep what is freed for the next step; else each step on a CPU, of training or of sampling, gets
+    cleared pages anew.
 
-    That is 2 to 10 % of its time. glibc only; elsewhere nothing is done.
+    That is 2 to 10 % of its time. glibc only; elsewhere nothing is done. It is of the whole process, so commands ask
+    for it, and never a library in somebody else's.
     """
     trim_threshold, mmap_max = -1, -4  # names of parameters in malloc.h
     with contextlib.suppress(OSError, TypeError, AttributeError):

@@ -4,7 +4,7 @@ Needs torch and Pillow only, so that sampling and training panels can use it wit
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,16 @@ def enlarge(images: Tensor, factor: int) -> Tensor:
     return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
-def grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0) -> Tensor:
+PADDING = 2  # px around each image of a grid
+
+
+def grid_size(num_images: int, columns: int, size: Sequence[int], padding: int = PADDING) -> tuple[int, int]:
+    """(height, width) of the `grid` of so many images of `size` (height, width)."""
+    rows, (height, width) = -(-num_images // columns), size
+    return rows * (height + padding) + padding, columns * (width + padding) + padding
+
+
+def grid(images: Tensor, columns: int, padding: int = PADDING, background: float = 1.0) -> Tensor:
     """[B, C, H, W] -> [C, rows (H + padding) + padding, columns (W + padding) + padding], filled row by row.
 
     Missing images of the last row are `background`, in [-1, 1]; `columns` is the width even if there are fewer images.
@@ -37,10 +46,7 @@ def grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0
     if columns < 1:
         raise UserError(f"columns must be at least 1, got {columns}")
     num_images, channels, height, width = images.shape
-    rows = -(-num_images // columns)
-    sheet = images.new_full(
-        (channels, rows * (height + padding) + padding, columns * (width + padding) + padding), background
-    )
+    sheet = images.new_full((channels, *grid_size(num_images, columns, (height, width), padding)), background)
     for place, image in enumerate(images):
         top = padding + place // columns * (height + padding)
         left = padding + place % columns * (width + padding)

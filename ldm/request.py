@@ -1,6 +1,6 @@
 """A validated request to a drawer, ready to be sampled: from sample.py's command line or from Python's options."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from ldm.config import takes, with_moved_keys
 from ldm.config.keys import bare
 from ldm.config.overrides import parse
 from ldm.diffusion.interpolation import Frames
-from ldm.drawer import Drawer
+from ldm.drawer import TURNS, Drawer, batched, turns_of
 from ldm.errors import UserError
 from ldm.frames import Frame
 from ldm.generate import Ask, finished
@@ -36,6 +36,7 @@ class Request:
         rows = read_conditions(tree)
         check_paint(tree, words, rows)
         check_guides(tree, {bare(word).partition(".")[0] for word in words})
+        self._turns = asked_turns(tree["turns"], drawer)
         drawer.decode_in_tiles(tree["tile"])
         on_canvas = read_canvas(tree)
         tree = tree if on_canvas is None else tiled_for(on_canvas.size, tree, words, drawer)
@@ -88,20 +89,19 @@ class Request:
 
     def images(self, part: Sequence[tuple[int, int]]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] for pairs of (row, number); see Drawer.generate."""
-        return self.begun([part])[0]()
+        [draw] = self.begun([part])
+        return draw()
 
     def begun(
         self, parts: Sequence[Sequence[tuple[int, int]]], tell: Callable[[str], Any] = lambda words: None
-    ) -> list[Callable[[], Tensor]]:
-        """What makes the `images` of each of `parts`, to be called in their order; see Drawer.begun."""
-        if self._drawer.residency:
-            draws = self._drawer.begun([self._ask(part) for part in parts], tell)
-        else:  # no batch waits for another, nor in memory
-            draws = [partial(self._drawn, part) for part in parts]
-        return [partial(finished, draw, self._finish) for draw in draws]
+    ) -> Iterator[Callable[[], Tensor]]:
+        """What makes the `images` of each of `parts`, to be called in their order, as they come; see Drawer.begun.
 
-    def _drawn(self, part: Sequence[tuple[int, int]]) -> Tensor:
-        return self._drawer.begun([self._ask(part)])[0]()
+        Where experts come and go, `turns` of them wait for each other, and in memory; else none does.
+        """
+        for several in batched(parts, turns_of(self._drawer, self._turns)):
+            for draw in self._drawer.begun([self._ask(part) for part in several], tell):
+                yield partial(finished, draw, self._finish)
 
     def _ask(self, part: Sequence[tuple[int, int]]) -> Ask:
         numbers = torch.tensor([number for _, number in part], device=self._device)
@@ -118,6 +118,16 @@ class Request:
 def _numbered(row: Mapping[str, Any], drawer: Drawer) -> dict[str, Any]:
     """A row of conditions whose class is a number."""
     return {**row, **({"label": class_number(row["label"], drawer.data)} if "label" in row else {})}
+
+
+def asked_turns(turns: int | None, drawer: Drawer) -> int:
+    """How many batches wait for each other where experts come and go, None being `TURNS`.
+
+    Raises UserError where none does.
+    """
+    if turns is not None and not drawer.residency:
+        raise UserError(f"turns={turns}: is of experts that come and go; residency=one makes them")
+    return TURNS if turns is None else turns
 
 
 def check_guides(tree: Mapping[str, Any], asked: Collection[str]) -> None:

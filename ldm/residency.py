@@ -101,13 +101,15 @@ class OneResident:
             stored.leave(self._device)
 
     def tuned(self, members: Sequence[Model], compile: Compile, precision: Precision = "fp32") -> None:
-        self._tuned = True
         if compile == "graphs":
             raise UserError(f"residency={self._name}: compile=graphs holds the weights where they are")
-        for stored in self._stored:
-            stored.lower(precision, self._device)
+        self._tuned = True
+        for number, stored in enumerate(self._stored):
             compile_network(stored.network, compile, self._device)
-        self._inside = None
+            if stored.lower(precision, self._device) and number == self._inside:
+                self._inside = None
+        if self._inside is not None:
+            tuned(self._stored[self._inside].network, self._device)
 
     def plan(self, numbers: Sequence[int]) -> None:
         if not numbers:

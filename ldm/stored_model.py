@@ -10,7 +10,7 @@ from ldm.checkpoint.pieces import pieces
 from ldm.device import give_memory_back
 from ldm.errors import UserError
 from ldm.model import Model, lower_denoiser
-from ldm.networks.precision import Precision
+from ldm.networks.precision import Precision, low_dtype
 
 BLOCK = 1 << 20  # bytes that are read ahead at a time
 Loaded = dict[str, Tensor]
@@ -52,10 +52,15 @@ class Stored:
             own.data = tensor.to(device, own.dtype, non_blocking=True, copy=True)
         self.nbytes = sum(tensor.nbytes for tensor in self._own.values())
 
-    def lower(self, precision: Precision, device: torch.device) -> None:
-        """Take the weights in this precision from now on; those that are there leave, all else is on `device`."""
+    def lower(self, precision: Precision, device: torch.device) -> bool:
+        """Take the weights in this precision from now on. Whether that is another than theirs: those that are there
+        have left then, and all else is on `device`.
+        """
         lower_denoiser(self.model.denoiser, precision, device)
+        if low_dtype(precision) is None:
+            return False
         self.leave(device)
+        return True
 
     def pinned(self, device: torch.device) -> Loaded:
         """The weights in memory that a GPU copies from by itself."""

@@ -15,7 +15,11 @@ def benchmark(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-SUITES = ["unet_train", "unet_sample", "ema", "optimizer", "autoencoder", "overhead", "cache", "loader", "inpainting"]
+SUITES = [
+    "unet_train", "unet_sample", "guidance", "kernels", "ema", "optimizer", "autoencoder", "overhead", "cache",
+    "loader", "inpainting",
+]  # fmt: skip
+GROWTH = ["growth_batch", "growth_resume", "growth_evaluation", "growth_images", "first_step", "ranks", "plan"]
 
 
 @pytest.mark.slow
@@ -29,7 +33,7 @@ def test_a_suite_prints_ratios_against_its_peers(suite):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["growth_batch", "growth_resume", "growth_evaluation", "first_step", "ranks", "plan"])
+@pytest.mark.parametrize("suite", GROWTH)
 def test_a_suite_of_growth_holds_figures_to_goals(suite):
     found = benchmark(f"suite={suite}", "repeats=1")
     assert found.returncode == 0, found.stderr

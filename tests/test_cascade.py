@@ -290,6 +290,19 @@ def test_what_a_command_line_asks_is_for_the_first_that_draws_and_its_conditions
         model.guided(asked, LABELS, 3)
 
 
+def test_what_guidance_compares_is_one_batch_in_every_stage_that_is_guided(runs):
+    model, counts, found = load_drawer(runs / "three.yaml"), [], []
+    for network in model.networks:
+        network.register_forward_pre_hook(lambda own, given: counts.append((own, len(given[0]))))
+    for one_call in (False, True):
+        counts.clear()
+        images = draw(model, tree={"guidance": {"scale": 3.0}, "one_call": one_call})
+        found.append((images, [[size for own, size in counts if own is network] for network in model.networks]))
+    (apart, each), (together, once) = found
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-3)
+    assert each[:2] == [[3] * 8, [3] * 6] and once == [[6] * 4, [6] * 3, each[2]]
+
+
 def test_a_picture_of_another_shape_is_drawn_by_convolution(runs):
     model = load_drawer(runs / "three.yaml")
     assert draw(model, size=(32, 48)).shape == (3, 3, 32, 48)

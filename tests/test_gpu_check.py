@@ -3,8 +3,9 @@
 import importlib
 import json
 import subprocess
+import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -58,18 +59,18 @@ def test_a_failure_or_a_hang_is_named_and_the_rest_goes_on(
 ):
     begun: list[str] = []
 
-    def pretended(command: list[str], **named) -> SimpleNamespace:
+    def pretended(command: list[str], limit: float) -> tuple[int | None, str]:
         name = next(word.removeprefix("measure=") for word in command if word.startswith("measure="))
         begun.append(name)
         if name == "updates" and begun.count(name) == 1:
-            raise subprocess.TimeoutExpired(command, named["timeout"])
+            return None, ""
         if name == "memory" and begun.count(name) == 1:
-            return SimpleNamespace(returncode=1, stderr="Traceback\n  ...\nRuntimeError: no memory\n")
+            return 1, "Traceback\n  ...\nRuntimeError: no memory\n"
         row = {"what": f"the {name}", "value": 3.0, "unit": "ms", "goal": 2.0, "at_most": True, "note": ""}
         (tmp_path / f"{name}.rows").write_text(json.dumps([row]))
-        return SimpleNamespace(returncode=0, stderr="")
+        return 0, ""
 
-    monkeypatch.setattr(check.subprocess, "run", pretended)
+    monkeypatch.setattr(check, "_ended", pretended)
     words = ["device=cpu", "size=tiny", f"out={tmp_path}"]
     assert check.main(words) == 1
     said = capsys.readouterr().out
@@ -83,6 +84,19 @@ def test_a_failure_or_a_hang_is_named_and_the_rest_goes_on(
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["measurements"]) == set(check.LIMITS) and results["device"] == "CPU"
     assert check.main([*words, "only=updates", "again=true"]) == 0 and begun[-1] == "updates"
+
+
+def test_a_process_that_hangs_ends_with_those_it_has_started(check: ModuleType, tmp_path: Path):
+    script = f"sleep 60 & echo $! > {tmp_path}/child; echo waits >&2; wait"
+    began = time.monotonic()
+    assert check._ended(["sh", "-c", script], 2.0) == (None, "waits\n")
+    assert time.monotonic() - began < 30, "not until its child has closed its streams"
+    state = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    deadline = time.monotonic() + 10
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not state.exists() or " Z " in state.read_text()
+    assert check._ended(["sh", "-c", "echo no >&2; exit 3"], 60.0) == (3, "no\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")

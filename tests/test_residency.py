@@ -1,5 +1,6 @@
 """Members of an ensemble that come and go: the same images bit for bit, one expert in memory, one switch a boundary."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -93,6 +94,16 @@ def test_members_that_come_and_go_are_in_bf16_bit_for_bit_as_those_that_stay(man
     images = whole.generate(*ask)
     assert model.generate(*ask).equal(images) and not exact.generate(*plain).equal(images)
     assert model.residency["peak_bytes"] < 0.7 * exact.residency["peak_bytes"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_member_that_is_there_stays_while_its_precision_does(manifest: Path, mode: str):
+    model = resident(manifest, mode)
+    [ask] = asks(model, 1)
+    images, inside = model.generate(*ask), held(model)
+    assert inside and held(model.tuned()) == inside, "laid out where it is, not read again"
+    assert model.generate(*ask).equal(images)
+    assert held(model.tuned(precision="bf16")) < 0.01 * inside, "it comes again in the other precision"
 
 
 @pytest.mark.parametrize("name", ["heun", "kutta3", "dpmpp_2m"])
@@ -190,6 +201,48 @@ def test_sample_says_the_switches_and_the_recipe_has_them(manifest: Path, tmp_pa
     assert recipes[1]["residency"]["switches"] == 2 and "residency" not in recipes[1]["options"]
     assert sample.main([f"again={tmp_path / 'one' / '3_0001.png'}", f"out={tmp_path}", "residency=disk"]) == 0
     assert "bit for bit" in capsys.readouterr().out
+
+
+def test_no_more_batches_of_a_request_wait_in_memory_than_are_asked_for(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    begin, together, waiting = Ensemble.begun, [], []
+
+    def begun(self: Ensemble, asked: Sequence[Ask], *more: object) -> list:
+        together.append(len(asked))
+        draws = begin(self, asked, *more)
+        gc.collect()
+        waiting.append(sum(len(each._answers) for each in gc.get_objects() if isinstance(each, Turn)))
+        return draws
+
+    monkeypatch.setattr(Ensemble, "begun", begun)
+    words = [f"model={manifest}", "label=[0,3]", "num_images=18", "batch_size=2", "num_steps=8", "device=cpu"]
+    found = []
+    for own in (["residency=all"], ["residency=one"], ["residency=one", "turns=3"]):
+        together.clear()
+        waiting.clear()
+        assert sample.main([*words, *own, f"out={tmp_path / own[-1]}"]) == 0
+        found.append((list(together), list(waiting)))
+    said = [line.partition("; ")[2].partition(" in ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["", f"{3 * 3 - 1} switches of experts", f"{3 * 6 - 1} switches of experts"]
+    (apart, none), (eight, most), (three, few) = found
+    assert (apart, eight, three) == ([1] * 18, [8, 8, 2], [3] * 6)
+    assert not any(none) and most[0] == most[1] == 4 * most[2] and few == [most[0] * 3 / 8] * 6
+    recipes = [json.loads((tmp_path / own / "3_0017.json").read_text()) for own in ("residency=all", "turns=3")]
+    assert recipes[0]["pixels"] == recipes[1]["pixels"] and "turns" not in recipes[1]["options"]
+
+
+def test_turns_are_of_experts_that_come_and_go(manifest: Path, tmp_path: Path):
+    for model, turns, problem in (
+        (manifest, 3, "^turns=3: is of experts that come and go; residency=one makes them$"),
+        (manifest.parent / "low", 3, "^turns=3: is of experts that come and go"),
+        (manifest, 0, "^turns=0: must be at least 1$"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            sample.main([f"model={model}", "label=0", f"turns={turns}", "device=cpu", f"out={tmp_path}"])
+        with pytest.raises(UserError, match=problem):
+            ldm.load(model, device="cpu").sample(label=0, turns=turns)
+    assert len(ldm.load(manifest, device="cpu", residency="one").sample(label=0, turns=3, num_steps=2)) == 4
 
 
 @pytest.mark.parametrize("mode", MODES)

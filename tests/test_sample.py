@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from untrained import untrained_run
 import sample
 from ldm.checkpoint import weights
 from ldm.config import compose, overriding
-from ldm.data.decoding import read_picture
+from ldm.data.decoding import MAX_PIXELS, read_picture
 from ldm.data.rasters import framed
 from ldm.data.transforms import View
 from ldm.diffusion.denoiser import Denoiser
 from ldm.errors import UserError
 from ldm.given import collate
+from ldm.images import grid_size
 from ldm.loading import load
 from sample import file_names, main, read_conditions
 
@@ -93,7 +95,7 @@ def test_a_home_of_nobody_is_a_file_that_is_not_there():
         read_conditions(tree(prompts="~nobody-of-that-name/x.txt"))
 
 
-def test_a_place_where_no_image_can_be_written_is_named_before_the_model_is_loaded(tmp_path, monkeypatch):
+def test_a_place_where_no_image_can_be_written_is_named_before_the_model_is_loaded(model, tmp_path, monkeypatch):
     monkeypatch.setattr("ldm.loading.load_drawer", None)
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -102,10 +104,10 @@ def test_a_place_where_no_image_can_be_written_is_named_before_the_model_is_load
     for out, said in (("mine", "mine is a file"), ("mine/deep", "mine is a file"), ("loop", "link that leads nowhere"),
                       ("gone/x", "gone is a link that leads nowhere")):  # fmt: skip
         with pytest.raises(UserError, match=f"out=.*{said}; name a"):
-            main([f"model={tmp_path}", f"out={tmp_path}/{out}"])
+            main([f"model={model}", f"out={tmp_path}/{out}"])
     monkeypatch.setattr("os.access", lambda place, mode: Path(place).name != "locked")  # root may write everywhere
     with pytest.raises(UserError, match=r"out=.*no permission to write into .*locked"):
-        main([f"model={tmp_path}", f"out={tmp_path}/locked/a/b"])
+        main([f"model={model}", f"out={tmp_path}/locked/a/b"])
 
 
 def test_captions_stay_texts_and_labels_become_a_tensor():
@@ -150,6 +152,13 @@ def test_images_carry_their_facts_and_a_grid_shows_all(model, tmp_path, capsys):
     assert "3 images in" in capsys.readouterr().out
 
 
+def test_on_a_cpu_what_an_evaluation_frees_is_kept_for_the_next(model, tmp_path, monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr("ldm.device.keep_memory", lambda: asked.append(True))
+    assert main([f"model={model}", "label=3", "num_images=1", "device=cpu", f"out={tmp_path}"]) == 0
+    assert asked == [True]
+
+
 def test_several_classes_are_rows_of_one_sheet_each_as_alone(model, tmp_path):
     assert main([f"model={model}", "label=[3,animals-nature]", "num_images=3", f"out={tmp_path}/both"]) == 0
     both = pixels(tmp_path / "both")
@@ -185,6 +194,23 @@ def test_of_images_that_the_grid_does_not_show_nothing_is_kept(tmp_path, monkeyp
     given = {"out": tmp_path, "num_images": 20, "batch_size": 2, "enlarge": 1}
     sample.write_images(given, [{"caption": "x"}], Saved(), begun)
     assert alive[4:] == [alive[4]] * 6
+
+
+def test_the_grid_is_no_larger_than_a_picture_that_can_be_made_anew(model, tmp_path, monkeypatch, capsys):
+    assert sample.in_grid(50_000, 1, (256, 256), 1) == sample.in_grid(50_000, 1000, (256, 256), 1) == 1000
+    assert sample.in_grid(7, 7, (32, 32), 4) == 7 and sample.in_grid(9, 4, (1 << 13, 1 << 13), 4) == 1
+    for columns in (1, 7, 1000):
+        shown = sample.in_grid(3000, columns, (512, 768), 2)
+        sizes = [4 * math.prod(grid_size(n, min(columns, n), (512, 768))) for n in (shown, shown + 1)]
+        assert sizes[0] <= MAX_PIXELS < sizes[1]
+
+    monkeypatch.setattr("ldm.data.decoding.MAX_PIXELS", 4 * 12 * 32)  # two rows of three pictures of 8 px, enlarged
+    words = [f"model={model}", "label=[3,1,2]", "num_images=3", "batch_size=2", "enlarge=2", "device=cpu"]
+    assert main([*words, f"out={tmp_path}/out"]) == 0
+    assert f"9 images in {tmp_path}/out/, the first 3 together in" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "grid.png").size == (64, 24)
+    assert main([f"again={tmp_path}/out/grid.png", f"out={tmp_path}"]) == 0
+    assert "bit for bit" in capsys.readouterr().out
 
 
 def test_an_image_does_not_depend_on_the_batch_it_is_made_in(model, tmp_path):

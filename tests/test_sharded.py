@@ -176,3 +176,21 @@ def test_a_compiled_network_is_sharded_as_any(first_stage: Run, tmp_path: Path, 
     two = run_ranks("quickstart/diffusion", 2, tmp_path, *own, "task.compile=true", run="two")
     assert_same(one, two, 2, 1e-6)
     assert list((tmp_path / "compiled").rglob("*.so")), "nothing was compiled"
+
+
+@pytest.mark.slow
+def test_sharded_ranks_begin_from_their_parents_average_as_one_process_does(first_stage: Run, tmp_path: Path):
+    own = (f"first_stage={first_stage.folder}", *OPTIONS)
+    parent = run_ranks("quickstart/diffusion", 2, tmp_path, *own, run="parent")
+    average, last = (load_file(parent / "weights" / f"step_00000002.{kind}.safetensors") for kind in ("ema", "raw"))
+    own = (*own, f"branch={parent}", "branch_weights=ema")
+
+    still = run_ranks("quickstart/diffusion", 2, tmp_path, *own, "optimizer.lr=0.0", "max_steps=1", run="still")
+    for kind in ("ema", "raw"):
+        found = load_file(still / "weights" / f"step_00000001.{kind}.safetensors")
+        torch.testing.assert_close(found, average, rtol=0, atol=1e-7)
+    assert any((found[name] - last[name]).abs().max() > 1e-4 for name in found), "the parent's average is another"
+
+    one = train("quickstart/diffusion", tmp_path, *own, run="one").folder
+    two = run_ranks("quickstart/diffusion", 2, tmp_path, *own, run="two")
+    assert_same(one, two, 2, 1e-6)

@@ -44,8 +44,9 @@ class StageRecipe:
         return changed(own if all(takes(own, key) for key in asked) else CLASSIFIER_FREE, asked)
 
     def later(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """What of `tree` is for all stages, the windows of tiling, and for the rest this."""
-        return {**self.tree, "tiling": self.tree["tiling"] or tree.get("tiling")}
+        """What of `tree` is for all stages, the windows of tiling and `one_call`, and for the rest this."""
+        tiling, one_call = self.tree["tiling"] or tree.get("tiling"), tree.get("one_call", False)
+        return {**self.tree, "tiling": tiling, "one_call": one_call}
 
     @property
     def plain(self) -> dict[str, Any]:

@@ -125,6 +125,7 @@ ROOT_TYPES = {
     "condition_curves.sheet_scale": float,
     "canvas": int | list[int],
     "to_seed": int,
+    "sample.turns": int,
     "tile": int,
     "members": list[str],
     "stages": list[str],
@@ -175,6 +176,7 @@ POSITIVE = frozenset(
         "num_images",
         "num_samples",
         "batch_size",
+        "turns",
         "enlarge",
     }
 )

@@ -30,7 +30,7 @@ BRUSHES = {"red": "#e6194b", "green": "#3cb44b", "blue": "#4363d8", "yellow": "#
 SETTINGS = ("num_images", "seed", "num_steps", "sampler", "sigmas", "guidance.scale", "height", "width")
 OF_PAGE = (
     "model", "ema", "residency", "compile", "precision", "device", "plugins", "prompts", "phrases", "given",
-    "batch_size", "alignment", "distance", "keep_stages", "one_call",
+    "batch_size", "turns", "alignment", "distance", "keep_stages", "one_call",
 )  # fmt: skip
 
 

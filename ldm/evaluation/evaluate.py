@@ -65,7 +65,7 @@ def evaluate(tree: dict[str, Any], yardsticks: Yardsticks | None = None) -> tupl
         config = (path.parent.parent if path.suffix == ".safetensors" else path) / "config.yaml"
         if config.exists() and is_first_stage(load_tree(config)):
             return _first_stage(tree, protocol, said)
-    check_least(tree, {"seed": 0, "resamples": 0, "turns": 1})
+    check_least(tree, {"seed": 0, "resamples": 0})
     if tree["npz"] and Path(tree["npz"]).suffix != ".npz":
         raise UserError(f"npz={tree['npz']}: samples are written as FILE.npz")
     asked = _asked_scales(tree["guidance"].get("scale"))

@@ -34,7 +34,8 @@ KEY = "recipe"  # of the PNG's text
 RUNS = ("first_stage", "weak_model", "classifier")  # keys that name one, beside `model`
 # Keys that say where something lies, or how many images are made at once: no image depends on them.
 BESIDE = (
-    "model", "again", "out", "device", "plugins", "given", "batch_size", "residency", "keep_stages", *RUNS
+    "model", "again", "out", "device", "plugins", "given", "batch_size", "turns", "residency", "keep_stages",
+    *RUNS,
 )  # fmt: skip
 OF_LOSS_GUIDANCE = ("operator", "distance", "alignment")
 ASKED_BY = {**dict.fromkeys(OF_LOSS_GUIDANCE, "loss_guidance"), "painting": "paint"}  # groups without which none counts

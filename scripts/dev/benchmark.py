@@ -32,9 +32,9 @@ from options import parse
 from ldm.config import guarded
 from ldm.errors import UserError
 
-SUITES = ("autoencoder", "unet_train", "unet_sample", "ema", "optimizer", "overhead", "cache", "loader", "inpainting",
-          "growth_batch", "growth_samples", "growth_resume", "growth_evaluation", "first_step", "ranks",
-          "plan")  # fmt: skip
+SUITES = ("autoencoder", "unet_train", "unet_sample", "guidance", "kernels", "ema", "optimizer", "overhead", "cache",
+          "loader", "inpainting", "growth_batch", "growth_samples", "growth_resume", "growth_evaluation",
+          "growth_images", "first_step", "ranks", "plan")  # fmt: skip
 # memory_of is for processes that measure one contestant alone, findings the file of what a suite of several found.
 KEYS = {
     "suite": "", "repeats": 7, "batch_size": 0, "image_size": 0, "precision": "both", "compile": False, "out": "",

@@ -16,9 +16,13 @@ others go on. The same command again repeats only those, and finds what was comp
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +114,35 @@ def _measured(name: str, device: str, options: dict[str, Any]) -> dict[str, Any]
     found.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__)), *words]
     began = time.monotonic()
-    try:
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
+    status, stderr = _ended(command, limit)
+    if status is None:
         return {**kept, "failed": f"took longer than {limit} s"}
-    if process.returncode or not found.exists():
-        said = [line for line in process.stderr.splitlines() if line.strip()] or [f"status {process.returncode}"]
-        return {**kept, "failed": said[-1][:200], "said": process.stderr[-4000:]}
+    if status or not found.exists():
+        said = [line for line in stderr.splitlines() if line.strip()] or [f"status {status}"]
+        return {**kept, "failed": said[-1][:200], "said": stderr[-4000:]}
     rows = json.loads(found.read_text())
     found.unlink()
     return {**kept, "seconds": round(time.monotonic() - began, 1), "rows": rows}
+
+
+def _ended(command: list[str], limit: float) -> tuple[int | None, str]:
+    """The exit status of a process, None if it was killed after `limit` seconds, and what it said on stderr.
+
+    It has a group of its own, which ends with it: workers of data or of a compiler would hold a GPU's memory, and a
+    pipe to here open.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        return status, said.read()
 
 
 def _measure(name: str, device: Any, size: str, out: Path) -> None:
