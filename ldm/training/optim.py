@@ -85,8 +85,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 def go_on_from(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`load_state`, but for the rates and other settings, which stay this optimizer's own.
 
-    Torch takes the settings of the `state` too. What a class names as its `COUNTS` are no settings. Raises UserError for
-    a state of other parameters, or of another kind of optimizer.
+    Torch takes the settings of the `state` too. What a class names as its `COUNTS` are no settings. Raises UserError
+    for a state of other parameters, or of another kind of optimizer.
     """
     counts = {"params", *getattr(optimizer, "COUNTS", ())}
     for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
