@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from untrained import untrained_run
 import ldm
 import sample
 import scripts.demo
+from ldm import ensemble_model
 from ldm.cascade.manifest import write_manifest as write_cascade
 from ldm.config import CONF, compose
 from ldm.drawer import Drawer
@@ -206,16 +208,23 @@ def test_sample_says_the_switches_and_the_recipe_has_them(manifest: Path, tmp_pa
 def test_no_more_batches_of_a_request_wait_in_memory_than_are_asked_for(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    begin, together, waiting = Ensemble.begun, [], []
+    begin, together, waiting, turns = Ensemble.begun, [], [], WeakSet()
+
+    class Seen(Turn):
+        def __init__(self) -> None:
+            super().__init__()
+            turns.add(self)
 
     def begun(self: Ensemble, asked: Sequence[Ask], *more: object) -> list:
         together.append(len(asked))
         draws = begin(self, asked, *more)
-        gc.collect()
-        waiting.append(sum(len(each._answers) for each in gc.get_objects() if isinstance(each, Turn)))
+        gc.collect()  # those of before hold each other
+        waiting.append(sum(len(each._answers) for each in turns))
         return draws
 
     monkeypatch.setattr(Ensemble, "begun", begun)
+    monkeypatch.setattr(ensemble_model, "Turn", Seen)
+    gc.freeze()  # what other tests left is not looked through each time
     words = [f"model={manifest}", "label=[0,3]", "num_images=18", "batch_size=2", "num_steps=8", "device=cpu"]
     found = []
     for own in (["residency=all"], ["residency=one"], ["residency=one", "turns=3"]):
@@ -225,6 +234,7 @@ def test_no_more_batches_of_a_request_wait_in_memory_than_are_asked_for(
         found.append((list(together), list(waiting)))
     said = [line.partition("; ")[2].partition(" in ")[0] for line in capsys.readouterr().out.splitlines()]
     assert said == ["", f"{3 * 3 - 1} switches of experts", f"{3 * 6 - 1} switches of experts"]
+    gc.unfreeze()
     (apart, none), (eight, most), (three, few) = found
     assert (apart, eight, three) == ([1] * 18, [8, 8, 2], [3] * 6)
     assert not any(none) and most[0] == most[1] == 4 * most[2] and few == [most[0] * 3 / 8] * 6

@@ -38,7 +38,8 @@ def untrained_run(folder: Path, *overrides: str, seed: int = 0, finished: bool =
     (folder / "config.yaml").write_text(dump(tree))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     counters = {"samples_seen": 64, "seconds": 1.0}
-    weights.save(folder / "weights", 1, {"ema": state, "raw": state}, counters)
+    kinds = ("raw",) if "ema=null" in overrides else ("ema", "raw")
+    weights.save(folder / "weights", 1, dict.fromkeys(kinds, state), counters)
     if finished:
         weights.amend(folder / "weights", facts(parts))
     return folder

@@ -115,9 +115,9 @@ def load(path: Path, kind: str = "ema") -> Weights:
     for place, description in enumerate(found):
         file = description.with_suffix(f".{kind}.safetensors")
         try:
-            # one that was kept and is gone is missed, and not replaced
-            kept = file.exists() or (description.exists() and kind in describe(description)["sha256"])
-            return read(file if kept else description.with_suffix(".raw.safetensors"))
+            if not file.exists() and description.exists() and kind in describe(description)["sha256"]:
+                raise UserError(f"{file}: no such weights, which were kept; put them back, or ema=raw does without")
+            return read(file if file.exists() else description.with_suffix(".raw.safetensors"))
         except ValueError as error:
             if place == len(found) - 1:
                 raise
