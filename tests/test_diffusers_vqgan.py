@@ -57,7 +57,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_trains(tmp_path: Pat
         table.writeheader()
         table.writerow({"row": "ours", "seed": 0, "budget": 60, "num_samples": 506, "overrides": "", "device": "cpu"})
     for word, said in {
-        "rows=theirs": "'theirs' is none of ours, spatial, group", "seeds=one": "seeds=one: whole numbers",
+        "rows=theirs": "'theirs' is none of ours, spatial, group, fast", "seeds=one": "seeds=one: whole numbers",
         "device_seconds=0": "at least 1 second", "results=rows.txt": "ends in .csv",
         f"results={rows}": "has rows of device_seconds=60; choose another file", "row=ours": "row: no such key",
     }.items():  # fmt: skip
