@@ -47,7 +47,6 @@ PEERS: Mapping[str, tuple[Row, float]] = {
     "group": (GROUP, RATE),
     "fast": (GROUP, 10 * RATE),
 }
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1]
 STAGE = 15  # the last layer of VGG16's third stage
 ASKED = {"budget": "device_seconds", "num_samples": "num_samples", "overrides": "overrides", "device": "device"}
 
@@ -194,6 +193,7 @@ class Peer:
 
         from ldm.build import Parts
         from ldm.device import choose, computes_bf16
+        from ldm.metrics.features import IMAGENET_MEAN, IMAGENET_STD
         from ldm.networks.lpips import pretrained_lpips
 
         torch.manual_seed(seed)
@@ -206,7 +206,8 @@ class Peer:
         self.network = VQModel(act_fn="silu", num_vq_embeddings=codes, **shape, **network).to(self.device)
         self.discriminator = discriminator().to(self.device)
         self.vgg = pretrained_lpips("vgg").features[: STAGE + 1].to(self.device)
-        self.mean, self.std = (torch.tensor(each, device=self.device).view(1, 3, 1, 1) for each in (MEAN, STD))
+        colours = (torch.tensor(each, device=self.device) for each in (IMAGENET_MEAN, IMAGENET_STD))
+        self.mean, self.std = (each.view(1, 3, 1, 1) for each in colours)
         self.optimizers = [
             torch.optim.AdamW(part.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=DECAY, eps=1e-8)
             for part in (self.network, self.discriminator)
