@@ -6,6 +6,7 @@ skips and counts it. Metadata that cannot be read, or lacks a field, breaks the 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import inf
@@ -19,7 +20,8 @@ from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.members import read_entries, read_text
 from ldm.data.user_error import UserError
 
-HEX = frozenset("0123456789abcdef")
+# A hash alone on its line, in capitals or not, or before the name of its file, as sha256sum writes it.
+SHA256 = re.compile(r"([0-9a-fA-F]{64})( [ *].+)?")
 
 
 class FilterRules(TypedDict, total=False):
@@ -37,7 +39,7 @@ class Filters:
 
     `min_size`: pixels of the shorter side, at least. `aspect`: width / height, [from, to]. `ranges`: [from, to] for
     fields of the json; null leaves a side open. `values`: what fields of the json may be. `exclude`: a file that has
-    in each line a key, or the SHA-256 of an image file.
+    in each line a key, or the SHA-256 of an image file, alone or before a name as sha256sum writes it.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Filters:
 
     @cached_property
     def hashes(self) -> frozenset[str]:
-        """Those that are hashes."""
-        return frozenset(line for line in self.excluded if len(line) == 64 and HEX.issuperset(line))
+        """Those that are hashes, in small letters."""
+        found = map(SHA256.fullmatch, self.excluded)
+        return frozenset(match[1].lower() for match in found if match)
 
     @property
     def needs_size(self) -> bool:
@@ -94,7 +97,7 @@ class Filters:
     @cached_property
     def identity(self) -> str:
         """SHA-256 over everything that affects the decisions."""
-        facts = [self.min_size, self.aspect, self.ranges, self.values, sorted(self.excluded)]
+        facts = [self.min_size, self.aspect, self.ranges, self.values, sorted(self.excluded | self.hashes)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def broken(self, key: str, members: Mapping[str, bytes]) -> str | None:

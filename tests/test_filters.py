@@ -198,3 +198,13 @@ def test_what_makes_no_sense_names_its_key(filters: dict[str, Any], reason: str)
 def test_a_missing_list_is_named(shards: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.filters\.exclude=.*gone\.txt: cannot be read"):
         make(shards, {"exclude": str(tmp_path / "gone.txt")}).setup()
+
+
+@pytest.mark.parametrize("line", ["{}", "{}  evaluation/39.jpg", "{} *evaluation/39.jpg"])
+@pytest.mark.parametrize("capitals", [False, True])
+def test_a_list_of_hashes_is_read_as_programs_write_it(shards: str, tmp_path: Path, line: str, capitals: bool) -> None:
+    digest = hashlib.sha256(samples()[39]["jpg"]).hexdigest()
+    excluded = tmp_path / "evaluation.txt"
+    excluded.write_text(line.format(digest.upper() if capitals else digest) + "\n")
+    data = make(shards, {"exclude": str(excluded)})
+    assert kept(data) == list(range(39)) and data.removed == {"exclude": 1}
