@@ -83,6 +83,7 @@ def test_a_set_may_be_json_and_without_pictures(tmp_path: Path):
         ("a.csv", "prompt,category\nx,y\n", "row 1 has no group; each row has prompt, category, group"),
         ("a.csv", "prompt,category,group\n", "no prompt in it"),
         ("a.csv", "prompt,category,group\na,b,c\n ,b,c\n", "row 2 has no prompt"),
+        ("a.csv", "prompt,category,group\na heart, red,hearts,signs\n", "row 1 has more cells than the header"),
         ("a.csv", "prompt,category,group\na,b,c\nd,b,e\n", "row 2: category 'b' is in the groups 'c' and 'e'"),
         ("a.csv", "prompt,category,group\na,b,c\na,b,c\n", "row 2: 'a' is in 'b' twice"),
         ("a.csv", "prompt,category,group,image\na,b,c,x.png\nd,b,c,\n", "row 2 has no image and others have"),

@@ -35,8 +35,9 @@ class Prompt:
 def read_prompt_set(path: Path) -> list[Prompt]:
     """The prompts of a file: a CSV with a header, or a JSON list of objects. Their order is kept.
 
-    Raises UserError naming the file and the row for one without a prompt, a category or a group, a category in two
-    groups, a prompt that is in its category twice, and pictures of some prompts only; FileNotFoundError.
+    Raises UserError naming the file and the row for one without a prompt, a category or a group, with more cells than
+    the header has, a category in two groups, a prompt that is in its category twice, and pictures of some prompts only;
+    FileNotFoundError.
     """
     if not path.is_file():
         raise FileNotFoundError(f"prompts={path}: no such file; it is a CSV or a JSON list of {', '.join(NEEDED)}")
@@ -59,9 +60,13 @@ def categories(prompts: Sequence[Prompt]) -> dict[str, str]:
 def _csv(content: bytes) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(read_text(content, MAX_BYTES), newline=""))
     try:
-        return [dict(row) for row in reader]
+        rows = [dict(row) for row in reader]
     except csv.Error as error:
         raise UserError(f"after line {reader.line_num}: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if any(row.get(None, ())):  # type: ignore[call-overload]  # where the reader puts what has no name
+            raise UserError(f"row {number} has more cells than the header; a text with a comma stands in quotes")
+    return rows
 
 
 def _json(content: bytes) -> list[dict[str, Any]]:
