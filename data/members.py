@@ -4,7 +4,7 @@ malformed ones are a BadSample, and the sizes that a header claims are checked b
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,30 @@ def _wide_encoding(content: bytes) -> str | None:
 
 def read_entries(content: bytes) -> Mapping[str, Any]:
     """The JSON object that a member holds. A key that is there twice, with different values, is AMBIGUOUS."""
+    entries = _parsed(content, _object)
+    return entries if isinstance(entries, Mapping) else {}
+
+
+def read_object(content: bytes) -> Mapping[str, Any]:
+    """The JSON object that a member holds, to be written again: BadSample for none, and for a key that is there twice
+    with different values.
+    """
+    entries = _parsed(content, _unambiguous)
+    if not isinstance(entries, Mapping):
+        raise BadSample("broken json", "not a JSON object")
+    return entries
+
+
+def _parsed(content: bytes, to_object: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> Any:
     if len(content) > MAX_TEXT_BYTES:
         raise BadSample("broken json", f"{len(content)} bytes of JSON, {MAX_TEXT_BYTES} allowed")
     text = read_text(content)
     try:
-        entries = json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=to_object)
+    except BadSample:
+        raise
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4,300 digits
         raise BadSample("broken json", str(error)) from None
-    return entries if isinstance(entries, Mapping) else {}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -84,6 +100,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for name, value in pairs:
             if value is not AMBIGUOUS and value != found[name]:
                 found[name] = AMBIGUOUS
+    return found
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = _object(pairs)
+    for name, value in found.items():
+        if value is AMBIGUOUS:
+            raise BadSample("broken json", f"the json has {name!r} twice, and not the same")
     return found
 
 

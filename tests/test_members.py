@@ -8,7 +8,7 @@ import pytest
 from ldm.data.errors import BadSample
 from ldm.data.fields import Caption, Label, Layout
 from ldm.data.filters import Filters
-from ldm.data.members import MAX_TEXT_BYTES, read_entries, read_entry, read_text
+from ldm.data.members import MAX_TEXT_BYTES, read_entries, read_entry, read_object, read_text
 from ldm.data.rasters import picture
 
 BOM = b"\xef\xbb\xbf"
@@ -68,6 +68,11 @@ def test_a_key_that_is_there_twice_is_refused_where_it_is_asked_for() -> None:
     assert read_entry(content, "d", "missing") == 3
     with pytest.raises(BadSample, match="'a' twice"):
         read_entry(content, "a", "missing")
+    with pytest.raises(BadSample, match="'c' twice"):
+        read_object(content)
+    with pytest.raises(BadSample, match="not a JSON object"):
+        read_object(b'["a"]')
+    assert read_object(b'{"d": [3], "d": [3]}') == {"d": [3]}
 
 
 @pytest.mark.parametrize("text", ["+3", "-3", "3.0", "\u0663", "0x3", "3 4", "1e3", "3\u00b2", "", "9" * 11, "3,"])

@@ -111,6 +111,20 @@ def test_it_goes_on_and_never_mixes_scores(folder: Path, scored: Path):
         score_shards(compose("score_shards", words(folder, "in")))
 
 
+def test_a_json_that_could_not_be_written_again_stays_as_it_is(folder: Path, tmp_path: Path):
+    good = next(content for name, content in members(folder / "in/train-0.tar").items() if name.endswith(".json"))
+    picture = next(content for name, content in members(folder / "in/train-0.tar").items() if name.endswith(".webp"))
+    odd = [b'{"caption": "a key", "x": {"y": 1, "y": 2}}', b'["a key", "a red key"]']
+    rows = [{"__key__": f"{n}", "webp": picture, "json": text} for n, text in enumerate([good, *odd])]
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in/train-0.tar", rows)
+    aesthetic = [word for word in words(folder, "x") if word.startswith("aesthetic")]
+    more = [f"shards={tmp_path}/in/*.tar", f"out={tmp_path}/out", "device=cpu", "image_size=32"]
+    score_shards(compose("score_shards", [*aesthetic, *more]))
+    found = members(tmp_path / "out/train-0.tar")
+    assert [found["1.json"], found["2.json"]] == odd and "aesthetic_score" in json.loads(found["0.json"])
+
+
 def test_predictors_of_both_layouts_are_one_linear_map(tmp_path: Path):
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Dropout(), torch.nn.Linear(6, 1)).eval()

@@ -20,7 +20,7 @@ from ldm.data.decoding import PilDecoder
 from ldm.data.errors import BadSample
 from ldm.data.image_names import IMAGE_EXTENSIONS
 from ldm.data.index import ShardIndex, read_index
-from ldm.data.members import read_entries, read_text
+from ldm.data.members import read_object, read_text
 from ldm.data.paths import expand
 from ldm.data.shards import MemberReader
 from ldm.data.transforms import View, to_tensor
@@ -148,4 +148,5 @@ def _shown(sample: Mapping[str, Any], tree: Mapping[str, Any]) -> tuple[Any, str
 
 
 def _facts(sample: Mapping[str, Any]) -> Mapping[str, Any]:
-    return read_entries(sample["json"]) if "json" in sample else {}
+    """The json's entries. BadSample for what could not be written as it was: no object, or a key twice."""
+    return read_object(sample["json"]) if "json" in sample else {}
