@@ -7,13 +7,16 @@ import pytest
 from toys import train
 from untrained import untrained_run
 
-from ldm.build import Parts
 from ldm.config import compose, groups, overriding
+from ldm.ensemble import write_manifest
 from ldm.errors import UserError
 from ldm.evaluation import reference_file
 from ldm.evaluation.sampler_table import evaluations, sampler_table
+from ldm.loading import load_drawer
 from ldm.metrics.precision_recall import radii_of
 from ldm.run import Run
+
+CHAIN = ["schedule=scaled_linear", "precond=eps", "noise=discrete", "sigmas=ddim"]
 
 
 def tree(model: Path, *words: str) -> dict:
@@ -38,14 +41,24 @@ def test_a_table_is_whole_and_restartable(diffusion: Run, tmp_path: Path, monkey
     assert sampler_table(tree(diffusion.folder, *words))[0] == rows
 
 
-def test_evaluations_are_counted_for_every_sampler():
+def test_evaluations_are_counted_for_every_sampler(tmp_path: Path):
     several = {"heun": 19, "kutta3": 28, "plms": 11, "dpmpp_2s": 19, "dpmpp_sde": 19}
     once = ["euler", "euler_ancestral", "ddim", "ddpm", "deis", "dpmpp_2m", "consistency"]
     known = {**several, **dict.fromkeys(once, 10)}
+    model = load_drawer(untrained_run(tmp_path / "run"))
     for name in groups()["sampler"]:
-        node = compose("evaluate", ["model=x", f"sampler={name}"])["sampler"]
-        found = evaluations(Parts({"sampler": node})["sampler"], 10)
+        found = evaluations(model, compose("evaluate", ["model=x", f"sampler={name}", "num_steps=10"]))
         assert found == known.get(name, found) >= 10, name
+
+
+def test_on_levels_that_end_above_zero_the_last_step_is_counted_as_it_is(tmp_path: Path):
+    runs = [untrained_run(tmp_path / f"{n}", *CHAIN, f"expert.node=[1,{n}]", "conditioner=[]") for n in (0, 1)]
+    write_manifest(tmp_path / "both.yaml", runs)
+    asked = compose("evaluate", ["model=x", "sampler=heun", "num_steps=10"])
+    for path in (untrained_run(tmp_path / "whole", *CHAIN), tmp_path / "both.yaml"):
+        assert evaluations(load_drawer(path).hollow(), asked) == 20
+    ends_in_0 = compose("evaluate", ["model=x", "sampler=heun", "sigmas=trailing", "num_steps=10"])
+    assert evaluations(load_drawer(tmp_path / "whole"), ends_in_0) == 19
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")

@@ -3,25 +3,21 @@
 From the same noise and captions; points that are measured are kept, so that a table can be stopped, and made larger.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ldm.asked import check_folder, named_models
-from ldm.build import Parts
-from ldm.config import compose, groups, load_tree
+from ldm.config import compose, groups
 from ldm.config.keys import AT_MOST
 from ldm.config.numbers import check_guidance, check_least
 from ldm.device import choose
+from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import curve_keys, evaluate
 from ldm.evaluation.table import write_csv
 from ldm.evaluation.yardsticks import Yardsticks, yardsticks_of
 from ldm.holding import held
-from ldm.loading import check_draws
+from ldm.loading import check_draws, load_drawer
 from ldm.measuring import FEWEST
 from ldm.report.plots import loss_curves
 from ldm.sampling import levels_asked
@@ -43,9 +39,14 @@ def sampler_table(tree: dict[str, Any]) -> tuple[list[Row], Path]:
     device = choose(tree["device"])
     with held(folder, "evaluating into"):
         by = yardsticks_of(tree, device)  # what samples are compared with is looked at once for all cells
-        rows = [_row(tree, folder, name, count, [f"sampler={name}"], by) for name in samplers for count in counts]
+        model = _hollow(tree)
+        rows = [
+            _row(tree, model, folder, name, count, [f"sampler={name}"], by) for name in samplers for count in counts
+        ]
         for name, run in beside.items():
-            rows += [_row({**tree, "model": run}, folder, name, count, [], by) for count in counts]
+            other = {**tree, "model": run}
+            model = _hollow(other)
+            rows += [_row(other, model, folder, name, count, [], by) for count in counts]
         return _written(folder, [*samplers, *beside], rows)
 
 
@@ -111,9 +112,15 @@ def _written(folder: Path, samplers: list[str], rows: list[Row]) -> tuple[list[R
     return rows, folder
 
 
+def _hollow(tree: dict[str, Any]) -> Drawer:
+    """The model of `tree` without its weights: to ask it how it is sampled."""
+    return load_drawer(tree["model"], None, tree["ema"]).hollow()
+
+
 def _row(
-    tree: dict[str, Any], folder: Path, name: str, num_steps: int, chosen: list[str], yardsticks: Yardsticks
-) -> Row:
+    tree: dict[str, Any], drawer: Drawer, folder: Path, name: str, num_steps: int, chosen: list[str],
+    yardsticks: Yardsticks,
+) -> Row:  # fmt: skip
     """Quality of what is called `name` in `num_steps`, measured or as it was kept; `chosen` are the words for its own
     sampler, or none for that of the run.
     """
@@ -123,11 +130,11 @@ def _row(
     point = compose("evaluate", [*words, *chosen, f"out={folder / f'{name}_{num_steps}'}"])
     rows, _ = evaluate({**point, "metric": tree["metric"], "alignment": tree["alignment"]}, yardsticks)
     measured = {key: value for key, value in rows[0].items() if key != "scale"}
-    own = point["sampler"] or load_tree(Path(tree["model"]) / "config.yaml")["sampler"]
-    sampler = Parts({"sampler": own})["sampler"]
-    return {"sampler": name, "steps": num_steps, "evaluations": evaluations(sampler, num_steps), **measured}
+    return {"sampler": name, "steps": num_steps, "evaluations": evaluations(drawer, point), **measured}
 
 
-def evaluations(sampler: Callable[..., Tensor], num_steps: int) -> int:
-    """How often a sampler asks the denoiser on a sigma schedule of `num_steps` that ends in 0."""
-    return len(levels_asked(sampler, torch.linspace(1, 0, num_steps + 1)))
+def evaluations(drawer: Drawer, tree: dict[str, Any]) -> int:
+    """How often the sampler of `tree` (conf/evaluate.yaml), or a drawer's own, asks the denoiser on its schedule."""
+    asked = {key: tree[key] for key in ("sampler", "sigmas", "num_steps")}
+    sampling = drawer.sampling({**asked, "guidance": {"scale": 1.0}})
+    return len(levels_asked(sampling.sampler, sampling.sigmas))
