@@ -25,6 +25,7 @@ from ldm.convert.encoders import Encoder
 from ldm.convert.own_conditions import Condition
 from ldm.diffusion.counter_random import normal
 from ldm.ensemble import write_manifest
+from ldm.errors import UserError
 from ldm.run import Run, load
 
 SIZE = 32
@@ -264,6 +265,14 @@ def test_any_model_exports_to_safetensors(stages, tmp_path):
         path = export_model(run.folder, "safetensors", tmp_path / str(number) / "out")[0]
         names, own = load_file(path).keys(), weights.load(run.folder).state.keys()
         assert own <= names or any(name.startswith("model.diffusion_model.") for name in names), number
+
+
+def test_an_export_never_replaces_a_runs_config(stages, tmp_path):
+    run = made(stages["pixels"], tmp_path, *UNET, "conditioner=[]")
+    before = (run.folder / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"out=.*run: is a run's folder, whose config\.yaml would be replaced"):
+        export_model(run.folder, "safetensors", run.folder)
+    assert (run.folder / "config.yaml").read_bytes() == before and not (run.folder / "model.safetensors").exists()
 
 
 # Two experts: the first stage, words for both, words of the lower noise, those of the higher, what they are given.
