@@ -24,6 +24,7 @@ from toys import ROOT
 from untrained import untrained_run
 
 import sample
+from ldm.config import compose
 from ldm.demo import inputs
 from ldm.demo.drawing import new_folder, packed, pictures
 from ldm.demo.inputs import (
@@ -39,6 +40,7 @@ from ldm.demo.inputs import (
     inputs_of,
     more_words,
     tree_of,
+    tuned_words,
     words_of,
 )
 from ldm.ensemble import write_manifest
@@ -138,6 +140,17 @@ def test_what_is_filled_in_are_words_of_sample_py(tmp_path, monkeypatch):
     monkeypatch.undo()
     tree = tree_of("x", "ema", words, 4, "cpu", tmp_path)
     assert tree["prompt"] == "a, 'b' ${x}" and tree["guidance"]["limits"]["sigma_lo"] == 0.3
+    assert (tree["compile"], tree["precision"]) == (False, "fp32")
+
+
+def test_a_picture_of_a_page_in_bf16_says_so_and_so_does_its_line_in_a_shell(tmp_path):
+    page = compose("demo", ["model=x", "precision=bf16", "compile=true"])
+    tuned = tuned_words(page)
+    tree = tree_of("x", "ema", ["label=1"], 4, "cpu", tmp_path, tuned)
+    assert (tree["compile"], tree["precision"]) == (True, "bf16"), "its recipe has them, and again= draws by them"
+    line = shlex.split(command("x", "ema", ["label=1"], 4, tuned))[2:]
+    assert compose("sample", [*line, f"out={tmp_path}", "device=cpu"]) == tree
+    assert tuned_words(compose("demo", ["model=x"])) == []
 
 
 def test_strokes_are_a_sheet_in_the_colours_of_the_brushes(tmp_path):

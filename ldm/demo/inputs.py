@@ -180,16 +180,24 @@ def _boxes(key: str, value: str, folder: Path) -> list[str]:
     return [f"{key}={folder / 'boxes.json'}"]
 
 
-def tree_of(model: str, ema: str, words: Sequence[str], batch_size: int, device: str, out: Path) -> dict[str, Any]:
-    """The tree of conf/sample.yaml of these words for a model of the page."""
-    fixed = [f"model={model}", f"ema={ema}", f"batch_size={batch_size}", f"device={device}", f"out={out}"]
+def tuned_words(tree: Mapping[str, Any]) -> list[str]:
+    """The words of sample.py for how a page (conf/demo.yaml) lays its models out, as their pictures depend on it."""
+    usual = {"compile": False, "precision": "fp32"}
+    return [f"{key}={str(tree[key]).lower()}" for key, value in usual.items() if tree[key] != value]
+
+
+def tree_of(
+    model: str, ema: str, words: Sequence[str], batch_size: int, device: str, out: Path, tuned: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The tree of conf/sample.yaml of these words for a model of the page, laid out as the words `tuned` say."""
+    fixed = [f"model={model}", f"ema={ema}", f"batch_size={batch_size}", f"device={device}", f"out={out}", *tuned]
     return compose("sample", [*fixed, *_packages(), *words])
 
 
-def command(model: str, ema: str, words: Sequence[str], batch_size: int) -> str:
+def command(model: str, ema: str, words: Sequence[str], batch_size: int, tuned: Sequence[str] = ()) -> str:
     """What draws the same in a shell, batch by batch and so to the last bit."""
     average = [] if ema == "ema" else [f"ema={ema}"]
-    fixed = [f"model={model}", *average, *_packages(), f"batch_size={batch_size}"]
+    fixed = [f"model={model}", *average, *_packages(), f"batch_size={batch_size}", *tuned]
     return shlex.join(["python", "sample.py", *fixed, *words])
 
 

@@ -18,7 +18,7 @@ from ldm.config.registry import groups
 from ldm.data.errors import told
 from ldm.demo import inputs as kinds
 from ldm.demo.drawing import new_folder, packed, pictures
-from ldm.demo.inputs import BRUSHES, Input, command, inputs_of, tree_of, words_of
+from ldm.demo.inputs import BRUSHES, Input, command, inputs_of, tree_of, tuned_words, words_of
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 
@@ -93,7 +93,7 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
             line = gr.Textbox(label="The same in a shell", interactive=False, elem_classes="command")
             recipe = gr.Code(label="Recipe", language="json", interactive=False, elem_classes="recipe")
     files = gr.State([])
-    names, out = list(fields), Path(tree["out"]).absolute()
+    names, out, tuned = list(fields), Path(tree["out"]).absolute(), tuned_words(tree)
 
     def draw(*values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008  # gradio's way
         given = {key: None if value == OWN else value for key, value in zip(names, values, strict=True)}
@@ -103,8 +103,8 @@ def _tab(shown: Shown, tree: Mapping[str, Any], device: torch.device) -> None:
         try:
             folder = new_folder(out)
             words = words_of(inputs, given, folder, shown.drawer.image_size)
-            asked = tree_of(shown.path, shown.ema, words, tree["batch_size"], tree["device"], folder)
-            line = command(shown.path, shown.ema, words, tree["batch_size"])
+            asked = tree_of(shown.path, shown.ema, words, tree["batch_size"], tree["device"], folder, tuned)
+            line = command(shown.path, shown.ema, words, tree["batch_size"], tuned)
             for done in pictures(shown.drawer, asked, words, device, folder, progress, beside.append):
                 state = "\n".join([f"{len(done)} images", *beside])
                 yield state, [_served(path) for path in done], gr.skip(), line, _recipe(done, 0), done
