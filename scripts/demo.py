@@ -29,10 +29,12 @@ def main(arguments: list[str]) -> int:
     if not paths:
         raise UserError("model=[]: names no model")
     from ldm.demo.page import Shown, page, serve
-    from ldm.device import choose
+    from ldm.device import choose, keep_memory
     from ldm.loading import averages, check_draws, load_drawer, residencies
 
     device = choose(tree["device"])
+    if device.type == "cpu":
+        keep_memory()
     for path in paths:
         check_draws(path)
     residency, averaged = residencies(paths, tree["residency"]), averages(paths, tree["ema"])

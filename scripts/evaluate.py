@@ -23,9 +23,12 @@ def main(arguments: list[str]) -> int:
         return 0
     tree = compose("evaluate", arguments)
     check_there(tree)
+    from ldm.device import choose, keep_memory
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.table import show
 
+    if choose(tree["device"]).type == "cpu":
+        keep_memory()
     rows, folder = evaluate(tree)
     if not rows:
         return 0  # another process writes

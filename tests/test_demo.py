@@ -288,10 +288,23 @@ def test_progress_does_not_jump_where_experts_come_and_go(tmp_path):
     assert shares == sorted(shares) and len(shares) == 2 * 4, "one for each evaluation of the denoiser"
 
 
-def test_without_gradio_the_page_says_what_to_install(monkeypatch):
+def page_script():
     spec = importlib.util.spec_from_file_location("demo_script", ROOT / "scripts" / "demo.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_on_a_cpu_what_an_evaluation_frees_is_kept_for_the_next(tmp_path, monkeypatch):
+    kept: list[bool] = []
+    monkeypatch.setattr("ldm.device.keep_memory", lambda: kept.append(True))
+    monkeypatch.setattr("ldm.demo.page.serve", lambda *of: None)
+    assert page_script().main([f"model={untrained_run(tmp_path / 'run')}", "device=cpu"]) == 0
+    assert kept == [True]
+
+
+def test_without_gradio_the_page_says_what_to_install(monkeypatch):
+    script = page_script()
     monkeypatch.setattr(script, "find_spec", lambda name: True)
     with pytest.raises(ValueError, match=r"model=\[\]: names no model"):
         script.main(["model=[]"])

@@ -26,6 +26,7 @@ from ldm.measuring import conditions
 from ldm.metrics.frechet import moments
 from ldm.model import Model
 from ldm.run import Run, load
+from scripts import evaluate as script
 
 
 def test_points_are_kept_for_the_same_guidance_whatever_its_scales(tmp_path: Path):
@@ -279,6 +280,14 @@ def test_a_grid_is_refused_before_any_of_it_is_sampled(tmp_path: Path, sampled_n
     with pytest.raises(ValueError, match=problem):
         evaluate(compose("evaluate", overriding([f"model={model}", f"out={tmp_path}/out", *OPTIONS, *words])))
     assert not (tmp_path / "out").exists()
+
+
+def test_on_a_cpu_what_an_evaluation_frees_is_kept_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept: list[bool] = []
+    monkeypatch.setattr("ldm.device.keep_memory", lambda: kept.append(True))
+    monkeypatch.setattr("ldm.evaluation.evaluate.evaluate", lambda tree: ([], tmp_path))
+    assert script.main([f"model={untrained_run(tmp_path / 'run')}", "device=cpu"]) == 0
+    assert kept == [True]
 
 
 # One rank of two, without a launcher that would end the other; what the second one does comes first.
