@@ -1,6 +1,6 @@
 """Decoded pixels of any kind as 8-bit RGB: transparency lies on white, 16 bits are scaled.
 
-What says nothing of its black and white, numbers of other ranges, is a BadSample.
+What says nothing of its black and white, signed numbers and those of other ranges, is a BadSample.
 
 Whatever is made on the way is made in strips, so that an image costs little more than itself and its RGB.
 """
@@ -9,17 +9,22 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ldm.data.errors import BadSample
 
 WAY = "save it with 8 bits, or with 16 from black at 0 to white at 65535"
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 BAND_PIXELS = 1 << 20
+BITS, SAMPLE_FORMAT = 258, 339  # TIFF's tags
+SIGNED = 2  # of TIFF's SampleFormat
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Decoded and of 8 bits, as it lies in the file. BadSample for fractions, and numbers of more than 16 bits."""
+    """Decoded and of 8 bits, as it lies in the file. BadSample for fractions, and for signed and larger numbers."""
     image.load()
+    if signed_bits(image) in (8, 16):
+        raise BadSample("unusable picture", f"its numbers are signed, of which none is known to be white; {WAY}")
     if image.mode == "F":
         raise BadSample("unusable picture", f"its values are fractions, of which none is known to be white; {WAY}")
     if image.mode in DEEP_MODES:
@@ -31,6 +36,13 @@ def rgb(image: Image.Image) -> Image.Image:
         band = band.convert("RGBA")
         white.paste(band, (0, top), mask=band)
     return white
+
+
+def signed_bits(image: Image.Image) -> int:
+    """How many bits a TIFF's numbers have if they are signed, which Pillow tells of no 8 bits; else 0."""
+    if not isinstance(image, TiffImageFile) or SIGNED not in np.ravel(image.tag_v2.get(SAMPLE_FORMAT, 1)):
+        return 0
+    return int(np.max(image.tag_v2.get(BITS, 1)))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm.data.colours import DEEP_MODES
+from ldm.data.colours import BITS, DEEP_MODES, signed_bits
 from ldm.data.decoding import named_failure, open_image
 from ldm.data.errors import BadSample
 from ldm.data.rasters import said_orientation
@@ -18,7 +18,7 @@ LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 COLOURED = ("RGB", "RGBA", "LA")
 WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation (white is zero): Pillow inverts such values
-BITS, PHOTOMETRIC = 258, 262  # TIFF's tags
+PHOTOMETRIC = 262  # TIFF's tag
 
 
 class LabelImage(NamedTuple):
@@ -85,6 +85,8 @@ def _load(content: bytes) -> tuple[Image.Image, int | None, int]:
     turned = image.format == "TIFF" and (said_orientation(image) or 1) != 1  # a TIFF is turned as it is loaded
     with named_failure():
         image.load()
+        if signed_bits(image) == 8 and np.asarray(image).max(initial=0) > 127:  # unsigned, by Pillow
+            raise BadSample("unusable picture", "a TIFF of signed numbers, some of which are negative")
     return image, 1 if turned else said_orientation(image), bits
 
 

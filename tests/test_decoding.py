@@ -69,6 +69,15 @@ def test_numbers_whose_white_is_not_known_are_no_picture(values: np.ndarray, sai
             read(content)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_signed_numbers_are_no_picture(kind: type) -> None:
+    content = encoded(Image.fromarray(np.arange(64, dtype=kind).reshape(8, 8)), "TIFF", tiffinfo={339: 2})
+    assert Image.open(io.BytesIO(content)).tag_v2[339] == (2,)
+    for read in (decode_image, lambda content: PilDecoder()(content, 8), lambda content: PilDecoder()(content, 4)):
+        with pytest.raises(BadSample, match="signed, of which none is known to be white; save it with 8 bits"):
+            read(content)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_lies_on_white(mode: str) -> None:
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))

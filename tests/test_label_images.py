@@ -80,6 +80,18 @@ def test_colour_that_is_grey_all_over_and_opaque_is_taken_and_no_other() -> None
     assert (decode_labels(encoded(Image.fromarray(opaque))).values == NUMBERS).all()
 
 
+def test_signed_numbers_are_taken_where_none_is_negative() -> None:
+    for values in (NUMBERS, NUMBERS - 1):
+        content = encoded(Image.fromarray(values.astype(np.int8).view(np.uint8)), "TIFF", tiffinfo={339: 2})
+        if values.min() < 0:
+            with pytest.raises(BadSample, match="signed numbers, some of which are negative"):
+                decode_labels(content)
+            with pytest.raises(BadSample, match="signed numbers, some of which are negative"):
+                decode_mask(content)
+        else:
+            assert (decode_labels(content).values == values).all()
+
+
 COLOUR = np.stack([NUMBERS, NUMBERS * 2, NUMBERS], -1).astype(np.uint8)
 REFUSED_MAPS = {
     "RGB": encoded(Image.fromarray(COLOUR)),
