@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm.data.colours import BITS, DEEP_MODES, signed_bits
+from ldm.data.colours import BITS, DEEP_MODES, decoded, signed_bits
 from ldm.data.decoding import named_failure, open_image
 from ldm.data.errors import BadSample
 from ldm.data.rasters import said_orientation
@@ -50,7 +50,7 @@ def decode_labels(content: bytes) -> LabelImage:
 def decode_mask(content: bytes) -> LabelImage:
     """A mask, uint8 of 0 and 1: what is white, 1 of 0 and 1, opaque, or of the one colour there is beside black."""
     image, orientation, bits = _load(content)
-    if image.mode in (*COLOURED, "P") or (image.has_transparency_data and image.mode in ("1", "L")):
+    if image.mode in (*COLOURED, "P") or (image.has_transparency_data and image.mode in ("1", "L", "I;16")):
         if bits > 8:
             raise BadSample("unusable mask", f"a mask of the mode {_mode(image, bits)}: save it as grey")
         marked = _marked_by_colour(image)
@@ -67,6 +67,8 @@ def decode_opacity(content: bytes) -> LabelImage:
     image, orientation, _ = _load(content)
     if "A" not in image.getbands() and not image.has_transparency_data:
         raise BadSample("no transparency", f"an image of the mode {image.mode}: nothing of it is transparent")
+    if image.mode == "I;16":  # of which Pillow compares 8 bits
+        return LabelImage((np.asarray(image) != image.info["transparency"]).astype(np.uint8), orientation)
     alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     return LabelImage((alpha > 127).astype(np.uint8), orientation)
 
@@ -84,7 +86,7 @@ def _load(content: bytes) -> tuple[Image.Image, int | None, int]:
         bits = 16
     turned = image.format == "TIFF" and (said_orientation(image) or 1) != 1  # a TIFF is turned as it is loaded
     with named_failure():
-        image.load()
+        decoded(image)
         if signed_bits(image) == 8 and np.asarray(image).max(initial=0) > 127:  # unsigned, by Pillow
             raise BadSample("unusable picture", "a TIFF of signed numbers, some of which are negative")
     return image, 1 if turned else said_orientation(image), bits

@@ -7,11 +7,12 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from test_label_images import png
 
 from ldm.data import decoding
 from ldm.data.decoding import FastDecoder, PilDecoder, decode_image
 from ldm.data.errors import BadSample
-from ldm.data.label_images import decode_mask
+from ldm.data.label_images import decode_mask, decode_opacity
 from ldm.data.transforms import fitted
 
 
@@ -84,6 +85,25 @@ def test_transparency_lies_on_white(mode: str) -> None:
     image.paste((10, 10, 10, 255), (0, 0, 4, 8))
     decoded = np.asarray(decode_image(encoded(image.convert(mode))))
     assert (decoded[:, 4:] == 255).all() and (decoded[:, :4] <= 12).all()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_grey_that_a_png_calls_transparent_lies_on_white(depth: int) -> None:
+    grey = np.arange(64).reshape(8, 8) % (1 << depth)
+    top = (1 << depth) - 1
+    for cut in (0, 1):  # 1 of 16 bits is black, too
+        content = png(grey, depth, transparent=[cut])
+        expected = np.where(grey == cut, 255, np.round(grey * 255 / top))
+        assert (np.asarray(decode_image(content))[..., 0] == expected).all()
+        assert (decode_opacity(content).values == (grey != cut)).all()
+
+
+def test_a_transparent_colour_of_16_bits_is_refused() -> None:
+    colours = np.arange(192).reshape(8, 8, 3)
+    for read in (decode_image, decode_opacity, lambda content: PilDecoder()(content, 8)):
+        with pytest.raises(BadSample, match="one colour of 16 bits is called transparent"):
+            read(png(colours * 256, 16, 2, transparent=[256, 512, 768]))
+    assert np.asarray(decode_image(png(colours, 8, 2, transparent=[3, 4, 5])))[0, 1].tolist() == [255] * 3
 
 
 def test_photographs_stand_upright() -> None:

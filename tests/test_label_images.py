@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def png(values: np.ndarray, depth: int, colour: int = 0) -> bytes:
+def png(values: np.ndarray, depth: int, colour: int = 0, transparent: Sequence[int] = ()) -> bytes:
     """A PNG of the depths and colour types that Pillow does not write; values [H, W] or [H, W, C]."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
@@ -36,8 +37,9 @@ def png(values: np.ndarray, depth: int, colour: int = 0) -> bytes:
         lines = [np.packbits(row.reshape(-1)).tobytes() for row in bits]
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, colour, 0, 0, 0)
     palette = chunk(b"PLTE", bytes(range(48))) if colour == 3 else b""
+    cut = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
     body = zlib.compress(b"".join(b"\0" + line for line in lines))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + palette + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + palette + cut + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def with_palette(numbers: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
@@ -173,6 +175,7 @@ REFUSED_MASKS = {
     "nothing opaque": encoded(Image.fromarray(np.stack([LIT, LIT * 0], -1), "LA")),
     "CMYK": encoded(Image.fromarray(RED).convert("CMYK"), "JPEG"),
     "float": encoded(Image.fromarray(MARKED.astype(np.float32)), "TIFF"),
+    "16 bits with a transparent grey": png(MARKED * 65535, 16, transparent=[0]),
     "16 bits a channel": png(np.repeat(MARKED[..., None] * 255, 3, -1), 16, 2),
 }  # fmt: skip
 
