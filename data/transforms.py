@@ -34,7 +34,7 @@ def fitted(width: int, height: int, image_size: int) -> tuple[int, int]:
 
 def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
     """Antialiased bicubic resize of an RGB image, or of its part `box`, to (width, height); uint8 [H, W, 3]."""
-    if image.size != size:
+    if image.size != size or (box is not None and tuple(box) != (0, 0, *size)):
         image = image.resize(size, Image.Resampling.BICUBIC, box=box)
     return np.asarray(image)
 

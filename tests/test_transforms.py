@@ -59,6 +59,14 @@ def test_downscaling_is_antialiased() -> None:
     assert np.abs(small.astype(int) - 127).max() <= 2
 
 
+def test_a_part_is_cut_out_of_an_image_that_has_the_size_already() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    part = image.resize((8, 8), Image.Resampling.BICUBIC, box=(0, 0, 4, 8))
+    assert np.array_equal(resize(image, (8, 8), (0, 0, 4, 8)), np.asarray(part))
+    for box in (None, (0, 0, 8, 8), (0.0, 0.0, 8.0, 8.0)):
+        assert np.array_equal(resize(image, (8, 8), box), np.asarray(image)), "all of it is not changed by a bit"
+
+
 def test_masks_stay_binary_when_resized() -> None:
     mask = (np.random.default_rng(0).random((64, 48)) > 0.5).astype(np.uint8) * 255
     assert set(np.unique(resize_nearest(mask, (24, 32)))) == {0, 255}
