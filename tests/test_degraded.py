@@ -33,6 +33,8 @@ def test_degradations_are_drawn_by_seed_and_number_and_nothing_else():
     assert Degraded(0, max_noise=0.0).make(WINDOWS, NUMBERS).std() < clean.std(), "a blur"
     with pytest.raises(ValueError, match="max_noise=-1"):
         Degraded(0, max_noise=-1.0)
+    with pytest.raises(ValueError, match=r"image 16x24: its sides must be multiples of .*factor=3"):
+        Degraded(0, factor=3).make(WINDOWS, NUMBERS)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ldm.data.counter_random import uniform
 from ldm.data.fields.derived import Derived
+from ldm.data.fields.low_resolution import reduced_size
 from ldm.data.fields.picture import Picture
 from ldm.data.user_error import UserError
 
@@ -34,8 +35,8 @@ class Degraded(Derived):
         self.max_noise = max_noise
 
     def make(self, windows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """Drawn by (seed, sample number)."""
-        size = [side // self.reduces for side in windows.shape[2:]]
+        """Drawn by (seed, sample number). Raises ValueError for windows whose sides are not multiples of `factor`."""
+        size = reduced_size(windows, self.reduces)
         amounts = torch.from_numpy(uniform(self.seed, "degradation", numbers.numpy(), 2)).float()
         blurred = torch.stack([_blur(*pair) for pair in zip(windows, amounts[:, 0] * self.max_blur, strict=True)])
         low = F.interpolate(blurred, size, mode="bicubic", antialias=True)
