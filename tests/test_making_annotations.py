@@ -50,6 +50,23 @@ def test_annotations_become_objects_and_captions(tmp_path: Path) -> None:
     assert next(iter(data.train_loader()))["layout"].shape == (2, 92) and data.skipped == []
 
 
+def test_sizes_are_those_of_any_file_and_the_same_in_all(tmp_path: Path) -> None:
+    instances, captions = annotated(tmp_path)
+    content = json.loads(captions.read_text())
+    for size in ({}, {"width": None, "height": None}, {"width": 80, "height": 60}):
+        content["images"] = [{"id": i, "file_name": f"{i}.png", **size} for i in (1, 3)]
+        captions.write_text(json.dumps(content))
+        for order in (f"{captions},{instances}", f"{instances},{captions}"):
+            out = tmp_path / f"{len(size)}-{size.get('width')}-{order[-7:]}"
+            manifest = run(tmp_path / "images", out, annotations=order, validation=0)
+            reasons = [row["reason"] for row in manifest["skipped"] if row["name"] == "1.png"]
+            if size.get("width"):
+                assert len(reasons) == 1 and "image 1: its height is " in reasons[0]
+            else:
+                assert not reasons and facts_of(out)["1.png"]["objects"][0]["box"] == [0.25, 0.0, 0.75, 0.5]
+            assert "3.png" in facts_of(out), "without a box, its size says nothing"
+
+
 def test_objects_alone_need_no_captions(tmp_path: Path) -> None:
     instances, _ = annotated(tmp_path)
     assert run(tmp_path / "images", tmp_path / "shards", annotations=instances)["samples"] == 3

@@ -27,12 +27,15 @@ BROKEN = "broken annotation"
 
 @dataclass
 class _Image:
-    """One image while the files are read; `broken` is the first of its records that cannot be read."""
+    """One image while the files are read; `broken` is the first of its records that cannot be read, and `sizes` says
+    where files give it different sizes.
+    """
 
-    record: Mapping[str, Any]
+    record: dict[str, Any]
     captions: list[tuple[Any, str]] = field(default_factory=list)
     boxed: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # (where, annotation)
     broken: str | None = None
+    sizes: str | None = None
 
 
 @dataclass
@@ -97,9 +100,14 @@ def _read_images(found: _Files, file: Path, entries: list[Any]) -> None:
         if not isinstance(identity, int | str) or not isinstance(name, str) or not name or not is_unicode(name):
             found.left_out.append(LeftOut(where, BROKEN, "an image needs an id and a file_name"))
             continue
-        known = found.images.setdefault(identity, _Image(record))
+        known = found.images.setdefault(identity, _Image(dict(record)))
         if known.record["file_name"] != name:
             known.broken = f"{where} is also {known.record['file_name']!r}"
+        for side in ("width", "height"):
+            if known.record.get(side) is None:
+                known.record[side] = record.get(side)
+            elif record.get(side) not in (None, known.record[side]):
+                known.sizes = f"{where}: its {side} is {record[side]!r}, and {known.record[side]!r} in another record"
 
 
 def _read_categories(found: _Files, file: Path, entries: Any) -> None:
@@ -174,6 +182,8 @@ def _order(caption: tuple[Any, str]) -> tuple[bool, Any, str]:
 
 def _objects(found: _Files, image: _Image, numbers: Mapping[Any, int], rules: ObjectRules) -> list[dict[str, Any]]:
     """The objects of one image, in the order of the file; those without an area inside it are left out, and noted."""
+    if image.boxed and image.sizes:
+        raise BadSample(BROKEN, image.sizes)
     objects = []
     for where, entry in image.boxed:
         category = entry.get("category_id")
