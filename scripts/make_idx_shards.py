@@ -58,7 +58,7 @@ def parse(arguments: list[str]) -> tuple[Path, Path, int, list[str]]:
     if int(size) > MOST_SIDE:
         raise UserError(f"size={size}: at most {MOST_SIDE} px")
     given = words.get("classes", "").strip("[]")
-    classes = [name.strip() for name in given.split(",")] if given else []
+    classes = [name.strip() for name in given.split(",")] if "classes" in words else []
     if not all(classes):
         raise UserError(f"classes={words['classes']}: a name is empty; give names with commas between them")
     return place("source", words["source"]), place("out", words["out"]), int(size), classes

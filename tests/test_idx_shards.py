@@ -75,6 +75,10 @@ def test_words_that_are_there_twice_and_homes_of_nobody_are_named(source: Path, 
         parse([words[0], "out=~nobody-of-that-name/x"])
     with pytest.raises(UserError, match="size=100000: "):
         parse([*words, "size=100000"])
+    for empty in ("", "[]", "zero,,two"):
+        with pytest.raises(UserError, match=r"classes=.*: a name is empty"):
+            parse([*words, f"classes={empty}"])
+    assert parse([*words, "classes=[zero,one]"])[3] == ["zero", "one"] and parse(words)[3] == []
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse([words[0], "out=~/out"])[1] == tmp_path / "out"
 
