@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if job == "export":
         rest = take_plugins(rest)
     given = dict(word.partition("=")[::2] for word in rest)
-    own = {key: meant(key, given[key]) for key in KEYS[job] if given.get(key)}
+    own = {key: meant(key, given[key]) for key in KEYS[job] if given.get(key) or (key in OPTIONAL and key in given)}
     for key in KEYS[job]:
         if not own.get(key) and key not in OPTIONAL:
             raise UserError(f"{key}: has to be given, {key}=...")

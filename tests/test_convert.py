@@ -18,8 +18,10 @@ from ldm.config import compose, overriding
 from ldm.convert import export_model, import_checkpoint, layout
 from ldm.convert.export import diffusers_names
 from ldm.data.seals import sealed
+from ldm.errors import UserError
 from ldm.files import write_json
 from ldm.run import Run
+from scripts import convert
 
 FIRST_STAGES = sorted(path.stem for path in CONF.glob("experiment/ldm/first_stage/*.yaml"))
 # Of the published lists, key<TAB>shape a line, without the final newline: M parameters of encoder and decoder, lines,
@@ -251,6 +253,10 @@ def test_a_kl_import_needs_to_know_its_latents(tmp_path):
     assert load_first_stage(imported("vq_f4", tmp_path, random_state("vq_f4"), factor=None).folder).spec.std == (1,) * 3
     with pytest.raises(ValueError, match="there is a run already"):
         imported("vq_f4", tmp_path, random_state("vq_f4"))
+    words = ["import", "checkpoint=a.ckpt", f"out={tmp_path}/run", "experiment=ldm/first_stage/kl_f8"]
+    for given in ("", "auto"):
+        with pytest.raises(UserError, match=f"scale_factor={given}: expected a number"):
+            convert.main([*words, f"scale_factor={given}"])
 
 
 class Malicious:
