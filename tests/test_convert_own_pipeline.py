@@ -19,7 +19,7 @@ from ldm.build import Parts
 from ldm.checkpoint import weights
 from ldm.conditioners.base import Conditioners
 from ldm.conditioners.label import Label
-from ldm.config import compose, dump, load_tree
+from ldm.config import compose, dump, load_tree, overriding
 from ldm.convert import export_model, own_conditions
 from ldm.convert.encoders import Encoder
 from ldm.convert.own_conditions import Condition
@@ -251,6 +251,24 @@ def test_a_run_whose_levels_or_guidance_diffusers_lacks_says_so(stages, tmp_path
     assert "karras is written, 0.01 to 20" in caplog.text and "guides by one scale" in caplog.text
     config = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
     assert (config["sigma_schedule"], config["sigma_max"]) == ("karras", 20.0)
+
+
+def test_a_chain_or_a_flow_whose_sampler_or_levels_diffusers_lacks_says_so(stages, tmp_path, caplog):
+    karras = "sigmas: %s has those of %s, not this run's"
+    for number, (words, said) in enumerate((
+        ([*CHAIN, "precond=eps"], []),
+        ([*CHAIN, "precond=eps", "sampler=euler", "sigmas=trailing"], []),
+        ([*CHAIN, "precond=eps", "sampler=dpmpp_2m"], ["sampler=dpmpp_2m: DDIMScheduler steps by DDIM with eta=0"]),
+        ([*CHAIN, "precond=eps", "sampler.eta=1"], ["sampler=ddim: DDIMScheduler steps by DDIM with eta=0"]),
+        ([*CHAIN, "precond=eps", "sigmas=karras"], [karras % ("DDIMScheduler", "ddim and trailing")]),
+        (FLOW, []),
+        ([*FLOW, "sigmas=karras"], [karras % ("FlowMatchEulerDiscreteScheduler", "flow")]),
+    )):  # fmt: skip
+        run = made(stages["pixels"], tmp_path / str(number), *overriding([*UNET, "conditioner=[]", *words]))
+        caplog.clear()
+        export_model(run.folder, "diffusers", tmp_path / str(number) / "out")
+        found = [line for line in caplog.messages if line.startswith(("sampler", "sigmas"))]
+        assert len(found) == len(said) and all(map(str.startswith, found, said)), words
 
 
 def test_any_model_exports_to_safetensors(stages, tmp_path):

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 PRECONDS = "ldm.diffusion.precond."
 PREDICTIONS = {f"{PRECONDS}Eps": "epsilon", f"{PRECONDS}V": "v_prediction", f"{PRECONDS}X0": "sample"}
 NAMED_SCHEDULES = {"ldm.diffusion.schedule.scaled_linear": "scaled_linear", "ldm.diffusion.schedule.linear": "linear"}
-TRAILING = "ldm.diffusion.sigmas.trailing"
+LEADING, TRAILING = "ldm.diffusion.sigmas.ddim_sigmas", "ldm.diffusion.sigmas.trailing"
+FLOW = "ldm.diffusion.sigmas.flow"
 LADDERS = {"ldm.diffusion.sigmas.karras": "karras", "ldm.diffusion.sigmas.exponential": "exponential"}
 DPMPP_2M = "ldm.diffusion.samplers.dpmpp_2m"
 INSTEAD = "sample it with sample.py, or export format=safetensors"
@@ -34,17 +35,18 @@ class Scheduler(NamedTuple):
 
 
 def scheduler(tree: Mapping[str, Any], parts: Parts) -> Scheduler:
-    """The scheduler of a tree; a warning says so if it replaces the tree's sampler.
+    """The scheduler of a tree; a warning says so if it replaces the tree's sampler or levels.
 
     Raises ValueError for a precond that no scheduler supports under the tree's schedule.
     """
     found = _scheduler(tree, parts)
     sampler = tree["sampler"] or {}
     name = sampler.get("_target_", "euler").rpartition(".")[2]
-    multistep = found.config["_class_name"].startswith("EDMDPM")
-    same = name == "dpmpp_2m" if multistep else name in ("euler", "ddim") and not sampler.get("eta")
-    if not same and found.process != "chain":
-        log.warning("sampler=%s: %s steps by Euler's method instead", name, found.config["_class_name"])
+    kind = found.config["_class_name"]
+    same = name == "dpmpp_2m" if kind.startswith("EDMDPM") else name in ("euler", "ddim") and not sampler.get("eta")
+    if not same:
+        way = "DDIM with eta=0" if found.process == "chain" else "Euler's method"
+        log.warning("sampler=%s: %s steps by %s instead", name, kind, way)
     return found
 
 
@@ -73,7 +75,10 @@ def _ddim(tree: Mapping[str, Any], schedule: Discrete, prediction: str) -> dict[
 
     They are the same where num_steps divides the number of timesteps.
     """
-    trailing = (tree["sigmas"] or {}).get("_target_") == TRAILING
+    levels = (tree["sigmas"] or {}).get("_target_", LEADING)
+    if levels not in (LEADING, TRAILING):
+        log.warning("sigmas: DDIMScheduler has those of ddim and trailing, not this run's; ddim's are written")
+    trailing = levels == TRAILING
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": VERSION,
@@ -99,11 +104,14 @@ def _betas(own: Mapping[str, Any], target: str, schedule: Discrete) -> dict[str,
 
 
 def _flow(tree: Mapping[str, Any]) -> dict[str, Any]:
+    sigmas = tree["sigmas"] or {}
+    if sigmas.get("_target_", FLOW) != FLOW:
+        log.warning("sigmas: FlowMatchEulerDiscreteScheduler has those of flow, not this run's; its are written")
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "_diffusers_version": VERSION,
         "num_train_timesteps": 1000,
-        "shift": float((tree["sigmas"] or {}).get("shift", 1.0)),
+        "shift": float(sigmas.get("shift", 1.0)),
     }
 
 
