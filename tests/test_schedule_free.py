@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from toys import train
 
 from ldm.checkpoint import weights
+from ldm.config import overriding
 from ldm.training.ema import EMA
 from ldm.training.optim import constant, load_state
 from ldm.training.schedule_free import ScheduleFree, average
@@ -134,3 +135,15 @@ def test_a_branch_with_a_fresh_optimizer_begins_its_average_anew(diffusion, tmp_
     )
     one, other = (weights.load(run.folder, kind).state for kind in ("ema", "raw"))
     assert all(torch.equal(one[name], other[name]) for name in one), "the average of one iterate is that iterate"
+
+
+def test_a_branch_that_keeps_the_optimizer_says_where_its_average_cannot_follow(tmp_path, caplog):
+    free = ["optimizer=schedule_free", "ema=schedule_free", "lr=constant", "max_steps=3"]
+    parent = train("quickstart/autoencoder", tmp_path, *free, "lr.warmup_steps=2", run="parent")
+    for number, (words, said) in enumerate((
+        ([], False), (["optimizer.lr=1e-5"], True), (["lr.warmup_steps=0"], True), (["branch_optimizer=fresh"], False)
+    )):  # fmt: skip
+        caplog.clear()
+        kept = [f"branch={parent.folder}", "branch_optimizer=keep", "lr.warmup_steps=2"]
+        train("quickstart/autoencoder", tmp_path, *overriding([*free, *kept, *words]), run=f"branch-{number}")
+        assert ("the parent's steps had other rates" in caplog.text) is said, words

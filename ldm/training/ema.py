@@ -55,6 +55,10 @@ class Averages(ABC):
     def describe(self) -> dict[str, Any]:
         """What has to be known of the averages to combine them; it goes beside the weights."""
 
+    def follows(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the decays so far, as this run has them, are those of the steps that the optimizer has taken."""
+        return True
+
     @torch.no_grad()
     def update(self, beside: bool = False) -> None:
         """Move the averages towards the current parameters; call once per optimizer step.

@@ -7,6 +7,7 @@ it.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import isclose
 from typing import Any
 
 import torch
@@ -111,6 +112,15 @@ class ScheduleFreeAverage(Averages):
             self._at += 1
         share, beta = self._largest**2 / self._sum if self._sum else 0.0, self._beta
         return [1 - share / (1 - beta + beta * share)]
+
+    def follows(self, optimizer: torch.optim.Optimizer) -> bool:
+        if self.num_updates == 0:
+            return True
+        self.decays(self.num_updates - 1)
+        group = optimizer.param_groups[0]
+        largest, steps = group["largest_lr"], group["weight_sum"] / (group["largest_lr"] or 1.0) ** 2
+        same_rate = isclose(largest, group["base_lr"] * self._largest, rel_tol=1e-6)
+        return same_rate and isclose(steps, self._sum / (self._largest or 1.0) ** 2, rel_tol=0.01)  # a few are skipped
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -5,6 +5,7 @@ and everything is scheduled, logged and saved by them.
 """
 
 import hashlib
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -22,12 +23,15 @@ from ldm.checkpoint.weights import load_strict
 from ldm.conditioners.classes import OutOfRange
 from ldm.errors import UserError
 from ldm.networks.lora import adapted_layers, with_adapters
+from ldm.ranks import is_rank_zero
 from ldm.training.ema import Averages
 from ldm.training.guard import Guard
 from ldm.training.judged import Asked, Judged, Measuring
 from ldm.training.optim import LRSchedule, go_on_from, load_state
 from ldm.training.sharded import FullySharded, check_shardable
 from ldm.training.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 # Parts of a step, one after the other: waiting for data, first stage and conditions, losses, gradients, clipping with
@@ -327,6 +331,11 @@ class Task(pl.LightningModule):
                 go_on_from(self.trainer.optimizers[0], state["optimizer"])
             except ValueError as error:
                 raise UserError(f"branch_optimizer=keep: {source}: {error}; use fresh") from error
+            if self.ema and not self.ema.follows(self.trainer.optimizers[0]) and is_rank_zero():
+                log.warning(
+                    "branch_optimizer=keep: the parent's steps had other rates; ema=schedule_free goes on as if they "
+                    "had had this run's, so that the average is not quite that of the optimizer"
+                )
 
 
 def _part(name: str) -> str:
