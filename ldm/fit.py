@@ -166,6 +166,8 @@ def _trainer(run: Run, parts: Parts, make: Callable[..., pl.Trainer], hold: Hold
     parts["data"].check_room(trainer.world_size, trainer.num_devices)
     if trainer.strategy.root_device.type == "cpu":
         keep_memory()
+        if tree["task"].get("offload_activations") and trainer.is_global_zero:
+            print("task.offload_activations=true: on a CPU they are in its memory anyway; it only copies them")
     if (
         trainer.precision == "bf16-mixed"
         and not computes_bf16(tree["trainer"]["accelerator"])

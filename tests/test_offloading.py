@@ -51,11 +51,13 @@ def test_gradients_are_the_same_bits_and_weights_stay_where_they_are():
     assert (3, 128, 16, 16) in copied and not weights & {*copied, *(shape[::-1] for shape in copied)}
 
 
-def test_a_run_may_take_it_up_where_it_stands(train_diffusion: Callable[..., Run], monkeypatch):
+def test_a_run_may_take_it_up_where_it_stands(train_diffusion: Callable[..., Run], monkeypatch, capsys):
     monkeypatch.setattr(offloading, "MIN_BYTES", 0)
     plain = train_diffusion("max_steps=2", run="plain").folder
     train_diffusion("max_steps=1", run="offloaded")
+    assert "offload_activations" not in capsys.readouterr().out
     found = train_diffusion("max_steps=2", "task.offload_activations=true", run="offloaded").folder
+    assert "task.offload_activations=true: on a CPU they are in its memory anyway" in capsys.readouterr().out
     for part in ("trained", "ema", "optimizer"):
         assert same(state(plain, 2)[part], state(found, 2)[part])
     assert curve(plain)[2] == curve(found)[2]
