@@ -1,6 +1,7 @@
 """diffusers' VQGAN example as a peer of our first stages (scripts/dev/diffusers_vqgan.py)."""
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
+from ldm.results.rows_file import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "dev"))
 import diffusers_vqgan as vqgan
@@ -52,14 +54,13 @@ def test_the_adversarial_gradient_is_as_long_as_that_of_the_features(monkeypatch
 
 def test_what_cannot_be_compared_is_refused_before_anything_trains(tmp_path: Path):
     rows = tmp_path / "rows.csv"
-    with rows.open("w", newline="") as file:
-        table = csv.DictWriter(file, ["row", "seed", *vqgan.ASKED])
-        table.writeheader()
-        table.writerow({"row": "ours", "seed": 0, "budget": 60, "num_samples": 506, "overrides": "", "device": "cpu"})
+    settings = {"device": "cpu", "device_seconds": 60, "num_samples": 506, "overrides": ""}
+    write(rows, [{"row": "ours", "seed": 0, "settings": json.dumps(settings), "l1": 0.1}])
     for word, said in {
         "rows=theirs": "'theirs' is none of ours, spatial, group, fast", "seeds=one": "seeds=one: whole numbers",
         "device_seconds=0": "at least 1 second", "results=rows.txt": "ends in .csv",
-        f"results={rows}": "has rows of device_seconds=60; choose another file", "row=ours": "row: no such key",
+        f"results={rows}": "its rows ours-0 were measured with .*: 60,.*; choose another results=",
+        "row=ours": "row: no such key",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=said):
             vqgan.main([word])

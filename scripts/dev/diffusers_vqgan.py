@@ -21,8 +21,10 @@ kept: features are those of VGG16's third stage, for VGG19's weights come with n
 for at 224 px a step takes seconds; the discriminator has four levels, for six leave nothing of 32 px.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,19 @@ PEERS: Mapping[str, tuple[Row, float]] = {
     "fast": (GROUP, 10 * RATE),
 }
 STAGE = 15  # the last layer of VGG16's third stage
-ASKED = {"budget": "device_seconds", "num_samples": "num_samples", "overrides": "overrides", "device": "device"}
+SETTINGS = ("device_seconds", "num_samples", "overrides", "device")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What has a row."""
+
+    row: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}-{self.seed}"
 
 
 def main(arguments: list[str]) -> int:
@@ -68,51 +82,22 @@ def main(arguments: list[str]) -> int:
     if set(names) & set(PEERS) and find_spec("diffusers") is None:
         raise UserError(f"rows={options['rows']}: needs diffusers: pip install diffusers, or rows=ours")
     path = Path(options["results"] or Path(options["runs_dir"]) / "vqgan" / "rows.csv")
-    if path.suffix != ".csv":
-        raise UserError(f"results={path}: name a file that ends in .csv")
-    known = read(path, options)
-    for seed in map(int, seeds):
-        for name in names:
-            if any(row["row"] == name and int(row["seed"]) == seed for row in known):
-                continue
-            found = ours(options, seed) if name == "ours" else Peer(name, options, seed).row()
-            asked = {column: options[key] for column, key in ASKED.items()}
-            known.append({"row": name, "seed": seed, **asked, **found})
-            write(path, known)
-    show([row for row in known if row["row"] in names and row["seed"] in map(int, seeds)], path)
+    from ldm.results.results import Results
+
+    results: Results[Cell] = Results(path, check_row, ("row", "settings"))
+    settings = json.dumps({key: options[key] for key in SETTINGS}, sort_keys=True)
+    asked = [Cell(name, seed) for seed in dict.fromkeys(map(int, seeds)) for name in dict.fromkeys(names)]
+    for cell in results.left(asked, "rows", lambda cell: settings, train=True):
+        found = ours(options, cell.seed) if cell.row == "ours" else Peer(cell.row, options, cell.seed).row()
+        results.add(cell, [{"settings": settings, **found}])
+    show([row for cell in asked for row in results.find(cell)], path)
     return 0
 
 
-def read(path: Path, options: Row) -> list[Row]:
-    """The rows that are there. Raises UserError for rows of another budget, or of other images."""
-    import csv
-
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = [{**row, "seed": int(row["seed"])} for row in csv.DictReader(file)]
-    for row in rows:
-        for column, key in ASKED.items():
-            if row[column] != str(options[key]):
-                raise UserError(f"results={path}: has rows of {key}={row[column]}; choose another file")
-    return rows
-
-
-def write(path: Path, rows: list[Row]) -> None:
-    """All rows, or none if this is killed."""
-    import csv
-
-    from ldm.files import replace
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def put(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-
-    replace(path, put)
+def check_row(row: Row, place: str) -> None:
+    """Raises UserError for what is no row of this script."""
+    if row.get("row") not in ("ours", *PEERS) or not isinstance(row.get("seed"), int):
+        raise UserError(f"{place}: no row of scripts/dev/diffusers_vqgan.py")
 
 
 def show(rows: list[Row], path: Path) -> None:
