@@ -6,6 +6,7 @@ sigma / (1 + sigma) (arXiv:2403.03206), and a quantile is the share of the train
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ def quantile(noise: NoiseDistribution, share: float) -> float:
     # Just above the quantile: a discrete cut is the first atom of the higher side, not the last of the lower.
     u = torch.tensor(share, dtype=torch.float64)
     return noise.icdf(torch.nextafter(u, torch.ones_like(u))).item()
+
+
+def equal_shares(noise: NoiseDistribution, count: int) -> list[Interval]:
+    """`count` intervals of equally likely noise, lowest first; of a discrete one some may be empty."""
+    return list(pairwise(quantile(noise, number / count) for number in range(count + 1)))
 
 
 def _flow_time(noise: NoiseDistribution, time: float) -> float:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ldm.asked import check_folder
 from ldm.build import Parts
 from ldm.config.numbers import check_least
 from ldm.device import choose, device_clock
-from ldm.diffusion.boundaries import quantile
+from ldm.diffusion.boundaries import equal_shares
 from ldm.drawer import Drawer
 from ldm.ensemble_model import Ensemble
 from ldm.errors import UserError
@@ -85,10 +85,8 @@ def _systems(model: Model, counts: list[int], key: str) -> Iterator[tuple[str, i
     """(system, experts, what draws, depth): experts of equal shares of the noise, then networks as large as they."""
     depth, noise = model.parts.tree["network"][key], model.parts["noise"]
     for count in counts:
-        ends = [quantile(noise, number / count) for number in range(count + 1)]
         members = [replace(model, denoiser=deepcopy(model.denoiser)) for _ in range(count)]
-        intervals = [[(low, high)] for low, high in pairwise(ends)]
-        yield "experts", count, Ensemble(model.name, members, intervals), depth
+        yield "experts", count, Ensemble(model.name, members, [[each] for each in equal_shares(noise, count)]), depth
     for count in counts:
         deep = _as_large(model, key, count)
         parts = _with(model, key, deep)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ldm.diffusion.boundaries import Interval, quantile
+from ldm.diffusion.boundaries import Interval, equal_shares
 from ldm.diffusion.noise import MIN_MASS, NoiseDistribution, Restricted
 from ldm.drawer import Drawer
 from ldm.evaluation.interval_loss import HeldOut, gain, interval_loss
@@ -41,11 +40,9 @@ def over_sigma(measured: Measure, noise: NoiseDistribution, intervals: Sequence[
     Bins that are empty under a discrete noise are left out.
     """
     inside = noise if list(intervals) == WHOLE else Restricted(noise, intervals)
-    edges = [quantile(inside, number / num_bins) for number in range(1, num_bins)]
-    ends = [intervals[0][0], *edges, intervals[-1][1]]
     middles = inside.icdf((torch.arange(num_bins, dtype=torch.float64) + 0.5) / num_bins).tolist()
     rows = []
-    for (low, high), middle in zip(pairwise(ends), middles, strict=True):
+    for (low, high), middle in zip(equal_shares(inside, num_bins), middles, strict=True):
         parts = [(max(low, start), min(high, stop)) for start, stop in intervals]
         parts = [part for part in parts if part[0] < part[1] and holds(noise, part)]
         if parts:

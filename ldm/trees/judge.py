@@ -3,9 +3,7 @@
 A process of its own that keeps each point once it is measured, and goes on from those it has.
 """
 
-import itertools
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor
 from ldm.build import Parts
 from ldm.config import instantiate
 from ldm.device import choose
-from ldm.diffusion.boundaries import Interval, quantile
+from ldm.diffusion.boundaries import Interval, equal_shares
 from ldm.diffusion.noise import Restricted
 from ldm.drawer import Drawer, begun_of
 from ldm.ensemble import WHOLE
@@ -217,6 +215,4 @@ class Bench:
 
 def bins(noise: Any) -> list[Interval]:
     """`BINS` intervals of equally likely noise, lowest first, without those that are empty under a discrete one."""
-    edges = [quantile(noise, number / BINS) for number in range(1, BINS)]
-    ends = [0.0, *edges, math.inf]
-    return [(low, high) for low, high in itertools.pairwise(ends) if low < high]
+    return [(low, high) for low, high in equal_shares(noise, BINS) if low < high]
