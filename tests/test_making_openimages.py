@@ -132,6 +132,7 @@ def test_wrong_words_are_one_clear_line(tmp_path: Path) -> None:
         ({"min_objects": 3, "max_objects": 2}, "min_objects=3 is more than"),
         ({"min_area": 1}, "min_area=1 must be"),
         ({"annotations": f"{tmp_path}/boxes.csv,{tmp_path}/a.json"}, "not both"),
+        ({"annotations": f"{tmp_path}/boxes.csv,{tmp_path}/./boxes.csv"}, "names .*boxes.csv twice"),
         ({"annotations": "", "descriptions": "", "min_objects": 2}, "min_objects= belongs to annotations="),
     ):
         with pytest.raises(UserError, match=reason):

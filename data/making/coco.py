@@ -7,8 +7,6 @@ read.
 """
 
 import json
-import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,9 +50,6 @@ class _Files:
 def read_annotations(folder: Path, files: list[Path], rules: ObjectRules) -> Sources:
     """The images that the files list, in `folder`; raises ValueError if a file is not of that form."""
     found = _Files()
-    twice = [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]
-    if twice:
-        raise UserError(f"annotations= names {twice[0]} twice")
     contents = [(file, _load(file)) for file in files]
     for file, content in contents:
         _read_images(found, file, content["images"])

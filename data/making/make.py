@@ -7,6 +7,7 @@ interruptions.
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -94,6 +95,7 @@ def find(settings: Settings) -> Sources:
             f"maps={settings.maps}: lies in source={source}, whose maps would be taken for images; keep them apart"
         )
     if settings.annotations:
+        _check_once(settings.annotation_files)
         rules = ObjectRules(settings.min_area, settings.min_objects, settings.max_objects)
         if settings.openimages:
             descriptions = place("descriptions", settings.descriptions)
@@ -102,6 +104,13 @@ def find(settings: Settings) -> Sources:
     if source.is_file() and source.suffix.lower() not in TABLES:
         raise UserError(f"source={source}: a table is one of {', '.join(TABLES)}")
     return read_table(settings) if source.is_file() else scan(source, settings.beside)
+
+
+def _check_once(files: list[Path]) -> None:
+    """UserError for a file that is named twice, whose boxes there would be twice."""
+    twice = [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]
+    if twice:
+        raise UserError(f"annotations= names {twice[0]} twice")
 
 
 def split(sources: list[Source], settings: Settings) -> dict[str, list[Source]]:
