@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.config import meant
 from ldm.config.keys import bare, is_path
-from ldm.config.numbers import check_above_zero
+from ldm.config.numbers import check_above_zero, check_least
 from ldm.config.registry import root
 from ldm.errors import UserError
 
@@ -55,6 +55,7 @@ def check_reference(tree: Mapping[str, Any]) -> None:
         raise UserError("model: name a run whose images are looked at, or shards= and image_size=")
     if tree["model"] is not None and tree["image_size"] is not None:
         raise UserError(f"image_size={tree['image_size']}: images are read as model= reads them; leave one of them out")
+    check_least(tree, {"num_workers": 0})
 
 
 def check_scores(tree: Mapping[str, Any]) -> None:

@@ -184,6 +184,7 @@ def test_models_that_read_the_same_images_in_another_way_have_references_of_thei
         (["out=r.npz", "shards=x.tar", "image_size=8"], r"out=r\.npz: .*FILE\.safetensors"),
         (["out=r.safetensors"], "model: name a run"),
         (["out=r.safetensors", "shards=x.tar"], "model: name a run"),
+        (["out=r.safetensors", "shards=x.tar", "image_size=8", "num_workers=-1"], "num_workers=-1: must be at least 0"),
         (["out=r.safetensors", "model=x", "image_size=8"], "image_size=8: images are read as model= reads them"),
     ],
 )
