@@ -88,6 +88,8 @@ def test_suffixes_that_cannot_be_filled_are_refused() -> None:
 
 def test_long_captions_are_cut() -> None:
     assert collate(Caption(max_chars=5), Caption(max_chars=5).read(as_json(caption="x" * 100_000), SIZE)) == ["xxxxx"]
+    with pytest.raises(ValueError, match="max_chars=0: would leave nothing of any caption"):
+        Caption(max_chars=0)
 
 
 @pytest.mark.parametrize(

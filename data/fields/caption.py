@@ -36,6 +36,8 @@ class Caption(Field):
                 raise UserError(f"{name} must hold at least one text; '' means none")
         if key is None and any(PLACE.search(suffix) for suffix in suffixes):
             raise UserError("suffixes with {...} name entries of a json: captions that are whole members have none")
+        if max_chars < 1:
+            raise UserError(f"max_chars={max_chars}: would leave nothing of any caption")
         self.key = key
         self.extension = extension
         self.prefixes = tuple(prefixes)
