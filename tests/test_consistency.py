@@ -1,6 +1,7 @@
 """Distillation into consistency functions: errors, gaps, where gradients stop, and runs from training to files."""
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from toys import assert_equal_runs, curve, train
 
 from ldm.config import overriding
-from ldm.diffusion.consistency import Consistency
+from ldm.diffusion.consistency import MOST_HALVINGS, Consistency
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.experts import Expert
 from ldm.diffusion.loss import diffusion_loss, squared
@@ -32,7 +33,7 @@ X0S, NOISE = torch.randn(2, 4, 2, 3, 3, generator=torch.Generator().manual_seed(
 
 
 def objective(**keys) -> Consistency:
-    return Consistency(PRECOND, Expert(), **{"every_steps": 10, **keys})
+    return Consistency(PRECOND, Expert(), **{"max_steps": 100, "every_steps": 10, **keys})
 
 
 class Network(nn.Module):
@@ -67,6 +68,13 @@ def test_gaps_shrink_by_a_factor_a_stage_as_published():
         lower = (SIGMA.double() * (1 - n / 2**stage)).clamp(min=0)  # r of arXiv:2406.14548
         torch.testing.assert_close(SIGMA.double() * (1 - own.gap(SIGMA, step).double()), lower, rtol=1e-5, atol=1e-7)
     assert (own.gap(SIGMA, 0) <= 1).all() and (own.gap(SIGMA, 0)[:2] == 1).all() and (own.gap(SIGMA, 75) > 0).all()
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0, 4.0])
+def test_in_as_many_stages_as_are_allowed_the_levels_are_two(factor: float):
+    most = int(MOST_HALVINGS / math.log2(factor))
+    own = objective(max_steps=10 * most, factor=factor)
+    assert (SIGMA * (1 - own.gap(SIGMA, 10 * most - 1)) < SIGMA).all()
 
 
 def test_a_whole_gap_is_denoising_and_a_smaller_one_is_not():
@@ -144,7 +152,7 @@ def test_a_function_tuned_on_a_gaussian_draws_it_in_one_step_where_a_denoiser_dr
 
     noise, generator = LogNormal(0.6, 1.6), torch.Generator().manual_seed(0)
     denoiser = Denoiser(Factor(), PRECOND)
-    own = Consistency(PRECOND, Expert(), every_steps=100)
+    own = Consistency(PRECOND, Expert(), max_steps=700, every_steps=100)
     weighting, drawn = Native(PRECOND), {}
     for name, errors in (("denoiser", denoising), ("tuned", own)):
         optimizer = torch.optim.Adam(denoiser.parameters(), 3e-3)
@@ -169,6 +177,8 @@ def test_a_function_tuned_on_a_gaussian_draws_it_in_one_step_where_a_denoiser_dr
     [
         ({"every_steps": 0}, r"objective\.every_steps: must be at least 1"),
         ({"factor": 1.0}, r"objective\.factor: must be above 1"),
+        ({"max_steps": 25}, r"max_steps=25 are 25 stages, and after 24 .*every_steps=7"),
+        ({"max_steps": 13, "factor": 4.0}, r"objective\.every_steps=1: max_steps=13 .* after 12 "),
         ({"k": -1.0}, r"objective\.k, objective\.b"),
         ({"b": -0.1}, r"objective\.k, objective\.b"),
         ({"expert": Expert(node=(1, 1))}, "expert: objective=consistency"),
@@ -179,14 +189,14 @@ def test_a_function_tuned_on_a_gaussian_draws_it_in_one_step_where_a_denoiser_dr
 )
 def test_what_cannot_be_made_consistent_is_refused(keys, problem):
     with pytest.raises(ValueError, match=problem):
-        Consistency(**{"precond": PRECOND, "expert": Expert(), "every_steps": 1, **keys})
+        Consistency(**{"precond": PRECOND, "expert": Expert(), "max_steps": 4, "every_steps": 1, **keys})
 
 
 @pytest.mark.parametrize(
     "precond", [PRECOND, EDM(VE(), 0.5), V(scaled_linear(0.0015, 0.0195)), Eps(VE()), Flow(FlowSchedule())]
 )
 def test_every_other_prediction_is_x_without_noise(precond):
-    Consistency(precond, Expert(within=LogNormal(0.0, 1.0)), every_steps=1)
+    Consistency(precond, Expert(within=LogNormal(0.0, 1.0)), max_steps=4, every_steps=1)
 
 
 # Runs

@@ -5,6 +5,8 @@ denoiser and moves along the sample's own noise, so that no solver and no second
 the function is that of the conditional distribution, as guidance at scale 1.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from ldm.diffusion.precond import Precond
 from ldm.errors import UserError
 
 _LOW = 1e-4  # a sigma at which a consistency function is x, but for this share of it
+MOST_HALVINGS = 24  # of the gap: of more, fp32 has 1 in the place of 1 - gap
 
 
 class Consistency:
@@ -23,17 +26,32 @@ class Consistency:
     The errors are (D(x0 + sigma n; sigma) - D(x0 + r n; r)) sigma / (sigma - r), without a gradient of the lower level,
     whose target is x0 itself where r is 0: a denoiser's own errors there. The gap (sigma - r) / sigma is
     min(1, (1 + k sigmoid(-b sigma)) / factor^n) in the n-th stage of `every_steps` optimizer steps (arXiv:2406.14548,
-    section 3). Both levels are estimated with the same dropout. Raises UserError for numbers out of their range, for a
-    `precond` under which D(x; 0) is not x, and for an `expert` of a part of the noise, whose r would lie outside.
+    section 3). Both levels are estimated with the same dropout. Raises UserError for numbers out of their range, for
+    more stages in `max_steps` than fp32 tells levels apart in, for a `precond` under which D(x; 0) is not x, and for
+    an `expert` of a part of the noise, whose r would lie outside.
     """
 
     def __init__(
-        self, precond: Precond, expert: Expert, every_steps: int, factor: float = 2.0, k: float = 8.0, b: float = 1.0
+        self,
+        precond: Precond,
+        expert: Expert,
+        max_steps: int,
+        every_steps: int,
+        factor: float = 2.0,
+        k: float = 8.0,
+        b: float = 1.0,
     ):
         if every_steps < 1:
             raise UserError(f"objective.every_steps: must be at least 1, got {every_steps}")
         if not factor > 1:
             raise UserError(f"objective.factor: must be above 1, got {factor:g}")
+        stages, most = math.ceil(max_steps / every_steps), int(MOST_HALVINGS / math.log2(factor))
+        if stages > most:
+            raise UserError(
+                f"objective.every_steps={every_steps}: max_steps={max_steps} are {stages} stages, and after {most} "
+                "of them both levels are one number in fp32, which teaches nothing; take a few: objective.every_steps="
+                f"{math.ceil(max_steps / 4)}"
+            )
         if k < 0 or b < 0:
             raise UserError(f"objective.k, objective.b: must be at least 0, got {k:g} and {b:g}")
         c_skip, c_out, *_ = (each.item() for each in precond(torch.tensor([_LOW], dtype=torch.float64)))
