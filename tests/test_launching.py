@@ -66,6 +66,7 @@ def test_words_of_the_launcher_are_not_the_jobs() -> None:
         (["launcher=pbs"], r"launcher=pbs"),
         (["launcher=submitit", "launcher.partitoin=gpu"], r"launcher\.partitoin.*partition"),
         (["launcher=submitit", "launcher.timeout_min=0"], r"launcher\.timeout_min=0"),
+        (["launcher=submitit", "launcher.timeout_min=3"], r"stop_seconds=180: .*timeout_min=3 would be told to stop"),
     ],
 )
 def test_a_mistake_is_named(words: list[str], said: str) -> None:

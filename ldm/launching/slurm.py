@@ -64,6 +64,11 @@ class Submitit:
         for key, value in {"timeout_min": timeout_min, "cpus_per_task": cpus_per_task, "at_once": at_once}.items():
             if value < 1:
                 raise UserError(f"launcher.{key}={value}: must be at least 1")
+        if stop_seconds >= 60 * timeout_min:
+            raise UserError(
+                f"launcher.stop_seconds={stop_seconds}: jobs of launcher.timeout_min={timeout_min} would be told to "
+                "stop as they begin, over and over; give them more time, or less of it to stop in"
+            )
         self.folder = Path(folder).expanduser().absolute()
         self.max_requeues = max_requeues
         self.wait = wait
