@@ -57,13 +57,29 @@ def plain_phrases(value: str | Mapping[str, Any]) -> dict[str, Any]:
 def _parsed(text: str, where: str) -> Any:
     """JSON, or the same without quotes around phrases, which is YAML."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except UserError:
+        raise
     except (ValueError, RecursionError):
         pass
     try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if isinstance(node, yaml.MappingNode):
+            _once([(key.value, None) for key, _ in node.value])
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{where}: cannot be read as colours of phrases; {WAY}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of its pairs. Raises UserError for a key that is there twice, of which only the last would count."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise UserError(f"phrases: {twice[:80]!r} is there twice, of which the last alone would count")
+    return found
 
 
 def read_phrases(value: str | Mapping[str, Any]) -> dict[str, Stroke]:

@@ -243,6 +243,8 @@ SHEET = "paint=sheet.png"
         ),
         ([SHEET, "phrases={red heart:#ff0000}"], r"is no colour.*; write phrases='\{.*in single quotes"),
         ([SHEET, "phrases={key: [}"], "cannot be read as colours of phrases"),
+        ([SHEET, 'phrases={"key": "red", "key": "#00ff00"}'], "phrases: 'key' is there twice"),
+        ([SHEET, 'phrases={key: red, key: "#00ff00"}'], "phrases: 'key' is there twice"),
         ([SHEET, "phrases={}"], "not a colour for each of some phrases"),
         ([SHEET, "phrases=no.json"], "phrases=no.json: no such file"),
         ([SHEET, 'phrases={"key": {"colour": "lime", "streng": 1}}'], "no such key streng; there are colour, strength"),
