@@ -125,6 +125,21 @@ def test_a_json_that_could_not_be_written_again_stays_as_it_is(folder: Path, tmp
     assert [found["1.json"], found["2.json"]] == odd and "aesthetic_score" in json.loads(found["0.json"])
 
 
+def test_captions_may_be_text_members(folder: Path, tmp_path: Path):
+    picture = next(content for name, content in members(folder / "in/train-0.tar").items() if name.endswith(".webp"))
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in/train-0.tar", [{"__key__": "0", "webp": picture, "txt": b"a red key\n"}])
+    own = [word for word in words(folder, "x")[:8] if not word.startswith(("shards=", "out="))]
+    own += [f"shards={tmp_path}/in/*.tar", f"out={tmp_path}/out", "caption=null"]
+    score_shards(compose("score_shards", own))
+    image = to_tensor([PilDecoder()(picture, 32)])
+    with torch.no_grad():
+        expected = open_clip_score("tiny-clip", f"{folder}/mine.pt")(image, ["a red key"]).item()
+    assert json.loads(members(tmp_path / "out/train-0.tar")["0.json"]) == {
+        "clip_score": pytest.approx(expected, abs=1e-4)
+    }
+
+
 def test_predictors_of_both_layouts_are_one_linear_map(tmp_path: Path):
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Dropout(), torch.nn.Linear(6, 1)).eval()

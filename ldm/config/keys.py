@@ -138,6 +138,7 @@ ROOT_TYPES = {
     "style_sheet.num_styles": int,
     "answers": str | list[str],
     "prompt_suite.prompts": str,
+    "score_shards.caption": str | None,
     "seconds": float,
     "v100s": float,
     "use_conditions": list[str],
