@@ -1,12 +1,14 @@
 """Converts Python options to the tree that the same keys give on sample.py's command line."""
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ldm.config import compose, groups, is_literal, meant
+from ldm.config import compose, groups, is_literal, meant, use_plugins
 from ldm.config.keys import root_type
 from ldm.config.registry import root
 from ldm.config.validation import check_root_key, nearest
@@ -25,6 +27,7 @@ def tree_of(options: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) 
     A None is an option that is left out. PIL images become files in `folder`. Raises ValueError for an option that
     there is not, with the nearest one, or whose value is not of its kind.
     """
+    use_plugins(asked["plugins"])
     keys, choices = root("sample")
     own = {key: _plain(value, folder / key) for key, value in options.items() if value is not None}
     known = [key for key in [*keys, *choices] if key not in (*OF_LOAD, *OF_FILES)]
@@ -40,9 +43,15 @@ def tree_of(options: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) 
     plain |= {key: meant(key, value) for key, value in plain.items() if isinstance(value, str) and is_literal(key)}
     for key, value in plain.items():
         check_root_key(key, root_type("sample", key, keys[key]), value)
-    named = [f"plugins=[{','.join(asked['plugins'])}]"] if asked["plugins"] else []
-    tree = compose("sample", [f"model={asked['model']}", *named, *words])
+    tree = deepcopy(_composed(str(asked["model"]), tuple(asked["plugins"]), tuple(words)))
     return {**tree, **asked, **plain}, words
+
+
+@lru_cache(maxsize=64)
+def _composed(model: str, plugins: tuple[str, ...], words: tuple[str, ...]) -> dict[str, Any]:
+    """The tree of these words, which Hydra takes longer to compose than a small model takes to draw an image."""
+    named = [f"plugins=[{','.join(plugins)}]"] if plugins else []
+    return compose("sample", [f"model={model}", *named, *words])
 
 
 def _plain(value: Any, file: Path) -> Any:
