@@ -33,8 +33,11 @@ def main(arguments: list[str]) -> int:
 
 def _judge(words: dict[str, str]) -> int:
     """A judgement, which the report starts itself: stage=fig7_emoji seed=0 tree=FOLDER/experts.json."""
+    from ldm.device import choose, keep_memory
     from ldm.trees.report import run_judge
 
+    if choose(words["device"]).type == "cpu":
+        keep_memory()
     run_judge(tree_of_step("experts_report", words["tree"]), words["stage"], int(words["seed"]))
     return 0
 

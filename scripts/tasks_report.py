@@ -33,8 +33,11 @@ def main(arguments: list[str]) -> int:
 
 def _judge(words: dict[str, str]) -> int:
     """A judgement, which the report starts itself: stage=judge task=text seed=0 tree=FOLDER/tasks.json."""
+    from ldm.device import choose, keep_memory
     from ldm.tasks.judging import run_judge
 
+    if choose(words["device"]).type == "cpu":
+        keep_memory()
     run_judge(words["stage"], words["task"], int(words["seed"]), tree_of_step("tasks_report", words["tree"]))
     return 0
 
