@@ -26,17 +26,29 @@ from ldm.given_files import content_of, read_picture_file
 
 MOST = 64  # phrases
 STRONGEST = 100.0
-KEYS = ("colour", "strength", "blur")
+KEYS = ("colour", "strength", "outside", "blur")
 WAY = """write phrases='{"red heart": "#ff0000", "key": "#00ff00"}', in single quotes, or phrases=FILE.json"""
 
 
 @dataclass(frozen=True)
 class Stroke:
-    """How a phrase is painted: an RGB colour of the sheet, how strongly (below 0: kept out), blurred by so many px."""
+    """How a phrase is painted: an RGB colour of the sheet, how strongly where that is and elsewhere (below 0: kept
+    out), blurred by so many px.
+    """
 
     colour: tuple[int, int, int]
     strength: float = 1.0
+    outside: float = 0.0
     blur: float = 0.0
+
+    def over(self, mask: Tensor) -> Tensor:
+        """The strength of each place, of how much of it has the colour, from 0 to 1."""
+        return self.outside + (self.strength - self.outside) * mask
+
+    def within(self, region: Tensor) -> Tensor:
+        """Where the colour is, bool, of the strength of each place."""
+        share = (region - self.outside).abs()
+        return share > 0.5 * share.max()
 
 
 def plain_phrases(value: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -100,13 +112,13 @@ def _stroke(phrase: str, value: Any) -> Stroke:
         found = None
     if found is None:
         raise UserError(f"{where}: {str(colour)[:80]!r} is no colour, such as '#ff0000' or 'red'; {WAY}")
-    numbers = {key: own.get(key, default) for key, default in (("strength", 1.0), ("blur", 0.0))}
+    numbers = {key: own.get(key, default) for key, default in (("strength", 1.0), ("outside", 0.0), ("blur", 0.0))}
     for key, number in numbers.items():
         fits = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        if not fits or abs(number) > (STRONGEST if key == "strength" else 1e4) or (key == "blur" and number < 0):
-            limits = f"-{STRONGEST:g} to {STRONGEST:g}" if key == "strength" else "0 px or more"
+        if not fits or abs(number) > (1e4 if key == "blur" else STRONGEST) or (key == "blur" and number < 0):
+            limits = "0 px or more" if key == "blur" else f"-{STRONGEST:g} to {STRONGEST:g}"
             raise UserError(f"{where}: {key}={str(number)[:80]}: must be {limits}")
-    return Stroke(found, float(numbers["strength"]), float(numbers["blur"]))
+    return Stroke(found, **{key: float(number) for key, number in numbers.items()})
 
 
 def check_paint(tree: Mapping[str, Any], words: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -161,7 +173,7 @@ def _region(mask: np.ndarray, stroke: Stroke, size: tuple[int, int]) -> Tensor:
     region = F.interpolate(torch.from_numpy(mask).float()[None, None], size, mode="bilinear", antialias=True)[0, 0]
     if stroke.blur:
         region = torch.from_numpy(ndimage.gaussian_filter(region.numpy(), stroke.blur, mode="nearest"))
-    return stroke.strength * region
+    return stroke.over(region)
 
 
 def _masks(path: str, strokes: Mapping[str, Stroke]) -> dict[str, np.ndarray]:
@@ -189,7 +201,7 @@ def drawing_of(tree: Mapping[str, Any], paint: Paint, frame: Frame) -> Callable[
     regions = {phrase: frame.cut(region) for phrase, region in paint.regions.items()}
     return lambda picture: outlined(
         picture,
-        {phrase: (region.abs() > 0.5 * region.abs().max(), strokes[phrase]) for phrase, region in regions.items()},
+        {phrase: (strokes[phrase].within(region), strokes[phrase]) for phrase, region in regions.items()},
     )
 
 

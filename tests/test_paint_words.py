@@ -213,6 +213,18 @@ def test_strength_blur_and_names_of_colours(folder, seen):
     assert bias[0, 2].min() < 0 <= bias[0, 6].min() and len(bias[0, 6].unique()) > 6, "kept out; with a soft edge"
 
 
+def test_a_phrase_is_kept_out_of_what_is_outside_of_its_region(folder, seen):
+    given = '{"red heart": {"colour": "red", "strength": 2, "outside": -0.5}, "key": "lime"}'
+    draw(folder, "outside", f"paint={folder}/sheet.png", f"phrases={given}", paint=False)
+    heart, key = (
+        next(cond["tokens_bias"].values for _, _, cond in seen if "tokens_bias" in cond)[0, n] for n in (2, 6)
+    )
+    assert (heart.amax() / heart.amin()).item() == pytest.approx(-4), "2 inside, -0.5 elsewhere"
+    assert (heart[key > key.max() / 2] < 0).all() and key.min() == 0
+    outlined = np.asarray(Image.open(folder / "outside" / "conditions.png").convert("RGB")).astype(int)
+    assert 0 < (outlined == (255, 0, 0)).all(-1).mean() < 0.2, "the outline is that of the colour on the sheet"
+
+
 def test_a_painted_picture_is_made_anew_and_python_gives_the_same(folder, tmp_path, capsys):
     (tmp_path / "phrases.json").write_text(PHRASES.partition("=")[2])
     words = [f"paint={folder}/sheet.png", f"phrases={tmp_path}/phrases.json", "painting=std", "painting.scale=5"]
@@ -248,6 +260,7 @@ SHEET = "paint=sheet.png"
         ([SHEET, "phrases={}"], "not a colour for each of some phrases"),
         ([SHEET, "phrases=no.json"], "phrases=no.json: no such file"),
         ([SHEET, 'phrases={"key": {"colour": "lime", "streng": 1}}'], "no such key streng; there are colour, strength"),
+        ([SHEET, 'phrases={"key": {"colour": "lime", "outside": -101}}'], "outside=-101: must be -100 to 100"),
         ([SHEET, 'phrases={"key": {"colour": "lime", "strength": .nan}}'], "strength=nan: must be -100 to 100"),
         ([SHEET, 'phrases={"key": {"colour": "lime", "blur": -1}}'], "blur=-1: must be 0 px or more"),
         ([SHEET], "needs phrases="),
