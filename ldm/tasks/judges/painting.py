@@ -24,6 +24,8 @@ PAIRS = 20  # of phrases
 DRAWS = 2  # of each pair, from different noise
 SCALES = (0.0, 0.4, 1.0, 2.0, 4.0)  # w' of eDiff-I; 0 is the plain sample
 VARIANTS = ("per_head", "std")  # conf/painting
+GUIDANCE = 4.0  # of 2, 3, 4 and 6 the best IoU of phrases kept out elsewhere, on the pairs where w' is chosen, seed 0
+KEPT_OUT = -1.0  # `outside` of phrases that are kept out of what is not painted in their colour
 COLOURS = ("#ff0000", "#0000ff")
 SHOWN, ENLARGED = 6, 3
 CROPPED = 64  # px of a region, as it is looked at
@@ -38,11 +40,12 @@ class Pair(NamedTuple):
 
 def judge_painting(bench: Bench) -> Judgement:
     """IoU of what is painted and what is drawn, over pairs of phrases of canvases that are held out, and which of its
-    two phrases a painted region shows. The weight w' is chosen on as many other ones.
+    two phrases a painted region shows; the same with phrases that are kept out of all else. The weight w' of either is
+    chosen on as many other ones.
     """
     model, count = bench.model("canvas_text"), bench.count(most=PAIRS)
     alignment = shared_yardsticks(bench.device).alignment
-    best: float | None = None
+    best: dict[str, float] = {}
     for first, which in ((4 * count, ", where w' is chosen"), (0, "")):
         real = chosen(canvases_of(model.drawer.data, first, 4 * count, objects=(2, 2)), count)
         pairs = [pair_of(one, bench.folder / "given", f"{first + place:04d}") for place, one in enumerate(real)]
@@ -51,25 +54,50 @@ def judge_painting(bench: Bench) -> Judgement:
         def drawn(scale: float, variant: str = "per_sample", pairs: Sequence[Pair] = pairs) -> list[Tensor]:
             return [_drawn(bench, model, pairs, scale, draw, variant) for draw in range(DRAWS)]
 
-        images = {scale: drawn(scale) for scale in SCALES}
-        ious = {scale: _ious(own, union) for scale, own in images.items()}
-        for scale, own in ious.items():
-            bench.add_mean(f"IoU, w' = {scale:g}{which}", own)
+        plain = drawn(0.0)
+        nowhere = _ious(plain, union)
+        bench.add_mean(f"IoU, w' = 0{which}", nowhere)
         bench.add_mean(f"IoU of real canvases{which}", things_iou(pixels(real), union))
-        means = {ious[scale].mean().item(): scale for scale in SCALES[1:]}
-        best = best or means[max(means)]
-        for said, own in {"": images[best][0], ", w' = 0": images[0.0][0], ", real": pixels(real)}.items():
+        said = {", w' = 0": plain[0], ", real": pixels(real)}
+        images = {}
+        for way, own in {"": pairs, ", kept out elsewhere": kept_out(pairs)}.items():
+            images[way] = {0.0: plain, **{scale: drawn(scale, pairs=own) for scale in SCALES[1:]}}
+            ious = {scale: _ious(images[way][scale], union) for scale in SCALES[1:]}
+            for scale, found in ious.items():
+                bench.add_mean(f"IoU, w' = {scale:g}{way}{which}", found)
+            best.setdefault(way, max(ious, key=lambda scale: ious[scale].mean().item()))
+            said[way] = images[way][best[way]][0]
+            if not which:
+                _add_outcome(bench, way, best[way], ious[best[way]], nowhere)
+        for what, own in said.items():
             share = told_apart(alignment, own, pairs, bench)
-            bench.add_mean(f"regions that show their own phrase, not the other{said}{which}", share)
+            bench.add_mean(f"regions that show their own phrase, not the other{what}{which}", share)
     for variant in VARIANTS:
-        bench.add_mean(f"IoU, w' = {best:g}, {variant}", _ious(drawn(best, variant), union))
-    both = torch.stack([ious[best], ious[0.0]], dim=1)
-    bench.add_mean(f"IoU at the w' that is best of the others, {best:g}", both[:, 0])
-    bench.add_statistic("the same as a multiple of w' = 0", both, lambda own: own[:, 0].mean() / own[:, 1].mean())
-    bench.add_mean("obeyed: IoU less that of w' = 0", both[:, 0] - both[:, 1])
-    caption = f"Phrases and where they are painted; w' = {', '.join(f'{scale:g}' for scale in SCALES)}."
-    shown = _rows(pairs[:SHOWN], {scale: own[0] for scale, own in images.items()})
-    return Judgement(bench.rows, grid(torch.stack(shown), columns=len(SCALES)), caption, enlarge=1)
+        bench.add_mean(f"IoU, w' = {best['']:g}, {variant}", _ious(drawn(best[""], variant), union))
+    caption = (
+        f"Phrases and where they are painted; w' = {', '.join(f'{scale:g}' for scale in SCALES)}, then "
+        f"{', '.join(f'{scale:g}' for scale in SCALES[1:])} with each phrase kept out of all else."
+    )
+    columns = [own[0] for way in images.values() for scale, own in way.items() if scale or way is images[""]]
+    return Judgement(bench.rows, grid(torch.stack(_rows(pairs[:SHOWN], columns)), columns=len(columns)), caption, 1)
+
+
+def _add_outcome(bench: Bench, way: str, scale: float, own: Tensor, nowhere: Tensor) -> None:
+    """IoU [N] of a `way` to paint at the w' that was chosen for it, beside that of w' = 0."""
+    both = torch.stack([own, nowhere], dim=1)
+    bench.add_mean(f"IoU at the w' that is best of the others, {scale:g}{way}", own)
+    bench.add_statistic(f"the same as a multiple of w' = 0{way}", both, lambda x: x[:, 0].mean() / x[:, 1].mean())
+    bench.add_mean(f"obeyed: IoU less that of w' = 0{way}", own - nowhere)
+
+
+def kept_out(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same pairs, each phrase kept out of what is not painted in its colour."""
+    found = []
+    for pair in pairs:
+        colours = json.loads(pair.given["phrases"])
+        strokes = {phrase: {"colour": colour, "outside": KEPT_OUT} for phrase, colour in colours.items()}
+        found.append(Pair({**pair.given, "phrases": json.dumps(strokes)}, pair.regions))
+    return found
 
 
 def chosen(found: Sequence[Canvas], count: int) -> list[Canvas]:
@@ -121,8 +149,8 @@ def told_apart(alignment: Any, images: Tensor, pairs: Sequence[Pair], bench: Ben
 
 
 def _drawn(bench: Bench, model: Any, pairs: Sequence[Pair], scale: float, draw: int, variant: str) -> Tensor:
-    painting = {variant: {"scale": scale}}
-    return bench.sample(model, [pair.given for pair in pairs], seed=draw * len(pairs), painting=painting)
+    options = {"painting": {variant: {"scale": scale}}, "guidance": {"scale": GUIDANCE}}
+    return bench.sample(model, [pair.given for pair in pairs], seed=draw * len(pairs), **options)
 
 
 def _ious(images: Sequence[Tensor], union: Tensor) -> Tensor:
@@ -130,14 +158,14 @@ def _ious(images: Sequence[Tensor], union: Tensor) -> Tensor:
     return torch.stack([things_iou(own, union) for own in images]).mean(0)
 
 
-def _rows(pairs: Sequence[Pair], images: dict[float, Tensor]) -> list[Tensor]:
-    """For each pair its samples by w', with the outlines of what is painted; [3, H, W] each."""
+def _rows(pairs: Sequence[Pair], columns: Sequence[Tensor]) -> list[Tensor]:
+    """For each pair its sample of each column, with the outlines of what is painted; [3, H, W] each."""
     shown = []
     for place, pair in enumerate(pairs):
-        own = json.loads(pair.given["phrases"])
         strokes = (Stroke((255, 0, 0)), Stroke((0, 0, 255)))
-        regions = {phrase: (pair.regions[k], strokes[k]) for k, phrase in enumerate(own)}
-        for images_of in images.values():
-            pixel = enlarge(to_uint8(images_of[place : place + 1]), ENLARGED)[0].permute(1, 2, 0).contiguous().numpy()
+        phrases = json.loads(pair.given["phrases"])
+        regions = {phrase: (pair.regions[k], strokes[k]) for k, phrase in enumerate(phrases)}
+        for images in columns:
+            pixel = enlarge(to_uint8(images[place : place + 1]), ENLARGED)[0].permute(1, 2, 0).contiguous().numpy()
             shown.append(to_tensor([np.asarray(outlined(Image.fromarray(pixel), regions, faded=False))])[0])
     return shown
