@@ -70,6 +70,17 @@ def test_vq_takes_the_nearest_code():
     assert torch.equal(regularizer.sample(z, None), z)  # stage two sees the features before quantisation
 
 
+def test_vq_takes_the_nearest_code_under_autocast_too():
+    torch.manual_seed(0)
+    regularizer, z = VQ(3, num_codes=8192), torch.randn(2, 3, 16, 16)
+    torch.nn.init.normal_(regularizer.embedding.weight)
+    nearest, (codes, terms) = regularizer.indices(z), regularizer(z, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(regularizer.indices(z), nearest)  # in bf16 a third would be others
+        assert torch.equal(regularizer(z, None)[0], codes)
+        assert torch.equal(regularizer(z, None)[1]["codebook"], terms["codebook"])
+
+
 def test_vq_passes_gradients_straight_through():
     regularizer, h = VQ(3, num_codes=8), torch.randn(2, 3, 4, 4, requires_grad=True)
     weights = torch.randn(2, 3, 4, 4)

@@ -90,11 +90,13 @@ class VQ(nn.Module):
         return self.lookup(self.indices(z)) + (z - z.detach())  # a zero, so that the codes stay exact
 
     def indices(self, z: Tensor) -> Tensor:
-        """z [B, C, H, W] -> number of the nearest code, int64 [B, H, W]."""
+        """z [B, C, H, W] -> number of the nearest code, int64 [B, H, W]; in fp32, also under autocast."""
         z = z.detach().float().movedim(1, -1)
         codes = self.embedding.weight.detach().float()
-        # |z - e|^2 without |z|^2, which is the same for all codes.
-        return torch.addmm(codes.square().sum(1), z.flatten(0, -2), codes.t(), alpha=-2).argmin(1).view(z.shape[:-1])
+        # |z - e|^2 without |z|^2, which is the same for all codes. In bf16 many codes would seem equally near.
+        with torch.autocast(z.device.type, enabled=False):
+            distances = torch.addmm(codes.square().sum(1), z.flatten(0, -2), codes.t(), alpha=-2)
+        return distances.argmin(1).view(z.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Numbers [B, H, W] -> codes [B, C, H, W]."""
