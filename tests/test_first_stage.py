@@ -111,7 +111,7 @@ def test_vq_stats_count_the_codes_in_use():
     regularizer(h, None)
     regularizer.eval()(h + 2, None)  # not counted
     stats = regularizer.stats(h)
-    assert regularizer.hits.tolist() == [2, 2, 0, 0] and regularizer.state_dict().keys() == {"embedding.weight"}
+    assert regularizer.counts.tolist() == [2, 2, 0, 0] and regularizer.state_dict().keys() == {"embedding.weight"}
     assert stats["usage"] == 0.5
     assert torch.allclose(stats["perplexity"], torch.tensor(2.0))
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from toys import curve, same, state, train
 
+from ldm.first_stage import regularizers
+from ldm.training.callbacks.code_revival import CodeRevival
 from ldm.training.callbacks.gan_health import GanHealth
 
 HEALTHY = {"rec": 0.2, "discriminator": 0.7, "logits_real": 0.4, "logits_fake": -0.3, "adaptive_weight": 0.5}
@@ -60,6 +62,20 @@ def test_dead_codes_become_features_and_a_resumed_run_revives_the_same(tmp_path:
     averages = state(whole.folder, 5)["ema"]["averages"]["regularizer.embedding.weight"]
     assert (codes.abs().amax(1) > 1 / 64 + 1e-2).sum() > 32  # beyond the range they began in
     torch.testing.assert_close(averages, codes, rtol=0, atol=0.05)
+
+
+def test_what_a_rank_sees_used_counts_although_ddp_gives_it_the_buffers_of_another():
+    regularizer = regularizers.VQ(1, num_codes=3)
+    torch.nn.init.constant_(regularizer.embedding.weight, 0).data += torch.arange(3)[:, None]
+    task, trainer = SimpleNamespace(regularizer=regularizer, stepped=False), SimpleNamespace(is_global_zero=True)
+    revival = CodeRevival()
+    revival.on_train_start(trainer, task)
+    for value in (0.0, 1.0):
+        for buffer in regularizer.buffers():
+            buffer.zero_()  # another rank's, before each forward
+        regularizer(torch.full((1, 1, 2, 2), value), None)
+        revival.on_train_batch_end(trainer, task, None, {}, 0)
+    assert revival.state_dict()["hits"].tolist() == [4, 4, 0]
 
 
 def test_usage_and_perplexity_are_logged(tmp_path: Path):

@@ -65,9 +65,7 @@ class VQ(nn.Module):
         self.num_codes = num_codes
         self.embedding = nn.Embedding(num_codes, channels)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
-        # How often each code was used by the last batch, and since `hits` was last set to zero; not saved.
-        self.register_buffer("counts", torch.zeros(num_codes), persistent=False)
-        self.register_buffer("hits", torch.zeros(num_codes), persistent=False)
+        self.register_buffer("counts", torch.zeros(num_codes), persistent=False)  # uses of each code in the last batch
 
     def forward(self, h: Tensor, noise: Tensor | None) -> tuple[Tensor, Losses]:
         """h [B, C, H, W] -> its codes [B, C, H, W] and the loss; `noise` is not used."""
@@ -104,9 +102,8 @@ class VQ(nn.Module):
 
     def _count(self, indices: Tensor) -> None:
         # bincount waits for the device; sums of ones are exact up to 2^24, in any order
-        ones = torch.ones_like(indices.flatten(), dtype=self.hits.dtype)
-        self.counts = torch.zeros_like(self.hits).index_add_(0, indices.flatten(), ones)
-        self.hits += self.counts
+        ones = torch.ones_like(indices.flatten(), dtype=self.counts.dtype)
+        self.counts = torch.zeros_like(self.counts).index_add_(0, indices.flatten(), ones)
 
     @torch.no_grad()
     def stats(self, h: Tensor) -> Losses:

@@ -24,7 +24,8 @@ class CodeRevival(pl.Callback):
             raise UserError("callback.code_revival: every_steps and min_hits must be at least 1")
         self.every_steps = every_steps
         self.min_hits = min_hits
-        self._hits: Tensor | None = None  # of before a resume
+        # Of each code since the last look, on this rank: in no buffer, as DDP gives all ranks those of rank zero.
+        self._hits: Tensor | None = None
         self._regularizer: Any = None
 
     def check(self, task: Task) -> None:
@@ -35,13 +36,15 @@ class CodeRevival(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: Task) -> None:
         self.check(task)
         self._regularizer = task.regularizer
-        if self._hits is not None:  # of all ranks together, as they were saved
-            self._regularizer.hits.copy_(self._hits if trainer.is_global_zero else torch.zeros_like(self._hits))
+        zeros = torch.zeros_like(self._regularizer.counts)
+        saved = self._hits is not None and trainer.is_global_zero  # those of all ranks together
+        self._hits = self._hits.to(zeros) if saved else zeros
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: pl.Trainer, task: Task, outputs: Any, batch: dict[str, Any], batch_index: int
     ) -> None:
+        self._hits = self._hits + self._regularizer.counts
         if task.stepped and task.step % self.every_steps == 0:
             revived = self.revive(trainer, task, batch["image"], batch["number"])
             for logger in trainer.loggers:
@@ -52,8 +55,8 @@ class CodeRevival(pl.Callback):
 
         Returns how many codes were dead.
         """
-        dead = (all_reduce_sum(self._regularizer.hits) < self.min_hits).nonzero()[:, 0]
-        self._regularizer.hits.zero_()
+        dead = (all_reduce_sum(self._hits) < self.min_hits).nonzero()[:, 0]
+        self._hits = torch.zeros_like(self._hits)
         if not len(dead):
             return 0
         with trainer.precision_plugin.forward_context():
@@ -74,7 +77,7 @@ class CodeRevival(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The hits since the last look, of all ranks together (which call this together)."""
-        return {} if self._regularizer is None else {"hits": all_reduce_sum(self._regularizer.hits)}
+        return {} if self._regularizer is None else {"hits": all_reduce_sum(self._hits)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._hits = state_dict["hits"]
