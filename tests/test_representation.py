@@ -12,6 +12,11 @@ from toys import assert_equal_runs, curve, state
 from ldm.checkpoint import weights
 from ldm.conditioners.clip_image import PictureEncoder
 from ldm.config import compose
+from ldm.diffusion.consistency import Consistency
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.experts import Expert
+from ldm.diffusion.precond import EDM
+from ldm.diffusion.schedule import VE
 from ldm.latent_cache import encode
 from ldm.networks.dit import DiT
 from ldm.networks.efficient_unet import EfficientUNet
@@ -67,6 +72,19 @@ def test_features_that_are_the_same_but_for_their_length_are_at_no_distance():
     seen = head.project(head._seen.mean(1)).detach()
     images = (2 * seen)[:, :, None, None].expand(-1, -1, 4, 4)
     assert head({"image": images}).abs().max() < 1e-5
+
+
+def test_a_target_that_is_estimated_without_a_gradient_is_not_what_is_aligned():
+    torch.manual_seed(0)
+    network = NETWORKS["dit"]()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    denoiser = Denoiser(network, EDM(VE(), sigma_data=1.0))
+    head = Representation(Means(), hidden=8).head(network)
+    x0, noise = torch.randn(2, 2, 4, 8, 8)
+    Consistency(denoiser.precond, Expert(), max_steps=4, every_steps=1)(denoiser, x0, torch.ones(2), noise, {}, step=3)
+    head({"image": torch.randn(2, 3, 8, 8)}).sum().backward()
+    assert network.x_embedder.weight.grad.any()
 
 
 def test_what_is_sampled_leaves_nothing_behind():

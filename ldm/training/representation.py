@@ -5,6 +5,7 @@ Here both are pooled over their places, as what is cached of the encoder is. Onl
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ class AlignedHead(nn.Module):
         network.get_submodule(layer).register_forward_hook(self._see)
 
     def _see(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if module.training:
+        if module.training and torch.is_grad_enabled():  # not where only a target is estimated (objective=consistency)
             self._seen = output
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
