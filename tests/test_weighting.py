@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
+from ldm.build import Parts
+from ldm.config import compose
 from ldm.diffusion import weighting
+from ldm.diffusion.experts import Expert
 from ldm.diffusion.noise import DiscreteNoise, LogNormal, LogUniform, SamplerMatched
 from ldm.diffusion.precond import EDM, X0, Eps, Flow, V
 from ldm.diffusion.schedule import VE, scaled_linear
@@ -48,6 +51,19 @@ def test_the_variational_bound_does_not_depend_on_the_noise_trained_on(noise):
     bound = (weighting.ELBO(noise)(sigma) * error * inside).mean()
     exact = 0.5 * (math.log(1 + 1 / 0.1**2) - math.log(1 + 1 / 3.0**2))  # integral of 1 / (1 + sigma^2) d ln(sigma)
     assert bound.item() == pytest.approx(exact, rel=0.02)
+
+
+def test_the_bound_is_that_of_what_an_expert_draws_from():
+    parent, within = LogNormal(-0.507, 1.2), LogUniform(0.002, 80.0)
+    expert = Expert(node=(1, 1), within=within)
+    assert torch.equal(weighting.ELBO(parent, expert)(SIGMA), weighting.ELBO(within)(SIGMA))
+    assert torch.equal(weighting.ELBO(parent, Expert(node=(1, 1)))(SIGMA), weighting.ELBO(parent)(SIGMA))
+    tree = {
+        "noise": {"_target_": "ldm.diffusion.noise.LogNormal", "mean": -0.507, "std": 1.2},
+        "weighting": {"_target_": "ldm.diffusion.weighting.ELBO"},
+        "expert": compose("config", ["expert=log_uniform", "expert.node=[1,1]"], complete=False)["expert"],
+    }
+    assert torch.equal(Parts(tree)["weighting"](SIGMA), weighting.ELBO(within)(SIGMA))
 
 
 @pytest.mark.parametrize("schedule", [scaled_linear(0.0015, 0.0195), scaled_linear(0.00085, 0.012)])

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ldm.diffusion.experts import Expert
 from ldm.diffusion.noise import DiscreteNoise, NoiseDistribution
 from ldm.diffusion.precond import Precond
 from ldm.errors import UserError
@@ -61,16 +62,17 @@ class SoftMinSNR(Weighting):
 
 
 class ELBO(Weighting):
-    """The variational bound on x0 as importance weights of the training `noise`, whatever that is.
+    """The variational bound on x0 as importance weights of the training `noise`, whatever that is, or of what an
+    `expert` draws from in its place (`within`).
 
     -d SNR / d ln(sigma) / 2 = 1 / sigma^2 over the density of ln(sigma) (arXiv:2107.00630, equation 15); of the T steps
     of a chain T / 2 (SNR(t - 1) - SNR(t)) (their equation 13, arXiv 2112.10752, equation 9). The first step, which is
     the reconstruction's, weighs as much on the noise as the second, as published.
     """
 
-    def __init__(self, noise: NoiseDistribution):
-        self.noise = noise
-        self.steps = _bound_of_steps(noise.atoms) if isinstance(noise, DiscreteNoise) else None
+    def __init__(self, noise: NoiseDistribution, expert: Expert | None = None):
+        self.noise = noise if expert is None or expert.within is None else expert.within
+        self.steps = _bound_of_steps(self.noise.atoms) if isinstance(self.noise, DiscreteNoise) else None
 
     def __call__(self, sigma: Tensor) -> Tensor:
         if self.steps is not None:
