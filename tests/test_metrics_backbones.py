@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,9 +21,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchvision.models import vgg16
 from torchvision.transforms.functional import pil_to_tensor
 
+from ldm.config import CONF
 from ldm.errors import UserError
 from ldm.metrics.alignment_score import HEADS, AlignmentHeads, AlignmentScore, alignment_score, sentence_encoder
-from ldm.metrics.clip_score import open_clip_score
+from ldm.metrics.clip_score import _check_activation, open_clip_score
 from ldm.metrics.features import EfficientNetFeatures, efficientnet_features, inception_features, vgg16_features
 from ldm.metrics.quality import sample_quality
 from ldm.metrics.reconstruction import psnr, reconstruction_errors, ssim
@@ -182,6 +184,27 @@ def test_clip_score_is_the_cosine_of_a_local_model(tmp_path):
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ValueError, match=r"is neither a file .* nor a tag"):
         open_clip_score("tiny-clip", str(tmp_path / "absent.pt"))
+
+
+def test_weights_of_quickgelu_are_refused_under_the_architecture_that_has_gelu():
+    pairs = open_clip.list_pretrained()
+    quick = [pair for pair in pairs if open_clip.get_pretrained_cfg(*pair).get("quick_gelu")]
+    other = [(name, tag) for name, tag in quick if not open_clip.get_model_config(name).get("quick_gelu")]
+    assert ("ViT-L-14", "openai") in other
+    for name, tag in other:
+        with pytest.raises(UserError, match=rf"weights='{tag}': .*QuickGELU.*take model={name}-quickgelu"):
+            open_clip_score(name, tag)
+        assert (f"{name}-quickgelu", tag) in quick
+    fits = set(pairs) - set(other)
+    for name, tag in fits:
+        _check_activation(name, tag)
+    assert aesthetic_model() in fits
+
+
+def aesthetic_model() -> tuple[str, str]:
+    """The architecture and the tag of conf/aesthetic/laion.yaml."""
+    own = yaml.safe_load((CONF / "aesthetic" / "laion.yaml").read_text())
+    return own["model"], own["weights"]
 
 
 # ------------------------------------------------------------------------------------------------ alignment score

@@ -57,7 +57,8 @@ class ClipScore(nn.Module):
 def open_clip_score(model: str, weights: str) -> ClipScore:
     """CLIP score of one of open_clip's own architectures; `weights` is a local file, or a tag that open_clip downloads.
 
-    Raises ValueError for any other name: folders and repositories may bring code of their own with them.
+    Raises ValueError for any other name: folders and repositories may bring code of their own with them; and for a tag
+    that was trained with another activation, under which open_clip would give other embeddings.
     """
     own = open_clip.list_models()
     if model not in own:  # exactly: with the prefix local-dir: or hf-hub:, open_clip reads a model from elsewhere
@@ -67,6 +68,8 @@ def open_clip_score(model: str, weights: str) -> ClipScore:
             "read, because they can have code run"
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
+    if weights in tags:
+        _check_activation(model, weights)
     file = Path(weights).expanduser()
     if weights not in tags and (not file.is_file() or file.suffix not in SUFFIXES):
         raise UserError(
@@ -82,3 +85,13 @@ def open_clip_score(model: str, weights: str) -> ClipScore:
     plain = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     name = f"{model}:{weights if weights in tags else file.stem}"
     return ClipScore(network, open_clip.get_tokenizer(model, **plain), name)
+
+
+def _check_activation(model: str, tag: str) -> None:
+    """Raises UserError for weights that were trained with QuickGELU under the architecture's name that has GELU."""
+    own, theirs = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
+    if theirs.get("quick_gelu", False) and not own.get("quick_gelu", False):
+        raise UserError(
+            f"weights={tag!r}: were trained with QuickGELU, and model={model!r} computes GELU: the embeddings would be "
+            f"others; take model={model}-quickgelu"
+        )
