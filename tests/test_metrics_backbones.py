@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -199,6 +200,27 @@ def test_weights_of_quickgelu_are_refused_under_the_architecture_that_has_gelu()
     for name, tag in fits:
         _check_activation(name, tag)
     assert aesthetic_model() in fits
+
+
+def test_weights_in_a_file_see_the_pixels_of_their_tag(tmp_path, monkeypatch):
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    torch.save(open_clip.create_model("tiny-clip").state_dict(), tmp_path / "mine.pt")
+    shutil.copyfile(tmp_path / "mine.pt", tmp_path / "Two-b32.pt")
+    plain = open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")
+    halves = {**plain, "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear"}
+    tags = {"one": plain, "two_b32": halves, "quick": {**halves, "quick_gelu": True}}
+
+    def seen(name: str, **known: dict) -> list:
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", known)
+        score = open_clip_score("tiny-clip", str(tmp_path / name))
+        return [score.mean[0, 0].item(), score.std[0, 0].item(), score.interpolation]
+
+    expected = [plain["mean"][0], plain["std"][0], "bicubic"]
+    assert seen("mine.pt", one=plain, quick=tags["quick"]) == pytest.approx(expected)
+    assert seen("mine.pt", two_b32=halves) == seen("Two-b32.pt", **tags) == [0.5, 0.25, "bilinear"]
+    with pytest.raises(UserError, match=r"mine\.pt: .*let the file's name begin with its tag: one, two_b32$"):
+        seen("mine.pt", **tags)
 
 
 def aesthetic_model() -> tuple[str, str]:

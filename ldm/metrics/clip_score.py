@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import open_clip
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # the last four are read as torch's, without code
+PIXELS = ("mean", "std", "interpolation")
 NO_WEIGHTS = (UnpicklingError, SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, StopIteration)
 
 
@@ -31,6 +33,7 @@ class ClipScore(nn.Module):
         preprocess = open_clip.get_model_preprocess_cfg(model)
         size = preprocess["size"]
         self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.interpolation = preprocess["interpolation"]
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
 
@@ -40,7 +43,7 @@ class ClipScore(nn.Module):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors [B, D] of images [B, 3, H, W] in [-1, 1]."""
-        images = F.interpolate(images.float(), self.size, mode="bicubic", antialias=True)
+        images = F.interpolate(images.float(), self.size, mode=self.interpolation, antialias=True)
         images = (images.clamp(-1, 1) + 1) / 2
         return self.model.encode_image((images - self.mean) / self.std, normalize=True).float()
 
@@ -58,7 +61,8 @@ def open_clip_score(model: str, weights: str) -> ClipScore:
     """CLIP score of one of open_clip's own architectures; `weights` is a local file, or a tag that open_clip downloads.
 
     Raises ValueError for any other name: folders and repositories may bring code of their own with them; and for a tag
-    that was trained with another activation, under which open_clip would give other embeddings.
+    that was trained with another activation, under which open_clip would give other embeddings. Pixels are those that
+    the weights were trained on, in a file too.
     """
     own = open_clip.list_models()
     if model not in own:  # exactly: with the prefix local-dir: or hf-hub:, open_clip reads a model from elsewhere
@@ -77,7 +81,12 @@ def open_clip_score(model: str, weights: str) -> ClipScore:
             f"has {', '.join(tags) or 'no tags'}"
         )
     try:
-        network = open_clip.create_model(model, weights if weights in tags else str(file.resolve()), weights_only=True)
+        network = open_clip.create_model(
+            model,
+            weights if weights in tags else str(file.resolve()),
+            weights_only=True,
+            force_preprocess_cfg={} if weights in tags else _pixels_of(model, file),
+        )
     except NO_WEIGHTS as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"weights={weights!r}: no weights of {model}, or not without running code ({said})") from error
@@ -95,3 +104,25 @@ def _check_activation(model: str, tag: str) -> None:
             f"weights={tag!r}: were trained with QuickGELU, and model={model!r} computes GELU: the embeddings would be "
             f"others; take model={model}-quickgelu"
         )
+
+
+def _pixels_of(model: str, file: Path) -> dict[str, Any]:
+    """How weights in a file are given pixels, which the file does not say: as the tag that its name begins with is, or
+    as all tags of the architecture are. Raises UserError where these differ and the name begins with none.
+    """
+    own = open_clip.get_model_config(model).get("quick_gelu", False)
+    every = {tag: open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)}
+    ways = {
+        tag: {key: config[key] for key in PIXELS}
+        for tag, config in every.items()
+        if config.get("quick_gelu", False) == own
+    }
+    name = file.stem.lower().replace("-", "_")
+    named = max((tag for tag in ways if name.startswith(tag)), key=len, default=None)
+    found = list(ways.values()) if named is None else [ways[named]]
+    if any(way != found[0] for way in found):
+        raise UserError(
+            f"weights={file}: weights of model={model!r} are given pixels in several ways; let the file's name begin "
+            f"with its tag: {', '.join(ways)}"
+        )
+    return found[0] if found else {}
