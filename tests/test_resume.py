@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 from toys import Process, assert_equal_runs, curve, losses, newest_step, state, tiny, train
 
 from ldm.checkpoint import resume, weights
 from ldm.config import compose
 from ldm.data.seals import sealed
-from ldm.files import read_text, sha256, write_json
+from ldm.files import read_json, read_text, sha256, write_json
 from ldm.fit import fit
 from ldm.holding import FolderHeld, FolderLost, held
 from ldm.run import Run, open_run
@@ -81,6 +82,18 @@ def test_diffusion_goes_on_bit_for_bit(train_diffusion: Train):
     parts = train_diffusion(*DIFFUSION, "max_steps=4", run="parts")
     assert_equal_runs(whole.folder, parts.folder, step=4)
     assert parts.lineage["samples_seen"] == 16 and len(curve(parts.folder)) == 4
+
+
+def test_device_hours_are_of_the_devices_that_there_were(train_diffusion: Train, monkeypatch: pytest.MonkeyPatch):
+    def counters(run: Run, step: int) -> dict:
+        return read_json(run.folder / "checkpoints" / f"step_{step:08d}.ckpt" / "state.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "world_size", 4)  # as the first of four
+        four = counters(train_diffusion("max_steps=1"), 1)
+    one = counters(train_diffusion("max_steps=2"), 2)
+    assert four["device_hours"] == pytest.approx(4 * four["seconds"] / 3600)
+    assert one["device_hours"] - four["device_hours"] == pytest.approx((one["seconds"] - four["seconds"]) / 3600)
 
 
 def test_a_checkpoint_is_hashed_once_to_be_resumed(

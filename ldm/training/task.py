@@ -76,6 +76,7 @@ class Task(pl.LightningModule):
         self.step = 0  # optimizer steps done, along all resumes
         self.stepped = False  # whether the current micro-batch ended an optimizer step
         self.seconds_before = 0.0  # wall time of this run before the last resume
+        self.hours_before = 0.0  # that times the devices there were, in hours
         self.started = 0.0
         self.logs: dict[str, Tensor] = {}  # named values of the last micro-batch, on the device
         self.latest: dict[str, float] = {}  # what was last written to the log
@@ -245,11 +246,12 @@ class Task(pl.LightningModule):
     # State
 
     def clock(self) -> dict[str, float]:
-        """Wall seconds spent training, their product with the number of devices, and those of them spent on measuring
-        quality, along all resumes.
+        """Wall seconds spent training, their product with the number of devices at the time, and those of them spent on
+        measuring quality, along all resumes.
         """
-        seconds = self.seconds_before + time.monotonic() - self.started
-        hours = seconds * self.trainer.world_size / 3600
+        passed = time.monotonic() - self.started
+        hours = self.hours_before + passed * self.trainer.world_size / 3600
+        seconds = self.seconds_before + passed
         return {"seconds": seconds, "device_hours": hours, "measuring_seconds": self.measuring_seconds}
 
     @contextmanager

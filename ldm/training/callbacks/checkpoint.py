@@ -246,6 +246,7 @@ class Restore(pl.Callback):
         state = resume.load_checked(found, lazy=task.sharded)
         task.load_resume_state(state, str(found))
         task.seconds_before = state["counters"]["seconds"]
+        task.hours_before = state["counters"]["device_hours"]
         task.measuring_seconds = state["counters"].get("measuring_seconds", 0.0)
         for callback in members(trainer):
             if callback.state_key in state["callbacks"]:
