@@ -24,6 +24,7 @@ def tried(*words: str) -> None:
      "precision=8", "precision=null", "strategy=deepspeed",
      "strategy=ddp_spawn", "strategy=xla", "strategy=nonsense", "strategy=single_xla", "strategy=null",
      "sync_batchnorm=3", "profiler=nonsense", "plugins=[x]", "benchmark=x", "gradient_clip_algorithm=xyz",
+     "gradient_clip_algorithm=value", "log_every_n_steps=5",
      "gradient_clip_val=-1", "max_steps=3", "max_epochs=1", "fast_dev_run=true", "barebones=true", "logger=false"],
 )  # fmt: skip
 def test_what_is_not_there_or_makes_no_sense_is_a_line(word):
@@ -45,7 +46,10 @@ def test_a_run_has_a_trainer_and_says_which_key_is_its_own():
             compose("config", [*COMMAND[:2], f"~trainer.{key}"])
 
 
-@pytest.mark.parametrize("word", ["precision=16", "precision=bf16", "devices=auto", "devices=2", "profiler=simple"])
+@pytest.mark.parametrize(
+    "word",
+    ["precision=16", "precision=bf16", "gradient_clip_algorithm=norm", "devices=auto", "devices=2", "profiler=simple"],
+)
 def test_what_lightning_takes_is_taken(word):
     tried(f"trainer.{word}")
 

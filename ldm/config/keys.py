@@ -211,6 +211,7 @@ OWNED = {
     "trainer.check_val_every_n_epoch": "callback.validation.every_steps",
     "trainer.reload_dataloaders_every_n_epochs": "data",
     "trainer.barebones": "callback",
+    "trainer.log_every_n_steps": "callback.metrics.every_steps",
 }
 # Groups of what a run measures itself with: asked for whenever it is started, and neither saved nor built from a saved
 # tree, which may be somebody else's and name any file.

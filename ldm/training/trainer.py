@@ -37,6 +37,8 @@ def make_trainer(node: Mapping[str, Any], make: Callable[..., pl.Trainer], **giv
         raise UserError(f"trainer.num_nodes={node['num_nodes']}: must be at least 1")
     if (node["gradient_clip_val"] or 0) < 0:
         raise UserError(f"trainer.gradient_clip_val={node['gradient_clip_val']}: must be at least 0")
+    if node.get("gradient_clip_algorithm") == "value":
+        raise UserError("trainer.gradient_clip_algorithm=value: gradients are clipped by their norm; leave it out")
     if node["strategy"] in OWN_PROCESSES:
         raise UserError(f"trainer.strategy={node['strategy']}: begins processes that a run cannot go on in; take ddp")
     own = STRATEGIES.get(node["strategy"])
