@@ -1,6 +1,7 @@
 """Live figures: the split of a step adds up, MFU is of the counted arithmetic, and no number of a run changes."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from toys import assert_equal_runs, losses, state
 
 from ldm.run import Run
 from ldm.training import flops
+from ldm.training.callbacks.metrics import Metrics
 from ldm.training.callbacks.speed import memory_gib
 from ldm.training.loggers import curves
 from ldm.training.stopwatch import Stopwatch
@@ -136,3 +138,22 @@ def test_the_update_ratio_is_of_the_weights(lr: str, train_diffusion: Train):
         size = torch.cat([tensor.flatten() for tensor in before.values()]).norm()
         assert ratio == pytest.approx((moved / size).item(), rel=1e-4, abs=1e-12)
         assert (ratio > 0) == (lr != "0.0")
+
+
+def test_the_rate_of_a_resumed_run_is_of_its_own_steps(monkeypatch: pytest.MonkeyPatch):
+    seconds, means = iter(range(1000)), Metrics(every_steps=50)
+    monkeypatch.setattr("ldm.training.callbacks.metrics.time.monotonic", lambda: next(seconds))
+    trainer = SimpleNamespace(
+        loggers=[], datamodule=SimpleNamespace(batch_size=4), optimizers=[SimpleNamespace(param_groups=[{"lr": 1.0}])]
+    )
+    task = SimpleNamespace(
+        stepped=True, max_steps=99, logs={}, device=None, guard=SimpleNamespace(counts=lambda: (0, 0))
+    )
+    for task.step in range(1, 41):
+        means.on_train_batch_end(trainer, task)
+    resumed = Metrics(every_steps=50)
+    resumed.load_state_dict(means.state_dict())
+    resumed.on_train_start(trainer, task)
+    for task.step in range(41, 51):
+        resumed.on_train_batch_end(trainer, task)
+    assert task.latest["samples_per_second"] == 10 * 4  # ten steps in the second between the two looks at the clock

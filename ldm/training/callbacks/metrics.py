@@ -27,7 +27,7 @@ class Metrics(pl.Callback):
         self.max_skipped_steps = max_skipped_steps
         # names logged together -> their sums and how many values went into each, [2, names]
         self._sums: dict[tuple[str, ...], Tensor] = {}
-        self._steps = 0
+        self._steps = 0  # since `_since`, for the rate: those before a resume took other time
         self._since = 0.0
         self._warned_at = 0
         self._taken: tuple[str, ...] | None = None  # names in the logs of the last micro-batch, when they were taken
@@ -68,11 +68,10 @@ class Metrics(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """The sums of the next mean so far, of each rank (all call this together): another order rounds differently."""
         sums = {"\n".join(names): torch.stack(gather(value)) for names, value in self._sums.items()}
-        return {"sums": sums, "steps": self._steps}
+        return {"sums": sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._sums = {tuple(names.split("\n")): share(value) for names, value in state_dict["sums"].items()}
-        self._steps = state_dict["steps"]
 
     def _write(self, trainer: pl.Trainer, task: Task) -> None:
         means = self._means()
