@@ -22,14 +22,28 @@ def test_days_are_those_of_the_run_its_parents_and_its_first_stage(
     one, two, *paper = rows
     checkpoint = next((diffusion.folder / "checkpoints").glob("step_*.ckpt"))
     parents = read_json(checkpoint / "state.json")["device_hours"]
-    assert one["device_days"] == pytest.approx(diffusion.lineage["device_hours"] / 24)
-    assert two["device_days"] == pytest.approx((branched.lineage["device_hours"] + parents) / 24)
+    assert one["device_days"] == pytest.approx(hours(diffusion, 2) / 24)
+    assert two["device_days"] == pytest.approx((hours(branched, 2) + parents) / 24)
     assert two["v100_days"] == pytest.approx(2.2 * two["device_days"])
-    assert two["first_stage_days"] == pytest.approx(first_stage.lineage["device_hours"] / 24)
+    assert two["first_stage_days"] == pytest.approx(hours(first_stage, 2) / 24)
     assert one["num_steps"] == diffusion.tree["num_steps"] and one["samples_per_second"] > 0
     assert [row["model"] for row in paper] == [f"table 18: {name}" for name in TABLE_18]
     with path.open() as file:
         assert [row["v100_days"] for row in csv.DictReader(file)][2:4] == ["18", "60"]
+
+
+def hours(run: Run, step: int) -> float:
+    """Those of all devices up to a step of a run."""
+    return read_json(run.folder / "weights" / f"step_{step:08d}.json")["device_hours"]
+
+
+def test_earlier_weights_cost_what_had_been_trained_by_then(train_diffusion, tmp_path: Path):
+    run = train_diffusion("callback.checkpoint.every_steps=1")
+    file = run.folder / "weights" / "step_00000001.ema.safetensors"
+    words = [f"models=[{file},{run.folder}]", "batch_size=2", "device=cpu", "published=false", f"out={tmp_path}/out"]
+    rows, _ = costs(compose("cost_table", words))
+    assert [row["device_days"] for row in rows] == pytest.approx([hours(run, 1) / 24, hours(run, 2) / 24])
+    assert hours(run, 1) < hours(run, 2) < run.lineage["device_hours"]
 
 
 @pytest.mark.parametrize(

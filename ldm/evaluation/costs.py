@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.build import load_autoencoder
+from ldm.checkpoint import weights
 from ldm.device import choose
 from ldm.errors import UserError
 from ldm.evaluation.table import write_csv
@@ -61,7 +62,7 @@ def _row(model: Model, tree: dict[str, Any]) -> Row:
     rate = samples_per_second(model.to(device).tuned(), short, sampling, tree["batch_size"], device)
     model.to("cpu")  # the next one has the device alone
     first_stage = first_stage_of(run)
-    own, stage = _device_days(run), _device_days(Path(first_stage)) if first_stage else None
+    own, stage = _device_days(model.weights[0].path), _device_days(Path(first_stage)) if first_stage else None
     return {
         "model": model.name,
         "parameters_m": _millions(model.denoiser),
@@ -78,12 +79,15 @@ def _row(model: Model, tree: dict[str, Any]) -> Row:
 
 
 def _device_days(path: Path) -> float | None:
-    """Of a run's training and, up to where it began, of those that it was branched from; None if one does not tell."""
-    run = path.parent.parent if path.suffix == ".safetensors" else path
-    lineage = read_lineage(run, "none")
-    if "imported" in lineage or "device_hours" not in lineage:
+    """Of the training up to these weights, a run's newest, and of the runs that it was branched from up to where it
+    began; None if one does not tell.
+    """
+    own = path.suffix == ".safetensors"
+    run = path.parent.parent if own else path
+    described = path.with_name(f"{path.name.partition('.')[0]}.json") if own else weights.newest(run)
+    lineage, hours = read_lineage(run, "none"), weights.describe(described).get("device_hours")
+    if "imported" in lineage or hours is None:
         return None
-    hours = lineage["device_hours"]
     while lineage["parent"]:
         checkpoint = begun_from(lineage, run)
         if checkpoint is None or not (checkpoint / "state.json").exists():
