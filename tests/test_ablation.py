@@ -286,6 +286,13 @@ def test_the_verdict_is_on_the_best_row_of_ours_against_the_control(kid, said):
         assert verdict(summary(left, plan, "kid/x"), plan, "kid/x") == f"Not judged: {why}."
 
 
+def test_no_share_is_of_a_control_that_is_not_above_zero():
+    plan = plan_of("one")
+    table = summary([result("theirs", 0, -0.001), result("one", 0, 0.05)], plan, "kid/x")
+    assert [line["of the control"] for line in table] == [None, None]
+    assert verdict(table, plan, "kid/x").startswith("Not judged: kid/x of theirs is -0.001, not above 0;")
+
+
 def test_the_page_has_every_row_with_what_it_is(tmp_path: Path):
     plan, results = plan_of("one", "two"), results_at(tmp_path / "rows.csv")
     for name, kid in (("theirs", 10.0), ("one", 7.0)):

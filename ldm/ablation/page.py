@@ -72,7 +72,7 @@ def summary(rows: list[Row], plan: Plan, kid: str) -> list[Row]:
             low, high = _ends(own, kid)
             found.append(line | {f"{kid} low": low, f"{kid} high": high})
     control = next((line[kid] for line in found if line["row"] == plan.control), None)
-    return [{**line, "of the control": line[kid] / control if control else None} for line in found]
+    return [{**line, "of the control": line[kid] / control if control and control > 0 else None} for line in found]
 
 
 def _ends(own: list[Row], kid: str) -> tuple[float, float]:
@@ -90,6 +90,8 @@ def verdict(table: list[Row], plan: Plan, kid: str) -> str:
     ours = [line for line in table if line["row"] not in peers and line["row"] != plan.control]
     if control is None or not ours:
         return f"Not judged: {plan.control} is {'alone' if control else 'not measured yet'}."
+    if control[kid] <= 0:  # as an unbiased estimate may be: nothing is a share of it
+        return f"Not judged: {kid} of {plan.control} is {control[kid]:.4g}, not above 0; take more num_samples=."
     best = min(ours, key=lambda line: line[kid])
     share = best[kid] / control[kid]
     apart = best[f"{kid} high"] < control[f"{kid} low"]
