@@ -15,7 +15,9 @@ from ldm.files import write_json
 from ldm.launching import Job
 from ldm.launching.sequences import Sequences
 from ldm.launching.torchrun import Torchrun
+from ldm.results.measured import read_measured
 from ldm.results.measured_under import training_of
+from ldm.sweep import stage
 from ldm.sweep.budget import Budget, weights_at_moments
 from ldm.sweep.cells import Cell, Places, cells, check, settings_of
 from ldm.sweep.intervals import ends_are_worse, interval
@@ -219,6 +221,26 @@ def test_where_a_training_was_stopped_is_no_moment_of_it(tmp_path: Path):
         (tmp_path / "weights").mkdir(exist_ok=True)
         (tmp_path / "weights" / f"step_{step:08d}.ema.safetensors").touch()
     assert [int(path.name[5:13]) for path in weights_at_moments(tmp_path, 3, 10)] == [4, 8, 10]
+
+
+def test_a_model_without_an_average_is_measured_by_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = {**tree(tmp_path, "f=[1]", "sampling_steps=[2]"), "diffusion_overrides": f"{DIFFUSION} ema=null"}
+    cell, places, measured = Cell(1, "", 0), Places(asked), []
+    (places.diffusion(cell) / "weights").mkdir(parents=True)
+    for step in (1, 2):
+        (places.diffusion(cell) / "weights" / f"step_{step:08d}.raw.safetensors").touch()
+
+    def quality(tree: dict, folder: Path, weights: Path, num_steps: int) -> dict:
+        measured.append(weights.name)
+        return {"kid/x": 1.0}
+
+    monkeypatch.setattr(stage, "_training", lambda places, cell: {"steps": 2})
+    monkeypatch.setattr(stage, "_parameters", lambda places, cell: {})
+    monkeypatch.setattr(stage, "_samples_per_second", lambda *_: 1.0)
+    monkeypatch.setattr(stage, "quality", quality)
+    stage.run_stage("measure", cell.name, asked)
+    assert measured == [f"step_{step:08d}.raw.safetensors" for step in (1, 2, 2)]
+    assert read_measured(places.measured(cell))[0]["kid/x"] == 1.0
 
 
 def test_the_verdict_waits_for_all_cells():

@@ -52,7 +52,8 @@ def _measure(tree: Tree, cell: Cell) -> None:
     if cell.f > 1:
         row |= _reconstruction(tree, places.first_stage(cell), folder)
     points: list[Row] = []
-    weights = weights_at_moments(run, tree["moments"], row["steps"])
+    kind = "ema" if diffusion_tree(tree, cell)["ema"] else "raw"
+    weights = weights_at_moments(run, tree["moments"], row["steps"], kind)
     for path in weights:
         point = quality(tree, folder, path, tree["num_steps"])
         points.append({"curve": "steps", "step": step_of(path), "num_steps": tree["num_steps"], **point})
