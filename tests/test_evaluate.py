@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,17 @@ def test_points_whose_samples_or_columns_have_changed_are_of_another_identity():
     assert identity({"image", "mask"}, 8) != plain, "they keep the known pixels now"
     assert identity({"label"}, 8, "precision=bf16") != plain
     assert identity(set(), 1, "paired=[psnr]") != identity(set(), 8, "paired=[psnr]"), "which has a ceiling now"
+
+
+@pytest.mark.parametrize("key", ["data", "reference"])
+def test_points_of_other_samples_under_the_same_path_are_of_another_identity(tmp_path: Path, key: str):
+    first_stage = SimpleNamespace(spec=SimpleNamespace(f=1))
+    model = SimpleNamespace(weights=[], settings={}, fields=set(), first_stage=first_stage)
+    tree, found = compose("evaluate", ["model=x", f"{key}={tmp_path}/a.tar"]), []
+    for skip in (0, 1, 0):
+        shutil.copyfile(annotated_shard(skip), tmp_path / "a.tar")
+        found.append(identity_of(model, tree))
+    assert found[0] == found[2] != found[1]
 
 
 def test_the_usual_scale_is_that_of_the_runs_own_guidance(tmp_path: Path):

@@ -137,7 +137,8 @@ def _measured(
 ) -> dict[float, dict[str, Row]]:  # fmt: skip
     """{scale: {part of the captions: its metrics}}, each scale kept once it is measured."""
     own, key = folder / name, alignment_key(by.alignment)
-    settings = [model.settings] if model.settings else []
+    settings: list[Any] = [model.settings] if model.settings else []
+    settings += [data.fingerprint] if tree["data"] else []
     identity = digest([[w.digest for w in model.weights], name, *(tree[fact] for fact in FACTS), *settings])
     points = points_of(own, identity)
     names = against[1].names

@@ -9,7 +9,7 @@ from ldm.checkpoint.weights import load as load_weights
 from ldm.drawer import Drawer
 from ldm.errors import UserError
 from ldm.evaluation.guidance_curve import Point
-from ldm.evaluation.stored_reference import facts_of
+from ldm.evaluation.stored_reference import content_of, facts_of
 from ldm.files import read_json, write_json
 from ldm.networks.precision import precision_told
 
@@ -48,6 +48,8 @@ def identity_of(model: Drawer, tree: dict[str, Any]) -> str:
     if tree["protocol"]:
         facts["protocol"] = {key: tree["protocol"].get(key) for key in ("name", "subsets")}
     facts |= facts_of(tree["reference"])
+    if tree["data"] is not None:
+        facts["data_content"] = content_of(tree["data"], "data")
     if {"image", "mask"} <= model.fields:
         facts["known_pixels"] = "kept"  # older points are of samples that did not keep them
     if tree["paired"] and model.first_stage.spec.f > 1:

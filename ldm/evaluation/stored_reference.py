@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ldm.data.module import ShardData
+from ldm.data.paths import expand
+from ldm.data.shards import ShardSet
 from ldm.errors import UserError
 from ldm.evaluation.npz import Npz
 from ldm.evaluation.reference import cached, reference, seen_as
@@ -44,12 +46,21 @@ def stored(given: str, like: ShardData) -> "StoredReference":
 
 
 def facts_of(given: Any) -> dict[str, str]:
-    """What measured points depend on in the content of a file; nothing for shards. Raises ValueError for none."""
-    if not is_stored(given):
+    """What measured points depend on in the content of a file, or of shards; nothing where none are named. Raises
+    ValueError for what is not there.
+    """
+    if given is None:
         return {}
+    if not is_stored(given):
+        return {"reference_content": content_of(given, "reference")}
     path = Path(given).expanduser()
     _check_there(path)
     return {"reference_content": _digest(path, path.stat().st_mtime_ns, path.stat().st_size)}
+
+
+def content_of(shards: str | list[str], key: str) -> str:
+    """What tells the shards that `key` names from others, wherever they lie. Raises ValueError for none."""
+    return ShardSet.open(expand(shards, key)).fingerprint()
 
 
 class StoredReference:

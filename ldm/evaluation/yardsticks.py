@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from ldm.build import Parts
 from ldm.config import instantiate
-from ldm.data.paths import expand
 from ldm.errors import UserError
 from ldm.evaluation.reference import reference, seen_as
 from ldm.evaluation.reference_file import Reference
-from ldm.evaluation.stored_reference import facts_of, is_stored
+from ldm.evaluation.stored_reference import facts_of
 from ldm.metrics.alignment_score import AlignmentScore, alignment_score
 from ldm.metrics.features import Features
 
@@ -48,10 +47,7 @@ def yardsticks_of(tree: dict[str, Any], device: torch.device) -> Yardsticks:
 def check_yardsticks(tree: dict[str, Any]) -> None:
     """Raises UserError for a `metric` or a `reference` that measuring could not use, hours later."""
     against, weights = tree.get("reference"), tree["metric"].get("path")
-    if is_stored(against):
-        facts_of(against)
-    elif against is not None:
-        expand(against, "reference")
+    facts_of(against)
     if weights is not None and not Path(weights).expanduser().is_file():
         raise UserError(f"metric.path={weights}: no such file")
     instantiate(tree["metric"], Parts(tree), "metric")
