@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import TINY_RUN
+from toys import TINY_RUN, annotated_shard
 
 from ldm.ablation.ablation import Ablation, ablation
 from ldm.ablation.cells import Cell, cells, check, row_words, settings_of
@@ -237,6 +237,10 @@ def test_a_cell_is_that_of_its_own_settings(tmp_path: Path):
         other = settings_of({**asked, key: value}, plan, Cell("ours", 0))
         assert other != settings["ours"]
         assert (training_of(other) != training_of(settings["ours"])) == trains
+    held_out = [
+        settings_of({**asked, "reference": str(annotated_shard(skip))}, plan, Cell("ours", 0)) for skip in (0, 1)
+    ]
+    assert held_out[0] != held_out[1] and training_of(held_out[0]) == training_of(settings["ours"])
     shorter = replace(plan, peers=[replace(plan.peers[0], lr=1e-3)])
     assert settings_of(asked, shorter, Cell("theirs", 0)) != settings["theirs"]
     assert settings_of(asked, replace(plan, target=0.5), Cell("ours", 0)) == settings["ours"]

@@ -192,6 +192,26 @@ def test_a_row_of_other_shards_is_refused_and_one_of_before_they_were_told_is_no
                 results.cells.check(cell, one)
 
 
+def test_a_row_that_was_compared_with_another_reference_is_refused(tmp_path: Path):
+    shards, results, cell = tmp_path / "a.tar", results_at(tmp_path / "rows.csv"), Cell(1, "", 0)
+
+    def settings(skip: int) -> str:
+        shutil.copyfile(annotated_shard(skip), shards)
+        return settings_of(tree(tmp_path, f"reference={shards}"), cell)
+
+    one, other = settings(0), settings(1)
+    assert training_of(one) == training_of(other)
+    shards.unlink()
+    not_there = settings_of(tree(tmp_path, f"reference={shards}"), cell)  # as rows of before it was told
+    for told, fits in ((one, True), (other, False), (not_there, True)):
+        results.add(cell, {"settings": told, "steps": 2}, [])
+        if fits:
+            results.cells.check(cell, one)
+        else:
+            with pytest.raises(UserError, match=r"its rows \S+ were measured with"):
+                results.cells.check(cell, one)
+
+
 def test_the_steps_of_a_budget_are_those_of_the_same_training(tmp_path: Path):
     asked = tree(tmp_path, "budget=device_seconds", "device_seconds=4")
     cell, places = Cell(1, "", 0), Places(asked)

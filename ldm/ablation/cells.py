@@ -16,6 +16,7 @@ from ldm.config import compose, named_in_step, overriding
 from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 from ldm.model import recipe
+from ldm.results.measured_under import reference_of
 
 Tree = dict[str, Any]
 
@@ -171,4 +172,5 @@ def settings_of(tree: Tree, plan: Plan, cell: Cell) -> str:
     peer = next((peer for peer in plan.peers if peer.name == cell.row), None)
     of = cell.row if peer is None else peer.data_of
     own = {key: value for key, value in asdict(peer).items() if key != "says"} if peer else None
+    facts |= reference_of(tree["reference"])
     return json.dumps({**facts, "words": plan.words_of(of), "peer": own}, sort_keys=True)

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.shards import ShardSet
+from ldm.errors import UserError
+from ldm.evaluation.stored_reference import facts_of
 
-SHARDS = "shards"
+SHARDS, REFERENCE = "shards", "reference_content"
 # What the training does not depend on.
-MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale", SHARDS)
+MEASURING = ("moments", "num_samples", "num_steps", "sampling_steps", "metric", "held_out", "scale", SHARDS, REFERENCE)
 
 
 def shards_of(folder: str | Path | None) -> dict[str, str]:
@@ -21,6 +23,14 @@ def shards_of(folder: str | Path | None) -> dict[str, str]:
     return {SHARDS: ShardSet.open(own).fingerprint()[:16]} if own else {}
 
 
+def reference_of(given: Any) -> dict[str, str]:
+    """{REFERENCE: what `reference=` names holds, wherever it lies}; {} where none is named, or it is not there."""
+    try:
+        return facts_of(given)
+    except UserError:
+        return {}
+
+
 def training_of(settings: str | None) -> str | None:
     """Of a text of settings what the training depends on, and so how many steps a budget is; None for no such text."""
     try:
@@ -31,13 +41,14 @@ def training_of(settings: str | None) -> str | None:
 
 
 def same_settings(one: Any, other: Any) -> bool:
-    """Whether two texts of settings are the same. SHARDS that only one of them says are passed over: rows are of before
-    it was kept, or a page is made of rows alone, where the shards are not.
+    """Whether two texts of settings are the same. SHARDS and REFERENCE that only one of them says are passed over: rows
+    are of before it was kept, or a page is made of rows alone, where the shards are not.
     """
     try:
         first, second = json.loads(one), json.loads(other)
         for facts, beside in ((first, second), (second, first)):
-            facts.setdefault(SHARDS, beside.get(SHARDS))
+            for key in (SHARDS, REFERENCE):
+                facts.setdefault(key, beside.get(key))
     except (TypeError, ValueError, AttributeError):
         return one == other
     return first == second

@@ -14,7 +14,7 @@ from ldm.config.numbers import check_seeds
 from ldm.errors import UserError
 from ldm.generate import check_size
 from ldm.model import recipe
-from ldm.results.measured_under import shards_of
+from ldm.results.measured_under import reference_of, shards_of
 
 FACTORS = (1, 2, 4, 8, 16, 32)
 Tree = dict[str, Any]
@@ -160,4 +160,5 @@ def settings_of(tree: Tree, cell: Cell) -> str:
     }
     facts = {**facts, "of_f": _of_f(tree, cell.f), "latent": _latent(tree, cell) if cell.f > 1 else []}
     facts = {**facts, "device_seconds": float(tree["device_seconds"]) if tree["budget"] == "device_seconds" else None}
-    return json.dumps({**facts, **shards_of(tree["shards"])}, sort_keys=True)
+    facts = {**facts, **shards_of(tree["shards"]), **reference_of(tree["reference"])}
+    return json.dumps(facts, sort_keys=True)
