@@ -53,6 +53,13 @@ class Checkpoint(pl.Callback):
         for name, value in given.items():
             if value is not None and value < 1:
                 raise UserError(f"callback.checkpoint.{name}={value}: must be at least 1")
+        for name in ("keep_every_steps", "keep_weights_every_steps"):
+            value = given[name]
+            if value is not None and value % every_steps and every_steps % value:
+                raise UserError(
+                    f"callback.checkpoint.{name}={value}: must be a multiple of callback.checkpoint.every_steps="
+                    f"{every_steps}, or divide it; of other steps nothing is saved that could stay"
+                )
         self.folder = folder
         self.every_steps = every_steps
         self.keep = keep
@@ -69,7 +76,7 @@ class Checkpoint(pl.Callback):
     def check(self, task: Task) -> None:
         """Raises UserError if there will be no value of the name of `best`, or none where weights are saved."""
         if not self.best or self.best in task.held_out:
-            return
+            return  # ldm.checks looks at held-out values
         names = task.quality.names if task.quality else ()
         if self.best not in names:
             without = "" if task.quality else " (callback.quality measures nothing)"
