@@ -146,6 +146,13 @@ def _check_best(tree: dict[str, Any], data: ShardData) -> None:
             f"callback.checkpoint.best={best}: there is no held-out value to go by; give data.validation "
             "and callback.validation, or leave it out"
         )
+    if best and not best.startswith("quality/"):
+        every, saved = tree["callback"]["validation"]["every_steps"], checkpoint["every_steps"]
+        if every % saved and saved % every:
+            raise UserError(
+                f"callback.validation.every_steps={every}: for callback.checkpoint.best={best} it must divide "
+                f"callback.checkpoint.every_steps={saved}, or be a multiple of it: few saved weights have a value else"
+            )
 
 
 def check_parent(checkpoint: Path, task: Task) -> None:

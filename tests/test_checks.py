@@ -54,6 +54,8 @@ def checked(experiment: str, folder: Path, *words: str) -> Parts:
         (["conditioner=[]", "guidance=per_condition", "guidance.scales={text:2}"], r"no condition text; .*: none"),
         (["callback.checkpoint.best=foo"], r"callback\.checkpoint\.best=foo: choose one of "),
         (["callback.checkpoint.best=loss", "data.validation=null"], r"checkpoint\.best=loss: there is no held-out"),
+        (["callback.checkpoint.best=loss", "callback.checkpoint.every_steps=2", "callback.validation.every_steps=3"],
+         r"validation\.every_steps=3: for callback\.checkpoint\.best=loss it must divide .*every_steps=2, or be a mul"),
         (["callback.checkpoint.every_steps=2", "callback.checkpoint.keep_weights_every_steps=3"],
          r"keep_weights_every_steps=3: must be a multiple of callback\.checkpoint\.every_steps=2, or divide it"),
         ([REVIVAL], r"code_revival: only a VQ first stage"),
