@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from toys import train
 from ldm.config import compose
 from ldm.data.seals import sealed
 from ldm.files import write_json
+from ldm.first_stage.regularizers import KL
 from ldm.networks.lpips import LPIPS
 from ldm.run import Run
 from ldm.sweep.codecs import at_bits, bicubic_point, codec_curve
-from ldm.sweep.sweep_report import sweep_report
+from ldm.sweep.sweep_report import _bits, sweep_report
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,16 @@ def test_errors_at_equal_bits_lie_on_the_curve_and_not_beyond_it(images):
 def test_bicubic_keeps_24_bits_a_pixel(images):
     point = bicubic_point(images, 4, LPIPS("alex"))
     assert point.bits == 24 * 16 * 16 and 10 < point.errors["psnr"] < 60
+
+
+def test_the_rate_of_a_latent_is_that_of_its_own_gaussian_whatever_its_scale():
+    centre = torch.randn(8, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    images, noise = torch.zeros(8, 3, 32, 32), 0.5
+    bits = 2 * 16 * 16 * math.log2((1 + noise**2) ** 0.5 / noise)  # of a channel with noise: 1/2 ln(1 + SNR)
+    for scale, shift in ((1.0, 0.0), (10.0, 5.0)):
+        moments = torch.cat([shift + scale * centre, torch.full_like(centre, 2 * math.log(noise * scale))], 1)
+        parts = {"autoencoder": SimpleNamespace(encode=lambda part, own=moments: own), "regularizer": KL(2)}
+        assert _bits(parts, images) == pytest.approx(bits, rel=0.01)
 
 
 @pytest.mark.filterwarnings("ignore:Frechet distance from")

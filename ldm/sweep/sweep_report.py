@@ -90,7 +90,7 @@ def _lineage(run: Path) -> dict[str, Any]:
 def _row(run: Path, tree: dict[str, Any], folder: Path) -> tuple[Row, Tensor]:
     """What the table says of one run, and the images it was measured on."""
     measured, _ = evaluate_first_stage({**tree, "model": str(run), "ema": "ema", "out": str(folder / run.name)})
-    parts, found = load_autoencoder(run)
+    parts, _ = load_autoencoder(run)
     data = parts["data"]
     data.setup()
     images = torch.cat([b["image"] for b in data.validation_loader(batch_size=100, num_samples=tree["num_samples"])])
@@ -103,30 +103,29 @@ def _row(run: Path, tree: dict[str, Any], folder: Path) -> tuple[Row, Tensor]:
         "channels": parts["regularizer"].latent_channels,
         "parameters": sum(p.numel() for p in parts["autoencoder"].parameters()),
         "steps": _lineage(run)["finished_step"],
-        "bits": _bits(parts, found.metadata["latent"], images),
+        "bits": _bits(parts, images),
     }
     return {**facts, **{row["metric"]: row["value"] for row in measured}}, images
 
 
 @torch.no_grad()
-def _bits(parts: Any, latent: dict[str, list[float]], images: Tensor) -> float:
+def _bits(parts: Any, images: Tensor) -> float:
     """Mean bits of an image's latent. VQ: log2(codes) a position. KL: of q(z|x) from the latents' own Gaussian.
 
-    The latter is the rate of an ideal coder that sends a sample of the posterior, with the measured mean and std of
-    each channel as its prior.
+    The latter is the rate of an ideal coder that sends a sample of the posterior, with the mean and std of each channel
+    over these images as its prior, however the run whitens its latents.
     """
     autoencoder, regularizer = parts["autoencoder"], parts["regularizer"]
     if hasattr(regularizer, "embedding"):
         f = autoencoder.f
         return math.log2(regularizer.embedding.num_embeddings) * (images.shape[-1] // f) * (images.shape[-2] // f)
-    mean, std = (torch.tensor(latent[name])[:, None, None] for name in ("mean", "std"))
-    total = 0.0
-    for part in images.split(50):
-        mu, logvar = autoencoder.encode(part).float().chunk(2, 1)
-        logvar = logvar.clamp(-30, 20)
-        nats = (std.log() - logvar / 2) + (logvar.exp() + (mu - mean).square()) / (2 * std.square()) - 0.5
-        total += nats.double().sum().item()
-    return total / math.log(2) / len(images)
+    moments = torch.cat([autoencoder.encode(part).float() for part in images.split(50)])
+    mu, logvar = (part.double() for part in moments.chunk(2, 1))
+    variance = logvar.clamp(-30, 20).exp()
+    mean = mu.mean((0, 2, 3), keepdim=True)
+    prior = (variance + (mu - mean).square()).mean((0, 2, 3), keepdim=True)
+    nats = (prior.log() - variance.log()) / 2 + (variance + (mu - mean).square()) / (2 * prior) - 0.5
+    return nats.sum().item() / math.log(2) / len(images)
 
 
 def _write(folder: Path, rows: list[Row], curves: dict[str, list[Point]], images: Tensor) -> Path:
