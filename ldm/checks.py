@@ -165,10 +165,24 @@ def check_parent(checkpoint: Path, task: Task) -> None:
         weights.check_fit(own, with_adapters(shapes, own), str(checkpoint))
 
 
-def doubts(data: ShardData) -> Iterator[str]:
+def doubts(parts: Parts) -> Iterator[str]:
     """Warnings, one line each, about what is allowed but may not be intended."""
+    data = parts["data"]
     if data.batch_size > data.num_train:
         yield (
             f"data.batch_size={data.batch_size}: there are {data.num_train} training samples, so that every step sees "
             "some of them several times"
         )
+    nodes, network = parts.tree.get("conditioner") or {}, parts.tree.get("network") or {}
+    for name, part in parts["conditioner"].parts.items():
+        key, width = f"conditioner.{name}", nodes[name].get("width")
+        if part.drop_prob == 1:
+            yield f"{key}.drop_prob=1: every sample loses it, so that nothing is learnt of it"
+        if width and "slots" in nodes[name] and "tokens" not in part.widths:
+            yield (
+                f"{key}.width={width}: is that of its tokens, and {key}.slots names none; its vector is "
+                f"{part.widths['vector']} wide"
+            )
+    depth = network.get("transformer_depth", 1)
+    if depth != 1 and not parts["tokens_width"]:
+        yield f"network.transformer_depth={depth}: no condition gives tokens, without which there are no transformers"

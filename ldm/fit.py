@@ -201,7 +201,7 @@ def _check(run: Run, parts: Parts) -> None:
     begins = run.anew or not any((run.folder / "checkpoints").glob("*.ckpt"))
     if parent and begins and parent.exists():
         check_parent(parent, parts["task"])
-    for line in doubts(parts["data"]) if is_rank_zero() else ():
+    for line in doubts(parts) if is_rank_zero() else ():
         print(f"{run.name}: {line}")
 
 

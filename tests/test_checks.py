@@ -105,10 +105,27 @@ def test_what_trains_is_not_refused(first_stage: Run, tmp_path: Path):
 
 
 def test_few_samples_are_said(tmp_path: Path):
-    few = checked("quickstart/autoencoder", tmp_path, "data.batch_size=32", "data.max_samples=16")["data"]
+    few = checked("quickstart/autoencoder", tmp_path, "data.batch_size=32", "data.max_samples=16")
     [line] = doubts(few)
     assert "data.batch_size=32: there are 16 training samples" in line
-    assert not list(doubts(checked("quickstart/autoencoder", tmp_path, "data.max_samples=16")["data"]))
+    assert not list(doubts(checked("quickstart/autoencoder", tmp_path, "data.max_samples=16")))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["conditioner.text.slots=[vector]", "conditioner.text.width=64"],
+         "conditioner.text.width=64: is that of its tokens, and conditioner.text.slots names none; its vector is 384"),
+        (["conditioner.text.drop_prob=1"], "conditioner.text.drop_prob=1: every sample loses it"),
+        (["network=unet", "conditioner.text.slots=[vector]", "network.transformer_depth=3"],
+         "network.transformer_depth=3: no condition gives tokens"),
+    ],
+)  # fmt: skip
+def test_keys_that_do_nothing_beside_others_are_said(first_stage: Run, tmp_path: Path, words, said):
+    [line] = doubts(checked("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}", *words))
+    assert line.startswith(said)
+    plain = [word for word in words if "slots" not in word and "drop_prob" not in word]  # what they do alone
+    assert not list(doubts(checked("quickstart/diffusion", tmp_path, f"first_stage={first_stage.folder}", *plain)))
 
 
 def test_a_label_that_only_training_meets_is_named_with_its_sample(first_stage: Run, tmp_path: Path, monkeypatch):
