@@ -56,6 +56,8 @@ class VQ(nn.Module):
     the published models.
     """
 
+    counts: Tensor  # uses of each code in the last batch trained on; not saved
+
     def __init__(self, channels: int, num_codes: int, beta: float = 0.25, legacy: bool = False):
         super().__init__()
         self.latent_channels = channels
@@ -65,7 +67,7 @@ class VQ(nn.Module):
         self.num_codes = num_codes
         self.embedding = nn.Embedding(num_codes, channels)
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
-        self.register_buffer("counts", torch.zeros(num_codes), persistent=False)  # uses of each code in the last batch
+        self.register_buffer("counts", torch.zeros(num_codes), persistent=False)
 
     def forward(self, h: Tensor, noise: Tensor | None) -> tuple[Tensor, Losses]:
         """h [B, C, H, W] -> its codes [B, C, H, W] and the loss; `noise` is not used."""
