@@ -69,8 +69,8 @@ def judge_painting(bench: Bench) -> Judgement:
             said[way] = images[way][best[way]][0]
             if not which:
                 _add_outcome(bench, way, best[way], ious[best[way]], nowhere)
-        for what, own in said.items():
-            share = told_apart(alignment, own, pairs, bench)
+        for what, shown in said.items():
+            share = told_apart(alignment, shown, pairs, bench)
             bench.add_mean(f"regions that show their own phrase, not the other{what}{which}", share)
     for variant in VARIANTS:
         bench.add_mean(f"IoU, w' = {best['']:g}, {variant}", _ious(drawn(best[""], variant), union))
