@@ -17,6 +17,7 @@ from ldm.launching.sequences import Sequences
 from ldm.launching.torchrun import Torchrun
 from ldm.results.measured import read_measured
 from ldm.results.measured_under import training_of
+from ldm.results.results import CellResults
 from ldm.sweep import stage
 from ldm.sweep.budget import Budget, weights_at_moments
 from ldm.sweep.cells import Cell, Places, cells, check, settings_of
@@ -175,6 +176,17 @@ def test_a_measurement_counts_under_its_own_settings_alone(tmp_path: Path):
         assert len(list(Sweep(asked, results_at(tmp_path / "rows.csv")).jobs_of(cell))) == jobs
 
 
+def check_rows(results: CellResults, cell: Cell, one: str, other: str, untold: str) -> None:
+    """Under `one` rows of the same settings and of those that do not tell are taken, rows of `other` refused."""
+    for told, fits in ((one, True), (other, False), (untold, True)):
+        results.add(cell, {"settings": told, "steps": 2}, [])
+        if fits:
+            results.cells.check(cell, one)
+        else:
+            with pytest.raises(UserError, match=r"its rows \S+ were measured with"):
+                results.cells.check(cell, one)
+
+
 def test_a_row_of_other_shards_is_refused_and_one_of_before_they_were_told_is_not(tmp_path: Path):
     for name, skip in (("a", 0), ("b", 1)):
         (tmp_path / name).mkdir()
@@ -183,13 +195,7 @@ def test_a_row_of_other_shards_is_refused_and_one_of_before_they_were_told_is_no
     cell, results = Cell(1, "", 0), results_at(tmp_path / "rows.csv")
     one, other = (settings_of(tree(tmp_path, f"shards={tmp_path / name}"), cell) for name in "ab")
     assert training_of(one) == training_of(other) == training_of(settings_of(tree(tmp_path), cell)) is not None
-    for told, fits in ((one, True), (other, False), (settings_of(tree(tmp_path), cell), True)):
-        results.add(cell, {"settings": told, "steps": 2}, [])
-        if fits:
-            results.cells.check(cell, one)
-        else:
-            with pytest.raises(UserError, match=r"its rows \S+ were measured with"):
-                results.cells.check(cell, one)
+    check_rows(results, cell, one, other, settings_of(tree(tmp_path), cell))
 
 
 def test_a_row_that_was_compared_with_another_reference_is_refused(tmp_path: Path):
@@ -203,13 +209,7 @@ def test_a_row_that_was_compared_with_another_reference_is_refused(tmp_path: Pat
     assert training_of(one) == training_of(other)
     shards.unlink()
     not_there = settings_of(tree(tmp_path, f"reference={shards}"), cell)  # as rows of before it was told
-    for told, fits in ((one, True), (other, False), (not_there, True)):
-        results.add(cell, {"settings": told, "steps": 2}, [])
-        if fits:
-            results.cells.check(cell, one)
-        else:
-            with pytest.raises(UserError, match=r"its rows \S+ were measured with"):
-                results.cells.check(cell, one)
+    check_rows(results, cell, one, other, not_there)
 
 
 def test_the_steps_of_a_budget_are_those_of_the_same_training(tmp_path: Path):

@@ -61,10 +61,10 @@ def judge_painting(bench: Bench) -> Judgement:
         said = {", w' = 0": plain[0], ", real": pixels(real)}
         images = {}
         for way, own in {"": pairs, ", kept out elsewhere": kept_out(pairs)}.items():
-            images[way] = {0.0: plain, **{scale: drawn(scale, pairs=own) for scale in SCALES[1:]}}
-            ious = {scale: _ious(images[way][scale], union) for scale in SCALES[1:]}
-            for scale, found in ious.items():
-                bench.add_mean(f"IoU, w' = {scale:g}{way}{which}", found)
+            images[way] = {scale: drawn(scale, pairs=own) for scale in SCALES[1:]}
+            ious = {scale: _ious(found, union) for scale, found in images[way].items()}
+            for scale, iou in ious.items():
+                bench.add_mean(f"IoU, w' = {scale:g}{way}{which}", iou)
             best.setdefault(way, max(ious, key=lambda scale: ious[scale].mean().item()))
             said[way] = images[way][best[way]][0]
             if not which:
@@ -78,7 +78,7 @@ def judge_painting(bench: Bench) -> Judgement:
         f"Phrases and where they are painted; w' = {', '.join(f'{scale:g}' for scale in SCALES)}, then "
         f"{', '.join(f'{scale:g}' for scale in SCALES[1:])} with each phrase kept out of all else."
     )
-    columns = [own[0] for way in images.values() for scale, own in way.items() if scale or way is images[""]]
+    columns = [plain[0], *(own[0] for way in images.values() for own in way.values())]
     return Judgement(bench.rows, grid(torch.stack(_rows(pairs[:SHOWN], columns)), columns=len(columns)), caption, 1)
 
 
